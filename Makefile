@@ -1,0 +1,46 @@
+# A fresh machine needs Python >= 3.11 and make; the rest is installed here.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUNS ?= runs
+
+.PHONY: help install demo test lint faults benchmark clean
+
+help:
+	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
+	@echo 'make test       all tests (under 10 minutes)'
+	@echo 'make lint       ruff and mypy'
+	@echo 'make faults     kill -9 runs at random moments and resume them'
+	@echo 'make benchmark  the engine against hand-written loops'
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt setup.cfg pyproject.toml
+	@echo '== installing into $(VENV) with $(PYTHON) (some minutes, once)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(INSTALLED)
+	@echo '== optical digits, 8 replicas: SSGD, PR-SGD and one-shot averaging'
+	$(BIN)/python experiments/compare.py --flagfile=experiments/presets/demo.flags --workdir=$(RUNS)/demo
+
+test: $(INSTALLED)
+	@echo '== running the tests'
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults.py
+
+benchmark: $(INSTALLED)
+	$(BIN)/python experiments/benchmark.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
