@@ -1,0 +1,192 @@
+"""Replicas, their transformations, and `chain`: optax, one level up.
+
+optax makes an optimizer a chain of gradient transformations. Here an
+*algorithm* is a chain of replica transformations. A stage maps what a replica
+holds to the next one, possibly talking to the other replicas, and the order of
+the chain is the order of the paper's pseudocode.
+
+Stages see *blocks*: a device holds V = N / D of the N replicas, and every leaf
+has the leading axis V. Elementwise maths needs no care; what reduces over a
+replica's own axes goes through `over_block`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+# The axis of devices, and the only name of it: every collective uses it.
+AXIS_NAME = 'replica'
+
+Array = jax.Array
+# A pytree of arrays; any structure, so no checker can know more of it.
+ArrayTree = Any
+Step = Array | np.ndarray | int
+Schedule = Callable[[Step], Any]
+
+
+class Replica(NamedTuple):
+  """What one worker holds; in a stage, a block of V of them.
+
+  `params`, `opt_state` and `model_state` last; `grads` and `metrics` belong to
+  the step: zeros and nothing until the stage `gradient` fills them.
+  """
+
+  params: ArrayTree
+  grads: ArrayTree = ()
+  opt_state: ArrayTree = ()
+  model_state: ArrayTree = ()
+  metrics: ArrayTree = ()
+
+
+class Context(NamedTuple):
+  """What the engine tells every stage of a step.
+
+  Attributes:
+    step: int32 scalar, 0-based, the same everywhere: the only clock.
+    replica: int32[V], the global indices of this block's replicas.
+    key: key[V], a function of (seed, replica, step), each replica's own.
+    shared_key: key, a function of (seed, step): the same on all replicas.
+    value_and_grad: `(params, model_state) -> ((loss, (model_state, metrics)),
+      grads)` on this step's batch, over the block (every leaf `[V, ...]`).
+  """
+
+  step: Array
+  replica: Array
+  key: Array
+  shared_key: Array
+  value_and_grad: Callable[[ArrayTree, ArrayTree], Any]
+
+
+class Traffic(NamedTuple):
+  """What one stage sends, for the ledger.
+
+  Attributes:
+    fires: bool[num_steps], whether the stage communicates at each step.
+    bytes_sent: bytes that one replica sends in one such round.
+    latencies: messages that follow one another in one such round.
+    tier: the links used: 'global', 'group' or 'neighbour'.
+  """
+
+  fires: np.ndarray
+  bytes_sent: float
+  latencies: int
+  tier: str
+
+
+def _no_init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+  del num_replicas
+  return replica, ()
+
+
+def _no_traffic(
+  shapes: Replica, num_replicas: int, steps: np.ndarray
+) -> tuple[Traffic, ...]:
+  del shapes, num_replicas, steps
+  return ()
+
+
+def _same_output(replica: Replica, state: ArrayTree) -> Replica:
+  del state
+  return replica
+
+
+class ReplicaTransformation(NamedTuple):
+  """A stage of an algorithm, or a whole algorithm: four pure functions.
+
+  Attributes:
+    update: `(replica, state, context) -> (replica, state)`.
+    init: `(replica, num_replicas) -> (replica, state)`, on a block. Checks that
+      depend on the number of replicas are here. Every leaf of `state` has the
+      leading axis V.
+    traffic: `(shapes, num_replicas, steps) -> tuple of Traffic`, where `shapes`
+      is one replica's `Replica` of `jax.ShapeDtypeStruct` and `steps` an
+      integer NumPy array.
+    output: `(replica, state) -> replica`, the replica to evaluate.
+  """
+
+  update: Callable[[Replica, ArrayTree, Context], tuple[Replica, ArrayTree]]
+  init: Callable[[Replica, int], tuple[Replica, ArrayTree]] = _no_init
+  traffic: Callable[[Replica, int, np.ndarray], tuple[Traffic, ...]] = (
+    _no_traffic
+  )
+  output: Callable[[Replica, ArrayTree], Replica] = _same_output
+
+
+def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
+  """Applies the stages in order, at every step.
+
+  Updates, initialisations and outputs run in the order of the arguments and
+  what the stages send is added up. A chain is a stage: chains nest.
+
+  Args:
+    *stages: the stages, in the order of the paper's pseudocode.
+
+  Returns:
+    A `ReplicaTransformation` whose state is the tuple of the stages' states.
+
+  Raises:
+    ValueError: if an argument is not a `ReplicaTransformation`.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> local_sgd = pr.chain(
+    ...     pr.gradient(), pr.local_update(optax.sgd(0.1)),
+    ...     pr.sync(pr.mean(), when=pr.every(4)))
+  """
+  for stage in stages:
+    if not isinstance(stage, ReplicaTransformation):
+      raise ValueError(
+        'chain expects stages such as pr.gradient() or pr.sync(pr.mean()), '
+        f'got {stage!r}'
+      )
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    states: Sequence[ArrayTree] = ()
+    for stage in stages:
+      replica, state = stage.init(replica, num_replicas)
+      states = (*states, state)
+    return replica, states
+
+  def update(
+    replica: Replica, states: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    new_states: Sequence[ArrayTree] = ()
+    for stage, state in zip(stages, states, strict=True):
+      replica, state = stage.update(replica, state, context)
+      new_states = (*new_states, state)
+    return replica, new_states
+
+  def traffic(
+    shapes: Replica, num_replicas: int, steps: np.ndarray
+  ) -> tuple[Traffic, ...]:
+    return tuple(
+      sent
+      for stage in stages
+      for sent in stage.traffic(shapes, num_replicas, steps)
+    )
+
+  def output(replica: Replica, states: ArrayTree) -> Replica:
+    for stage, state in zip(stages, states, strict=True):
+      replica = stage.output(replica, state)
+    return replica
+
+  return ReplicaTransformation(update, init, traffic, output)
+
+
+def over_block(fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Maps a function of one replica's trees over the block axis V."""
+  return jax.vmap(fn)
+
+
+def check_positive_int(name: str, value: Any) -> int:
+  """Returns `value` as an int.
+
+  Raises:
+    ValueError: if it is not an integer of at least 1.
+  """
+  is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+  if not is_int or value < 1:
+    raise ValueError(f'{name} must be an integer >= 1, got {value!r}')
+  return int(value)
