@@ -1,0 +1,153 @@
+"""N replicas on D devices, and the only `jax.pmap`.
+
+Arrays on a mesh have the shape `[D, V, ...]`: D devices, each with a block of
+V = N / D replicas. Replica r is row r mod V of device r // V.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from prsgd_jax.base import AXIS_NAME, Array, ArrayTree, check_positive_int
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ReplicaMesh:
+  """The placement of N replicas on D devices.
+
+  Args:
+    num_replicas: N.
+    num_devices: D, which must divide N; if None, the largest number of the
+      devices there are that does.
+    devices: the devices to choose from; all of JAX's if None.
+
+  Raises:
+    ValueError: if N is not an integer >= 1, D does not divide N, or there are
+      fewer than D devices.
+
+  Example:
+    >>> print(ReplicaMesh(num_replicas=8, num_devices=1))
+    8 replicas on 1 cpu device (8 on each)
+  """
+
+  num_replicas: int
+  devices: tuple[jax.Device, ...]
+
+  def __init__(
+    self,
+    num_replicas: int,
+    num_devices: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    if jax.process_count() > 1:
+      raise ValueError(
+        'ReplicaMesh places replicas on the devices of one process, got '
+        f'{jax.process_count()} processes; start a single one'
+      )
+    num_replicas = check_positive_int('num_replicas', num_replicas)
+    there = tuple(jax.devices() if devices is None else devices)
+    if num_devices is None:
+      num_devices = max(
+        d for d in range(1, len(there) + 1) if num_replicas % d == 0
+      )
+    num_devices = check_positive_int('num_devices', num_devices)
+    if num_replicas % num_devices:
+      raise ValueError(
+        f'num_devices must divide the {num_replicas} replicas, got '
+        f'{num_devices}; use one of '
+        f'{[d for d in range(1, num_replicas + 1) if num_replicas % d == 0]}'
+      )
+    if num_devices > len(there):
+      raise ValueError(
+        f'num_devices must be at most the {len(there)} {there[0].platform} '
+        f'device(s) there are, got {num_devices}; for fake CPU devices set '
+        f"jax.config.update('jax_num_cpu_devices', {num_devices}) first"
+      )
+    object.__setattr__(self, 'num_replicas', num_replicas)
+    object.__setattr__(self, 'devices', there[:num_devices])
+
+  @property
+  def num_devices(self) -> int:
+    """D."""
+    return len(self.devices)
+
+  @property
+  def block_size(self) -> int:
+    """V = N / D."""
+    return self.num_replicas // self.num_devices
+
+  def __str__(self) -> str:
+    plural = 's' if self.num_devices > 1 else ''
+    return (
+      f'{self.num_replicas} replicas on {self.num_devices} '
+      f'{self.devices[0].platform} device{plural} ({self.block_size} on each)'
+    )
+
+  def map(
+    self,
+    fn: Callable[..., Any],
+    *,
+    donate_argnums: Sequence[int] = (),
+    static_argnums: Sequence[int] = (),
+  ) -> Callable[..., Any]:
+    """Compiles `fn` to run on every device, on its `[V, ...]` blocks.
+
+    The arguments and results outside have the leading axis D; inside, the
+    collectives of `prsgd_jax.collectives` may be used.
+    """
+    return jax.pmap(
+      fn,
+      axis_name=AXIS_NAME,
+      devices=self.devices,
+      donate_argnums=tuple(donate_argnums),
+      static_broadcasted_argnums=tuple(static_argnums),
+    )
+
+  def replica_index(self) -> Array:
+    """int32[V], inside a mapped function: the block's replicas."""
+    first = lax.axis_index(AXIS_NAME) * self.block_size
+    return (first + jnp.arange(self.block_size)).astype(jnp.int32)
+
+  def place(self, tree: ArrayTree) -> ArrayTree:
+    """Puts host arrays `[N, ...]` on the devices as `[D, V, ...]`."""
+    blocks = (self.num_devices, self.block_size)
+
+    def put(x: np.ndarray) -> Array:
+      x = np.asarray(x)
+      if x.shape[:1] != (self.num_replicas,):
+        raise ValueError(
+          f'expected a leading axis of {self.num_replicas} replicas, got an '
+          f'array of shape {x.shape}'
+        )
+      return self.place_per_device(x.reshape(blocks + x.shape[1:]))
+
+    return jax.tree.map(put, tree)
+
+  def place_per_device(self, tree: ArrayTree) -> ArrayTree:
+    """Puts host arrays `[D, ...]` on the devices, a row on each."""
+    mesh = Mesh(np.asarray(self.devices), (AXIS_NAME,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
+
+  def replicate(self, tree: ArrayTree) -> ArrayTree:
+    """Puts a copy of host arrays on every device, as `[D, ...]`."""
+
+    def copies(x: np.ndarray) -> np.ndarray:
+      x = np.asarray(x)
+      return np.broadcast_to(x, (self.num_devices, *x.shape))
+
+    return self.place_per_device(jax.tree.map(copies, tree))
+
+  def gather(self, tree: ArrayTree) -> ArrayTree:
+    """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`."""
+
+    def fetch(x: Array) -> np.ndarray:
+      host = np.asarray(x)
+      return host.reshape((self.num_replicas, *host.shape[2:]))
+
+    return jax.tree.map(fetch, tree)

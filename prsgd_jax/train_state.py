@@ -1,0 +1,144 @@
+"""The state of all replicas on their devices, and its consensus."""
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array, ArrayTree, Replica, ReplicaTransformation
+from prsgd_jax.mixing import is_inexact, wire_dtype
+from prsgd_jax.replica_mesh import ReplicaMesh
+
+
+class TrainState(struct.PyTreeNode):
+  """All that a run has: arrays only, every leaf with the leading axis D.
+
+  Attributes:
+    step: int32[D], steps done: the one clock, the same on all devices.
+    key: key[D], made of the seed, the same on all devices.
+    params, opt_state, model_state: `[D, V, ...]`.
+    algorithm_state: the states of the chain's stages, `[D, V, ...]`.
+  """
+
+  step: Array
+  key: Array
+  params: ArrayTree
+  opt_state: ArrayTree
+  model_state: ArrayTree
+  algorithm_state: ArrayTree
+
+  def replica(self) -> Replica:
+    """The replicas as the first stage of a step finds them."""
+    return Replica(
+      params=self.params,
+      grads=jax.tree.map(jnp.zeros_like, self.params),
+      opt_state=self.opt_state,
+      model_state=self.model_state,
+    )
+
+  def advance(
+    self, replica: Replica, algorithm_state: ArrayTree
+  ) -> 'TrainState':
+    """The state after a step that ended with this replica."""
+    return self.replace(
+      step=self.step + 1,
+      params=replica.params,
+      opt_state=replica.opt_state,
+      model_state=replica.model_state,
+      algorithm_state=algorithm_state,
+    )
+
+
+def create_train_state(
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  params: ArrayTree,
+  model_state: ArrayTree = (),
+  *,
+  seed: int = 0,
+  per_replica: bool = False,
+) -> TrainState:
+  """Makes the state of a new run on the devices of the mesh.
+
+  The arrays given are copied: donating the state leaves them alone.
+
+  Args:
+    mesh: where the replicas live.
+    algorithm: what will update the state.
+    params: one point from which all replicas start; with `per_replica`, N
+      points, every leaf `[N, ...]`.
+    model_state: batch statistics and the like, in the same form.
+    seed: of all randomness of the run.
+    per_replica: whether `params` and `model_state` have the leading axis N.
+
+  Raises:
+    ValueError: if the algorithm does not fit the number of replicas, or leaves
+      lack the leading axis N where it is promised.
+  """
+  point = (params, model_state)
+  if not per_replica:
+    shape = (mesh.num_replicas,)
+    point = jax.tree.map(
+      lambda x: np.broadcast_to(np.asarray(x), shape + np.shape(x)), point
+    )
+
+  def create(point: tuple[ArrayTree, ArrayTree]) -> TrainState:
+    replica = Replica(params=point[0], model_state=point[1])
+    replica, algorithm_state = algorithm.init(replica, mesh.num_replicas)
+    state = TrainState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key(seed, impl='threefry2x32'),
+      params=replica.params,
+      opt_state=replica.opt_state,
+      model_state=replica.model_state,
+      algorithm_state=algorithm_state,
+    )
+    return jax.tree.map(_strong, state)
+
+  return mesh.map(create)(mesh.place(point))
+
+
+def _strong(x: Array) -> Array:
+  """Without the weak type that would cost a second trace."""
+  return jax.lax.convert_element_type(x, x.dtype)
+
+
+def replica_shapes(state: TrainState) -> Replica:
+  """One replica's shapes and dtypes: what the ledger counts."""
+
+  def shape(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[2:], x.dtype)
+
+  return Replica(
+    params=jax.tree.map(shape, state.params),
+    grads=jax.tree.map(shape, state.params),
+    opt_state=jax.tree.map(shape, state.opt_state),
+    model_state=jax.tree.map(shape, state.model_state),
+  )
+
+
+def consensus(
+  algorithm: ReplicaTransformation, state: TrainState
+) -> tuple[ArrayTree, ArrayTree]:
+  """The algorithm's output averaged over the replicas, on the host.
+
+  Returns:
+    (params, model_state) of one model, NumPy arrays. Counters and other
+    integers, which have no mean, are those of replica 0.
+  """
+
+  def blocks(x: Array) -> np.ndarray:
+    host = np.asarray(x)
+    return host.reshape((-1, *host.shape[2:]))
+
+  replica, algorithm_state = jax.tree.map(
+    blocks, (state.replica(), state.algorithm_state)
+  )
+  out = algorithm.output(replica, algorithm_state)
+  return jax.tree.map(_host_mean, (out.params, out.model_state))
+
+
+def _host_mean(x: np.ndarray) -> np.ndarray:
+  if not is_inexact(x):
+    return x[0]
+  return np.asarray(x).mean(axis=0, dtype=wire_dtype(x)).astype(x.dtype)
