@@ -1,0 +1,298 @@
+"""Who gets which examples, and batches made on the device.
+
+The data set in memory is the common case: it lies on every device once, as
+uint8, and `batch_fn` gathers and augments inside the scan, with no work of the
+host per step. Which example a replica sees is a pure function of (seed,
+replica, step), so it does not depend on the devices, and a resumed run goes on
+where it was. What does not fit streams through `stack_batches`.
+
+An epoch is as many examples as the data set has, over all replicas together.
+"""
+
+from collections.abc import Callable, Iterator
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array, check_positive_int
+from prsgd_jax.replica_mesh import ReplicaMesh
+
+# (step, replica) -> int32[batch_size], the rows of a replica's batch.
+Sampler = Callable[[Array, Array], Array]
+Transform = Callable[[Array, Any], Any]
+
+# Position arithmetic in uint32 is exact up to this many examples.
+MAX_RESIDENT = 2**23
+_SHUFFLE_ROUNDS = 32
+
+
+def shared(
+  num_examples: int, num_replicas: int, batch_size: int, *, seed: int
+) -> Sampler:
+  """A common pool: every replica draws from all examples.
+
+  The pool is shuffled anew for every epoch and dealt out in turn, so that in an
+  epoch all replicas together see every example once.
+
+  Args:
+    num_examples: n.
+    num_replicas: N.
+    batch_size: examples per replica and step.
+    seed: of the shuffles.
+
+  Raises:
+    ValueError: if there are no examples, or a batch of all replicas is larger
+      than the data set.
+  """
+  _check_sizes(num_examples, batch_size)
+  global_batch = num_replicas * batch_size
+  if global_batch > num_examples:
+    raise ValueError(
+      f'the batch of all replicas, {num_replicas} x {batch_size} = '
+      f'{global_batch}, is larger than the {num_examples} examples; use a '
+      f'batch size of at most {num_examples // num_replicas}'
+    )
+
+  def sample(step: Array, replica: Array) -> Array:
+    row = replica * batch_size + jnp.arange(batch_size)
+    epoch, position = _locate(step, global_batch, row, num_examples)
+    return shuffled_index(seed, epoch, position, num_examples)
+
+  return sample
+
+
+def sharded(
+  num_examples: int, num_replicas: int, batch_size: int, *, seed: int
+) -> Sampler:
+  """Disjoint shards: the examples are dealt out once, at random.
+
+  Shards differ in size by one at the most; each is shuffled anew whenever its
+  replica has gone through it.
+
+  Args and Raises: as for `shared`; a batch must fit the smallest shard.
+  """
+  _check_sizes(num_examples, batch_size)
+  order = np.random.default_rng(seed).permutation(num_examples)
+  return from_shards(np.array_split(order, num_replicas), batch_size, seed=seed)
+
+
+def dirichlet(
+  labels: np.ndarray,
+  num_replicas: int,
+  batch_size: int,
+  *,
+  alpha: float,
+  seed: int,
+) -> Sampler:
+  """Disjoint shards with label skew: the replicas' f_i differ.
+
+  Replica i draws its share of the classes q_i from Dirichlet(alpha p), p the
+  shares in the whole, and fills a shard of n / N examples by q_i from what is
+  left. Small alpha is skewed, large alpha is alike.
+
+  Args:
+    labels: int[n], the class of every example.
+    num_replicas: N.
+    batch_size: examples per replica and step.
+    alpha: concentration, > 0.
+    seed: of the draws and shuffles.
+
+  Raises:
+    ValueError: if alpha is not positive, or a batch is larger than a shard.
+
+  Reference:
+    Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
+    distribution for federated visual classification (arXiv 1909.06335).
+  """
+  _check_sizes(len(labels), batch_size)
+  if not alpha > 0:
+    raise ValueError(f'alpha must be > 0, got {alpha!r}')
+  rng = np.random.default_rng(seed)
+  classes, counts = np.unique(labels, return_counts=True)
+  pools = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+  taken = np.zeros(len(classes), int)
+  shards = []
+  for size in _split_sizes(len(labels), num_replicas):
+    wish = rng.dirichlet(alpha * counts / counts.sum() * len(classes))
+    quota = np.zeros(len(classes), int)
+    while (missing := size - quota.sum()) > 0:
+      left = counts - taken - quota
+      share = np.where(left > 0, np.maximum(wish, 1e-12), 0)
+      draw = rng.multinomial(missing, share / share.sum())
+      quota += np.minimum(draw, left)
+    picked = [
+      pool[t : t + q] for pool, t, q in zip(pools, taken, quota, strict=True)
+    ]
+    taken += quota
+    shards.append(np.concatenate(picked))
+  return from_shards(shards, batch_size, seed=seed)
+
+
+def from_shards(
+  shards: list[np.ndarray], batch_size: int, *, seed: int
+) -> Sampler:
+  """Any assignment of examples: replica i draws from the rows `shards[i]`.
+
+  Args:
+    shards: one int array of rows per replica, of any lengths.
+    batch_size: examples per replica and step.
+    seed: of the shuffles.
+
+  Raises:
+    ValueError: if a batch is larger than a shard.
+  """
+  sizes = np.array([len(shard) for shard in shards])
+  smallest = int(sizes.argmin())
+  if sizes[smallest] < batch_size:
+    raise ValueError(
+      f'the batch of {batch_size} is larger than the shard of replica '
+      f'{smallest}, {sizes[smallest]} examples; use a smaller batch or fewer '
+      'replicas'
+    )
+  _check_sizes(int(sizes.max()), batch_size)
+  table = np.zeros((len(shards), sizes.max()), np.int32)
+  for row, shard in zip(table, shards, strict=True):
+    row[: len(shard)] = shard
+
+  def sample(step: Array, replica: Array) -> Array:
+    size = jnp.asarray(sizes, jnp.uint32)[replica]
+    row = jnp.arange(batch_size)
+    epoch, position = _locate(step, batch_size, row, size)
+    # Every replica shuffles by its own draws: a stream per (replica, epoch).
+    stream = epoch * np.uint32(len(shards)) + replica.astype(jnp.uint32)
+    index = shuffled_index(seed, stream, position, size)
+    return jnp.asarray(table)[replica, index]
+
+  return sample
+
+
+def make_batch_fn(
+  sampler: Sampler, transform: Transform | None = None
+) -> Callable[[Any, Array, Array, Array], Any]:
+  """The `batch_fn` of `training.make_resident_train_steps`.
+
+  Args:
+    sampler: which rows a replica takes at a step.
+    transform: `(key, batch) -> batch`, such as augmentation.
+
+  Returns:
+    `(data, step, replica, key) -> batch`: the rows of every leaf of `data`.
+  """
+
+  def batch_fn(data: Any, step: Array, replica: Array, key: Array) -> Any:
+    rows = sampler(step, replica)
+    batch = jax.tree.map(lambda x: x[rows], data)
+    return batch if transform is None else transform(key, batch)
+
+  return batch_fn
+
+
+def stack_batches(
+  mesh: ReplicaMesh, batches: Iterator[Any], num_steps: int
+) -> Any:
+  """Takes the next steps from an iterator and places them on the devices.
+
+  Args:
+    mesh: where the replicas live.
+    batches: host batches of one step each, leaves `[N, batch, ...]`.
+    num_steps: how many steps to take.
+
+  Returns:
+    A tree of `[D, steps, V, batch, ...]` for `training.make_train_steps`.
+
+  Raises:
+    ValueError: if the iterator ends too early, or a leaf lacks the axis N.
+  """
+  taken = list(itertools.islice(batches, num_steps))
+  if len(taken) < num_steps:
+    raise ValueError(
+      f'expected {num_steps} more batches, the iterator ended after '
+      f'{len(taken)}; pass one that goes on, such as itertools.cycle'
+    )
+  blocks = (mesh.num_devices, mesh.block_size)
+
+  def stack(*leaves: np.ndarray) -> np.ndarray:
+    x = np.stack(leaves)
+    if x.shape[1:2] != (mesh.num_replicas,):
+      raise ValueError(
+        f'a batch must have a leading axis of {mesh.num_replicas} replicas, '
+        f'got an array of shape {x.shape[1:]}'
+      )
+    return np.moveaxis(x.reshape((num_steps, *blocks, *x.shape[2:])), 1, 0)
+
+  return mesh.place_per_device(jax.tree.map(stack, *taken))
+
+
+def shuffled_index(
+  seed: int, stream: Array, position: Array, size: Array | int
+) -> Array:
+  """Where a shuffle of 0 .. size - 1 puts a position: a cipher of the index.
+
+  For each (seed, stream) a permutation, computed element by element without a
+  table: the swap-or-not shuffle. In each round x and K - x are one pair, and a
+  hash of the pair says whether it is swapped.
+
+  Args:
+    seed: static.
+    stream: uint32, which shuffle (the epoch); broadcast against `position`.
+    position: uint32[...], in [0, size).
+    size: the number of examples, at most 2**23.
+
+  Reference:
+    Hoang, Morris, Rogaway 2012, An enciphering scheme based on a card shuffle
+    (arXiv 1208.1176), section 3.
+  """
+  words = np.random.default_rng(seed).integers(
+    2**32, size=(_SHUFFLE_ROUNDS, 2), dtype=np.uint32
+  )
+  size = jnp.asarray(size, jnp.uint32)
+  x = jnp.asarray(position, jnp.uint32)
+  for pivot_word, swap_word in words:
+    pivot = _hash(stream ^ pivot_word) % size
+    partner = pivot + jnp.where(pivot < x, size, np.uint32(0)) - x
+    swap = _hash(jnp.maximum(x, partner) ^ _hash(stream ^ swap_word)) & 1
+    x = jnp.where(swap == 1, partner, x)
+  return x.astype(jnp.int32)
+
+
+def _hash(x: Array) -> Array:
+  """Mixes the bits of uint32 (the finalizer of MurmurHash3)."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def _locate(
+  step: Array, per_step: int, row: Array, size: Array | int
+) -> tuple[Array, Array]:
+  """Epoch and position of a row of a step: divmod(step * per_step + row, size).
+
+  Long division in base 256, because the product overflows: exact in uint32 as
+  long as `per_step` and `size` are at most 2**23.
+  """
+  size = jnp.asarray(size, jnp.uint32)
+  step = step.astype(jnp.uint32)
+  epoch = remainder = jnp.zeros((), jnp.uint32)
+  for place in (24, 16, 8, 0):
+    digit = (step >> place) & 0xFF
+    value = remainder * 256 + digit * np.uint32(per_step)
+    epoch = epoch * 256 + value // size
+    remainder = value % size
+  position = remainder + row.astype(jnp.uint32)
+  return epoch + position // size, position % size
+
+
+def _check_sizes(num_examples: int, batch_size: int) -> None:
+  check_positive_int('batch_size', batch_size)
+  if not 1 <= num_examples <= MAX_RESIDENT:
+    raise ValueError(
+      f'data on the device must have 1 to {MAX_RESIDENT} examples, got '
+      f'{num_examples}; stream larger data through stack_batches'
+    )
+
+
+def _split_sizes(total: int, parts: int) -> list[int]:
+  return [len(part) for part in np.array_split(np.arange(total), parts)]

@@ -1,0 +1,8 @@
+"""Flax modules; no training code."""
+
+from prsgd_jax.models.lenet import LeNet5
+from prsgd_jax.models.lstm import LSTMClassifier
+from prsgd_jax.models.mlp import MLP
+from prsgd_jax.models.resnet import ResNet20
+
+__all__ = ('MLP', 'LSTMClassifier', 'LeNet5', 'ResNet20')
