@@ -1,0 +1,259 @@
+"""Checkpoints of the whole train state, with all replicas.
+
+A checkpoint does not know the devices: every leaf is saved as `[N, ...]`, so
+that a run goes on with another D. orbax writes the arrays to the side; a record
+of the run, of every leaf and of the SHA-256 of every file joins them; then one
+rename puts the directory into place. So a directory with the name of a step is
+whole, and what was cut off or has changed since is known before a byte of it is
+used.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from prsgd_jax.base import Array
+from prsgd_jax.replica_mesh import ReplicaMesh
+from prsgd_jax.train_state import TrainState
+
+Path = str | os.PathLike
+RECORD = 'record.json'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint cannot be used; the message says why and what to do."""
+
+
+def save(
+  directory: Path,
+  mesh: ReplicaMesh,
+  state: TrainState,
+  description: Mapping[str, Any],
+) -> pathlib.Path:
+  """Saves the state in `directory/<step>`, whole or not at all.
+
+  Args:
+    directory: of the checkpoints of one run; made if it is not there.
+    mesh: where the state lives.
+    state: what to save; it is left as it is.
+    description: what the run is, of JSON types; `restore` compares it.
+
+  Returns:
+    The path of the checkpoint.
+
+  Raises:
+    CheckpointError: if there is a checkpoint of this step: none is overwritten.
+  """
+  leaves = _to_host(mesh, state)
+  step = int(leaves['step'])
+  target = _path(directory, step)
+  if target.exists():
+    raise CheckpointError(
+      f'{target} is there already and is not overwritten; use another directory'
+    )
+  staging = target.with_name(f'.{step}.partial')
+  if staging.exists():  # of a run that was cut off while saving
+    shutil.rmtree(staging)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(staging / 'state', leaves)
+  record = {
+    'description': _as_json(description),
+    'num_replicas': mesh.num_replicas,
+    'leaves': _signature(leaves),
+    'files': _digests(staging),
+  }
+  sealed = {**record, 'sha256': _seal(record)}
+  with open(staging / RECORD, 'w', encoding='utf-8') as file:
+    json.dump(sealed, file, indent=1)
+    file.flush()
+    os.fsync(file.fileno())
+  staging.rename(target)
+  return target
+
+
+def restore(
+  directory: Path,
+  mesh: ReplicaMesh,
+  like: TrainState,
+  description: Mapping[str, Any],
+  step: int | None = None,
+) -> TrainState:
+  """Reads a checkpoint onto the devices of a mesh; it is left as it was.
+
+  Args:
+    directory: of the checkpoints of one run.
+    mesh: where the state goes: the same N, any D.
+    like: a new state of the same algorithm and model, for its structure.
+    description: what the run is, as given to `save`.
+    step: which checkpoint; the newest whole one if None.
+
+  Raises:
+    CheckpointError: if there is no checkpoint, or it is damaged, of another
+      run, of another number of replicas, or of other shapes.
+  """
+  step = latest_step(directory) if step is None else step
+  if step is None or not _path(directory, step).is_dir():
+    wanted = 'no whole checkpoint' if step is None else f'no checkpoint {step}'
+    raise CheckpointError(f'there is {wanted} in {directory}')
+  source = _path(directory, step)
+  expected = _to_host(mesh, like)
+  record = _read_record(source)
+  _compare(source, record, mesh, expected, description)
+  with ocp.StandardCheckpointer() as checkpointer:
+    leaves = checkpointer.restore(source / 'state', expected)
+  return _to_devices(mesh, like, leaves)
+
+
+def latest_step(directory: Path) -> int | None:
+  """The step of the newest whole checkpoint, None if there is none."""
+  return max(steps(directory), default=None)
+
+
+def steps(directory: Path) -> list[int]:
+  """The steps of the whole checkpoints; what was cut off has another name."""
+  root = pathlib.Path(directory)
+  if not root.is_dir():
+    return []
+  return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
+
+
+def _path(directory: Path, step: int) -> pathlib.Path:
+  return pathlib.Path(directory).absolute() / str(step)
+
+
+def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
+  """As it reads after a turn through JSON, where a tuple becomes a list."""
+  return json.loads(json.dumps(dict(description)))
+
+
+def _names(state: TrainState) -> list[str]:
+  paths, _ = jax.tree.flatten_with_path(state)
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator='.') for path, _ in paths
+  ]
+  if len(set(names)) < len(names):
+    raise ValueError(
+      'two parameters have the same name once their path is joined by dots; '
+      'rename the one with a dot in its key'
+    )
+  return names
+
+
+def _is_global(name: str) -> bool:
+  """Whether a leaf is one for all replicas, the same on every device."""
+  return name in ('step', 'key')
+
+
+def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
+  """Name -> `[N, ...]`, or one value of what is the same on every device."""
+
+  def fetch(name: str, x: Array) -> np.ndarray:
+    if name == 'key':
+      x = jax.random.key_data(x)
+    return np.array(x[0]) if _is_global(name) else mesh.gather(x)
+
+  leaves = jax.tree.leaves(state)
+  return {n: fetch(n, x) for n, x in zip(_names(state), leaves, strict=True)}
+
+
+def _to_devices(
+  mesh: ReplicaMesh, like: TrainState, leaves: dict[str, np.ndarray]
+) -> TrainState:
+  def put(name: str) -> Array:
+    x = leaves[name]
+    placed = mesh.replicate(x) if _is_global(name) else mesh.place(x)
+    if name != 'key':
+      return placed
+    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(like.key))
+
+  treedef = jax.tree.structure(like)
+  placed = jax.tree.unflatten(treedef, [put(n) for n in _names(like)])
+  # An identity makes buffers of the program's own, which may be donated.
+  return mesh.map(lambda state: jax.tree.map(jnp.copy, state))(placed)
+
+
+def _signature(leaves: dict[str, np.ndarray]) -> dict[str, str]:
+  return {
+    name: f'{x.dtype}{list(x.shape)}' for name, x in sorted(leaves.items())
+  }
+
+
+def _digests(root: pathlib.Path) -> dict[str, str]:
+  """File -> SHA-256 of everything below a directory but the record."""
+  files = sorted(p for p in root.rglob('*') if p.is_file() and p.name != RECORD)
+  return {str(p.relative_to(root)): _digest(p) for p in files}
+
+
+def _digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file, which is on the disk when this returns."""
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _read_record(source: pathlib.Path) -> dict[str, Any]:
+  """The record of a checkpoint all of whose files are as they were saved."""
+  try:
+    record = json.loads((source / RECORD).read_text(encoding='utf-8'))
+    seal = record.pop('sha256')
+    files = record['files']
+  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    raise _damaged(source, f'{RECORD} cannot be read') from error
+  if seal != _seal(record):
+    raise _damaged(source, f'{RECORD} has changed')
+  found = _digests(source)
+  for name in sorted({*files, *found}):
+    if found.get(name) != files.get(name):
+      what = 'is missing' if name not in found else 'has changed'
+      raise _damaged(source, f'{name} {what}')
+  return record
+
+
+def _damaged(source: pathlib.Path, reason: str) -> CheckpointError:
+  return CheckpointError(
+    f'{source} is damaged ({reason}); move it away to go on from the one before'
+  )
+
+
+def _compare(
+  source: pathlib.Path,
+  record: Mapping[str, Any],
+  mesh: ReplicaMesh,
+  expected: dict[str, np.ndarray],
+  description: Mapping[str, Any],
+) -> None:
+  """Raises CheckpointError where a checkpoint is not of this run."""
+  saved, shapes = record['description'], record['leaves']
+  num_replicas = record['num_replicas']
+  this = _as_json(description)
+  for name in sorted({*saved, *this}):
+    if saved.get(name) != this.get(name):
+      raise CheckpointError(
+        f'{source} is of a run with {name}={saved.get(name)!r}, this run has '
+        f'{this.get(name)!r}; use the same or another directory'
+      )
+  if num_replicas != mesh.num_replicas:
+    raise CheckpointError(
+      f'{source} has {num_replicas} replicas, this run has '
+      f'{mesh.num_replicas}; N cannot change'
+    )
+  wanted = _signature(expected)
+  for name in sorted({*shapes, *wanted}):
+    if shapes.get(name) != wanted.get(name):
+      raise CheckpointError(
+        f'{source} has {name}: {shapes.get(name, "nothing")}, this run has '
+        f'{wanted.get(name, "nothing")}; it is of another algorithm or model'
+      )
