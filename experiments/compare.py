@@ -1,0 +1,173 @@
+r"""Trains with several algorithms on one task: one table, one figure.
+
+Every --run is an algorithm with its options; the other flags are those of
+train.py and hold for all runs:
+
+  python experiments/compare.py --run=ssgd --run=pr_sgd,period=4 \
+    --run=one_shot_averaging --workdir=runs/first
+
+writes runs/first/comparison.md, comparison.png and a directory for each run. A
+comparison that was stopped goes on when it is started again; runs that are done
+are read, not repeated.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+
+from absl import flags
+import matplotlib
+from matplotlib import pyplot as plt
+
+from experiments import cli, config, runs
+from prsgd_jax.checkpoints import CheckpointError
+from prsgd_jax.datasets import Dataset, load_dataset
+
+FLAGS = flags.FLAGS
+
+config.define_flags()
+flags.adopt_module_key_flags(config)
+flags.DEFINE_multi_string(
+  'run', [], 'An algorithm and its options, such as pr_sgd,period=4; repeated.'
+)
+flags.DEFINE_string('workdir', None, 'Where the comparison is written.')
+flags.DEFINE_integer('log_every', 50, 'Steps between records.')
+flags.DEFINE_integer('eval_every', 50, 'Steps between evaluations.')
+flags.DEFINE_integer('checkpoint_every', 500, 'Steps between checkpoints.')
+flags.DEFINE_bool('progress', True, 'Show a progress bar for each run.')
+
+
+def main() -> None:
+  with cli.one_line_errors(ValueError):
+    intervals = runs.Intervals(
+      FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
+    )
+    intervals.check()
+    if FLAGS.workdir is None:
+      raise ValueError('compare.py needs --workdir, a directory to write to')
+    run_configs = _run_configs()
+    cli.make_fake_devices(FLAGS.num_devices)
+    dataset = load_dataset(run_configs[0].dataset, FLAGS.data_dir)
+  workdir = pathlib.Path(FLAGS.workdir)
+  print(f'{len(run_configs)} runs, written to {workdir}')
+  summaries, records = [], []
+  for run_config in run_configs:
+    run_dir = workdir / run_config.label().replace(' ', '-').replace('=', '')
+    summaries.append(_run(run_config, dataset, run_dir, intervals))
+    records.append(runs.read_records(run_dir))
+  table = format_table(summaries)
+  (workdir / 'comparison.md').write_text(table)
+  draw([s['label'] for s in summaries], records, workdir / 'comparison.png')
+  print(f'\n{table}')
+  print(f'table:  {workdir / "comparison.md"}')
+  print(f'figure: {workdir / "comparison.png"}')
+
+
+def _run_configs() -> list[config.RunConfig]:
+  """One config for every --run.
+
+  Raises:
+    ValueError: if there is none, or one is wrong.
+  """
+  if not FLAGS.run:
+    raise ValueError('compare.py needs --run, such as --run=pr_sgd,period=4')
+  for name in ('algorithm', *config.OPTIONS):
+    if FLAGS[name].present:
+      raise ValueError(
+        f'--{name} belongs to one run; write --run=ALGORITHM,{name}=...'
+      )
+  common = config.from_flags(FLAGS, algorithm='ssgd')
+  run_configs = [_parse_run(text, common) for text in FLAGS.run]
+  labels = [c.label() for c in run_configs]
+  for label in labels:
+    if labels.count(label) > 1:
+      raise ValueError(f'--run={label!r} is given twice')
+  return run_configs
+
+
+def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
+  algorithm, *pairs = text.split(',')
+  options = {}
+  for pair in pairs:
+    name, _, value = pair.partition('=')
+    if name not in config.OPTIONS or not value:
+      raise ValueError(
+        f'--run={text}: expected option=value with an option of '
+        f'{", ".join(config.OPTIONS)}, got {pair!r}'
+      )
+    options[name] = FLAGS[name].parser.parse(value)
+  changed = dataclasses.replace(common, algorithm=algorithm, options=options)
+  return config.check(changed)
+
+
+def _run(
+  run_config: config.RunConfig,
+  dataset: Dataset,
+  run_dir: pathlib.Path,
+  intervals: runs.Intervals,
+) -> runs.Record:
+  """The summary of a run, which is done now or was before."""
+  num_examples = len(dataset.train['label'])
+  num_steps = config.total_steps(run_config, num_examples)
+  with cli.one_line_errors(ValueError):
+    runs.check_workdir(run_dir, run_config, resume=True)
+    summary = runs.read_summary(run_dir)
+    if summary is not None and summary['step'] == num_steps:
+      print(f'{run_config.label()}: done before, read from {run_dir}')
+      return summary
+    experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
+    runs.open_workdir(run_dir, run_config, resume=True)
+  with cli.one_line_errors(CheckpointError, runs.NonFinite):
+    return runs.execute(experiment, run_dir, intervals, progress=FLAGS.progress)
+
+
+def format_table(summaries: Sequence[runs.Record]) -> str:
+  """A markdown table, one row per run."""
+  head = (
+    '| algorithm | steps | train loss | test loss | test accuracy | rounds '
+    '| bytes sent per replica |\n|---|---|---|---|---|---|---|\n'
+  )
+  rows = [
+    f'| {s["label"]} | {s["step"]} | {s["loss"]:.4f} | {s["test_loss"]:.4f} '
+    f'| {s["test_accuracy"]:.2%} | {s["rounds"]} '
+    f'| {runs.format_bytes(s["bytes_sent"])} |\n'
+    for s in summaries
+  ]
+  return head + ''.join(rows)
+
+
+def draw(
+  labels: Sequence[str],
+  records: Sequence[Sequence[runs.Record]],
+  path: pathlib.Path,
+) -> None:
+  """Loss and accuracy, against steps and against bytes."""
+  matplotlib.use('Agg')
+  figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout='constrained')
+  measures = (
+    ('loss', 'training loss', 'log'),
+    ('test_accuracy', 'test accuracy', 'linear'),
+  )
+  for row, (measure, title, scale) in zip(axes, measures, strict=True):
+    for axis, against in zip(row, ('step', 'bytes_sent'), strict=True):
+      for label, run_records in zip(labels, records, strict=True):
+        shown = [r for r in run_records if measure in r]
+        x = [
+          r[against] / (2**20 if against == 'bytes_sent' else 1) for r in shown
+        ]
+        axis.plot(x, [r[measure] for r in shown], marker='.', label=label)
+      axis.set_yscale(scale)
+      axis.set_ylabel(title)
+      if against == 'bytes_sent':
+        axis.set_xscale('symlog', linthresh=0.1)
+        axis.set_xlabel('MiB sent per replica')
+      else:
+        axis.set_xlabel('steps')
+      axis.grid(alpha=0.3)
+  axes[0, 0].legend()
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,67 @@
+"""Trains a model on N replicas with one algorithm.
+
+For example, PR-SGD with an average every 4 steps on the optical digits:
+
+  python experiments/train.py --algorithm=pr_sgd --period=4
+
+Named runs are presets:
+
+  python experiments/train.py --flagfile=experiments/presets/mnist_lenet.flags
+"""
+
+import pathlib
+import time
+
+from absl import flags
+
+from experiments import cli, config, runs
+from prsgd_jax.checkpoints import CheckpointError
+from prsgd_jax.datasets import load_dataset
+
+FLAGS = flags.FLAGS
+
+config.define_flags()
+flags.adopt_module_key_flags(config)
+flags.DEFINE_string(
+  'workdir', None, 'Where the run is written [runs/<time>-<what>].'
+)
+flags.DEFINE_bool('resume', False, 'Go on with the run in --workdir.')
+flags.DEFINE_integer('log_every', 50, 'Steps between records.')
+flags.DEFINE_integer('eval_every', 500, 'Steps between evaluations.')
+flags.DEFINE_integer('checkpoint_every', 500, 'Steps between checkpoints.')
+flags.DEFINE_bool('progress', True, 'Show a progress bar.')
+
+
+def main() -> None:
+  with cli.one_line_errors(ValueError):
+    run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
+    intervals = runs.Intervals(
+      FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
+    )
+    intervals.check()
+    cli.make_fake_devices(FLAGS.num_devices)
+    workdir = _workdir(run_config)
+    runs.check_workdir(workdir, run_config, resume=FLAGS.resume)
+    dataset = load_dataset(run_config.dataset, FLAGS.data_dir)
+    experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
+    runs.open_workdir(workdir, run_config, resume=FLAGS.resume)
+  print(f'{run_config.label()}: {experiment.mesh}, writing to {workdir}')
+  with cli.one_line_errors(CheckpointError, runs.NonFinite):
+    summary = runs.execute(
+      experiment, workdir, intervals, progress=FLAGS.progress
+    )
+  print(runs.format_summary(summary, workdir))
+
+
+def _workdir(run_config: config.RunConfig) -> pathlib.Path:
+  if FLAGS.workdir is not None:
+    return pathlib.Path(FLAGS.workdir)
+  if FLAGS.resume:
+    raise ValueError('--resume needs --workdir, the directory of the run')
+  what = run_config.label().replace(' ', '-').replace('=', '')
+  now = time.strftime('%Y%m%d-%H%M%S')
+  return pathlib.Path('runs') / f'{now}-{run_config.dataset}-{what}'
+
+
+if __name__ == '__main__':
+  cli.run(main)
