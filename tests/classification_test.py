@@ -1,0 +1,73 @@
+"""Tests of `prsgd_jax.classification`."""
+
+from absl.testing import absltest
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.classification import classifier
+
+
+class Linear(nn.Module):
+  @nn.compact
+  def __call__(self, x, *, train):
+    del train
+    return nn.Dense(3)(x)
+
+
+class ClassifierTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.batch = {
+      'image': jnp.asarray(rng.normal(size=(6, 4)), jnp.float32),
+      'label': jnp.asarray([0, 1, 2, 0, 1, 2]),
+    }
+    self.key = jax.random.key(0)
+
+  def test_loss_is_the_mean_cross_entropy(self):
+    task = classifier(Linear())
+    params, model_state = task.init(self.key, self.batch['image'])
+    loss, (_, metrics) = task.loss_fn(params, model_state, self.batch, self.key)
+    kernel, bias = params['Dense_0']['kernel'], params['Dense_0']['bias']
+    logits = np.asarray(self.batch['image'] @ kernel + bias, np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    label = np.asarray(self.batch['label'])
+    np.testing.assert_allclose(
+      loss, -np.log(p[np.arange(6), label]).mean(), rtol=1e-5
+    )
+    accuracy = (logits.argmax(1) == label).mean()
+    np.testing.assert_allclose(metrics['accuracy'], accuracy, rtol=1e-6)
+
+  def test_weight_decay_is_coupled_l2_and_not_in_the_reported_loss(self):
+    plain, decayed = (
+      classifier(Linear()),
+      classifier(Linear(), weight_decay=0.1),
+    )
+    params, model_state = plain.init(self.key, self.batch['image'])
+    args = (params, model_state, self.batch, self.key)
+    grads, _ = jax.grad(plain.loss_fn, has_aux=True)(*args)
+    penalised, (_, metrics) = jax.grad(decayed.loss_fn, has_aux=True)(*args)
+    jax.tree.map(
+      lambda g, x, p: np.testing.assert_allclose(g + 0.1 * x, p, rtol=1e-5),
+      grads,
+      params,
+      penalised,
+    )
+    loss, _ = plain.loss_fn(*args)
+    np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)
+
+  def test_evaluation_gives_a_value_for_each_example(self):
+    task = classifier(Linear())
+    params, model_state = task.init(self.key, self.batch['image'])
+    values = task.eval_fn(params, model_state, self.batch)
+    self.assertEqual(
+      {k: v.shape for k, v in values.items()}, {'loss': (6,), 'accuracy': (6,)}
+    )
+    loss, _ = task.loss_fn(params, model_state, self.batch, self.key)
+    np.testing.assert_allclose(values['loss'].mean(), loss, rtol=1e-6)
+
+
+if __name__ == '__main__':
+  absltest.main()

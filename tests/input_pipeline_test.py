@@ -1,0 +1,224 @@
+"""Tests of `prsgd_jax.input_pipeline`."""
+
+import itertools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prsgd_jax as pr
+from prsgd_jax import input_pipeline
+
+
+def rows(sampler, num_replicas, steps):
+  """int[steps, num_replicas, batch_size]."""
+  per_replica = jax.vmap(sampler, in_axes=(None, 0))
+  per_step = jax.vmap(per_replica, in_axes=(0, None))
+  return np.asarray(
+    jax.jit(per_step)(jnp.asarray(steps), jnp.arange(num_replicas))
+  )
+
+
+def shuffle(seed, stream, size):
+  position = jnp.arange(size)
+  stream = jnp.uint32(stream)
+  return np.asarray(input_pipeline.shuffled_index(seed, stream, position, size))
+
+
+class ShuffleTest(parameterized.TestCase):
+  @parameterized.parameters(1, 2, 3, 7, 64, 1000, 1437, 60000)
+  def test_is_a_permutation_for_every_stream(self, size):
+    for stream in (0, 1, 2**32 - 1):
+      found = shuffle(3, stream, size)
+      np.testing.assert_array_equal(np.sort(found), np.arange(size))
+
+  def test_streams_and_seeds_differ(self):
+    found = {tuple(shuffle(s, e, 50)) for s in range(5) for e in range(20)}
+    self.assertLen(found, 100)
+
+  def test_images_of_a_position_are_uniform(self):
+    size, streams = 37, 20000
+    index = input_pipeline.shuffled_index(
+      0, jnp.arange(streams, dtype=jnp.uint32), jnp.uint32(5), size
+    )
+    counts = np.bincount(np.asarray(index), minlength=size)
+    chi2 = (np.square(counts - streams / size) / (streams / size)).sum()
+    # 36 degrees of freedom: mean 36, deviation 8.5; five deviations off.
+    self.assertLess(chi2, 36 + 5 * 8.5)
+
+  def test_neighbours_do_not_stay_together(self):
+    size, streams = 41, 5000
+    index = input_pipeline.shuffled_index(
+      0,
+      jnp.arange(streams, dtype=jnp.uint32)[:, None],
+      jnp.asarray([[10, 11]]),
+      size,
+    )
+    gap = np.diff(np.asarray(index), axis=1)[:, 0] % size
+    counts = np.bincount(gap, minlength=size)[1:]
+    expected = streams / (size - 1)
+    chi2 = (np.square(counts - expected) / expected).sum()
+    # 39 degrees of freedom: mean 39, deviation 8.8; five deviations off.
+    self.assertLess(chi2, 39 + 5 * 8.8)
+
+  def test_order_is_the_same_for_a_traced_size(self):
+    traced = jax.jit(
+      lambda n: input_pipeline.shuffled_index(
+        1, jnp.uint32(4), jnp.arange(30), n
+      )
+    )(30)
+    np.testing.assert_array_equal(traced, shuffle(1, 4, 30))
+
+
+class PositionTest(parameterized.TestCase):
+  @parameterized.product(
+    step=[0, 1, 255, 256, 70000, 2**31 - 1],
+    per_step=[1, 256, 8192, 2**23],
+    size=[1, 1437, 60000, 2**23],
+  )
+  def test_long_division_is_exact(self, step, per_step, size):
+    row = np.array([0, 1, per_step - 1])
+    epoch, position = input_pipeline._locate(
+      jnp.int32(step), per_step, jnp.asarray(row), size
+    )
+    expected = [divmod(step * per_step + int(r), size) for r in row]
+    # Epochs are the names of shuffles and may wrap at 2**32.
+    np.testing.assert_array_equal(epoch, [e % 2**32 for e, _ in expected])
+    np.testing.assert_array_equal(position, [p for _, p in expected])
+
+
+class SharedTest(parameterized.TestCase):
+  def test_replicas_together_see_every_example_once_per_epoch(self):
+    found = rows(
+      input_pipeline.shared(48, 4, 3, seed=0), 4, np.arange(12)
+    ).reshape(3, 48)
+    for epoch in found:
+      np.testing.assert_array_equal(np.sort(epoch), np.arange(48))
+    self.assertFalse((found[0] == found[1]).all())
+
+  def test_epoch_ends_within_a_batch(self):
+    found = rows(input_pipeline.shared(50, 4, 3, seed=0), 4, np.arange(25))
+    for epoch in found.reshape(-1, 50):
+      np.testing.assert_array_equal(np.sort(epoch), np.arange(50))
+
+  def test_every_replica_draws_from_all(self):
+    found = rows(input_pipeline.shared(40, 4, 5, seed=0), 4, np.arange(200))
+    for replica in range(4):
+      self.assertLen(np.unique(found[:, replica]), 40)
+
+  def test_refuses_a_batch_larger_than_the_data(self):
+    with self.assertRaisesRegex(ValueError, '8 x 7 = 56.* 50 .* at most 6'):
+      input_pipeline.shared(50, 8, 7, seed=0)
+
+  def test_refuses_an_empty_data_set(self):
+    with self.assertRaisesRegex(ValueError, '1 to 8388608 examples, got 0'):
+      input_pipeline.shared(0, 8, 1, seed=0)
+
+  def test_refuses_batch_size_zero(self):
+    with self.assertRaisesRegex(ValueError, 'batch_size .* >= 1, got 0'):
+      input_pipeline.shared(10, 2, 0, seed=0)
+
+
+class ShardedTest(parameterized.TestCase):
+  def test_shards_are_disjoint_and_cover_the_data(self):
+    found = rows(input_pipeline.sharded(43, 4, 2, seed=0), 4, np.arange(40))
+    shards = [set(found[:, replica].ravel()) for replica in range(4)]
+    for one, other in itertools.combinations(shards, 2):
+      self.assertEmpty(one & other)
+    self.assertEqual(set.union(*shards), set(range(43)))
+    self.assertEqual(sorted(map(len, shards)), [10, 11, 11, 11])
+
+  def test_replica_goes_through_its_shard_before_it_begins_again(self):
+    found = rows(input_pipeline.sharded(48, 4, 3, seed=0), 4, np.arange(12))
+    for replica in range(4):
+      rounds = found[:, replica].reshape(3, 12)
+      for one in rounds:
+        self.assertLen(set(one), 12)
+      self.assertFalse((rounds[0] == rounds[1]).all())
+
+  def test_refuses_a_batch_larger_than_a_shard(self):
+    with self.assertRaisesRegex(ValueError, 'batch of 13 .* 12 examples'):
+      input_pipeline.sharded(50, 4, 13, seed=0)
+
+
+class DirichletTest(parameterized.TestCase):
+  def shards(self, alpha, labels, num_replicas=8):
+    sampler = input_pipeline.dirichlet(
+      labels, num_replicas, 5, alpha=alpha, seed=0
+    )
+    steps = np.arange(2 * len(labels) // (5 * num_replicas))
+    found = rows(sampler, num_replicas, steps)
+    return [np.unique(found[:, i]) for i in range(num_replicas)]
+
+  @parameterized.parameters(0.01, 0.5, 100.0)
+  def test_shards_are_disjoint_equal_and_cover_the_data(self, alpha):
+    labels = np.random.default_rng(0).integers(10, size=803)
+    shards = self.shards(alpha, labels)
+    self.assertLen(np.unique(np.concatenate(shards)), 803)
+    self.assertEqual({len(shard) for shard in shards}, {100, 101})
+
+  def test_small_alpha_is_skewed_and_large_alpha_alike(self):
+    labels = np.repeat(np.arange(10), 80)
+
+    def largest_share(alpha):
+      return np.mean(
+        [
+          np.bincount(labels[shard], minlength=10).max() / len(shard)
+          for shard in self.shards(alpha, labels)
+        ]
+      )
+
+    # One class in ten has a tenth of an even shard; the maximum of ten is more.
+    self.assertLess(largest_share(1000.0), 0.2)
+    self.assertGreater(largest_share(0.05), 0.5)
+
+  def test_refuses_alpha_zero(self):
+    with self.assertRaisesRegex(ValueError, 'alpha must be > 0, got 0'):
+      input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=0, seed=0)
+
+  def test_refuses_a_batch_larger_than_a_shard(self):
+    with self.assertRaisesRegex(ValueError, 'batch of 6 is larger'):
+      input_pipeline.dirichlet(np.arange(40), 8, 6, alpha=1, seed=0)
+
+
+class BatchTest(parameterized.TestCase):
+  def test_batch_fn_gathers_rows_and_transforms_them(self):
+    sampler = input_pipeline.shared(12, 2, 3, seed=0)
+    batch_fn = input_pipeline.make_batch_fn(
+      sampler, lambda key, batch: {'x': batch['x'] * 2}
+    )
+    data = {'x': jnp.arange(12.0)}
+    key = jax.random.key(0)
+    batch = batch_fn(data, jnp.int32(1), jnp.int32(1), key)
+    expected = 2 * np.asarray(sampler(jnp.int32(1), jnp.int32(1)))
+    np.testing.assert_array_equal(batch['x'], expected)
+
+  @parameterized.parameters(1, 2, 4)
+  def test_stacked_batches_keep_replicas_and_steps_in_place(self, num_devices):
+    mesh = pr.ReplicaMesh(4, num_devices)
+    each = [
+      {'x': 100 * t + 10 * np.arange(4)[:, None] + np.arange(3)}
+      for t in range(5)
+    ]
+    stacked = input_pipeline.stack_batches(mesh, iter(each), 5)
+    self.assertEqual(stacked['x'].shape, (num_devices, 5, 4 // num_devices, 3))
+    for t, replica in itertools.product(range(5), range(4)):
+      device, row = divmod(replica, mesh.block_size)
+      np.testing.assert_array_equal(
+        stacked['x'][device, t, row], each[t]['x'][replica]
+      )
+
+  def test_refuses_an_iterator_that_ends(self):
+    mesh = pr.ReplicaMesh(2, 1)
+    with self.assertRaisesRegex(ValueError, '3 more batches.*ended after 1'):
+      input_pipeline.stack_batches(mesh, iter([np.zeros((2, 1))]), 3)
+
+  def test_refuses_batches_without_the_axis_of_replicas(self):
+    mesh = pr.ReplicaMesh(2, 1)
+    with self.assertRaisesRegex(ValueError, r'2 replicas.*\(3, 1\)'):
+      input_pipeline.stack_batches(mesh, iter([np.zeros((3, 1))]), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
