@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import os
+import pathlib
 import sys
 from typing import NoReturn
 
@@ -31,8 +32,13 @@ def run(main: Callable[[], None]) -> None:
   """Parses the flags and runs `main`; a wrong flag is one line."""
 
   def parse(argv: list[str]) -> list[str]:
-    with one_line_errors(flags.Error):
+    try:
       rest = flags.FLAGS(argv)
+    except flags.CantOpenFlagFileError as error:
+      path = str(error).rsplit(': ', 1)[-1]
+      fail(f'there is no preset {path}; there are {_presets()}')
+    except flags.Error as error:
+      fail(error)
     if len(rest) > 1:
       fail(f'expected flags only, got {rest[1]!r}; write --name=value')
     return rest
@@ -44,6 +50,12 @@ def run(main: Callable[[], None]) -> None:
     main()
 
   app.run(call, flags_parser=parse)
+
+
+def _presets() -> str:
+  here = pathlib.Path(__file__).parent / 'presets'
+  paths = sorted(here.glob('*.flags'))
+  return ', '.join(os.path.relpath(path) for path in paths)
 
 
 def make_fake_devices(num_devices: int | None) -> None:

@@ -25,16 +25,10 @@ from prsgd_jax.datasets import Dataset, load_dataset
 
 FLAGS = flags.FLAGS
 
-config.define_flags()
 flags.adopt_module_key_flags(config)
 flags.DEFINE_multi_string(
   'run', [], 'An algorithm and its options, such as pr_sgd,period=4; repeated.'
 )
-flags.DEFINE_string('workdir', None, 'Where the comparison is written.')
-flags.DEFINE_integer('log_every', 50, 'Steps between records.')
-flags.DEFINE_integer('eval_every', 50, 'Steps between evaluations.')
-flags.DEFINE_integer('checkpoint_every', 500, 'Steps between checkpoints.')
-flags.DEFINE_bool('progress', True, 'Show a progress bar for each run.')
 
 
 def main() -> None:

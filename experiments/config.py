@@ -46,6 +46,89 @@ OPTIONS = {
 }
 
 
+flags.DEFINE_string('algorithm', 'pr_sgd', f'One of {", ".join(ALGORITHMS)}.')
+flags.DEFINE_integer(
+  'period', None, 'Steps between averages: I of pr_sgd, K of k_avg.'
+)
+flags.DEFINE_integer(
+  'local_period', None, 'hier_avg: K1, steps between averages of a group.'
+)
+flags.DEFINE_integer(
+  'global_period', None, 'hier_avg: K2, steps between averages of all.'
+)
+flags.DEFINE_integer('group_size', None, 'hier_avg: S, replicas in a group.')
+flags.DEFINE_string(
+  'mixing', None, f'd_psgd: with whom, one of {", ".join(MIXINGS)} [ring].'
+)
+flags.DEFINE_enum(
+  'buffers',
+  None,
+  ['keep', 'average', 'reset'],
+  'What an average does to the momentum buffers [keep].',
+)
+flags.DEFINE_enum(
+  'batch_stats',
+  None,
+  ['local', 'average'],
+  'What an average does to the batch statistics [local].',
+)
+flags.DEFINE_string(
+  'dataset', 'digits', 'digits, or cifar10, mnist, fashion_mnist in data_dir.'
+)
+flags.DEFINE_string(
+  'data_dir',
+  None,
+  'Where TFDS directories are [TFDS_DATA_DIR or ~/tensorflow_datasets].',
+)
+flags.DEFINE_string('model', 'mlp', f'One of {", ".join(MODELS)}.')
+flags.DEFINE_integer('num_replicas', 8, 'N, replicas of the model.')
+flags.DEFINE_integer(
+  'num_devices',
+  None,
+  'D, devices that hold them; must divide N [the most there are that do]. '
+  'On a CPU that many fake devices are made.',
+)
+flags.DEFINE_integer('batch_size', 32, 'Examples per replica and step.')
+flags.DEFINE_enum(
+  'partition',
+  'shared',
+  PARTITIONS,
+  'Who gets which examples: a shared pool, disjoint shards, or shards with '
+  'label skew.',
+)
+flags.DEFINE_float(
+  'dirichlet_alpha', None, 'Skew of --partition=dirichlet; small is skewed.'
+)
+flags.DEFINE_bool(
+  'augment', False, 'Pad by 4 and crop at random, flip left to right.'
+)
+flags.DEFINE_float('learning_rate', 0.1, 'gamma, at the start.')
+flags.DEFINE_list(
+  'learning_rate_drops', [], 'Epochs after which it is divided by 10.'
+)
+flags.DEFINE_float('momentum', 0.9, 'Of every replica; 0 for none.')
+flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
+flags.DEFINE_float('weight_decay', 0.0, 'Coupled L2, part of the gradient.')
+flags.DEFINE_enum(
+  'dtype',
+  'float32',
+  list(DTYPES),
+  'Of the computation; parameters are float32 always.',
+)
+flags.DEFINE_integer('seed', 0, 'Of initial point, data order, augmentation.')
+flags.DEFINE_float(
+  'num_epochs', 20, 'Length: passes over the data, all replicas together.'
+)
+flags.DEFINE_integer('num_steps', None, 'Length in steps, over num_epochs.')
+flags.DEFINE_string(
+  'workdir', None, 'The directory to write; train.py has [runs/<time>-<what>].'
+)
+flags.DEFINE_integer('log_every', 50, 'Steps between records.')
+flags.DEFINE_integer('eval_every', 100, 'Steps between evaluations.')
+flags.DEFINE_integer('checkpoint_every', 500, 'Steps between checkpoints.')
+flags.DEFINE_bool('progress', True, 'Show a progress bar.')
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
   """What determines the trajectory of a run, and how long it is.
@@ -87,84 +170,6 @@ class RunConfig:
     """Short and telling, such as 'pr_sgd period=4'."""
     options = [f'{name}={value}' for name, value in self.options.items()]
     return ' '.join([self.algorithm, *options])
-
-
-def define_flags() -> None:
-  """Declares the flags of a run; `from_flags` reads them."""
-  flags.DEFINE_string('algorithm', 'pr_sgd', f'One of {", ".join(ALGORITHMS)}.')
-  flags.DEFINE_integer(
-    'period', None, 'Steps between averages: I of pr_sgd, K of k_avg.'
-  )
-  flags.DEFINE_integer(
-    'local_period', None, 'hier_avg: K1, steps between averages of a group.'
-  )
-  flags.DEFINE_integer(
-    'global_period', None, 'hier_avg: K2, steps between averages of all.'
-  )
-  flags.DEFINE_integer('group_size', None, 'hier_avg: S, replicas in a group.')
-  flags.DEFINE_string(
-    'mixing', None, f'd_psgd: with whom, one of {", ".join(MIXINGS)} [ring].'
-  )
-  flags.DEFINE_enum(
-    'buffers',
-    None,
-    ['keep', 'average', 'reset'],
-    'What an average does to the momentum buffers [keep].',
-  )
-  flags.DEFINE_enum(
-    'batch_stats',
-    None,
-    ['local', 'average'],
-    'What an average does to the batch statistics [local].',
-  )
-  flags.DEFINE_string(
-    'dataset', 'digits', 'digits, or cifar10, mnist, fashion_mnist in data_dir.'
-  )
-  flags.DEFINE_string(
-    'data_dir',
-    None,
-    'Where TFDS directories are [TFDS_DATA_DIR or ~/tensorflow_datasets].',
-  )
-  flags.DEFINE_string('model', 'mlp', f'One of {", ".join(MODELS)}.')
-  flags.DEFINE_integer('num_replicas', 8, 'N, replicas of the model.')
-  flags.DEFINE_integer(
-    'num_devices',
-    None,
-    'D, devices that hold them; must divide N [the most there are that do]. '
-    'On a CPU that many fake devices are made.',
-  )
-  flags.DEFINE_integer('batch_size', 32, 'Examples per replica and step.')
-  flags.DEFINE_enum(
-    'partition',
-    'shared',
-    PARTITIONS,
-    'Who gets which examples: a shared pool, disjoint shards, or shards with '
-    'label skew.',
-  )
-  flags.DEFINE_float(
-    'dirichlet_alpha', None, 'Skew of --partition=dirichlet; small is skewed.'
-  )
-  flags.DEFINE_bool(
-    'augment', False, 'Pad by 4 and crop at random, flip left to right.'
-  )
-  flags.DEFINE_float('learning_rate', 0.1, 'gamma, at the start.')
-  flags.DEFINE_list(
-    'learning_rate_drops', [], 'Epochs after which it is divided by 10.'
-  )
-  flags.DEFINE_float('momentum', 0.9, 'Of every replica; 0 for none.')
-  flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
-  flags.DEFINE_float('weight_decay', 0.0, 'Coupled L2, part of the gradient.')
-  flags.DEFINE_enum(
-    'dtype',
-    'float32',
-    list(DTYPES),
-    'Of the computation; parameters are float32 always.',
-  )
-  flags.DEFINE_integer('seed', 0, 'Of initial point, data order, augmentation.')
-  flags.DEFINE_float(
-    'num_epochs', 20, 'Length: passes over the data, all replicas together.'
-  )
-  flags.DEFINE_integer('num_steps', None, 'Length in steps, over num_epochs.')
 
 
 def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
@@ -224,6 +229,8 @@ def check(config: RunConfig) -> RunConfig:
     raise ValueError(f'--learning_rate must be > 0, got {config.learning_rate}')
   if not 0 <= config.momentum < 1:
     raise ValueError(f'--momentum must be in [0, 1), got {config.momentum}')
+  if config.options.get('buffers', 'keep') != 'keep' and not config.momentum:
+    raise ValueError('--buffers does nothing without --momentum')
   if config.nesterov and not config.momentum:
     raise ValueError('--nesterov does nothing without --momentum')
   return config

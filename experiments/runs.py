@@ -120,6 +120,10 @@ def prepare(
   params, model_state = jax.jit(task.init)(
     jax.random.key(config.seed, impl='threefry2x32'), example['image']
   )
+  if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
+    raise ValueError(
+      f'--batch_stats does nothing: --model={config.model} has none'
+    )
   return Experiment(
     config=config,
     mesh=mesh,
@@ -402,7 +406,10 @@ class _Log:
       'step': step,
       'epoch': self._experiment.epoch(step),
       **means,
-      'learning_rate': float(self._experiment.schedule(step - 1)),
+      # The shortest digits of the float32: 0.02, not 0.019999999552965164.
+      'learning_rate': float(
+        str(np.float32(self._experiment.schedule(step - 1)))
+      ),
       'rounds': int(self._account.rounds[step]),
       'bytes_sent': float(self._account.bytes_sent[step]),
       'bytes_by_tier': {

@@ -20,16 +20,8 @@ from prsgd_jax.datasets import load_dataset
 
 FLAGS = flags.FLAGS
 
-config.define_flags()
 flags.adopt_module_key_flags(config)
-flags.DEFINE_string(
-  'workdir', None, 'Where the run is written [runs/<time>-<what>].'
-)
 flags.DEFINE_bool('resume', False, 'Go on with the run in --workdir.')
-flags.DEFINE_integer('log_every', 50, 'Steps between records.')
-flags.DEFINE_integer('eval_every', 500, 'Steps between evaluations.')
-flags.DEFINE_integer('checkpoint_every', 500, 'Steps between checkpoints.')
-flags.DEFINE_bool('progress', True, 'Show a progress bar.')
 
 
 def main() -> None:
