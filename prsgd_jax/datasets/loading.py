@@ -1,0 +1,214 @@
+"""`load_dataset`: a prepared TFDS image dataset as NumPy arrays in memory.
+
+Decoding 60000 PNG images takes ten seconds and more, so what was read is kept
+beside the dataset: `<data_dir>/<name>/.prsgd_jax-<version>.npz`. That file is
+used only if it is whole (every array in it carries a checksum) and no file of
+the dataset was touched since (names, sizes, times). Delete it at any time.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import secrets
+import shlex
+from typing import NamedTuple
+import zipfile
+
+from absl import logging
+import numpy as np
+
+from prsgd_jax.datasets import preparing, storage
+from prsgd_jax.datasets.storage import DatasetError
+
+# Our name -> the name of the TFDS builder.
+_BUILDERS = {
+  'cifar10': 'cifar10',
+  'digits': 'optical_digits',
+  'fashion_mnist': 'fashion_mnist',
+  'mnist': 'mnist',
+}
+
+DATASETS = tuple(_BUILDERS)
+
+_CACHE_FORMAT = 1
+
+
+class Dataset(NamedTuple):
+  """Labelled images in memory.
+
+  Attributes:
+    name: One of `DATASETS`.
+    train: `{'image': uint8[n, h, w, c], 'label': int32[n]}`.
+    test: The same for the test split.
+    num_classes: Labels are in 0..num_classes - 1.
+  """
+
+  name: str
+  train: dict[str, np.ndarray]
+  test: dict[str, np.ndarray]
+  num_classes: int
+
+
+def load_dataset(
+  name: str, data_dir: str | os.PathLike[str] | None = None
+) -> Dataset:
+  """Reads a dataset from TFDS' data directory, without tensorflow or network.
+
+  `digits` is prepared when it is missing, in about a second; the others by
+  `experiments/prepare_data.py`. The order of the examples is that of the TFDS
+  directory.
+
+  Example:
+
+    dataset = load_dataset('digits')
+    dataset.train['image'].shape  # (1437, 8, 8, 1)
+
+  Args:
+    name: One of `DATASETS`.
+    data_dir: TFDS' data directory; by default `$TFDS_DATA_DIR`, or
+      `~/tensorflow_datasets`.
+
+  Returns:
+    Both splits, whole.
+
+  Raises:
+    DatasetError: The name is unknown, or the dataset is missing, half-prepared
+      or damaged; the message says what to run.
+  """
+  root = storage.resolve_data_dir(data_dir)
+  directory = find_dataset(name, root)
+  if directory is None and name == 'digits':
+    directory = prepare_digits(root)
+  if directory is None:
+    raise DatasetError(
+      f'{name} is not prepared in {root}; run: {prepare_command(name, root)}'
+    )
+  return _load(name, directory, root)
+
+
+def find_dataset(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
+  """Returns the prepared directory of a dataset, which may be damaged.
+
+  Raises:
+    DatasetError: The name is unknown, or `data_dir` cannot be listed.
+  """
+  if name not in _BUILDERS:
+    raise DatasetError(
+      f'dataset must be one of {", ".join(DATASETS)}, got {name!r}'
+    )
+  return storage.find_prepared(_BUILDERS[name], data_dir)
+
+
+def prepare_digits(data_dir: pathlib.Path) -> pathlib.Path:
+  """Makes the TFDS directory of `digits`; several processes may do so at once.
+
+  Raises:
+    DatasetError: It cannot be written, or a package is missing.
+  """
+  storage.import_tfds()
+  from prsgd_jax.datasets import optical_digits
+
+  return preparing.prepare(
+    optical_digits.OpticalDigits, optical_digits.digits_splits(), data_dir
+  )
+
+
+def prepare_command(name: str, data_dir: pathlib.Path) -> str:
+  """Returns what to type to prepare a dataset."""
+  return (
+    f'python experiments/prepare_data.py {shlex.quote(name)}'
+    f' --data_dir={shlex.quote(str(data_dir))}'
+  )
+
+
+def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
+  try:
+    cache = directory.parent / f'.prsgd_jax-{directory.name}.npz'
+    fingerprint = _fingerprint(directory)
+    dataset = _read_cache(cache, name, fingerprint)
+    if dataset is None:
+      splits, num_classes = storage.read_prepared(directory)
+      dataset = Dataset(name, splits['train'], splits['test'], num_classes)
+      # Files that changed meanwhile must not be filed under the new state.
+      if _fingerprint(directory) == fingerprint:
+        _write_cache(cache, dataset, fingerprint)
+  except storage.DamagedError as error:
+    raise DatasetError(
+      f'{name} in {directory} cannot be used: {error}; move that directory'
+      f' away and run: {prepare_command(name, root)}'
+    ) from error
+  except OSError as error:
+    raise DatasetError(
+      f'cannot read {directory}: {storage.one_line(error)}; pass a data_dir'
+      ' that can be read'
+    ) from error
+  return dataset
+
+
+def _fingerprint(directory: pathlib.Path) -> str:
+  """Returns what changes whenever a file of the dataset does."""
+  files = []
+  for path in sorted(directory.iterdir()):
+    stat = path.stat()
+    # The change time tells a file from another one copied over it with its
+    # modification time.
+    files.append([path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+  return json.dumps([_CACHE_FORMAT, files])
+
+
+def _read_cache(
+  path: pathlib.Path, name: str, fingerprint: str
+) -> Dataset | None:
+  """Returns the cached dataset, or None: absent, out of date, or damaged."""
+  try:
+    with np.load(path, allow_pickle=False) as cache:
+      if cache['fingerprint'].item() != fingerprint:
+        return None
+      # NumPy checks a member's CRC-32 only if its header, which may be what is
+      # damaged, makes it read that member to the end.
+      if bad := cache.zip.testzip():
+        raise zipfile.BadZipFile(f'bad CRC-32 for {bad}')
+      train, test = (
+        {key: cache[f'{split}_{key}'] for key in ('image', 'label')}
+        for split in storage.SPLITS
+      )
+      return Dataset(name, train, test, int(cache['num_classes']))
+  except FileNotFoundError:
+    return None
+  # NumPy, zipfile, zlib and struct raise nearly anything on damaged bytes.
+  except Exception as error:
+    logging.warning(
+      '%s is damaged (%s): reading the dataset itself',
+      path,
+      storage.one_line(error),
+    )
+    return None
+
+
+def _write_cache(
+  path: pathlib.Path, dataset: Dataset, fingerprint: str
+) -> None:
+  temporary = path.with_name(f'{path.name}.{secrets.token_hex(8)}')
+  try:
+    with temporary.open('xb') as file:
+      np.savez(
+        file,
+        fingerprint=np.array(fingerprint),
+        num_classes=np.array(dataset.num_classes),
+        train_image=dataset.train['image'],
+        train_label=dataset.train['label'],
+        test_image=dataset.test['image'],
+        test_label=dataset.test['label'],
+      )
+    os.replace(temporary, path)
+  except OSError as error:
+    logging.warning(
+      'cannot write %s (%s): %s will be decoded again next time',
+      path,
+      storage.one_line(error),
+      dataset.name,
+    )
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)

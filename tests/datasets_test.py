@@ -1,0 +1,471 @@
+"""Tests of prsgd_jax.datasets."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import numpy as np
+from sklearn import datasets as sklearn_datasets
+
+from prsgd_jax.datasets import (
+  DATASETS,
+  DatasetError,
+  load_dataset,
+  loading,
+  preparing,
+  stock_builders,
+  storage,
+)
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_TIMEOUT = 60  # seconds, for a process that hangs
+
+
+def make_splits(shape, sizes=(30, 12)):
+  """Random labelled images, by split."""
+  rng = np.random.RandomState(0)
+  return {
+    split: {
+      'image': rng.randint(0, 256, (n, *shape)).astype(np.uint8),
+      'label': rng.randint(0, 10, n).astype(np.int32),
+    }
+    for split, n in zip(('train', 'test'), sizes)
+  }
+
+
+def rows(split):
+  """The examples of a split, in an order that does not depend on TFDS."""
+  return sorted(
+    (int(y), x.tobytes()) for x, y in zip(split['image'], split['label'])
+  )
+
+
+def start_python(code, *args, **env):
+  """Starts Python on code, with the package importable."""
+  path = os.pathsep.join([env.pop('path', ''), str(_ROOT)]).strip(os.pathsep)
+  return subprocess.Popen(
+    [sys.executable, '-c', code, *args],
+    env={**os.environ, 'PYTHONPATH': path, **env},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def read_only(path, *args, **kwargs):
+  del args, kwargs
+  raise PermissionError(13, 'Permission denied', str(path))
+
+
+class DatasetsTestCase(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    directory = tempfile.TemporaryDirectory()
+    self.addCleanup(directory.cleanup)
+    self.data_dir = pathlib.Path(directory.name) / 'data'
+    # A call that would go to the network fails the test instead.
+    self.enter_context(
+      mock.patch.object(socket.socket, 'connect', side_effect=AssertionError)
+    )
+
+  def assert_fails(self, name, *fragments):
+    """Asserts that loading raises one line that holds all fragments."""
+    with self.assertRaises(DatasetError) as caught:
+      load_dataset(name, self.data_dir)
+    message = str(caught.exception)
+    self.assertNotIn('\n', message)
+    for fragment in fragments:
+      self.assertIn(fragment, message)
+
+  def assert_same(self, dataset, other):
+    for split in ('train', 'test'):
+      for key in ('image', 'label'):
+        np.testing.assert_array_equal(
+          getattr(dataset, split)[key], getattr(other, split)[key]
+        )
+    self.assertEqual(dataset.num_classes, other.num_classes)
+
+
+class DigitsTest(DatasetsTestCase):
+  def test_shapes_dtypes_and_values(self):
+    dataset = load_dataset('digits', self.data_dir)
+    for split, n in ((dataset.train, 1437), (dataset.test, 360)):
+      self.assertEqual(split['image'].shape, (n, 8, 8, 1))
+      self.assertEqual(split['image'].dtype, np.uint8)
+      self.assertEqual(split['image'].max(), 16)
+      self.assertEqual(split['label'].shape, (n,))
+      self.assertEqual(split['label'].dtype, np.int32)
+      self.assertEqual(set(split['label']), set(range(10)))
+    self.assertEqual(dataset.num_classes, 10)
+    self.assertEqual(dataset.name, 'digits')
+
+  def test_splits_partition_the_images_of_scikit_learn(self):
+    digits = sklearn_datasets.load_digits()
+    dataset = load_dataset('digits', self.data_dir)
+    expected = {
+      'image': digits.images.astype(np.uint8),
+      'label': digits.target,
+    }
+    self.assertEqual(
+      sorted(rows(dataset.train) + rows(dataset.test)), rows(expected)
+    )
+
+  def test_two_preparations_agree(self):
+    first = load_dataset('digits', self.data_dir)
+    self.assert_same(first, load_dataset('digits', self.data_dir / 'other'))
+
+  def test_a_second_load_agrees_and_reads_the_cache(self):
+    first = load_dataset('digits', self.data_dir)
+    with mock.patch.object(
+      storage, 'read_prepared', side_effect=AssertionError
+    ):
+      self.assert_same(first, load_dataset('digits', self.data_dir))
+
+  def test_default_data_dir_is_that_of_tfds(self):
+    with mock.patch.dict(os.environ, TFDS_DATA_DIR=str(self.data_dir)):
+      load_dataset('digits')
+    self.assertTrue((self.data_dir / 'optical_digits' / '1.0.0').is_dir())
+
+  def test_plain_tfds_reads_it(self):
+    load_dataset('digits', self.data_dir)
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source(
+      'optical_digits', split='test', data_dir=self.data_dir, download=False
+    )
+    self.assertLen(source, 360)
+    self.assertEqual(source[0]['image'].shape, (8, 8, 1))
+
+  def test_processes_at_once_all_succeed(self):
+    code = (
+      'import sys; from prsgd_jax.datasets import load_dataset;'
+      'print(load_dataset("digits", sys.argv[1]).train["label"].sum())'
+    )
+    processes = [start_python(code, str(self.data_dir)) for _ in range(3)]
+    done = [p.communicate(timeout=_TIMEOUT) for p in processes]
+    expected = load_dataset('digits', self.data_dir).train['label'].sum()
+    for process, (out, err) in zip(processes, done):
+      self.assertEqual(process.returncode, 0, err)
+      self.assertEqual(int(out), expected)
+    self.assertEqual(
+      sorted(os.listdir(self.data_dir)), ['.optical_digits.lock',
+                                          'optical_digits'],
+    )  # fmt: skip
+
+  def test_quiet_lazy_and_without_tensorflow(self):
+    # A tensorflow that cannot be imported without being noticed.
+    package = self.data_dir / 'path' / 'tensorflow'
+    package.mkdir(parents=True)
+    (package / '__init__.py').write_text('raise SystemExit("tensorflow!")')
+    code = (
+      'import sys; from prsgd_jax.datasets import load_dataset;'
+      'assert "tensorflow_datasets" not in sys.modules;'
+      'load_dataset("digits", sys.argv[1]);'
+      'assert "tensorflow" not in sys.modules'
+    )
+    process = start_python(code, str(self.data_dir), path=str(package.parent))
+    out, err = process.communicate(timeout=_TIMEOUT)
+    self.assertEqual((process.returncode, out, err), (0, '', ''))
+
+  def test_an_interrupted_preparation_does_no_harm(self):
+    with (
+      mock.patch.object(os, 'rename', side_effect=KeyboardInterrupt),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      load_dataset('digits', self.data_dir)
+    self.assertEqual(os.listdir(self.data_dir), ['.optical_digits.lock'])
+    # What a killed one leaves, of ours and of TFDS.
+    stale = self.data_dir / '.optical_digits-staging-killed' / 'x'
+    stale.mkdir(parents=True)
+    incomplete = self.data_dir / 'optical_digits' / 'incomplete.AB_1.0.0'
+    incomplete.mkdir(parents=True)
+    load_dataset('digits', self.data_dir)
+    self.assertFalse(stale.exists())
+
+  def test_a_data_dir_that_cannot_be_written_is_one_line(self):
+    with mock.patch.object(pathlib.Path, 'mkdir', read_only):
+      self.assert_fails(
+        'digits', 'cannot write to', 'Permission denied', 'pass a data_dir'
+      )
+    read_only_system = OSError(30, 'Read-only file system')
+    with mock.patch.object(
+      tempfile, 'TemporaryFile', side_effect=read_only_system
+    ):
+      self.assert_fails('digits', 'cannot write to', 'Read-only file system')
+    shutil.rmtree(self.data_dir)
+    self.data_dir.write_text('a file')
+    self.assert_fails('digits', f'cannot write to {self.data_dir}: it is')
+
+  def test_user_logging_is_left_alone(self):
+    from absl import logging
+
+    logger = logging.get_absl_logger()
+    before = (logger.level, list(logger.filters), logging.get_verbosity())
+    load_dataset('digits', self.data_dir)
+    after = (logger.level, list(logger.filters), logging.get_verbosity())
+    self.assertEqual(before, after)
+
+
+class StockTest(DatasetsTestCase):
+  """Small datasets with the names, features and format of the stock ones."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    directory = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(directory.cleanup)
+    cls.master = pathlib.Path(directory.name)
+    cls.splits = make_splits((28, 28, 1))
+    builder = stock_builders.make_builder('mnist', cls.splits)
+    preparing.prepare(builder, cls.splits, cls.master)
+
+  def setUp(self):
+    super().setUp()
+    shutil.copytree(self.master, self.data_dir)
+    self.directory = self.data_dir / 'mnist' / '3.0.1'
+    self.train_file = next(self.directory.glob('*train*'))
+
+  def edit_json(self, name, old, new):
+    path = self.directory / name
+    text = path.read_text()
+    self.assertIn(old, text)
+    path.write_text(text.replace(old, new))
+
+  def test_arrays_are_those_that_were_written(self):
+    dataset = load_dataset('mnist', self.data_dir)
+    for split in ('train', 'test'):
+      arrays = getattr(dataset, split)
+      self.assertEqual(arrays['image'].dtype, np.uint8)
+      self.assertEqual(arrays['label'].dtype, np.int32)
+      self.assertEqual(rows(arrays), rows(self.splits[split]))
+    self.assertEqual(dataset.num_classes, 10)
+
+  def test_colour_channels_keep_their_order(self):
+    splits = make_splits((32, 32, 3))
+    builder = stock_builders.make_builder('cifar10', splits)
+    preparing.prepare(builder, splits, self.data_dir)
+    dataset = load_dataset('cifar10', self.data_dir)
+    self.assertEqual(rows(dataset.train), rows(splits['train']))
+
+  def test_the_newest_version_is_read(self):
+    (self.data_dir / 'mnist' / '3.0.0').mkdir()
+    (self.data_dir / 'mnist' / '1.10.0').mkdir()
+    self.assertLen(load_dataset('mnist', self.data_dir).test['label'], 12)
+
+  def test_an_unknown_name_lists_the_known_ones(self):
+    self.assert_fails('imagenet', "got 'imagenet'", *DATASETS)
+
+  @parameterized.parameters('cifar10', 'fashion_mnist')
+  def test_a_missing_dataset_says_what_to_run(self, name):
+    self.assert_fails(
+      name,
+      f'{name} is not prepared in {self.data_dir}; run: python'
+      f' experiments/prepare_data.py {name} --data_dir={self.data_dir}',
+    )
+
+  def test_the_command_quotes_the_directory(self):
+    self.data_dir = self.data_dir / 'a b'
+    self.assert_fails('mnist', f"--data_dir='{self.data_dir}'")
+
+  def test_leftovers_of_an_interrupted_preparation_are_not_a_dataset(self):
+    os.rename(self.directory, self.directory.parent / 'incomplete.AB_3.0.1')
+    self.assert_fails('mnist', 'is not prepared', 'prepare_data.py mnist')
+
+  def test_a_url_is_not_a_data_dir(self):
+    with self.assertRaisesRegex(DatasetError, 'local directory, got gs://x'):
+      load_dataset('digits', 'gs://x')
+
+  def assert_unusable(self, reason):
+    self.assert_fails(
+      'mnist',
+      str(self.directory),
+      reason,
+      'move that directory away',
+      f'prepare_data.py mnist --data_dir={self.data_dir}',
+    )
+
+  @parameterized.parameters('dataset_info.json', 'features.json')
+  def test_missing_metadata(self, name):
+    (self.directory / name).unlink()
+    self.assert_unusable(f'it has no {name}')
+
+  @parameterized.parameters('dataset_info.json', 'features.json')
+  def test_broken_metadata(self, name):
+    path = self.directory / name
+    path.write_text(path.read_text()[:100])
+    self.assert_unusable('cannot be used')
+
+  @parameterized.parameters(False, True)
+  def test_a_missing_record_file(self, cached):
+    if cached:
+      load_dataset('mnist', self.data_dir)
+    self.train_file.unlink()
+    self.assert_unusable(f'it lacks {self.train_file.name}')
+
+  @parameterized.parameters(0, 1, 100, 40000)
+  def test_a_truncated_record_file(self, size):
+    load_dataset('mnist', self.data_dir)  # the cache must not hide it
+    self.assertLess(size, self.train_file.stat().st_size)
+    os.truncate(self.train_file, size)
+    self.assert_unusable('cannot be used')
+
+  def test_flipped_bits_never_change_the_arrays(self):
+    first = load_dataset('mnist', self.data_dir)
+    good = self.train_file.read_bytes()
+    failures = 0
+    for position in range(0, len(good), len(good) // 40):
+      bad = bytearray(good)
+      bad[position] ^= 8
+      self.train_file.write_bytes(bad)
+      try:
+        self.assert_same(first, load_dataset('mnist', self.data_dir))
+      except DatasetError as error:
+        self.assertIn('move that directory away', str(error))
+        failures += 1
+    self.assertGreater(failures, 0)  # the rest hit padding
+
+  @parameterized.named_parameters(
+    ('empty_split', '"30"', '"0"', 'its split train is empty'),
+    ('fewer_examples', '"30"', '"20"', 'has 30 examples, the metadata says 20'),
+    ('more_examples', '"30"', '"40"', 'has 30 examples, the metadata says 40'),
+    ('no_split', '"train"', '"other"', 'it has no split train'),
+    ('format', 'array_record', 'tfrecord', 'file format is tfrecord'),
+  )
+  def test_metadata_that_promises_something_else(self, old, new, reason):
+    self.edit_json('dataset_info.json', old, new)
+    self.assert_unusable(reason)
+
+  @parameterized.named_parameters(
+    ('shape', '"28"', '"26"', 'its images are uint8[30, 28, 28, 1]'),
+    ('names', '"label"', '"klass"', "it holds ['image', 'klass']"),
+  )
+  def test_features_that_are_others(self, old, new, reason):
+    self.edit_json('features.json', old, new)
+    self.assert_unusable(reason)
+
+  def test_an_existing_dataset_is_never_overwritten(self):
+    self.train_file.unlink()
+    before = sorted(os.listdir(self.directory))
+    builder = stock_builders.make_builder('mnist', self.splits)
+    preparing.prepare(builder, self.splits, self.data_dir)
+    self.assertEqual(sorted(os.listdir(self.directory)), before)
+
+  def test_what_does_not_read_back_is_not_put_in_place(self):
+    shutil.rmtree(self.directory)
+    builder = stock_builders.make_builder('mnist', self.splits)
+    other = make_splits((28, 28, 1), sizes=(30, 13))
+    with self.assertRaisesRegex(DatasetError, 'reads back differently'):
+      preparing.prepare(builder, other, self.data_dir)
+    self.assertIsNone(storage.find_prepared('mnist', self.data_dir))
+
+
+class CacheTest(DatasetsTestCase):
+  """The file beside a dataset that holds what was read."""
+
+  def setUp(self):
+    super().setUp()
+    self.first = load_dataset('digits', self.data_dir)
+    self.directory = self.data_dir / 'optical_digits' / '1.0.0'
+    self.cache = self.directory.parent / '.prsgd_jax-1.0.0.npz'
+
+  def load_counting(self):
+    """Loads, and returns the dataset and whether the dataset was decoded."""
+    with mock.patch.object(
+      storage, 'read_prepared', side_effect=storage.read_prepared
+    ) as read:
+      dataset = load_dataset('digits', self.data_dir)
+    return dataset, read.called
+
+  def test_flipped_bits_never_change_the_arrays(self):
+    good = self.cache.read_bytes()
+    stored = (
+      {'train': self.first.train, 'test': self.first.test},
+      self.first.num_classes,
+    )
+    # The headers of the members and of the archive, and all over the arrays.
+    starts = [i for i in range(len(good)) if good[i : i + 2] == b'PK']
+    starts += [i for i in range(len(good)) if good[i : i + 6] == b'\x93NUMPY']
+    near = {i + j for i in starts for j in range(0, 130, 3)}
+    positions = sorted(near | set(range(0, len(good), len(good) // 50)))
+    with (
+      mock.patch.object(storage, 'read_prepared', return_value=stored),
+      mock.patch.object(loading, '_write_cache'),
+      mock.patch.object(loading.logging, 'warning'),
+    ):
+      for i in positions:
+        if i < len(good):
+          bad = bytearray(good)
+          bad[i] ^= 4
+          self.cache.write_bytes(bad)
+          self.assert_same(self.first, load_dataset('digits', self.data_dir))
+
+  @parameterized.parameters(0, 10, 5000)
+  def test_a_truncated_cache_is_replaced(self, size):
+    os.truncate(self.cache, size)
+    with self.assertLogs('absl', 'WARNING'):
+      dataset, decoded = self.load_counting()
+    self.assert_same(self.first, dataset)
+    self.assertTrue(decoded)
+    self.assertFalse(self.load_counting()[1])
+
+  def test_touching_a_file_of_the_dataset_outdates_it(self):
+    for path in sorted(self.directory.iterdir()):
+      os.utime(path, ns=(1, 1))
+      self.assertTrue(self.load_counting()[1], path)
+      self.assertFalse(self.load_counting()[1], path)
+
+  def test_a_file_copied_over_with_its_times_outdates_it(self):
+    path = next(self.directory.glob('*train*'))
+    copy = self.data_dir / 'copy'
+    shutil.copy2(path, copy)
+    os.replace(copy, path)
+    self.assertTrue(self.load_counting()[1])
+
+  def test_it_may_be_deleted(self):
+    self.cache.unlink()
+    dataset, decoded = self.load_counting()
+    self.assert_same(self.first, dataset)
+    self.assertTrue(decoded)
+
+  def test_it_is_readable_by_whoever_the_umask_allows(self):
+    umask = os.umask(0)
+    os.umask(umask)
+    self.assertEqual(self.cache.stat().st_mode & 0o777, 0o666 & ~umask)
+
+  @parameterized.parameters('open', 'replace')
+  def test_loading_works_where_it_cannot_be_written(self, what):
+    self.cache.unlink()
+    module = os if what == 'replace' else pathlib.Path
+    real = pathlib.Path.open
+    fail = (
+      read_only
+      if what == 'replace'
+      else lambda path, mode='r', **kw: (
+        read_only(path) if 'x' in mode else real(path, mode, **kw)
+      )
+    )
+    with (
+      mock.patch.object(module, what, fail),
+      self.assertLogs('absl', 'WARNING') as logs,
+    ):
+      dataset = load_dataset('digits', self.data_dir)
+    self.assert_same(self.first, dataset)
+    self.assertIn('cannot write', logs.output[0])
+    self.assertEqual(os.listdir(self.directory.parent), ['1.0.0'])
+
+  def test_it_holds_no_pickle(self):
+    with np.load(self.cache, allow_pickle=False) as cache:
+      self.assertEqual(
+        json.loads(cache['fingerprint'].item())[0], loading._CACHE_FORMAT
+      )
+
+
+if __name__ == '__main__':
+  absltest.main()
