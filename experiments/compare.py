@@ -19,7 +19,7 @@ from absl import flags
 import matplotlib
 from matplotlib import pyplot as plt
 
-from experiments import cli, config, runs
+from experiments import cli, config, records, runs
 from prsgd_jax.checkpoints import CheckpointError
 from prsgd_jax.datasets import Dataset, load_dataset
 
@@ -42,16 +42,18 @@ def main() -> None:
     run_configs = _run_configs()
     cli.make_fake_devices(FLAGS.num_devices)
     dataset = load_dataset(run_configs[0].dataset, FLAGS.data_dir)
+    for run_config in run_configs:  # before the first one runs
+      config.build_plan(run_config, len(dataset.train['label']))
   workdir = pathlib.Path(FLAGS.workdir)
   print(f'{len(run_configs)} runs, written to {workdir}')
-  summaries, records = [], []
+  summaries, histories = [], []
   for run_config in run_configs:
     run_dir = workdir / run_config.label().replace(' ', '-').replace('=', '')
     summaries.append(_run(run_config, dataset, run_dir, intervals))
-    records.append(runs.read_records(run_dir))
+    histories.append(records.read_records(run_dir))
   table = format_table(summaries)
   (workdir / 'comparison.md').write_text(table)
-  draw([s['label'] for s in summaries], records, workdir / 'comparison.png')
+  draw([s['label'] for s in summaries], histories, workdir / 'comparison.png')
   print(f'\n{table}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')
@@ -89,7 +91,10 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
         f'--run={text}: expected option=value with an option of '
         f'{", ".join(config.OPTIONS)}, got {pair!r}'
       )
-    options[name] = FLAGS[name].parser.parse(value)
+    try:
+      options[name] = FLAGS[name].parser.parse(value)
+    except ValueError as error:
+      raise ValueError(f'--run={text}: {name}: {error}') from None
   changed = dataclasses.replace(common, algorithm=algorithm, options=options)
   return config.check(changed)
 
@@ -99,23 +104,23 @@ def _run(
   dataset: Dataset,
   run_dir: pathlib.Path,
   intervals: runs.Intervals,
-) -> runs.Record:
+) -> records.Record:
   """The summary of a run, which is done now or was before."""
   num_examples = len(dataset.train['label'])
   num_steps = config.total_steps(run_config, num_examples)
   with cli.one_line_errors(ValueError):
-    runs.check_workdir(run_dir, run_config, resume=True)
-    summary = runs.read_summary(run_dir)
+    records.check_workdir(run_dir, run_config, resume=True)
+    summary = records.read_summary(run_dir)
     if summary is not None and summary['step'] == num_steps:
       print(f'{run_config.label()}: done before, read from {run_dir}')
       return summary
     experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
-    runs.open_workdir(run_dir, run_config, resume=True)
+    records.open_workdir(run_dir, run_config, resume=True)
   with cli.one_line_errors(CheckpointError, runs.NonFinite):
     return runs.execute(experiment, run_dir, intervals, progress=FLAGS.progress)
 
 
-def format_table(summaries: Sequence[runs.Record]) -> str:
+def format_table(summaries: Sequence[records.Record]) -> str:
   """A markdown table, one row per run."""
   head = (
     '| algorithm | steps | train loss | test loss | test accuracy | rounds '
@@ -124,7 +129,7 @@ def format_table(summaries: Sequence[runs.Record]) -> str:
   rows = [
     f'| {s["label"]} | {s["step"]} | {s["loss"]:.4f} | {s["test_loss"]:.4f} '
     f'| {s["test_accuracy"]:.2%} | {s["rounds"]} '
-    f'| {runs.format_bytes(s["bytes_sent"])} |\n'
+    f'| {records.format_bytes(s["bytes_sent"])} |\n'
     for s in summaries
   ]
   return head + ''.join(rows)
@@ -132,7 +137,7 @@ def format_table(summaries: Sequence[runs.Record]) -> str:
 
 def draw(
   labels: Sequence[str],
-  records: Sequence[Sequence[runs.Record]],
+  histories: Sequence[Sequence[records.Record]],
   path: pathlib.Path,
 ) -> None:
   """Loss and accuracy, against steps and against bytes."""
@@ -144,8 +149,8 @@ def draw(
   )
   for row, (measure, title, scale) in zip(axes, measures, strict=True):
     for axis, against in zip(row, ('step', 'bytes_sent'), strict=True):
-      for label, run_records in zip(labels, records, strict=True):
-        shown = [r for r in run_records if measure in r]
+      for label, history in zip(labels, histories, strict=True):
+        shown = [r for r in history if measure in r]
         x = [
           r[against] / (2**20 if against == 'bytes_sent' else 1) for r in shown
         ]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 import inspect
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from flax import linen as nn
@@ -258,14 +258,22 @@ def build_schedule(config: RunConfig, num_examples: int) -> optax.Schedule:
   return optax.piecewise_constant_schedule(config.learning_rate, drops)
 
 
-def build_algorithm(
-  config: RunConfig, schedule: optax.Schedule, num_steps: int
-) -> pr.ReplicaTransformation:
-  """The chain that the flags name.
+class Plan(NamedTuple):
+  """The chain that the flags name, its learning rate, and its length."""
+
+  algorithm: pr.ReplicaTransformation
+  schedule: optax.Schedule
+  num_steps: int
+
+
+def build_plan(config: RunConfig, num_examples: int) -> Plan:
+  """Builds what does not depend on the data but for its size.
 
   Raises:
     ValueError: from the algorithm's factory.
   """
+  num_steps = total_steps(config, num_examples)
+  schedule = build_schedule(config, num_examples)
   tx = optax.sgd(schedule, config.momentum or None, config.nesterov)
   options = dict(config.options)
   buffers = options.pop('buffers', 'keep')
@@ -282,7 +290,7 @@ def build_algorithm(
     options['mixing'] = _choose('mixing', MIXINGS, options['mixing'])()
   if 'num_steps' in _keywords(config.algorithm):
     options['num_steps'] = num_steps
-  return ALGORITHMS[config.algorithm](tx, **options)
+  return Plan(ALGORITHMS[config.algorithm](tx, **options), schedule, num_steps)
 
 
 def build_model(config: RunConfig, num_classes: int) -> nn.Module:

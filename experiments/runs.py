@@ -1,14 +1,6 @@
-"""One run: from its config to a directory that tells all of it.
-
-The directory holds `config.json`, `metrics.jsonl` (a record every `log_every`
-steps), `tensorboard/`, `checkpoints/` and, when the run is done,
-`summary.json`.
-"""
+"""One run: the objects that a config names, and the loop over them."""
 
 from collections.abc import Callable, Iterator
-import dataclasses
-import json
-import math
 import os
 import pathlib
 import time
@@ -17,11 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import tensorboardX
-import tqdm
 
 from experiments import config as configs
+from experiments import records
 import prsgd_jax as pr
 from prsgd_jax import augmentation, checkpoints, input_pipeline
 from prsgd_jax.classification import classifier
@@ -30,10 +20,6 @@ from prsgd_jax.datasets import Dataset
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
 EVAL_BATCH = 500
-CONFIG = 'config.json'
-SUMMARY = 'summary.json'
-
-Record = dict[str, Any]
 
 
 class NonFinite(ValueError):
@@ -70,15 +56,13 @@ class Experiment(NamedTuple):
 
   config: configs.RunConfig
   mesh: pr.ReplicaMesh
-  algorithm: pr.ReplicaTransformation
-  schedule: optax.Schedule
+  plan: configs.Plan
   state: pr.TrainState
   train_steps: Callable[..., Any]
   evaluate: Callable[..., dict[str, float]]
   data: Any
   test_data: Any
   num_examples: int
-  num_steps: int
 
   def epoch(self, step: int) -> float:
     """Passes over the data after so many steps, all replicas together."""
@@ -95,9 +79,7 @@ def prepare(
     ValueError: if they do not fit together; the message says what to change.
   """
   num_examples = len(dataset.train['label'])
-  num_steps = configs.total_steps(config, num_examples)
-  schedule = configs.build_schedule(config, num_examples)
-  algorithm = configs.build_algorithm(config, schedule, num_steps)
+  plan = configs.build_plan(config, num_examples)
   sampler = configs.build_sampler(config, dataset)
   mesh = pr.ReplicaMesh(config.num_replicas, num_devices)
   model = configs.build_model(config, dataset.num_classes)
@@ -127,75 +109,23 @@ def prepare(
   return Experiment(
     config=config,
     mesh=mesh,
-    algorithm=algorithm,
-    schedule=schedule,
+    plan=plan,
     state=pr.create_train_state(
-      mesh, algorithm, params, model_state, seed=config.seed
+      mesh, plan.algorithm, params, model_state, seed=config.seed
     ),
     train_steps=pr.make_resident_train_steps(
       mesh,
-      algorithm,
+      plan.algorithm,
       task.loss_fn,
       input_pipeline.make_batch_fn(sampler, transform),
     ),
     evaluate=pr.make_evaluate(
-      mesh, algorithm, lambda p, s, b: task.eval_fn(p, s, normalised(b))
+      mesh, plan.algorithm, lambda p, s, b: task.eval_fn(p, s, normalised(b))
     ),
     data=mesh.replicate(dataset.train),
     test_data=pr.shard_examples(mesh, dataset.test, EVAL_BATCH),
     num_examples=num_examples,
-    num_steps=num_steps,
   )
-
-
-def check_workdir(
-  workdir: pathlib.Path, config: configs.RunConfig, *, resume: bool
-) -> None:
-  """Looks whether a run may be written here.
-
-  Raises:
-    ValueError: if there is a run and `resume` is not given, or the run is
-      another, or there is something else.
-  """
-  path = workdir / CONFIG
-  if not path.exists():
-    if workdir.exists() and not workdir.is_dir():
-      raise ValueError(f'{workdir} is a file; pass another --workdir')
-    if workdir.is_dir() and any(workdir.iterdir()):
-      raise ValueError(
-        f'{workdir} is not empty and holds no run; pass another --workdir'
-      )
-    return
-  if not resume:
-    raise ValueError(
-      f'{workdir} holds a run; pass --resume to go on with it, or another '
-      '--workdir'
-    )
-  saved = json.loads(path.read_text())['description']
-  this = json.loads(json.dumps(config.description()))
-  for name in sorted({*saved, *this}):
-    if saved.get(name) != this.get(name):
-      raise ValueError(
-        f'{workdir} holds a run with {name}={saved.get(name)!r}, this one has '
-        f'{this.get(name)!r}; pass another --workdir'
-      )
-
-
-def open_workdir(
-  workdir: pathlib.Path, config: configs.RunConfig, *, resume: bool
-) -> None:
-  """Makes the directory of a run, or finds the one to go on with.
-
-  Raises:
-    ValueError: as `check_workdir`.
-  """
-  check_workdir(workdir, config, resume=resume)
-  workdir.mkdir(parents=True, exist_ok=True)
-  whole = {
-    'description': config.description(),
-    'config': dataclasses.asdict(config),
-  }
-  _write(workdir / CONFIG, json.dumps(whole, indent=1) + '\n')
 
 
 def execute(
@@ -204,11 +134,17 @@ def execute(
   intervals: Intervals,
   *,
   progress: bool = True,
-) -> Record:
+) -> records.Record:
   """Runs an experiment to its end, from its newest checkpoint if it has one.
 
+  Args:
+    experiment: as `prepare` made it; its state is used up.
+    workdir: as `records.open_workdir` made it.
+    intervals: between records, evaluations and checkpoints.
+    progress: whether to show a progress bar.
+
   Returns:
-    The summary, which is also in `summary.json`.
+    The summary, which is also in the directory.
 
   Raises:
     NonFinite: if the loss is; the last good checkpoint stays.
@@ -216,50 +152,97 @@ def execute(
   """
   intervals.check()
   state, start = _restore(experiment, workdir)
-  summary = read_summary(workdir)
-  if start == experiment.num_steps and summary is not None:
-    return summary
-  log = _Log(experiment, workdir, start, progress)
+  done_before = records.read_summary(workdir)
+  if start == experiment.plan.num_steps and done_before is not None:
+    return done_before
+  account = pr.account(
+    experiment.plan.algorithm,
+    pr.replica_shapes(state),
+    experiment.mesh.num_replicas,
+    experiment.plan.num_steps,
+  )
+  log = records.Log(
+    workdir,
+    label=experiment.config.label(),
+    start=start,
+    num_steps=experiment.plan.num_steps,
+    progress=progress,
+  )
   clock = _Clock(time.monotonic())
+  means = _Means()
+  record: records.Record = {}
   pending: tuple[int, Any] | None = None
-  for first, stop in _dispatches(start, experiment.num_steps, intervals):
+
+  def take(first: int, metrics: Any) -> None:
+    host = jax.tree.map(np.asarray, metrics)
+    _check_loss(workdir, first, host)
+    means.add(host)
+    log.advance(host['loss'].shape[1])
+
+  for first, stop in _dispatches(start, experiment.plan.num_steps, intervals):
     state, metrics = experiment.train_steps(
       state, experiment.data, stop - first
     )
     if clock.first_steps is None:
       jax.block_until_ready(metrics)
       clock = clock._replace(first_steps=time.monotonic(), counted_from=stop)
-    # While the devices work on this dispatch, the one before is written down.
+    # While the devices work on this dispatch, the one before is looked at.
     if pending is not None:
-      log.add(*pending)
+      take(*pending)
     pending = (first, metrics)
-    done = stop == experiment.num_steps
+    done = stop == experiment.plan.num_steps
     if done or stop % intervals.log_every == 0:
-      log.add(*pending)
+      take(*pending)
       pending = None
-      measured: dict[str, float] = {}
+      record = {
+        'step': stop,
+        'epoch': experiment.epoch(stop),
+        **means.pop(),
+        **_spent(experiment, account, stop),
+      }
       if done or stop % intervals.eval_every == 0:
-        measured = _measure(experiment, state)
-      log.write(stop, measured)
+        record |= _measure(experiment, state)
+      log.write(record)
     if done or stop % intervals.checkpoint_every == 0:
       _save(experiment, workdir, state)
   log.close()
   return _summarise(experiment, workdir, clock)
 
 
-def read_summary(workdir: pathlib.Path) -> Record | None:
-  """The summary of a run that was done, None if there is none."""
-  path = workdir / SUMMARY
-  return json.loads(path.read_text()) if path.exists() else None
+class _Means:
+  """Means of the metrics over the steps and replicas that were active."""
+
+  def __init__(self) -> None:
+    self._sums: dict[str, float] = {}
+
+  def add(self, metrics: dict[str, np.ndarray]) -> None:
+    """Adds `[D, steps, V]` values, weighted by `active`."""
+    for name, value in metrics.items():
+      weighted = value if name == 'active' else value * metrics['active']
+      total = self._sums.get(name, 0.0) + float(weighted.sum(dtype=np.float64))
+      self._sums[name] = total
+
+  def pop(self) -> dict[str, float]:
+    """The means since the last call."""
+    sums, self._sums = self._sums, {}
+    active = sums.pop('active')
+    return {name: value / active for name, value in sums.items()}
 
 
-def read_records(workdir: pathlib.Path) -> list[Record]:
-  """The records of a run; a last line that was cut off is left out."""
-  path = workdir / 'metrics.jsonl'
-  if not path.exists():
-    return []
-  lines = path.read_text().split('\n')[:-1]
-  return [json.loads(line) for line in lines]
+def _spent(
+  experiment: Experiment, account: pr.Account, step: int
+) -> records.Record:
+  """The learning rate, and what was communicated, after so many steps."""
+  learning_rate = np.float32(experiment.plan.schedule(step - 1))
+  return {
+    # The shortest digits of the float32: 0.02, not 0.019999999552965164.
+    'learning_rate': float(str(learning_rate)),
+    'rounds': int(account.rounds[step]),
+    'bytes_sent': float(account.bytes_sent[step]),
+    'bytes_by_tier': {
+      tier: float(sent[step]) for tier, sent in account.bytes_by_tier.items()
+    },
+  }
 
 
 def _dispatches(
@@ -280,7 +263,7 @@ def _dispatches(
 def _restore(
   experiment: Experiment, workdir: pathlib.Path
 ) -> tuple[pr.TrainState, int]:
-  directory = workdir / 'checkpoints'
+  directory = workdir / records.CHECKPOINTS
   if checkpoints.latest_step(directory) is None:
     return experiment.state, 0
   state = checkpoints.restore(
@@ -297,10 +280,10 @@ def _save(
 ) -> None:
   """Saves a state whose parameters are all finite."""
   finite = experiment.mesh.gather(_finite_replicas(state.params))
-  step = int(state.step[0])
   if not finite.all():
-    raise _non_finite(workdir, 'parameters are not finite', step - 1, finite)
-  directory = workdir / 'checkpoints'
+    step = int(state.step[0]) - 1
+    raise _non_finite(workdir, 'parameters are', step, finite)
+  directory = workdir / records.CHECKPOINTS
   checkpoints.save(
     directory, experiment.mesh, state, experiment.config.description()
   )
@@ -316,6 +299,33 @@ def _finite_replicas(params: Any) -> jax.Array:
   return jnp.stack(per_leaf).all(axis=0)
 
 
+def _check_loss(
+  workdir: pathlib.Path, first: int, metrics: dict[str, np.ndarray]
+) -> None:
+  """Raises NonFinite at the first step at which an active replica's loss is."""
+  finite = np.isfinite(metrics['loss']) | (metrics['active'] == 0)
+  by_step = np.moveaxis(finite, 1, 0).reshape((finite.shape[1], -1))
+  if not by_step.all():
+    i = int(np.argmin(by_step.all(axis=1)))
+    raise _non_finite(workdir, 'loss is', first + i, by_step[i])
+
+
+def _non_finite(
+  workdir: pathlib.Path, what: str, step: int, finite: np.ndarray
+) -> NonFinite:
+  directory = workdir / records.CHECKPOINTS
+  kept = checkpoints.latest_step(directory)
+  saved = (
+    'there is no checkpoint yet'
+    if kept is None
+    else f'the last good checkpoint is {directory / str(kept)}'
+  )
+  return NonFinite(
+    f'the {what} not finite at step {step} on replica '
+    f'{int(np.argmin(finite))}; try a lower --learning_rate; {saved}'
+  )
+
+
 def _measure(experiment: Experiment, state: pr.TrainState) -> dict[str, float]:
   means = experiment.evaluate(state, experiment.test_data)
   return {
@@ -325,121 +335,12 @@ def _measure(experiment: Experiment, state: pr.TrainState) -> dict[str, float]:
   }
 
 
-def _non_finite(
-  workdir: pathlib.Path, what: str, step: int, finite: np.ndarray
-) -> NonFinite:
-  kept = checkpoints.latest_step(workdir / 'checkpoints')
-  saved = (
-    'there is no checkpoint yet'
-    if kept is None
-    else f'the last good checkpoint is {workdir / "checkpoints" / str(kept)}'
-  )
-  return NonFinite(
-    f'the {what} at step {step} on replica {int(np.argmin(finite))}; '
-    f'try a lower --learning_rate; {saved}'
-  )
-
-
-class _Log:
-  """Writes the records of a run to its directory and to the display."""
-
-  def __init__(
-    self,
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    start: int,
-    progress: bool,
-  ):
-    self._experiment = experiment
-    self._workdir = workdir
-    self._account = pr.account(
-      experiment.algorithm,
-      pr.replica_shapes(experiment.state),
-      experiment.mesh.num_replicas,
-      experiment.num_steps,
-    )
-    kept = [r for r in read_records(workdir) if r['step'] <= start]
-    lines = ''.join(json.dumps(record) + '\n' for record in kept)
-    _write(workdir / 'metrics.jsonl', lines)
-    self._file = open(workdir / 'metrics.jsonl', 'a')  # noqa: SIM115
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start + 1
-    )
-    self._sums: dict[str, float] = {}
-    self._seconds = kept[-1]['seconds'] if kept else 0.0
-    self._clock = time.monotonic()
-    self._bar = tqdm.tqdm(
-      total=experiment.num_steps,
-      initial=start,
-      unit='step',
-      desc=experiment.config.label(),
-      disable=not progress,
-    )
-
-  def add(self, first: int, metrics: Any) -> None:
-    """Adds a dispatch's metrics; the first not finite one ends the run."""
-    host = {k: np.asarray(v) for k, v in metrics.items()}
-    active = host.pop('active')
-    finite = np.isfinite(host['loss']) | (active == 0)
-    for i in range(active.shape[1]):
-      if not finite[:, i].all():
-        per_replica = finite[:, i].reshape(-1)
-        raise _non_finite(
-          self._workdir, 'loss is not finite', first + i, per_replica
-        )
-    self._count('active', active.sum())
-    for name, value in host.items():
-      self._count(name, (value * active).sum())
-    self._bar.update(active.shape[1])
-
-  def _count(self, name: str, value: float) -> None:
-    self._sums[name] = self._sums.get(name, 0.0) + float(value)
-
-  def write(self, step: int, measured: dict[str, float]) -> None:
-    """Writes the record of the steps since the last one."""
-    active = self._sums.pop('active')
-    means = {name: value / active for name, value in self._sums.items()}
-    self._sums = {}
-    now = time.monotonic()
-    self._seconds, self._clock = self._seconds + now - self._clock, now
-    record = {
-      'step': step,
-      'epoch': self._experiment.epoch(step),
-      **means,
-      # The shortest digits of the float32: 0.02, not 0.019999999552965164.
-      'learning_rate': float(
-        str(np.float32(self._experiment.schedule(step - 1)))
-      ),
-      'rounds': int(self._account.rounds[step]),
-      'bytes_sent': float(self._account.bytes_sent[step]),
-      'bytes_by_tier': {
-        tier: float(sent[step])
-        for tier, sent in self._account.bytes_by_tier.items()
-      },
-      'seconds': self._seconds,
-      **measured,
-    }
-    self._file.write(json.dumps(record) + '\n')
-    self._file.flush()
-    for name, value in record.items():
-      if isinstance(value, float | int):
-        self._tensorboard.add_scalar(name, value, step)
-    shown = {'loss': f'{means["loss"]:.4f}', 'rounds': record['rounds']}
-    self._bar.set_postfix(shown, refresh=False)
-
-  def close(self) -> None:
-    """Ends the display and the files."""
-    self._bar.close()
-    self._file.close()
-    self._tensorboard.close()
-
-
 def _summarise(
   experiment: Experiment, workdir: pathlib.Path, clock: _Clock
-) -> Record:
+) -> records.Record:
   summary = {
     'label': experiment.config.label(),
-    **read_records(workdir)[-1],
+    **records.read_records(workdir)[-1],
     'steps_per_second': None,
     'seconds_to_first_steps': None,
     'replicas': str(experiment.mesh),
@@ -448,43 +349,9 @@ def _summarise(
     'jax': jax.__version__,
   }
   if clock.first_steps is not None:
-    steps = experiment.num_steps - clock.counted_from
+    steps = experiment.plan.num_steps - clock.counted_from
     seconds = time.monotonic() - clock.first_steps
     summary['seconds_to_first_steps'] = clock.first_steps - clock.begun
     summary['steps_per_second'] = steps / seconds if steps else None
-  _write(workdir / SUMMARY, json.dumps(summary, indent=1) + '\n')
+  records.write_summary(workdir, summary)
   return summary
-
-
-def format_summary(summary: Record, workdir: pathlib.Path) -> str:
-  """The summary for a person to read."""
-  rate = summary['steps_per_second']
-  lines = [
-    f'{summary["label"]}: {summary["replicas"]}',
-    f'  steps          {summary["step"]} ({summary["epoch"]:.1f} epochs)',
-    f'  train loss     {summary["loss"]:.4f}',
-    f'  test loss      {summary["test_loss"]:.4f}',
-    f'  test accuracy  {summary["test_accuracy"]:.2%}',
-    f'  rounds         {summary["rounds"]}',
-    f'  bytes sent     {format_bytes(summary["bytes_sent"])} per replica',
-    f'  time           {summary["seconds"]:.1f} s'
-    + (f', {rate:.0f} steps/s once compiled' if rate else ''),
-    f'  written to     {workdir}',
-  ]
-  return '\n'.join(lines)
-
-
-def format_bytes(count: float) -> str:
-  """1536 -> '1.5 KiB'."""
-  if count < 1:
-    return '0 B'
-  power = min(int(math.log(count, 1024)), 4)
-  unit = ('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]
-  return f'{count / 1024**power:.1f} {unit}'
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  staging = path.with_name(path.name + '.partial')
-  staging.write_text(text)
-  staging.rename(path)

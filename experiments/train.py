@@ -14,7 +14,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, config, runs
+from experiments import cli, config, records, runs
 from prsgd_jax.checkpoints import CheckpointError
 from prsgd_jax.datasets import load_dataset
 
@@ -33,16 +33,16 @@ def main() -> None:
     intervals.check()
     cli.make_fake_devices(FLAGS.num_devices)
     workdir = _workdir(run_config)
-    runs.check_workdir(workdir, run_config, resume=FLAGS.resume)
+    records.check_workdir(workdir, run_config, resume=FLAGS.resume)
     dataset = load_dataset(run_config.dataset, FLAGS.data_dir)
     experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
-    runs.open_workdir(workdir, run_config, resume=FLAGS.resume)
+    records.open_workdir(workdir, run_config, resume=FLAGS.resume)
   print(f'{run_config.label()}: {experiment.mesh}, writing to {workdir}')
   with cli.one_line_errors(CheckpointError, runs.NonFinite):
     summary = runs.execute(
       experiment, workdir, intervals, progress=FLAGS.progress
     )
-  print(runs.format_summary(summary, workdir))
+  print(records.format_summary(summary, workdir))
 
 
 def _workdir(run_config: config.RunConfig) -> pathlib.Path:

@@ -1,0 +1,194 @@
+"""The directory of a run: what is in it, how it is written and read.
+
+It holds `config.json`, `metrics.jsonl` (a record every `log_every` steps),
+`tensorboard/`, `checkpoints/` and, when the run is done, `summary.json`.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+from experiments import config as configs
+
+CONFIG = 'config.json'
+METRICS = 'metrics.jsonl'
+SUMMARY = 'summary.json'
+CHECKPOINTS = 'checkpoints'
+
+Record = dict[str, Any]
+
+
+def check_workdir(
+  workdir: pathlib.Path, config: configs.RunConfig, *, resume: bool
+) -> None:
+  """Looks whether a run may be written here.
+
+  Raises:
+    ValueError: if there is a run and `resume` is not given, or the run is
+      another, or there is something else.
+  """
+  path = workdir / CONFIG
+  if not path.exists():
+    if workdir.exists() and not workdir.is_dir():
+      raise ValueError(f'{workdir} is a file; pass another --workdir')
+    if workdir.is_dir() and any(workdir.iterdir()):
+      raise ValueError(
+        f'{workdir} is not empty and holds no run; pass another --workdir'
+      )
+    return
+  if not resume:
+    raise ValueError(
+      f'{workdir} holds a run; pass --resume to go on with it, or another '
+      '--workdir'
+    )
+  saved = json.loads(path.read_text())['description']
+  this = json.loads(json.dumps(config.description()))
+  for name in sorted({*saved, *this}):
+    if saved.get(name) != this.get(name):
+      raise ValueError(
+        f'{workdir} holds a run with {name}={saved.get(name)!r}, this one has '
+        f'{this.get(name)!r}; pass another --workdir'
+      )
+
+
+def open_workdir(
+  workdir: pathlib.Path, config: configs.RunConfig, *, resume: bool
+) -> None:
+  """Makes the directory of a run, or finds the one to go on with.
+
+  Raises:
+    ValueError: as `check_workdir`.
+  """
+  check_workdir(workdir, config, resume=resume)
+  workdir.mkdir(parents=True, exist_ok=True)
+  whole = {
+    'description': config.description(),
+    'config': dataclasses.asdict(config),
+  }
+  _write(workdir / CONFIG, json.dumps(whole, indent=1) + '\n')
+
+
+def write_summary(workdir: pathlib.Path, summary: Record) -> None:
+  """Marks the run as done."""
+  _write(workdir / SUMMARY, json.dumps(summary, indent=1) + '\n')
+
+
+def read_summary(workdir: pathlib.Path) -> Record | None:
+  """The summary of a run that was done, None if there is none."""
+  path = workdir / SUMMARY
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+def read_records(workdir: pathlib.Path) -> list[Record]:
+  """The records of a run; a last line that was cut off is left out."""
+  path = workdir / METRICS
+  if not path.exists():
+    return []
+  lines = path.read_text().split('\n')[:-1]
+  return [json.loads(line) for line in lines]
+
+
+class Log:
+  """Writes the records of a run to its directory and to the display.
+
+  Args:
+    workdir: the directory of the run, opened.
+    label: of the progress bar.
+    start: the step that the run goes on from; later records, of a run that was
+      cut off, are dropped: they will be made again.
+    num_steps: where the run ends.
+    progress: whether to show a progress bar.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    *,
+    label: str,
+    start: int,
+    num_steps: int,
+    progress: bool,
+  ):
+    path = workdir / METRICS
+    kept = [
+      record for record in read_records(workdir) if record['step'] <= start
+    ]
+    _write(path, ''.join(json.dumps(record) + '\n' for record in kept))
+    self._file = open(path, 'a')  # noqa: SIM115
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=start + 1
+    )
+    self._seconds = kept[-1]['seconds'] if kept else 0.0
+    self._clock = time.monotonic()
+    self._bar = tqdm.tqdm(
+      total=num_steps,
+      initial=start,
+      unit='step',
+      desc=label,
+      disable=not progress,
+    )
+
+  def advance(self, num_steps: int) -> None:
+    """Moves the progress bar."""
+    self._bar.update(num_steps)
+
+  def write(self, record: Record) -> None:
+    """Writes a record, to which it adds the seconds spent so far."""
+    now = time.monotonic()
+    self._seconds, self._clock = self._seconds + now - self._clock, now
+    record = {**record, 'seconds': self._seconds}
+    self._file.write(json.dumps(record) + '\n')
+    self._file.flush()
+    for name, value in record.items():
+      if isinstance(value, float | int):
+        self._tensorboard.add_scalar(name, value, record['step'])
+    self._bar.set_postfix(
+      {'loss': f'{record["loss"]:.4f}', 'rounds': record['rounds']},
+      refresh=False,
+    )
+
+  def close(self) -> None:
+    """Ends the display and the files."""
+    self._bar.close()
+    self._file.close()
+    self._tensorboard.close()
+
+
+def format_summary(summary: Record, workdir: pathlib.Path) -> str:
+  """The summary for a person to read."""
+  rate = summary['steps_per_second']
+  lines = [
+    f'{summary["label"]}: {summary["replicas"]}',
+    f'  steps          {summary["step"]} ({summary["epoch"]:.1f} epochs)',
+    f'  train loss     {summary["loss"]:.4f}',
+    f'  test loss      {summary["test_loss"]:.4f}',
+    f'  test accuracy  {summary["test_accuracy"]:.2%}',
+    f'  rounds         {summary["rounds"]}',
+    f'  bytes sent     {format_bytes(summary["bytes_sent"])} per replica',
+    f'  time           {summary["seconds"]:.1f} s'
+    + (f', {rate:.0f} steps/s once compiled' if rate else ''),
+    f'  written to     {workdir}',
+  ]
+  return '\n'.join(lines)
+
+
+def format_bytes(count: float) -> str:
+  """1536 -> '1.5 KiB'."""
+  if count < 1:
+    return '0 B'
+  power = min(int(math.log(count, 1024)), 4)
+  unit = ('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]
+  return f'{count / 1024**power:.1f} {unit}'
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  staging = path.with_name(path.name + '.partial')
+  staging.write_text(text)
+  staging.rename(path)

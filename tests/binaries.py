@@ -1,0 +1,53 @@
+"""Calls the binaries of `experiments` within the tests' own process."""
+
+import contextlib
+import functools
+import io
+import sys
+import tempfile
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import cli
+from prsgd_jax.datasets import load_dataset
+
+
+class Outcome(NamedTuple):
+  code: int
+  out: str
+  err: str
+
+
+@functools.cache
+def digits_dir():
+  """A data directory in which the digits are prepared."""
+  directory = tempfile.mkdtemp()
+  load_dataset('digits', directory)
+  return directory
+
+
+def call(binary, *args):
+  """What `python experiments/<binary>.py ARGS` would end with.
+
+  The devices are those that the tests have: they cannot be made anew.
+  """
+  out, err = io.StringIO(), io.StringIO()
+  name = binary.__name__.rsplit('.')[-1]
+  argv = [f'{name}.py', f'--data_dir={digits_dir()}', *args]
+  code = 0
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(flagsaver.flagsaver())
+    stack.enter_context(mock.patch.object(sys, 'argv', argv))
+    stack.enter_context(mock.patch.object(cli, 'make_fake_devices'))
+    stack.enter_context(contextlib.redirect_stdout(out))
+    stack.enter_context(contextlib.redirect_stderr(err))
+    for flag in flags.FLAGS:
+      flags.FLAGS[flag].present = 0
+    try:
+      cli.run(binary.main)
+    except SystemExit as stop:
+      code = stop.code or 0
+  return Outcome(code, out.getvalue(), err.getvalue())

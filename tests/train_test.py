@@ -1,0 +1,265 @@
+"""Tests of `experiments/train.py`, as a user calls it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl.testing import absltest, parameterized
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments import records, train
+from tests import binaries
+
+SCRIPT = pathlib.Path(train.__file__)
+SMALL = (
+  '--algorithm=pr_sgd', '--period=4', '--num_devices=2', '--batch_size=8',
+  '--log_every=10', '--eval_every=20', '--checkpoint_every=20', '--noprogress',
+)  # fmt: skip
+
+
+def without_seconds(history):
+  return [{k: v for k, v in r.items() if k != 'seconds'} for r in history]
+
+
+def saved(workdir, step):
+  """The arrays of a checkpoint, by name."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(workdir / 'checkpoints' / str(step) / 'state')
+
+
+class TrainTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def train(self, *args, workdir='run'):
+    outcome = binaries.call(
+      train, *SMALL, f'--workdir={self.root / workdir}', *args
+    )
+    self.assertEqual(outcome.code, 0, outcome.err)
+    return self.root / workdir
+
+  def assert_same_run(self, one, other, step):
+    self.assertEqual(
+      without_seconds(records.read_records(one)),
+      without_seconds(records.read_records(other)),
+    )
+    first, second = saved(one, step), saved(other, step)
+    self.assertEqual(first.keys(), second.keys())
+    for name, value in first.items():
+      np.testing.assert_array_equal(value, second[name], name)
+
+  def test_run_tells_all_of_itself(self):
+    workdir = self.train('--num_steps=110', '--learning_rate=0.05')
+    history = records.read_records(workdir)
+    self.assertEqual([r['step'] for r in history], list(range(10, 120, 10)))
+    last = history[-1]
+    self.assertEqual(last['rounds'], 110 // 4)
+    # 65 * 128 + 129 * 10 parameters of 4 bytes in a ring all-reduce of 8.
+    payload = 4 * (65 * 128 + 129 * 10)
+    self.assertEqual(last['bytes_sent'], 27 * 2 * 7 / 8 * payload)
+    self.assertEqual(last['bytes_by_tier'], {'global': last['bytes_sent']})
+    self.assertAlmostEqual(last['epoch'], 110 * 64 / 1437)
+    self.assertEqual(last['learning_rate'], 0.05)
+    self.assertLess(last['loss'], history[0]['loss'] / 2)
+    self.assertGreater(last['test_accuracy'], 0.9)
+    evaluated = [r['step'] for r in history if 'test_accuracy' in r]
+    self.assertEqual(evaluated, [20, 40, 60, 80, 100, 110])
+    summary = json.loads((workdir / 'summary.json').read_text())
+    self.assertEqual(summary['test_accuracy'], last['test_accuracy'])
+    self.assertNotEmpty(list((workdir / 'tensorboard').iterdir()))
+    self.assertIn('pr_sgd', (workdir / 'config.json').read_text())
+
+  def test_same_seed_is_the_same_run_and_another_seed_is_not(self):
+    one = self.train('--num_steps=20', '--seed=1', workdir='one')
+    two = self.train('--num_steps=20', '--seed=1', workdir='two')
+    other = self.train('--num_steps=20', '--seed=2', workdir='other')
+    self.assert_same_run(one, two, 20)
+    self.assertNotEqual(
+      records.read_records(one)[-1]['loss'],
+      records.read_records(other)[-1]['loss'],
+    )
+
+  def test_resumed_run_equals_the_uninterrupted_one(self):
+    whole = self.train('--num_steps=60', workdir='whole')
+    self.train('--num_steps=40', workdir='parts')
+    parts = self.train('--num_steps=60', '--resume', workdir='parts')
+    self.assert_same_run(whole, parts, 60)
+
+  def test_resumed_on_other_devices_is_the_same_to_float_tolerance(self):
+    whole = self.train('--num_steps=40', workdir='whole')
+    self.train('--num_steps=20', workdir='parts')
+    parts = self.train(
+      '--num_steps=40', '--resume', '--num_devices=4', workdir='parts'
+    )
+    first, second = saved(whole, 40), saved(parts, 40)
+    for name, value in first.items():
+      # 20 steps of float32 sums in another order.
+      np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
+
+  def test_finished_run_is_read_and_not_repeated(self):
+    workdir = self.train('--num_steps=20')
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    self.train('--num_steps=20', '--resume')
+    self.assertEqual((workdir / 'metrics.jsonl').read_bytes(), before)
+
+  def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(self):
+    whole = self.train('--num_steps=400', workdir='whole')
+    killed = self.root / 'killed'
+    command = [
+      sys.executable, SCRIPT, *SMALL, '--num_steps=400',
+      f'--data_dir={binaries.digits_dir()}', f'--workdir={killed}',
+    ]  # fmt: skip
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    process = subprocess.Popen(
+      command, env=environment, stdout=subprocess.DEVNULL
+    )
+    directory = killed / 'checkpoints'
+    while process.poll() is None and not (directory / '40').exists():
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    self.assertFalse((directory / '400').exists(), 'killed too late')
+    subprocess.run([*command, '--resume'], env=environment, check=True)
+    self.assert_same_run(whole, killed, 400)
+
+  def test_loss_that_is_no_number_ends_the_run(self):
+    workdir = self.root / 'run'
+    outcome = binaries.call(
+      train, '--algorithm=ssgd', '--num_steps=50', '--learning_rate=1e4',
+      '--log_every=1', '--eval_every=50', '--checkpoint_every=1',
+      '--noprogress', f'--workdir={workdir}',
+    )  # fmt: skip
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(
+      outcome.err,
+      r'^train.py: error: the (loss is|parameters are) not finite at step \d+ '
+      r'on replica \d; try a lower --learning_rate; the last good checkpoint '
+      r'is \S+/checkpoints/\d+\n$',
+    )
+    kept = int(outcome.err.rsplit('/', 1)[1])
+    for name, value in saved(workdir, kept).items():
+      if name.startswith('params'):
+        self.assertTrue(np.isfinite(value).all(), name)
+
+  def test_partitions_dtype_and_buffers_are_used(self):
+    losses = set()
+    for args in (
+      (),
+      ('--partition=sharded',),
+      ('--partition=dirichlet', '--dirichlet_alpha=0.1'),
+      ('--dtype=bfloat16',),
+      ('--buffers=average',),
+      ('--buffers=reset',),
+      ('--nesterov',),
+      ('--weight_decay=0.1',),
+      ('--augment',),
+    ):
+      workdir = self.train('--num_steps=20', *args, workdir=str(args))
+      losses.add(records.read_records(workdir)[-1]['loss'])
+    self.assertLen(losses, 9)
+
+
+class BadInputTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('unknown --algorithm=foo; use one of ssgd, ', '--algorithm=foo'),
+    ('dataset must be one of .*digits.*, got .foo', '--algorithm=ssgd --dataset=foo'),
+    ('unknown --model=foo; use one of mlp', '--algorithm=ssgd --model=foo'),
+    ('no preset .nowhere.flags.; there are .*demo.flags',
+     '--flagfile=nowhere.flags'),
+    ('needs --period; for example --period=4', '--algorithm=pr_sgd'),
+    ('--period does nothing for --algorithm=ssgd',
+     '--algorithm=ssgd --period=4'),
+    ('--batch_stats does nothing: --model=mlp has none',
+     '--algorithm=pr_sgd --period=4 --batch_stats=average'),
+    ('--buffers does nothing without --momentum',
+     '--algorithm=pr_sgd --period=4 --buffers=reset --momentum=0'),
+    ('--buffers does nothing for --algorithm=one_shot',
+     '--algorithm=one_shot_averaging --buffers=reset'),
+    ('num_devices must divide the 8 replicas, got 3; use one of .1, 2, 4, 8',
+     '--algorithm=ssgd --num_devices=3'),
+    ('group_size must divide the 8 replicas, got 3; use one of .1, 2, 4, 8',
+     '--algorithm=hier_avg --local_period=2 --global_period=4 '
+     '--group_size=3'),
+    ('global_period must be a multiple of local_period, got 5 and 2',
+     '--algorithm=hier_avg --local_period=2 --global_period=5 --group_size=2'),
+    ('period must be an integer >= 1, got 0', '--algorithm=pr_sgd --period=0'),
+    ('the batch of all replicas, 8 x 200 = 1600, is larger than the 1437',
+     '--algorithm=ssgd --batch_size=200'),
+    ('batch of 180 is larger than the shard',
+     '--algorithm=ssgd --batch_size=180 --partition=sharded'),
+    ('--partition=dirichlet and --dirichlet_alpha go together',
+     '--algorithm=ssgd --dirichlet_alpha=0.1'),
+    ('unknown --mixing=foo; use one of ring, mean',
+     '--algorithm=d_psgd --mixing=foo'),
+    ('--eval_every must be a multiple >= 1 of --log_every=50, got 70',
+     '--algorithm=ssgd --eval_every=70'),
+    ('--log_every must be', '--algorithm=ssgd --log_every=0'),
+    ('--num_replicas must be >= 1, got 0',
+     '--algorithm=ssgd --num_replicas=0'),
+    ('--num_steps must be >= 1, got 0', '--algorithm=ssgd --num_steps=0'),
+    ('--learning_rate must be > 0', '--algorithm=ssgd --learning_rate=0'),
+    ("--learning_rate_drops expects numbers, got 'x'",
+     '--algorithm=ssgd --learning_rate_drops=1,x'),
+    ('mnist is not prepared in .*prepare_data.py mnist --data_dir',
+     '--algorithm=ssgd --dataset=mnist'),
+    ('--resume needs --workdir', '--algorithm=ssgd --resume'),
+    ("expected flags only, got 'ssgd'", 'ssgd'),
+    ("Unknown command line flag 'perod'", '--perod=4'),
+    ('--period=x', '--period=x'),
+    ('--partition=foo', '--partition=foo'),
+  )  # fmt: skip
+  def test_is_one_line_with_the_way_out(self, pattern, args):
+    outcome = binaries.call(train, *args.split())
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(outcome.err, f'^train.py: error: .*{pattern}')
+    self.assertEqual(outcome.err.count('\n'), 1)
+    self.assertEqual(outcome.out, '')
+
+  def test_directory_of_another_run_is_left_alone(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    args = (*SMALL, '--num_steps=10', f'--workdir={root / "run"}')
+    self.assertEqual(binaries.call(train, *args).code, 0)
+    before = {p: p.read_bytes() for p in root.rglob('*') if p.is_file()}
+    for pattern, more in (
+      ('holds a run; pass --resume', ()),
+      ('period.: 4.*period.: 8', ('--resume', '--period=8')),
+      ('num_replicas=8, this one has 4', ('--resume', '--num_replicas=4')),
+      ('holds no run', (f'--workdir={root}',)),
+    ):
+      outcome = binaries.call(train, *args, *more)
+      self.assertEqual(outcome.code, 1)
+      self.assertRegex(outcome.err, f'^train.py: error: .*{pattern}')
+      self.assertEqual(outcome.err.count('\n'), 1)
+    after = {p: p.read_bytes() for p in root.rglob('*') if p.is_file()}
+    self.assertEqual(before, after)
+
+  def test_damaged_checkpoint_is_one_line(self):
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    args = (*SMALL, '--num_steps=10', f'--workdir={root / "run"}')
+    binaries.call(train, *args)
+    record = root / 'run' / 'checkpoints' / '10' / 'record.json'
+    record.write_text(record.read_text()[:-10])
+    outcome = binaries.call(train, *args, '--resume', '--num_steps=20')
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(outcome.err, '^train.py: error: .*10 is damaged')
+    self.assertEqual(outcome.err.count('\n'), 1)
+
+  def test_from_the_shell_there_is_no_traceback(self):
+    done = subprocess.run(
+      [sys.executable, SCRIPT, '--algorithm=foo'],
+      capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(done.stderr, '^train.py: error: unknown --algorithm=foo')
+    self.assertEqual(done.stderr.count('\n'), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()
