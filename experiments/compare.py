@@ -6,13 +6,14 @@ train.py and hold for all runs:
   python experiments/compare.py --run=ssgd --run=pr_sgd,period=4 \
     --run=one_shot_averaging --workdir=runs/first
 
-writes runs/first/comparison.md, comparison.png and a directory for each run. A
+writes runs/first/comparison.md, .json and .png and a directory for each run. A
 comparison that was stopped goes on when it is started again; runs that are done
 are read, not repeated.
 """
 
 from collections.abc import Sequence
 import dataclasses
+import json
 import pathlib
 
 from absl import flags
@@ -53,6 +54,8 @@ def main() -> None:
     histories.append(records.read_records(run_dir))
   table = format_table(summaries)
   (workdir / 'comparison.md').write_text(table)
+  whole = json.dumps(summaries, indent=1) + '\n'
+  (workdir / 'comparison.json').write_text(whole)
   draw([s['label'] for s in summaries], histories, workdir / 'comparison.png')
   print(f'\n{table}')
   print(f'table:  {workdir / "comparison.md"}')
@@ -159,6 +162,7 @@ def draw(
       axis.set_ylabel(title)
       if against == 'bytes_sent':
         axis.set_xscale('symlog', linthresh=0.1)
+        axis.set_xlim(left=0)
         axis.set_xlabel('MiB sent per replica')
       else:
         axis.set_xlabel('steps')

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import subprocess
 import time
 from typing import Any
 
@@ -83,6 +84,17 @@ def read_summary(workdir: pathlib.Path) -> Record | None:
   """The summary of a run that was done, None if there is none."""
   path = workdir / SUMMARY
   return json.loads(path.read_text()) if path.exists() else None
+
+
+def commit() -> str:
+  """The commit of the code that runs, 'unknown' outside of a clone."""
+  here = pathlib.Path(__file__).parent
+  command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
+  return done.stdout.strip()
 
 
 def read_records(workdir: pathlib.Path) -> list[Record]:

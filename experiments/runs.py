@@ -347,6 +347,7 @@ def _summarise(
     'device': experiment.mesh.devices[0].device_kind,
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
+    'commit': records.commit(),
   }
   if clock.first_steps is not None:
     steps = experiment.plan.num_steps - clock.counted_from

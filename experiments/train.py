@@ -6,7 +6,7 @@ For example, PR-SGD with an average every 4 steps on the optical digits:
 
 Named runs are presets:
 
-  python experiments/train.py --flagfile=experiments/presets/mnist_lenet.flags
+  python experiments/train.py --flagfile=experiments/presets/digits_pr_sgd.flags
 """
 
 import pathlib

@@ -12,6 +12,7 @@ step is one `algorithm.update`.
 
 import collections
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -152,6 +153,7 @@ def _bounded(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Waits for the last dispatch but one before another is sent."""
   in_flight: collections.deque = collections.deque()
 
+  @functools.wraps(fn)
   def dispatch(*args: Any) -> Any:
     while len(in_flight) >= MAX_IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())

@@ -1,0 +1,275 @@
+"""Measures the engine against a loop written by hand for the same work.
+
+  python experiments/benchmark.py
+
+The hand-written loop is what one would write for PR-SGD alone: a pmapped scan
+over steps with momentum SGD and a pmean under a cond, one replica per device,
+on the same batches. Both run in this process in turn; a ratio is of the medians
+of steps per second. Memory is what the compiled programs ask for on one device.
+"""
+
+from collections.abc import Callable
+import functools
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import cli
+import prsgd_jax as pr
+from prsgd_jax import augmentation, input_pipeline, models
+from prsgd_jax.classification import Classifier, classifier
+from prsgd_jax.datasets import load_dataset
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list(
+  'cases', ['mlp2', 'mlp8', 'resnet2'], 'Which of mlp2, mlp8 and resnet2.'
+)
+flags.DEFINE_integer('repeats', 15, 'Measurements of each loop, in turn.')
+flags.DEFINE_string('data_dir', None, 'Where the digits are prepared.')
+flags.DEFINE_string('output', None, 'JSON file to write.')
+
+PERIOD = 4
+
+
+class Case(NamedTuple):
+  """A model, its data, and how much of it one measurement runs."""
+
+  model: nn.Module
+  data: dict[str, np.ndarray]
+  num_devices: int
+  batch_size: int
+  steps_per_dispatch: int
+  dispatches: int
+
+
+class Loop(NamedTuple):
+  """A compiled loop: `run` goes through one dispatch and keeps its state."""
+
+  run: Callable[[], Any]
+  seconds_to_first_step: float
+  bytes_per_device: int
+
+
+def make_case(name: str, data_dir: str | None) -> Case:
+  """The cases by name; ResNet-20 has noise for images, of CIFAR's shape.
+
+  Raises:
+    ValueError: if there is no case of that name.
+  """
+  if name == 'resnet2':
+    rng = np.random.default_rng(0)
+    data: dict[str, np.ndarray] = {
+      'image': rng.integers(256, size=(2048, 32, 32, 3), dtype=np.uint8),
+      'label': rng.integers(10, size=2048).astype(np.int32),
+    }
+    return Case(models.ResNet20(10), data, 2, 32, 2, 2)
+  if name in ('mlp2', 'mlp8'):
+    digits = load_dataset('digits', data_dir).train
+    num_devices = int(name.removeprefix('mlp'))
+    return Case(models.MLP(10), digits, num_devices, 32, 64, 8)
+  raise ValueError(f'unknown case {name!r}; use mlp2, mlp8 or resnet2')
+
+
+def measure(case: Case, repeats: int) -> dict[str, Any]:
+  """Both loops in turn: medians, quartiles and their ratio."""
+  parts = _parts(case)
+  loops = {
+    'engine': engine_loop(case, *parts),
+    'by_hand': hand_written_loop(case, *parts),
+  }
+  rates: dict[str, list[float]] = {name: [] for name in loops}
+  for i in range(repeats):
+    # The order alternates, so that neither loop is always the second.
+    for name in sorted(loops, reverse=bool(i % 2)):
+      begun = time.perf_counter()
+      for _ in range(case.dispatches):
+        metrics = loops[name].run()
+      jax.block_until_ready(metrics)
+      steps = case.dispatches * case.steps_per_dispatch
+      rates[name].append(steps / (time.perf_counter() - begun))
+  medians = {name: statistics.median(rates[name]) for name in loops}
+  return {
+    'ratio': medians['engine'] / medians['by_hand'],
+    'steps_per_second': medians,
+    'quartiles': {
+      name: statistics.quantiles(rates[name], n=4)[::2] for name in loops
+    },
+    'seconds_to_first_step': {
+      name: loop.seconds_to_first_step for name, loop in loops.items()
+    },
+    'bytes_per_device': {
+      name: loop.bytes_per_device for name, loop in loops.items()
+    },
+  }
+
+
+def _parts(case: Case) -> tuple[pr.ReplicaMesh, Classifier, Any, Any]:
+  """The mesh, the task, the batch function and the data on the devices."""
+  mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
+  task = classifier(case.model)
+  pixels = augmentation.channel_statistics(case.data['image'])
+
+  def transform(key: jax.Array, batch: Any) -> Any:
+    del key
+    return {**batch, 'image': augmentation.normalise(batch['image'], *pixels)}
+
+  sampler = input_pipeline.shared(
+    len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
+  )
+  batch_fn = input_pipeline.make_batch_fn(sampler, transform)
+  return mesh, task, batch_fn, mesh.replicate(case.data)
+
+
+def _optimizer() -> optax.GradientTransformation:
+  return optax.sgd(0.01, momentum=0.9)
+
+
+def engine_loop(
+  case: Case, mesh: pr.ReplicaMesh, task: Classifier, batch_fn: Any, data: Any
+) -> Loop:
+  """The library's."""
+  algorithm = pr.pr_sgd(_optimizer(), period=PERIOD)
+  params, model_state = _initial(case, task)
+  state = pr.create_train_state(mesh, algorithm, params, model_state)
+  train_steps = pr.make_resident_train_steps(
+    mesh, algorithm, task.loss_fn, batch_fn
+  )
+  memory = _memory(train_steps, state, data, case.steps_per_dispatch)
+  return _loop(train_steps, state, data, case.steps_per_dispatch, memory)
+
+
+def hand_written_loop(
+  case: Case, mesh: pr.ReplicaMesh, task: Classifier, batch_fn: Any, data: Any
+) -> Loop:
+  """PR-SGD with nothing around it, one replica per device."""
+  tx = _optimizer()
+
+  @functools.partial(
+    jax.pmap,
+    axis_name='devices',
+    devices=mesh.devices,
+    donate_argnums=0,
+    static_broadcasted_argnums=2,
+  )
+  def train_steps(carry: Any, data: Any, num_steps: int) -> Any:
+    key = jax.random.key(0)
+    replica = lax.axis_index('devices')
+
+    def one(carry: Any, _: None) -> Any:
+      params, model_state, opt_state, step = carry
+      step_key = jax.random.fold_in(jax.random.fold_in(key, step), replica)
+      data_key, loss_key = jax.random.split(step_key)
+      batch = batch_fn(data, step, replica, data_key)
+      (loss, (model_state, metrics)), grads = jax.value_and_grad(
+        task.loss_fn, has_aux=True
+      )(params, model_state, batch, loss_key)
+      params = lax.cond(
+        (step + 1) % PERIOD == 0,
+        lambda tree: lax.pmean(tree, 'devices'),
+        lambda tree: tree,
+        params,
+      )
+      updates, opt_state = tx.update(grads, opt_state, params)
+      params = optax.apply_updates(params, updates)
+      return (params, model_state, opt_state, step + 1), (loss, metrics)
+
+    return lax.scan(one, carry, length=num_steps)
+
+  params, model_state = _initial(case, task)
+  point = (params, model_state, tx.init(params), np.zeros((), np.int32))
+  # Copies of the program's own, for the donation.
+  carry = jax.pmap(
+    lambda tree: jax.tree.map(jnp.copy, tree), devices=mesh.devices
+  )(mesh.replicate(point))
+  memory = _memory(train_steps, carry, data, case.steps_per_dispatch)
+  return _loop(train_steps, carry, data, case.steps_per_dispatch, memory)
+
+
+def _initial(case: Case, task: Classifier) -> Any:
+  image = jnp.zeros((1, *case.data['image'].shape[1:]))
+  return jax.jit(task.init)(jax.random.key(0), image)
+
+
+def _memory(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
+  """Bytes of arguments, results and temporaries of the compiled program."""
+  found = train_steps.lower(carry, data, num_steps).compile().memory_analysis()
+  return (
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    + found.temp_size_in_bytes
+    - found.alias_size_in_bytes
+  )
+
+
+def _loop(
+  train_steps: Any, carry: Any, data: Any, num_steps: int, memory: int
+) -> Loop:
+  def run() -> Any:
+    nonlocal carry
+    carry, metrics = train_steps(carry, data, num_steps)
+    return metrics
+
+  jax.clear_caches()  # of the compilation that the memory was read from
+  begun = time.perf_counter()
+  jax.block_until_ready(run())
+  first = time.perf_counter() - begun
+  jax.block_until_ready(run())
+  return Loop(run, first, memory)
+
+
+def machine() -> dict[str, Any]:
+  """What the numbers were measured on."""
+  return {
+    'device': jax.devices()[0].device_kind,
+    'processor': platform.processor() or platform.machine(),
+    'cpus': os.cpu_count(),
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+  }
+
+
+def main() -> None:
+  cli.make_fake_devices(8)
+  results = {}
+  print(
+    '| case | engine, steps/s | by hand, steps/s | ratio '
+    '| first step, s | memory per device, MiB |\n|---|---|---|---|---|---|'
+  )
+  with cli.one_line_errors(ValueError):
+    cases = {n: make_case(n, FLAGS.data_dir) for n in FLAGS.cases}
+  for name, case in cases.items():
+    found = results[name] = measure(case, FLAGS.repeats)
+    rate, first = found['steps_per_second'], found['seconds_to_first_step']
+    memory = found['bytes_per_device']
+    print(
+      f'| {name} | {rate["engine"]:.1f} | {rate["by_hand"]:.1f} '
+      f'| {found["ratio"]:.3f} | {first["engine"]:.1f} / '
+      f'{first["by_hand"]:.1f} | {memory["engine"] / 2**20:.1f} / '
+      f'{memory["by_hand"] / 2**20:.1f} |',
+      flush=True,
+    )
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  whole = {'machine': machine(), 'peak_rss_mib': peak, 'cases': results}
+  print(f'\n{machine()}, peak resident memory {peak:.0f} MiB')
+  if FLAGS.output is not None:
+    path = pathlib.Path(FLAGS.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  cli.run(main)

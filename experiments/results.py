@@ -1,0 +1,142 @@
+"""Runs the presets of the results table and writes the table.
+
+  python experiments/results.py --data_dir=DIR
+
+Each preset is a comparison, run by compare.py once per seed. Its outcome is
+kept in experiments/results/, and the table in experiments/README.md is written
+from those files alone. What was stopped goes on where it was.
+"""
+
+from collections.abc import Iterable, Sequence
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import flags
+
+from experiments import cli, records
+
+FLAGS = flags.FLAGS
+
+HERE = pathlib.Path(__file__).parent
+README = HERE / 'README.md'
+RESULTS = HERE / 'results'
+BEGIN, END = '<!-- results: begin -->\n', '<!-- results: end -->\n'
+
+# Preset -> its seeds: one where a run takes minutes.
+SEEDS = {
+  'digits_mlp': (0, 1, 2),
+  'digits_lenet': (0, 1, 2),
+  'mnist_lenet': (0,),
+  'cifar10_resnet20': (0,),
+}
+
+flags.DEFINE_string('data_dir', None, 'Where the TFDS directories are.')
+flags.DEFINE_list('presets', list(SEEDS), 'Which presets to run.')
+flags.DEFINE_string('workdir', 'runs/results', 'Where the runs are written.')
+flags.DEFINE_bool(
+  'train', True, 'Run what is missing; or write the table only.'
+)
+
+
+def main() -> None:
+  with cli.one_line_errors(ValueError):
+    for preset in FLAGS.presets:
+      if preset not in SEEDS:
+        raise ValueError(
+          f'unknown preset {preset!r}; use some of {", ".join(SEEDS)}'
+        )
+  if FLAGS.train:
+    for preset in FLAGS.presets:
+      for seed in SEEDS[preset]:
+        _run(preset, seed)
+  README.write_text(with_table(README.read_text(), read_results()))
+  print(f'table: {README}')
+
+
+def _run(preset: str, seed: int) -> None:
+  """Runs a comparison and keeps its outcome."""
+  name = f'{preset}-seed{seed}'
+  workdir = pathlib.Path(FLAGS.workdir) / name
+  command = [
+    sys.executable,
+    str(HERE / 'compare.py'),
+    f'--flagfile={HERE / "presets" / preset}.flags',
+    f'--seed={seed}',
+    f'--workdir={workdir}',
+  ]
+  if FLAGS.data_dir is not None:
+    command.append(f'--data_dir={FLAGS.data_dir}')
+  done = subprocess.run(command, check=False)
+  if done.returncode:
+    cli.fail(f'{preset} with seed {seed} did not end; see above')
+  RESULTS.mkdir(exist_ok=True)
+  shutil.copy(workdir / 'comparison.json', RESULTS / f'{name}.json')
+
+
+def read_results() -> dict[str, list[list[records.Record]]]:
+  """Preset -> for each of its seeds the summaries of its runs."""
+  return {
+    preset: [
+      json.loads(path.read_text())
+      for seed in seeds
+      if (path := RESULTS / f'{preset}-seed{seed}.json').exists()
+    ]
+    for preset, seeds in SEEDS.items()
+  }
+
+
+def with_table(
+  text: str, results: dict[str, list[list[records.Record]]]
+) -> str:
+  """The text with the table between its two marks made anew."""
+  before, _, rest = text.partition(BEGIN)
+  _, _, after = rest.partition(END)
+  return before + BEGIN + format_table(results) + END + after
+
+
+def format_table(results: dict[str, list[list[records.Record]]]) -> str:
+  """Markdown: one row for each preset and algorithm, over its seeds."""
+  head = (
+    '| preset | algorithm | seeds | epochs | train loss | test accuracy '
+    '| rounds | bytes sent per replica | machine | commit |\n'
+    '|---|---|---|---|---|---|---|---|---|---|\n'
+  )
+  rows = [
+    _row(preset, same)
+    for preset, by_seed in results.items()
+    for same in zip(*by_seed, strict=True)
+  ]
+  return head + ''.join(rows)
+
+
+def _row(preset: str, summaries: Sequence[records.Record]) -> str:
+  first = summaries[0]
+  cells = [
+    preset,
+    first['label'],
+    str(len(summaries)),
+    f'{first["epoch"]:.0f}',
+    _spread((s['loss'] for s in summaries), '.4f'),
+    _spread((s['test_accuracy'] for s in summaries), '.2%'),
+    str(first['rounds']),
+    records.format_bytes(first['bytes_sent']),
+    f'{first["cpus"]} {first["device"]} cores, JAX {first["jax"]}',
+    first['commit'],
+  ]
+  return f'| {" | ".join(cells)} |\n'
+
+
+def _spread(values: Iterable[float], form: str) -> str:
+  """'0.97', or over several seeds the mean with '(least to most)'."""
+  listed = list(values)
+  mean = format(sum(listed) / len(listed), form)
+  if len(listed) == 1:
+    return mean
+  return f'{mean} ({min(listed):{form}} to {max(listed):{form}})'
+
+
+if __name__ == '__main__':
+  cli.run(main)
