@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import cli
+from experiments import cli, records
 import prsgd_jax as pr
 from prsgd_jax import augmentation, input_pipeline, models
 from prsgd_jax.classification import Classifier, classifier
@@ -39,7 +39,7 @@ flags.DEFINE_list(
   'cases', ['mlp2', 'mlp8', 'resnet2'], 'Which of mlp2, mlp8 and resnet2.'
 )
 flags.DEFINE_integer('repeats', 15, 'Measurements of each loop, in turn.')
-flags.DEFINE_string('data_dir', None, 'Where the digits are prepared.')
+flags.declare_key_flag('data_dir')
 flags.DEFINE_string('output', None, 'JSON file to write.')
 
 PERIOD = 4
@@ -239,6 +239,7 @@ def machine() -> dict[str, Any]:
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
     'python': platform.python_version(),
+    'commit': records.commit(),
   }
 
 

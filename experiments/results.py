@@ -33,9 +33,9 @@ SEEDS = {
   'cifar10_resnet20': (0,),
 }
 
-flags.DEFINE_string('data_dir', None, 'Where the TFDS directories are.')
+flags.declare_key_flag('data_dir')
+flags.declare_key_flag('workdir')
 flags.DEFINE_list('presets', list(SEEDS), 'Which presets to run.')
-flags.DEFINE_string('workdir', 'runs/results', 'Where the runs are written.')
 flags.DEFINE_bool(
   'train', True, 'Run what is missing; or write the table only.'
 )
@@ -59,7 +59,7 @@ def main() -> None:
 def _run(preset: str, seed: int) -> None:
   """Runs a comparison and keeps its outcome."""
   name = f'{preset}-seed{seed}'
-  workdir = pathlib.Path(FLAGS.workdir) / name
+  workdir = pathlib.Path(FLAGS.workdir or 'runs/results') / name
   command = [
     sys.executable,
     str(HERE / 'compare.py'),
