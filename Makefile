@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint faults benchmark clean
+.PHONY: help install demo test lint faults benchmark results clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make lint       ruff and mypy'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
+	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 
 install: $(INSTALLED)
 
@@ -41,6 +42,9 @@ faults: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py
+
+results: $(INSTALLED)
+	$(BIN)/python experiments/results.py --data_dir=$(DATA_DIR)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -18,6 +18,15 @@ from prsgd_jax.base import (
   Traffic,
   chain,
 )
+from prsgd_jax.datasets import Dataset, load_dataset
+from prsgd_jax.input_pipeline import (
+  dirichlet,
+  from_shards,
+  make_batch_fn,
+  sharded,
+  shared,
+  stack_batches,
+)
 from prsgd_jax.ledger import Account, account
 from prsgd_jax.mixing import Message, Mixing, dense, group_mean, mean, ring
 from prsgd_jax.replica_mesh import ReplicaMesh
@@ -47,6 +56,7 @@ __all__ = (
   'AXIS_NAME',
   'Account',
   'Context',
+  'Dataset',
   'Message',
   'Mixing',
   'Replica',
@@ -64,13 +74,17 @@ __all__ = (
   'create_train_state',
   'd_psgd',
   'dense',
+  'dirichlet',
   'every',
+  'from_shards',
   'gradient',
   'group_mean',
   'hier_avg',
   'k_avg',
+  'load_dataset',
   'local_sgd',
   'local_update',
+  'make_batch_fn',
   'make_evaluate',
   'make_evaluate_replicas',
   'make_resident_train_steps',
@@ -84,7 +98,10 @@ __all__ = (
   'reset_buffers',
   'ring',
   'shard_examples',
+  'sharded',
+  'shared',
   'ssgd',
+  'stack_batches',
   'sync',
   'while_active',
 )

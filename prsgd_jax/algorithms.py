@@ -224,8 +224,8 @@ def d_psgd(
     what: the fields that are mixed.
 
   Reference:
-    Lian et al. 2017, Can decentralized algorithms outperform centralized
-    algorithms? (arXiv 1705.09056), Algorithm 1.
+    Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, Can decentralized algorithms
+    outperform centralized algorithms? (arXiv 1705.09056), Algorithm 1.
   """
   mixing = mixings.ring() if mixing is None else mixing
   return chain(gradient(), sync(mixing, what=what), local_update(tx))

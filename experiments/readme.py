@@ -1,0 +1,45 @@
+"""Writes the table of algorithms in the README from the code.
+
+python experiments/readme.py
+"""
+
+import inspect
+import pathlib
+
+from experiments import config
+
+README = pathlib.Path(__file__).parents[1] / 'README.md'
+BEGIN = '<!-- algorithms: begin -->\n'
+END = '<!-- algorithms: end -->\n'
+
+
+def with_table(text: str) -> str:
+  """The text with the table between its two marks made anew."""
+  before, _, rest = text.partition(BEGIN)
+  _, _, after = rest.partition(END)
+  return before + BEGIN + format_table() + END + after
+
+
+def format_table() -> str:
+  """Markdown: a row for every algorithm, from its signature and docstring."""
+  head = '| algorithm | what it does | reference |\n|---|---|---|\n'
+  return head + ''.join(_row(name) for name in config.ALGORITHMS)
+
+
+def _row(name: str) -> str:
+  algorithm = config.ALGORITHMS[name]
+  doc = inspect.getdoc(algorithm) or ''
+  summary = doc.split('\n')[0].rstrip('.')
+  reference = ' '.join(doc.partition('Reference:\n')[2].split())
+  papers = reference.split('. ')[0].rstrip('.')
+  keywords = [
+    f', {parameter.name}='
+    for parameter in inspect.signature(algorithm).parameters.values()
+    if parameter.kind == parameter.KEYWORD_ONLY
+    and parameter.name not in ('what', 'reset')
+  ]
+  return f'| `{name}(tx{"".join(keywords)})` | {summary} | {papers} |\n'
+
+
+if __name__ == '__main__':
+  README.write_text(with_table(README.read_text()))
