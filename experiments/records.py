@@ -21,6 +21,7 @@ CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
 SUMMARY = 'summary.json'
 CHECKPOINTS = 'checkpoints'
+PARTIAL = '.partial'
 
 Record = dict[str, Any]
 
@@ -38,7 +39,8 @@ def check_workdir(
   if not path.exists():
     if workdir.exists() and not workdir.is_dir():
       raise ValueError(f'{workdir} is a file; pass another --workdir')
-    if workdir.is_dir() and any(workdir.iterdir()):
+    cut_off = path.with_name(CONFIG + PARTIAL)
+    if workdir.is_dir() and set(workdir.iterdir()) - {cut_off}:
       raise ValueError(
         f'{workdir} is not empty and holds no run; pass another --workdir'
       )
@@ -201,6 +203,6 @@ def format_bytes(count: float) -> str:
 
 def _write(path: pathlib.Path, text: str) -> None:
   """Writes a file whole or not at all."""
-  staging = path.with_name(path.name + '.partial')
+  staging = path.with_name(path.name + PARTIAL)
   staging.write_text(text)
   staging.rename(path)

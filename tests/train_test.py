@@ -169,7 +169,8 @@ class TrainTest(parameterized.TestCase):
 class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
     ('unknown --algorithm=foo; use one of ssgd, ', '--algorithm=foo'),
-    ('dataset must be one of .*digits.*, got .foo', '--algorithm=ssgd --dataset=foo'),
+    ('dataset must be one of .*digits.*, got .foo',
+     '--algorithm=ssgd --dataset=foo'),
     ('unknown --model=foo; use one of mlp', '--algorithm=ssgd --model=foo'),
     ('no preset .nowhere.flags.; there are .*demo.flags',
      '--flagfile=nowhere.flags'),

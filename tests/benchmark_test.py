@@ -1,0 +1,46 @@
+"""Tests of `experiments/benchmark.py`."""
+
+from absl.testing import absltest
+import numpy as np
+
+from experiments import benchmark
+from tests import binaries
+
+
+class BenchmarkTest(absltest.TestCase):
+  def test_both_loops_do_the_same_work(self):
+    case = benchmark.make_case('mlp2', binaries.digits_dir())
+    case = case._replace(steps_per_dispatch=8)
+    parts = benchmark._parts(case)
+    engine = benchmark.engine_loop(case, *parts).run()
+    loss, by_hand = benchmark.hand_written_loop(case, *parts).run()
+    self.assertEqual(engine['loss'].shape, (2, 8, 1))
+    # The third dispatch: 24 steps of float32 in another order.
+    np.testing.assert_allclose(engine['loss'][..., 0], loss, rtol=1e-4)
+    np.testing.assert_allclose(
+      engine['accuracy'][..., 0], by_hand['accuracy'], rtol=1e-6
+    )
+
+  def test_measures_ratio_memory_and_time_to_first_step(self):
+    case = benchmark.make_case('mlp2', binaries.digits_dir())
+    case = case._replace(steps_per_dispatch=2, dispatches=1)
+    found = benchmark.measure(case, repeats=2)
+    rates = found['steps_per_second']
+    self.assertEqual(found['ratio'], rates['engine'] / rates['by_hand'])
+    for name in ('engine', 'by_hand'):
+      self.assertGreater(found['seconds_to_first_step'][name], 0)
+      # At least parameters, momentum and the images.
+      self.assertGreater(
+        found['bytes_per_device'][name], 2 * 9610 * 4 + 1437 * 64
+      )
+
+  def test_unknown_case_is_one_line(self):
+    outcome = binaries.call(benchmark, '--cases=foo')
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(
+      outcome.err, "^benchmark.py: error: unknown case 'foo'; use mlp2"
+    )
+
+
+if __name__ == '__main__':
+  absltest.main()
