@@ -23,5 +23,5 @@ def consensus_distance(params: ArrayTree) -> Array:
     if is_inexact(x):
       x = x.astype(wire_dtype(x))
       drift = x - collectives.replica_mean(x)
-      total += jnp.square(drift).sum() / x.shape[0]
+      total += jnp.square(jnp.abs(drift)).sum() / x.shape[0]
   return lax.pmean(total, AXIS_NAME)

@@ -52,6 +52,8 @@ class ReplicaMesh:
       )
     num_replicas = check_positive_int('num_replicas', num_replicas)
     there = tuple(jax.devices() if devices is None else devices)
+    if not there:
+      raise ValueError('devices expects at least one device, got none')
     if num_devices is None:
       num_devices = max(
         d for d in range(1, len(there) + 1) if num_replicas % d == 0
@@ -115,33 +117,43 @@ class ReplicaMesh:
     return (first + jnp.arange(self.block_size)).astype(jnp.int32)
 
   def place(self, tree: ArrayTree) -> ArrayTree:
-    """Puts host arrays `[N, ...]` on the devices as `[D, V, ...]`."""
+    """Puts host arrays `[N, ...]` on the devices as `[D, V, ...]`.
+
+    Like all that places, it copies: the caller may write to the arrays again.
+
+    Raises:
+      ValueError: if an array lacks the leading axis N.
+    """
     blocks = (self.num_devices, self.block_size)
 
-    def put(x: np.ndarray) -> Array:
+    def cut(x: np.ndarray) -> np.ndarray:
       x = np.asarray(x)
       if x.shape[:1] != (self.num_replicas,):
         raise ValueError(
           f'expected a leading axis of {self.num_replicas} replicas, got an '
           f'array of shape {x.shape}'
         )
-      return self.place_per_device(x.reshape(blocks + x.shape[1:]))
+      return x.reshape(blocks + x.shape[1:])
 
-    return jax.tree.map(put, tree)
+    return self.place_per_device(jax.tree.map(cut, tree))
 
   def place_per_device(self, tree: ArrayTree) -> ArrayTree:
     """Puts host arrays `[D, ...]` on the devices, a row on each."""
-    mesh = Mesh(np.asarray(self.devices), (AXIS_NAME,))
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
+    return self._put(jax.tree.map(np.array, tree))
 
   def replicate(self, tree: ArrayTree) -> ArrayTree:
-    """Puts a copy of host arrays on every device, as `[D, ...]`."""
+    """Puts host arrays on every device, as `[D, ...]`."""
 
-    def copies(x: np.ndarray) -> np.ndarray:
-      x = np.asarray(x)
-      return np.broadcast_to(x, (self.num_devices, *x.shape))
+    def rows(x: np.ndarray) -> np.ndarray:
+      # One copy, which fake CPU devices may share.
+      return np.broadcast_to(np.array(x), (self.num_devices, *np.shape(x)))
 
-    return self.place_per_device(jax.tree.map(copies, tree))
+    return self._put(jax.tree.map(rows, tree))
+
+  def _put(self, tree: ArrayTree) -> ArrayTree:
+    """Places arrays `[D, ...]`, whose memory a CPU device may go on using."""
+    mesh = Mesh(np.asarray(self.devices), (AXIS_NAME,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 
   def gather(self, tree: ArrayTree) -> ArrayTree:
     """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`."""

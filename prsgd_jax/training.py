@@ -27,8 +27,9 @@ from prsgd_jax.base import (
   ArrayTree,
   Context,
   ReplicaTransformation,
+  check_positive_int,
 )
-from prsgd_jax.mixing import mix_inexact
+from prsgd_jax.mixing import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState
 
@@ -63,7 +64,7 @@ def make_train_steps(
 
     return lax.scan(step, state, batches)
 
-  return _bounded(mesh.map(run, donate_argnums=(0,)))
+  return _compile(mesh, run)
 
 
 def make_resident_train_steps(
@@ -98,7 +99,7 @@ def make_resident_train_steps(
 
     return lax.scan(step, state, length=num_steps)
 
-  return _bounded(mesh.map(run, donate_argnums=(0,), static_argnums=(2,)))
+  return _compile(mesh, run, static_argnums=(2,))
 
 
 def _step(
@@ -149,16 +150,30 @@ def _map_block(fn: Callable[..., Any]) -> Callable[..., Any]:
   return mapped
 
 
-def _bounded(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Waits for the last dispatch but one before another is sent."""
+def _compile(
+  mesh: ReplicaMesh,
+  run: Callable[..., tuple[TrainState, ArrayTree]],
+  static_argnums: tuple[int, ...] = (),
+) -> Callable[..., tuple[TrainState, ArrayTree]]:
+  """Maps `run` over the devices and bounds the dispatches in flight."""
+
+  def with_token(*args: Any) -> tuple[TrainState, ArrayTree, Array]:
+    state, metrics = run(*args)
+    # What can be waited for: the state is gone with the next dispatch, and a
+    # chain without a gradient has no metrics.
+    return state, metrics, state.step + 0
+
+  mapped = mesh.map(
+    with_token, donate_argnums=(0,), static_argnums=static_argnums
+  )
   in_flight: collections.deque = collections.deque()
 
-  @functools.wraps(fn)
-  def dispatch(*args: Any) -> Any:
+  @functools.wraps(mapped)
+  def dispatch(*args: Any) -> tuple[TrainState, ArrayTree]:
     while len(in_flight) >= MAX_IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())
-    state, metrics = fn(*args)
-    in_flight.append(metrics)
+    state, metrics, token = mapped(*args)
+    in_flight.append(token)
     return state, metrics
 
   return dispatch
@@ -182,12 +197,9 @@ def make_evaluate(
   def run(state: TrainState, examples: Any) -> dict[str, Array]:
     replica = algorithm.output(state.replica(), state.algorithm_state)
 
-    def average(tree: ArrayTree) -> ArrayTree:
-      mean = jax.tree.map(lambda x: x.mean(axis=0, keepdims=True), tree)
-      return lax.pmean(mean, AXIS_NAME)
-
-    point = mix_inexact(average, (replica.params, replica.model_state))
-    params, model_state = jax.tree.map(lambda x: x[0], point)
+    params, model_state = jax.tree.map(
+      _average, (replica.params, replica.model_state)
+    )
     sums = _sum_over_batches(eval_fn, params, model_state, examples)
     sums, weight = lax.psum(sums, AXIS_NAME)
     means = {name: value / weight for name, value in sums.items()}
@@ -201,6 +213,16 @@ def make_evaluate(
     return {name: float(value[0]) for name, value in means.items()}
 
   return evaluate
+
+
+def _average(x: Array) -> Array:
+  """`[V, ...] -> [...]` as `train_state.consensus` has it, on every device."""
+  if is_inexact(x):
+    mean = x.astype(wire_dtype(x)).mean(axis=0)
+    return lax.pmean(mean, AXIS_NAME).astype(x.dtype)
+  first = lax.axis_index(AXIS_NAME) == 0
+  own = jnp.where(first, x[0], jnp.zeros_like(x[0]))
+  return lax.psum(own, AXIS_NAME).astype(x.dtype)
 
 
 def make_evaluate_replicas(
@@ -242,8 +264,10 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
     last batches are filled up with examples of weight 0.
 
   Raises:
-    ValueError: if there are no examples.
+    ValueError: if there are no examples, or `batch_size` is not an integer of
+      at least 1.
   """
+  check_positive_int('batch_size', batch_size)
   sizes = {len(x) for x in jax.tree.leaves(examples)}
   if len(sizes) != 1 or sizes == {0}:
     raise ValueError(

@@ -65,16 +65,13 @@ def local_update(tx: optax.GradientTransformation) -> ReplicaTransformation:
     ValueError: if `tx` is not an optax transformation; from `init`, if another
       `local_update` already made the optimizer's state.
   """
-  if not isinstance(tx, optax.GradientTransformation):
-    raise ValueError(
-      'local_update expects an optax transformation such as optax.sgd(0.1), '
-      f'got {tx!r}'
-    )
+  _check_optax('local_update', tx)
   tx = optax.with_extra_args_support(tx)
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
-    if jax.tree.leaves(replica.opt_state):
+    made, empty = map(jax.tree.structure, (replica.opt_state, ()))
+    if made != empty:  # type: ignore[operator]
       raise ValueError(
         'an algorithm has one optimizer state, but two local_update stages '
         'were chained; join their optimizers by optax.chain'
@@ -99,6 +96,8 @@ def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
   scheduled = (
     optax.ScaleByScheduleState,
     optax.InjectStatefulHyperparamsState,
+    # The state of an injected schedule; optax does not export its type.
+    type(optax.WrappedSchedule(optax.constant_schedule(0)).init()),
   )
 
   def is_scheduled(node: Any) -> bool:
@@ -107,9 +106,20 @@ def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
   def set_count(node: Any) -> Any:
     if not is_scheduled(node):
       return node
-    return node._replace(count=jnp.full_like(node.count, step))
+    # What hyperparameters are injected into has counts of its own inside.
+    inner = jax.tree.map(set_count, tuple(node), is_leaf=is_scheduled)
+    count = jnp.full_like(node.count, step)
+    return type(node)(*inner)._replace(count=count)
 
   return jax.tree.map(set_count, opt_state, is_leaf=is_scheduled)
+
+
+def _check_optax(name: str, tx: Any) -> None:
+  if not isinstance(tx, optax.GradientTransformation):
+    raise ValueError(
+      f'{name} expects an optax transformation such as optax.sgd(0.1), got '
+      f'{tx!r}'
+    )
 
 
 def reset_buffers(
@@ -124,7 +134,11 @@ def reset_buffers(
   Args:
     tx: the optimizer given to `local_update`.
     when: the steps, commonly those of the average that comes before.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation.
   """
+  _check_optax('reset_buffers', tx)
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
@@ -234,15 +248,22 @@ def sync(
     outer: optax transformation of the pseudo-gradient of the parameters.
 
   Raises:
-    ValueError: if a field is unknown, or `outer` is given without params; from
-      `init`, if the mixing does not fit the number of replicas.
+    ValueError: if an argument is not what it should be, or `outer` is given
+      without params; from `init`, if the mixing does not fit the number of
+      replicas.
   """
+  if not isinstance(mixing, Mixing):
+    raise ValueError(f'mixing expects one such as pr.mean(), got {mixing!r}')
   when = schedules.always() if when is None else when
+  if not callable(when):
+    raise ValueError(f'when expects one such as pr.every(4), got {when!r}')
   what = (what,) if isinstance(what, str) else tuple(what)
   if not what or set(what) - set(MIXABLE) or len(set(what)) != len(what):
     raise ValueError(f'what expects some of {MIXABLE}, each once, got {what}')
   if outer is not None and 'params' not in what:
     raise ValueError(f"outer needs 'params' in what, got {what}")
+  if outer is not None:
+    _check_optax('outer', outer)
   step_outer = _outer_step(outer) if outer is not None else _take_over
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
@@ -268,9 +289,8 @@ def sync(
     shapes: Replica, num_replicas: int, steps: np.ndarray
   ) -> tuple[Traffic, ...]:
     payload = payload_bytes([getattr(shapes, name) for name in what])
-    return (
-      Traffic(np.asarray(when(steps)), *mixing.message(payload, num_replicas)),
-    )
+    fires = np.broadcast_to(np.asarray(when(steps)), steps.shape)
+    return (Traffic(fires, *mixing.message(payload, num_replicas)),)
 
   return ReplicaTransformation(update, init, traffic)
 
