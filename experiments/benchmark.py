@@ -39,7 +39,7 @@ flags.DEFINE_list(
   'cases', ['mlp2', 'mlp8', 'resnet2'], 'Which of mlp2, mlp8 and resnet2.'
 )
 flags.DEFINE_integer('repeats', 15, 'Measurements of each loop, in turn.')
-flags.declare_key_flag('data_dir')
+flags.adopt_module_key_flags(cli)
 flags.DEFINE_string('output', None, 'JSON file to write.')
 
 PERIOD = 4

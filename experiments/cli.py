@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import inspect
 import os
 import pathlib
 import sys
@@ -10,12 +11,23 @@ from typing import NoReturn
 from absl import app, flags, logging
 import jax
 
+flags.DEFINE_string(
+  'data_dir',
+  None,
+  'Where TFDS directories are [TFDS_DATA_DIR or ~/tensorflow_datasets].',
+)
+
+
+def warn(message: object) -> None:
+  """Prints one line on stderr, with the program's name."""
+  program = os.path.basename(sys.argv[0])
+  line = ' '.join(str(message).split())
+  print(f'{program}: {line}', file=sys.stderr, flush=True)
+
 
 def fail(error: object) -> NoReturn:
   """Ends the program with one line on stderr and exit code 1."""
-  program = os.path.basename(sys.argv[0])
-  line = ' '.join(str(error).split())
-  print(f'{program}: error: {line}', file=sys.stderr)
+  warn(f'error: {error}')
   sys.exit(1)
 
 
@@ -28,8 +40,12 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     fail(error)
 
 
-def run(main: Callable[[], None]) -> None:
-  """Parses the flags and runs `main`; a wrong flag is one line."""
+def run(main: Callable[..., None]) -> None:
+  """Parses the flags and runs `main`; a wrong flag is one line.
+
+  The parameters of `main` are the arguments that are no flags.
+  """
+  names = [name.upper() for name in inspect.signature(main).parameters]
 
   def parse(argv: list[str]) -> list[str]:
     try:
@@ -38,16 +54,20 @@ def run(main: Callable[[], None]) -> None:
       path = str(error).rsplit(': ', 1)[-1]
       fail(f'there is no preset {path}; there are {_presets()}')
     except flags.Error as error:
-      fail(error)
-    if len(rest) > 1:
-      fail(f'expected flags only, got {rest[1]!r}; write --name=value')
+      fail(f'{error}; see --help')
+    if len(rest) != 1 + len(names):
+      wanted = ' '.join((*names, '--flag=value ...'))
+      got = ' '.join(rest[1:]) or 'no name'
+      fail(f'expected {wanted}, got {got!r}; see --help')
     return rest
 
   def call(argv: list[str]) -> None:
-    del argv
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
-    main()
+    try:
+      main(*argv[1:])
+    except KeyboardInterrupt:
+      fail('interrupted; the same command, with --resume for train.py, goes on')
 
   app.run(call, flags_parser=parse)
 

@@ -26,6 +26,7 @@ from prsgd_jax.datasets import Dataset, load_dataset
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.DEFINE_multi_string(
   'run', [], 'An algorithm and its options, such as pr_sgd,period=4; repeated.'

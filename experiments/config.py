@@ -75,11 +75,6 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
   'dataset', 'digits', 'digits, or cifar10, mnist, fashion_mnist in data_dir.'
 )
-flags.DEFINE_string(
-  'data_dir',
-  None,
-  'Where TFDS directories are [TFDS_DATA_DIR or ~/tensorflow_datasets].',
-)
 flags.DEFINE_string('model', 'mlp', f'One of {", ".join(MODELS)}.')
 flags.DEFINE_integer('num_replicas', 8, 'N, replicas of the model.')
 flags.DEFINE_integer(

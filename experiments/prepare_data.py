@@ -27,16 +27,14 @@ is there already is never changed. Afterwards:
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
 
-from collections.abc import Sequence
 import pathlib
-import sys
 import time
 
-from absl import app, flags
+from absl import flags
 import tqdm
 
+from experiments import cli
 from prsgd_jax.datasets import (
-  DATASETS,
   DatasetError,
   archives,
   load_dataset,
@@ -46,21 +44,16 @@ from prsgd_jax.datasets import (
   storage,
 )
 
-_PROGRAM = 'prepare_data.py'
+FLAGS = flags.FLAGS
 
-_DATA_DIR = flags.DEFINE_string(
-  'data_dir',
-  None,
-  'TFDS data directory to write to; by default $TFDS_DATA_DIR, or'
-  ' ~/tensorflow_datasets.',
-)
-_FROM_ARCHIVE = flags.DEFINE_string(
+flags.adopt_module_key_flags(cli)
+flags.DEFINE_string(
   'from_archive',
   None,
   'The official archive (or a directory with its files) on this machine;'
   ' by default it is downloaded.',
 )
-_VERIFY = flags.DEFINE_bool(
+flags.DEFINE_bool(
   'verify',
   True,
   'Accept only the published contents. --noverify takes what is there.',
@@ -113,7 +106,7 @@ def _read_splits(
     )
   splits = archives.decode(name, members)
   if wrong:
-    _warn(
+    cli.warn(
       f'WARNING: NOT THE PUBLISHED {name.upper()}: {wrong} from {where} does'
       ' not have the published MD5 sum'
     )
@@ -124,37 +117,10 @@ def _say(message: str) -> None:
   print(message, flush=True)
 
 
-def _warn(message: str) -> None:
-  print(f'{_PROGRAM}: {message}', file=sys.stderr, flush=True)
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    _warn(f'{storage.one_line(error)}; run: python {argv[0]} --help')
-    sys.exit(2)
-
-
-def main(argv: Sequence[str]) -> int:
-  names = ', '.join(DATASETS)
-  if len(argv) != 2:
-    got = ' '.join(argv[1:]) or 'nothing'
-    _warn(
-      f'expected one dataset of {names}, got {got}; run: python {argv[0]} NAME'
-      ' --data_dir=DIR'
-    )
-    return 2
-  try:
-    prepare(argv[1], _DATA_DIR.value, _FROM_ARCHIVE.value, _VERIFY.value)
-  except DatasetError as error:
-    _warn(str(error))
-    return 1
-  except KeyboardInterrupt:
-    _warn('interrupted; run it again')
-    return 130
-  return 0
+def main(name: str) -> None:
+  with cli.one_line_errors(DatasetError):
+    prepare(name, FLAGS.data_dir, FLAGS.from_archive, FLAGS.verify)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse_flags)
+  cli.run(main)

@@ -33,7 +33,7 @@ SEEDS = {
   'cifar10_resnet20': (0,),
 }
 
-flags.declare_key_flag('data_dir')
+flags.adopt_module_key_flags(cli)
 flags.declare_key_flag('workdir')
 flags.DEFINE_list('presets', list(SEEDS), 'Which presets to run.')
 flags.DEFINE_bool(

@@ -20,6 +20,7 @@ from prsgd_jax.datasets import load_dataset
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.DEFINE_bool('resume', False, 'Go on with the run in --workdir.')
 

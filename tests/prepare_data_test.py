@@ -1,11 +1,9 @@
 """Tests of experiments/prepare_data.py and of what it reads archives with."""
 
-import contextlib
 import gzip
 import hashlib
 import http.client
 import http.server
-import importlib.util
 import io
 import os
 import pathlib
@@ -20,27 +18,16 @@ import urllib.error
 import urllib.request
 import zipfile
 
-from absl.testing import absltest, flagsaver, parameterized
+from absl.testing import absltest, parameterized
 import numpy as np
 
+from experiments import prepare_data
 from prsgd_jax.datasets import archives, load_dataset, preparing, storage
+from tests import binaries
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _SCRIPT = _ROOT / 'experiments' / 'prepare_data.py'
 _TIMEOUT = 60  # seconds, for a process that hangs
-
-
-def load_script():
-  spec = importlib.util.spec_from_file_location('prepare_data_script', _SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-prepare_data = load_script()
-
-# array_record defines flags, which flagsaver would take away at its end.
-storage.import_tfds()
 
 
 def make_cifar10():
@@ -119,18 +106,9 @@ class PrepareDataTestCase(parameterized.TestCase):
 
   def run_main(self, *args):
     """Runs the script in this process: (exit code, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = ['prepare_data.py', f'--data_dir={self.data_dir}', *map(str, args)]
-    with (
-      contextlib.redirect_stdout(out),
-      contextlib.redirect_stderr(err),
-      flagsaver.flagsaver(),
-    ):
-      try:
-        code = prepare_data.main(prepare_data._parse_flags(argv))
-      except SystemExit as exit_:
-        code = exit_.code
-    return code, out.getvalue(), err.getvalue()
+    return binaries.call(
+      prepare_data, f'--data_dir={self.data_dir}', *map(str, args)
+    )
 
   def assert_fails(self, args, *fragments):
     """Asserts one line on stderr, which holds all fragments; nothing made."""
@@ -140,7 +118,7 @@ class PrepareDataTestCase(parameterized.TestCase):
     *warnings, err = err.splitlines()
     for warning in warnings:
       self.assertStartsWith(warning, 'prepare_data.py: WARNING')
-    self.assertStartsWith(err, 'prepare_data.py: ')
+    self.assertStartsWith(err, 'prepare_data.py: error: ')
     for fragment in fragments:
       self.assertIn(fragment, err)
     if args:
@@ -340,8 +318,8 @@ class WrongArchiveTest(PrepareDataTestCase):
 
 class CommandLineTest(PrepareDataTestCase):
   def test_what_cannot_be_meant_is_one_line(self):
-    self.assert_fails((), 'got nothing', 'digits', 'run: python')
-    self.assert_fails(('mnist', 'cifar10'), 'expected one dataset')
+    self.assert_fails((), 'expected NAME', "got 'no name'", '--help')
+    self.assert_fails(('mnist', 'cifar10'), 'expected NAME', 'mnist cifar10')
     self.assert_fails(('imagenet',), "got 'imagenet'", 'fashion_mnist')
     self.assert_fails(('mnist', '--form_archive=x'), 'form_archive', '--help')
     self.assert_fails(('mnist', '--verify=maybe'), 'maybe', '--help')
@@ -383,7 +361,9 @@ class CommandLineTest(PrepareDataTestCase):
   def test_as_a_program_an_error_is_one_line_and_a_code(self):
     done = self.run_script('fashion_mnist', f'--data_dir={self.data_dir}')
     self.assertEqual(done.returncode, 1, done.stderr)
-    self.assertStartsWith(done.stderr, 'prepare_data.py: cannot download http')
+    self.assertStartsWith(
+      done.stderr, 'prepare_data.py: error: cannot download http'
+    )
     self.assertEqual(done.stderr.count('\n'), 1, done.stderr)
     self.assertIn('pass --from_archive=DIRECTORY', done.stderr)
 

@@ -211,7 +211,7 @@ class BadInputTest(parameterized.TestCase):
     ('mnist is not prepared in .*prepare_data.py mnist --data_dir',
      '--algorithm=ssgd --dataset=mnist'),
     ('--resume needs --workdir', '--algorithm=ssgd --resume'),
-    ("expected flags only, got 'ssgd'", 'ssgd'),
+    ("expected --flag=value ..., got 'ssgd'", 'ssgd'),
     ("Unknown command line flag 'perod'", '--perod=4'),
     ('--period=x', '--period=x'),
     ('--partition=foo', '--partition=foo'),
