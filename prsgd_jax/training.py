@@ -132,9 +132,7 @@ def _step(
   return state.advance(replica, algorithm_state), replica.metrics
 
 
-def _map_block(
-  mesh: ReplicaMesh, fn: Callable[..., Any]
-) -> Callable[..., Any]:
+def _map_block(mesh: ReplicaMesh, fn: Callable[..., Any]) -> Callable[..., Any]:
   """Maps one replica's gradient over its block, the fastest way known.
 
   On CPU a vmap over convolutions' weights becomes a grouped convolution, five

@@ -1,0 +1,712 @@
+"""One table of algorithms, crossed with the laws that every one obeys.
+
+Each (algorithm, number of devices) is compiled once and run once per problem,
+in float64, so that a tolerance of 1e-12 tells two sequences apart.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from tests import harness, reference
+
+N, T, LEARNING_RATE, MOMENTUM = 8, 24, 0.05, 0.9
+LAYOUTS = (1, 2, 4, 8)
+# The layout of laws that are not about layouts: blocks and a real axis.
+ONE_LAYOUT = 2
+LOCAL_STEPS = (1, 3, 8, 2, 5, 8, 4, 6)
+W = reference.random_doubly_stochastic(N)
+J = np.full((N, N), 1 / N)
+
+SGD = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
+PLAIN = optax.sgd(LEARNING_RATE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """An algorithm of the library, its oracle, and what is claimed of it.
+
+  Attributes:
+    make: makes the chain.
+    oracle: `problem -> [T + 1, N, d]`, given learning_rate and momentum.
+    order: 'A', 'B' or 'C' of PAPERS section 1, 'S' for mixed gradients.
+    momentum: of the local optimizer.
+    full_sync: 1-based steps t at which all replicas are averaged.
+    keeps_mean: whether xbar moves by the mean of the local steps alone.
+    every_layout: whether it runs on every D, or on ONE_LAYOUT only.
+  """
+
+  make: Callable[[], pr.ReplicaTransformation]
+  oracle: Callable
+  order: str
+  momentum: float = MOMENTUM
+  full_sync: tuple[int, ...] = ()
+  keeps_mean: bool = True
+  every_layout: bool = True
+
+
+def _multiples(period):
+  return tuple(range(period, T + 1, period))
+
+
+def _order(mixing, order, tx=SGD):
+  step, local, mix = pr.gradient(), pr.local_update(tx), pr.sync(mixing)
+  orders = {
+    'A': (step, mix, local),
+    'B': (mix, step, local),
+    'C': (step, local, mix),
+  }
+  return pr.chain(*orders[order])
+
+
+def _diloco():
+  return pr.chain(
+    pr.gradient(),
+    pr.local_update(SGD),
+    pr.sync(
+      pr.mean(),
+      when=pr.every(4),
+      outer=optax.sgd(0.7, momentum=0.9, nesterov=True),
+    ),
+  )
+
+
+def _heterogeneous():
+  return pr.chain(
+    pr.while_active(LOCAL_STEPS, pr.gradient(), pr.local_update(SGD)),
+    pr.sync(pr.mean(), when=pr.every(max(LOCAL_STEPS))),
+  )
+
+
+def _post_local():
+  return pr.chain(
+    pr.gradient(),
+    pr.local_update(SGD),
+    pr.sync(pr.mean(), when=pr.post_local(5, period=4)),
+  )
+
+
+def _hier(k1, k2, s, **row):
+  return Row(
+    lambda: pr.hier_avg(SGD, local_period=k1, global_period=k2, group_size=s),
+    functools.partial(
+      reference.hier_avg, local_period=k1, global_period=k2, group_size=s
+    ),
+    'C',
+    full_sync=_multiples(k1 if s == N else k2),
+    **row,
+  )
+
+
+def _k_avg(period, **row):
+  return Row(
+    lambda: pr.k_avg(SGD, period=period),
+    functools.partial(reference.k_avg, period=period),
+    'C',
+    full_sync=_multiples(period),
+    **row,
+  )
+
+
+def _d_psgd(mixing, weights, **row):
+  return Row(
+    lambda: pr.d_psgd(SGD, mixing=mixing),
+    functools.partial(reference.d_psgd, weights=weights),
+    'A',
+    **row,
+  )
+
+
+RING = reference.ring_weights(N)
+AVERAGED = ('params', 'opt_state')
+
+TABLE = {
+  'ssgd': Row(
+    lambda: pr.ssgd(SGD), reference.ssgd, 'S', full_sync=_multiples(1)
+  ),
+  'ssgd_plain': Row(
+    lambda: pr.ssgd(PLAIN),
+    reference.ssgd,
+    'S',
+    momentum=0.0,
+    full_sync=_multiples(1),
+    every_layout=False,
+  ),
+  'one_shot': Row(
+    lambda: pr.one_shot_averaging(SGD, num_steps=T),
+    reference.one_shot_averaging,
+    'C',
+    full_sync=(T,),
+  ),
+  'pr_sgd': Row(
+    lambda: pr.pr_sgd(SGD, period=4),
+    functools.partial(reference.pr_sgd, period=4),
+    'A',
+    full_sync=_multiples(4),
+  ),
+  'pr_sgd_plain': Row(
+    lambda: pr.pr_sgd(PLAIN, period=4),
+    functools.partial(reference.pr_sgd, period=4),
+    'A',
+    momentum=0.0,
+    full_sync=_multiples(4),
+    every_layout=False,
+  ),
+  'pr_sgd_1': Row(
+    lambda: pr.pr_sgd(SGD, period=1),
+    functools.partial(reference.pr_sgd, period=1),
+    'A',
+    full_sync=_multiples(1),
+    every_layout=False,
+  ),
+  'pr_sgd_averaged_buffers': Row(
+    lambda: pr.pr_sgd(SGD, period=4, what=AVERAGED),
+    functools.partial(reference.pr_sgd, period=4, buffers='average'),
+    'A',
+    full_sync=_multiples(4),
+  ),
+  'pr_sgd_reset_buffers': Row(
+    lambda: pr.pr_sgd(SGD, period=4, reset=pr.every(4)),
+    functools.partial(reference.pr_sgd, period=4, buffers='reset'),
+    'A',
+    full_sync=_multiples(4),
+    keeps_mean=False,  # the buffers are dropped
+  ),
+  'k_avg': _k_avg(5),  # does not divide T
+  'k_avg_1': _k_avg(1, every_layout=False),
+  'k_avg_2': _k_avg(2, every_layout=False),
+  'k_avg_4': _k_avg(4, every_layout=False),
+  'k_avg_8': _k_avg(8, every_layout=False),
+  'k_avg_averaged_buffers': Row(
+    lambda: pr.k_avg(SGD, period=4, what=AVERAGED),
+    functools.partial(reference.k_avg, period=4, buffers='average'),
+    'C',
+    full_sync=_multiples(4),
+  ),
+  'k_avg_reset_buffers': Row(
+    lambda: pr.k_avg(SGD, period=4, reset=pr.every(4)),
+    functools.partial(reference.k_avg, period=4, buffers='reset'),
+    'C',
+    full_sync=_multiples(4),
+    keeps_mean=False,  # the buffers are dropped
+  ),
+  'hier_avg': _hier(2, 8, 4),
+  'hier_avg_pairs': _hier(4, 8, 2, every_layout=False),
+  'hier_avg_groups_of_1': _hier(2, 4, 1, every_layout=False),
+  'hier_avg_equal_periods': _hier(4, 4, 2, every_layout=False),
+  'hier_avg_one_group': _hier(2, 8, N, every_layout=False),
+  'hier_avg_always': _hier(1, 1, 2, every_layout=False),
+  'd_psgd_ring': _d_psgd(None, RING),
+  'd_psgd_dense': _d_psgd(pr.dense(W), W),
+  'd_psgd_dense_mean': _d_psgd(
+    pr.dense(J), J, full_sync=_multiples(1), every_layout=False
+  ),
+  'd_psgd_mean': _d_psgd(
+    pr.mean(), J, full_sync=_multiples(1), every_layout=False
+  ),
+  'diffusion_ring': Row(
+    lambda: _order(pr.ring(0.5), 'C'),
+    functools.partial(
+      reference.adapt_then_combine, weights=reference.ring_weights(N, 0.5)
+    ),
+    'C',
+  ),
+  'diffusion_mean': Row(
+    lambda: _order(pr.mean(), 'C'),
+    functools.partial(reference.adapt_then_combine, weights=J),
+    'C',
+    full_sync=_multiples(1),
+    every_layout=False,
+  ),
+  'combine_then_adapt_ring': Row(
+    lambda: _order(pr.ring(), 'B'),
+    functools.partial(reference.combine_then_adapt, weights=RING),
+    'B',
+  ),
+  'combine_then_adapt_mean': Row(
+    lambda: _order(pr.mean(), 'B'),
+    functools.partial(reference.combine_then_adapt, weights=J),
+    'B',
+    full_sync=_multiples(1),
+    every_layout=False,
+  ),
+  'heterogeneous': Row(
+    _heterogeneous,
+    functools.partial(reference.pr_sgd_heterogeneous, local_steps=LOCAL_STEPS),
+    'C',
+    full_sync=_multiples(8),
+    keeps_mean=False,  # some sit out
+  ),
+  'post_local': Row(
+    _post_local,
+    functools.partial(reference.post_local_sgd, switch_step=5, period=4),
+    'C',
+    full_sync=(1, 2, 3, 4, 5, 9, 13, 17, 21),
+  ),
+  'diloco': Row(
+    _diloco,
+    functools.partial(
+      reference.diloco,
+      period=4,
+      outer_learning_rate=0.7,
+      outer_momentum=0.9,
+    ),
+    'C',
+    full_sync=_multiples(4),
+    keeps_mean=False,  # the outer optimizer moves it
+  ),
+}
+
+PROBLEMS = {
+  'smooth': reference.make_problem(N, T),
+  'common_hessian': reference.make_problem(N, T, common_hessian=True),
+}
+
+
+@functools.cache
+def engine(name, num_devices):
+  with jax.enable_x64(True):
+    return harness.make_engine(TABLE[name].make(), N, num_devices)
+
+
+@functools.cache
+def batches(problem, num_devices):
+  """One placed batch for each step."""
+  with jax.enable_x64(True):
+    mesh = pr.ReplicaMesh(N, num_devices)
+    return [
+      harness.problem_batches(mesh, PROBLEMS[problem], [t]) for t in range(T)
+    ]
+
+
+def initial_state(run, problem='smooth'):
+  start = harness.to_tree(PROBLEMS[problem].start)
+  return pr.create_train_state(run.mesh, run.algorithm, start)
+
+
+def advance(run, state, steps, problem='smooth'):
+  """The state after the steps, and the parameters [N, d] after each."""
+  points = []
+  for t in steps:
+    state, _ = run.train_steps(state, batches(problem, run.mesh.num_devices)[t])
+    points.append(harness.to_vector(run.mesh.gather(state.params)))
+  return state, points
+
+
+@dataclasses.dataclass
+class Trajectory:
+  """x[T + 1, N, d], and what was seen on the way."""
+
+  x: np.ndarray
+  signatures: list
+  final: object
+  traces: list[int]
+
+
+@functools.cache
+def trajectory(name, num_devices=ONE_LAYOUT, problem='smooth'):
+  with jax.enable_x64(True):
+    run = engine(name, num_devices)
+    state = initial_state(run, problem)
+    points = [harness.to_vector(run.mesh.gather(state.params))]
+    signatures, traces = [signature(state)], []
+    for t in range(T):
+      state, new = advance(run, state, [t], problem)
+      points += new
+      signatures.append(signature(state))
+      traces.append(len(run.traces))
+    return Trajectory(
+      np.stack(points), signatures, harness.to_host(state), traces
+    )
+
+
+def signature(state):
+  """Structure, shapes, dtypes and weakness of the state's leaves."""
+  leaves, treedef = jax.tree.flatten(state)
+  # Typed keys have no weak type to have.
+  return treedef, [
+    (x.shape, x.dtype, getattr(x, 'weak_type', False)) for x in leaves
+  ]
+
+
+def gradients(x, problem='smooth'):
+  """G_i^t of a trajectory, [T, N, d], at x_i^{t-1}."""
+  p = PROBLEMS[problem]
+  return np.stack(
+    [[p.gradient(i, x[t - 1, i], t) for i in range(N)] for t in range(1, T + 1)]
+  )
+
+
+def assert_close(actual, desired):
+  # float64 sums of 8 terms in another order, over 24 steps of values near 1.
+  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-12)
+
+
+def names(condition=lambda row: True):
+  return [name for name, row in TABLE.items() if condition(row)]
+
+
+def on_every_layout():
+  return [
+    (f'{name}_on_{d}', name, d)
+    for name, row in TABLE.items()
+    for d in (LAYOUTS if row.every_layout else (ONE_LAYOUT,))
+  ]
+
+
+class EveryAlgorithmTest(parameterized.TestCase):
+  """The laws that hold of every row of the table."""
+
+  @parameterized.named_parameters(on_every_layout())
+  def test_equals_the_papers_double_loop_at_every_step(self, name, num_devices):
+    row = TABLE[name]
+    oracle = row.oracle(
+      PROBLEMS['smooth'], learning_rate=LEARNING_RATE, momentum=row.momentum
+    )
+    assert_close(trajectory(name, num_devices).x, oracle)
+
+  @parameterized.parameters(*names(lambda row: row.every_layout))
+  def test_does_not_depend_on_the_number_of_devices(self, name):
+    for num_devices in LAYOUTS[1:]:
+      assert_close(trajectory(name, num_devices).x, trajectory(name, 1).x)
+
+  @parameterized.named_parameters(on_every_layout())
+  def test_keeps_structure_shapes_and_dtypes(self, name, num_devices):
+    seen = trajectory(name, num_devices).signatures
+    for after in seen[1:]:
+      self.assertEqual(after, seen[0])
+    for shape, dtype, weak in seen[0][1]:
+      self.assertEqual(shape[0], num_devices)
+      self.assertFalse(weak, (shape, dtype))
+
+  @parameterized.named_parameters(on_every_layout())
+  def test_is_traced_once(self, name, num_devices):
+    traces = trajectory(name, num_devices).traces
+    self.assertEqual(traces, [traces[0]] * T)
+
+  @parameterized.parameters(*TABLE)
+  def test_same_seed_gives_the_same_bits(self, name):
+    first = trajectory(name)
+    with jax.enable_x64(True):
+      run = engine(name, ONE_LAYOUT)
+      state, points = advance(run, initial_state(run), range(T))
+      final = harness.to_host(state)
+    np.testing.assert_array_equal(np.stack(points), first.x[1:])
+    jax.tree.map(np.testing.assert_array_equal, final, first.final)
+
+  @parameterized.parameters(*TABLE)
+  def test_resumed_equals_uninterrupted_bit_for_bit(self, name):
+    whole = trajectory(name)
+    middle = 10  # inside every period
+    with jax.enable_x64(True):
+      run = engine(name, ONE_LAYOUT)
+      state, _ = advance(run, initial_state(run), range(middle))
+      host = harness.to_host(state)
+      traces = len(run.traces)
+      state, points = advance(
+        run, harness.from_host(run.mesh, host), range(middle, T)
+      )
+      final = harness.to_host(state)
+    np.testing.assert_array_equal(np.stack(points), whole.x[middle + 1 :])
+    jax.tree.map(np.testing.assert_array_equal, final, whole.final)
+    self.assertLen(run.traces, traces)
+
+
+class MeanTest(parameterized.TestCase):
+  """What a doubly stochastic mixing keeps, and a full average makes."""
+
+  @parameterized.parameters(
+    *names(lambda row: row.full_sync and row.order in ('C', 'S'))
+  )
+  def test_replicas_are_bit_equal_just_after_a_full_sync(self, name):
+    row = TABLE[name]
+    layouts = LAYOUTS if row.every_layout else (ONE_LAYOUT,)
+    for num_devices in layouts:
+      x = trajectory(name, num_devices).x
+      for t in range(1, T + 1):
+        equal = (x[t] == x[t][0]).all()
+        self.assertEqual(equal, t in row.full_sync, (t, num_devices))
+
+  @parameterized.parameters(
+    *names(lambda row: row.full_sync and row.order == 'A')
+  )
+  def test_order_a_is_the_mean_less_each_ones_own_step(self, name):
+    row = TABLE[name]
+    x = trajectory(name).x
+    g = gradients(x)
+    v = np.zeros_like(x[0])
+    for t in range(1, T + 1):
+      if t in row.full_sync and 'averaged' in name:
+        v = np.broadcast_to(v.mean(axis=0), v.shape)
+      if t in row.full_sync and 'reset' in name:
+        v = np.zeros_like(v)
+      v = row.momentum * v + g[t - 1]
+      if t in row.full_sync:
+        before_step = x[t] + LEARNING_RATE * v
+        mean = np.broadcast_to(x[t - 1].mean(axis=0), x[t].shape)
+        assert_close(before_step, mean)
+        self.assertGreater(np.abs(x[t] - x[t][0]).max(), 1e-3)
+
+  @parameterized.parameters(
+    *names(lambda row: row.keeps_mean and row.order in ('A', 'C', 'S'))
+  )
+  def test_the_mean_moves_by_the_mean_step_at_every_step(self, name):
+    # PAPERS 2.i; momentum is linear, so the mean buffer follows the mean G.
+    row = TABLE[name]
+    x = trajectory(name).x
+    g = gradients(x).mean(axis=1)
+    v = np.zeros_like(g[0])
+    for t in range(1, T + 1):
+      v = row.momentum * v + g[t - 1]
+      step = x[t].mean(axis=0) - x[t - 1].mean(axis=0)
+      assert_close(step, -LEARNING_RATE * v)
+
+  @parameterized.parameters('pr_sgd', 'k_avg', 'one_shot', 'd_psgd_dense')
+  def test_common_hessian_gives_one_mean_whatever_the_averaging(self, name):
+    # PAPERS 2.v: independent of the interval, of W, and of the order.
+    mean = trajectory(name, problem='common_hessian').x.mean(axis=1)
+    ssgd = trajectory('ssgd', problem='common_hessian').x.mean(axis=1)
+    assert_close(mean, ssgd)
+
+  def test_without_a_common_hessian_the_mean_depends_on_the_interval(self):
+    mean = trajectory('k_avg').x.mean(axis=1)
+    ssgd = trajectory('ssgd').x.mean(axis=1)
+    self.assertGreater(np.abs(mean - ssgd).max(), 1e-3)
+
+
+class SpecialCasesTest(parameterized.TestCase):
+  """The identities of PAPERS 2 and 4, between runs of the library."""
+
+  @parameterized.parameters(
+    ('k_avg_1', 'ssgd'),
+    ('diffusion_mean', 'ssgd'),
+    ('hier_avg_always', 'ssgd'),
+    ('hier_avg_groups_of_1', 'k_avg_4'),
+    ('hier_avg_equal_periods', 'k_avg_4'),
+    ('hier_avg_one_group', 'k_avg_2'),
+    ('pr_sgd_1', 'd_psgd_mean'),
+    ('pr_sgd_1', 'd_psgd_dense_mean'),
+  )
+  def test_special_case_collapses(self, special, general):
+    assert_close(trajectory(special).x, trajectory(general).x)
+
+  @parameterized.parameters(
+    ('pr_sgd_1', 'ssgd', 1e-4),
+    ('pr_sgd', 'k_avg_4', 1e-4),
+    ('hier_avg', 'k_avg_8', 1e-4),
+    ('hier_avg', 'k_avg_2', 1e-4),
+    ('pr_sgd', 'pr_sgd_averaged_buffers', 1e-4),
+    ('pr_sgd', 'pr_sgd_reset_buffers', 1e-4),
+  )
+  def test_these_are_different_algorithms(self, one, other, at_least):
+    difference = trajectory(one).x - trajectory(other).x
+    self.assertGreater(np.abs(difference).max(), at_least)
+
+  def test_order_b_with_the_mean_has_the_mean_of_ssgd(self):
+    # Order B is C read half a step later: its mean is the synchronous model.
+    mean = trajectory('combine_then_adapt_mean').x.mean(axis=1)
+    assert_close(mean, trajectory('ssgd').x[:, 0])
+
+  def test_equal_local_steps_are_k_avg(self):
+    # PAPERS 2.iv.
+    algorithm = pr.chain(
+      pr.while_active([4] * N, pr.gradient(), pr.local_update(SGD)),
+      pr.sync(pr.mean(), when=pr.every(4)),
+    )
+    with jax.enable_x64(True):
+      run = harness.make_engine(algorithm, N, ONE_LAYOUT)
+      _, points = advance(run, initial_state(run), range(T))
+    assert_close(np.stack(points), trajectory('k_avg_4').x[1:])
+
+
+def _quadratic_1d(params, model_state, target, key):
+  del key
+  return 0.5 * (params - target) ** 2, (model_state, {})
+
+
+class HeterogeneousFixedPointTest(parameterized.TestCase):
+  """PAPERS 2.vi: Algorithm 3 on f_i = (x - e_i)^2 / 2 is biased."""
+
+  @parameterized.product(
+    case=((0.2, 2.51075, 60), (0.02, 2.87556, 600), (0.002, 2.91257, 6000)),
+    num_devices=(1, 3),
+  )
+  def test_converges_to_the_weighted_mean(self, case, num_devices):
+    gamma, expected, rounds = case
+    targets, local_steps = np.array([0.0, 1.0, 4.0]), (1, 3, 8)
+    algorithm = pr.chain(
+      pr.while_active(
+        local_steps, pr.gradient(), pr.local_update(optax.sgd(gamma))
+      ),
+      pr.sync(pr.mean(), when=pr.every(8)),
+    )
+    with jax.enable_x64(True):
+      mesh = pr.ReplicaMesh(3, num_devices)
+      state = pr.create_train_state(mesh, algorithm, np.float64(2.0))
+      train_steps = pr.make_resident_train_steps(
+        mesh,
+        algorithm,
+        _quadratic_1d,
+        lambda data, step, replica, key: data[replica],
+      )
+      state, _ = train_steps(state, mesh.replicate(targets), 8 * rounds)
+      x = mesh.gather(state.params)
+    weights = 1 - (1 - gamma) ** np.array(local_steps)
+    np.testing.assert_array_equal(x, x[0])
+    np.testing.assert_allclose(x[0], weights @ targets / weights.sum(), 1e-9)
+    self.assertAlmostEqual(float(x[0]), expected, places=5)
+
+
+def _noise_loss(params, model_state, noise, key):
+  del key
+  return params @ noise, (model_state, {})
+
+
+class DriftTest(parameterized.TestCase):
+  """PAPERS 2.vii and 4: zero gradient and unit noise in many coordinates.
+
+  The gradient of x . noise is the noise, so consensus_distance / dim estimates
+  the drift per coordinate, with a relative error of sqrt(2 / 7 / dim) at a
+  step: 0.4 % for dim = 20000; 2 % are five of these.
+  """
+
+  DIM = 20_000
+  GAMMA = 0.5
+
+  def drift(self, algorithm, num_steps):
+    """(1/N) sum_i |x_i - xbar|^2 / (dim gamma^2) after each step."""
+    mesh = pr.ReplicaMesh(N, ONE_LAYOUT)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(num_steps, N, self.DIM)).astype(np.float32)
+    state = pr.create_train_state(
+      mesh, algorithm, np.zeros(self.DIM, np.float32)
+    )
+    train_steps = pr.make_train_steps(mesh, algorithm, _noise_loss)
+    drift = []
+    for step_noise in noise:
+      batch = step_noise.reshape(ONE_LAYOUT, 1, N // ONE_LAYOUT, self.DIM)
+      state, _ = train_steps(state, mesh.place_per_device(batch))
+      x = mesh.gather(state.params).astype(np.float64)
+      drift.append(reference.consensus_distance(x) / self.DIM / self.GAMMA**2)
+    return np.array(drift)
+
+  def test_just_after_k_avg(self):
+    tx = optax.sgd(self.GAMMA)
+    drift = self.drift(pr.k_avg(tx, period=4), 12)
+    expected = np.array([1, 2, 3, 0] * 3) * (1 - 1 / N)
+    np.testing.assert_allclose(drift, expected, rtol=0.02, atol=1e-9)
+    # The mean over an interval is (1 - 1/N) (I - 1) / 2.
+    self.assertAlmostEqual(expected.mean(), (1 - 1 / N) * (4 - 1) / 2)
+
+  def test_just_before_averaging_is_due(self):
+    # Averaging first in a step shows x before it at the end of the one before.
+    algorithm = pr.chain(
+      pr.sync(pr.mean(), when=lambda step: step % 4 == 0),
+      pr.gradient(),
+      pr.local_update(optax.sgd(self.GAMMA)),
+    )
+    expected = np.array([1, 2, 3, 4] * 3) * (1 - 1 / N)
+    np.testing.assert_allclose(self.drift(algorithm, 12), expected, rtol=0.02)
+    self.assertAlmostEqual(expected.mean(), (1 - 1 / N) * (4 + 1) / 2)
+
+  def test_hier_avg_rises_with_local_period_and_falls_with_group_size(self):
+    k1, k2, s = 2, 8, 4
+    algorithm = pr.chain(
+      pr.sync(pr.group_mean(s), when=lambda step: step % k1 == 0),
+      pr.sync(pr.mean(), when=lambda step: step % k2 == 0),
+      pr.gradient(),
+      pr.local_update(optax.sgd(self.GAMMA)),
+    )
+    t = np.arange(16) % k2 + 1
+    inside = ((t - 1) % k1 + 1) * (1 - 1 / N)
+    between = (t - 1) // k1 * k1 * (1 / s - 1 / N)
+    # Between two groups there is one degree of freedom per coordinate: 1 %.
+    np.testing.assert_allclose(
+      self.drift(algorithm, 16), inside + between, rtol=0.05
+    )
+
+
+class DtypesTest(parameterized.TestCase):
+  """What training leaves as it was, in single and half precision."""
+
+  @parameterized.parameters(*TABLE)
+  def test_a_step_keeps_the_types_of_the_state(self, name):
+    algorithm = TABLE[name].make()
+    mesh = pr.ReplicaMesh(N, 8)
+    start = harness.to_tree(PROBLEMS['smooth'].start)
+    start = {
+      'b': start['b'].astype(np.float32),
+      'w': start['w'].astype(jnp.bfloat16),
+    }
+    # Tracing is enough for types.
+    state = jax.eval_shape(
+      lambda: pr.create_train_state(mesh, algorithm, start)
+    )
+    batch = harness.problem_batches(mesh, PROBLEMS['smooth'], [0], np.float32)
+    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    after, metrics = jax.eval_shape(train_steps, state, batch)
+    self.assertEqual(signature(after), signature(state))
+    self.assertEqual(metrics['loss'].shape, (8, 1, 1))
+    self.assertEqual(state.params['b'].dtype, jnp.float32)
+    self.assertEqual(state.params['w'].dtype, jnp.bfloat16)
+
+
+class ErrorsTest(parameterized.TestCase):
+  """Nothing is silent: what is expected, what came."""
+
+  @parameterized.parameters(0, -1, 2.0, True, None, '4')
+  def test_periods_are_positive_integers(self, bad):
+    message = rf'must be an integer >= 1, got {bad!r}'
+    with self.assertRaisesRegex(ValueError, f'period {message}'):
+      pr.pr_sgd(SGD, period=bad)
+    with self.assertRaisesRegex(ValueError, f'period {message}'):
+      pr.k_avg(SGD, period=bad)
+    with self.assertRaisesRegex(ValueError, f'num_steps {message}'):
+      pr.one_shot_averaging(SGD, num_steps=bad)
+    good = {'local_period': 2, 'global_period': 4, 'group_size': 2}
+    for name in good:
+      with self.assertRaisesRegex(ValueError, f'{name} {message}'):
+        pr.hier_avg(SGD, **{**good, name: bad})
+
+  def test_global_period_is_a_multiple(self):
+    with self.assertRaisesRegex(
+      ValueError,
+      'global_period must be a multiple of local_period, got 6 and 4',
+    ):
+      pr.hier_avg(SGD, local_period=4, global_period=6, group_size=2)
+
+  def test_group_size_divides_the_replicas(self):
+    algorithm = pr.hier_avg(SGD, local_period=2, global_period=4, group_size=3)
+    with self.assertRaisesRegex(
+      ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
+    ):
+      pr.create_train_state(pr.ReplicaMesh(8), algorithm, np.zeros(2))
+
+  def test_matrix_is_of_the_replicas(self):
+    algorithm = pr.d_psgd(SGD, mixing=pr.dense(np.eye(4)))
+    with self.assertRaisesRegex(ValueError, r'\[8, 8\].*got \(4, 4\)'):
+      pr.create_train_state(pr.ReplicaMesh(8), algorithm, np.zeros(2))
+
+  @parameterized.parameters(
+    lambda tx: pr.ssgd(tx),
+    lambda tx: pr.k_avg(tx, period=2),
+    lambda tx: pr.pr_sgd(tx, period=2),
+    lambda tx: pr.d_psgd(tx),
+  )
+  def test_optimizer_is_optax(self, make):
+    with self.assertRaisesRegex(ValueError, 'optax transformation.*got 0.1'):
+      make(0.1)
+
+  def test_local_sgd_is_k_avg(self):
+    self.assertIs(pr.local_sgd, pr.k_avg)
+
+
+if __name__ == '__main__':
+  absltest.main()

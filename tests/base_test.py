@@ -1,0 +1,141 @@
+"""`chain` and the helpers of stages."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax import base
+
+
+def stage(name, log, tier='global'):
+  """A stage that writes down what is called, and counts in its state."""
+
+  def init(replica, num_replicas):
+    log.append((name, 'init', num_replicas))
+    return replica._replace(opt_state=(*replica.opt_state, name)), 0
+
+  def update(replica, state, context):
+    log.append((name, 'update', context.step))
+    return replica._replace(metrics=(*replica.metrics, name)), state + 1
+
+  def traffic(shapes, num_replicas, steps):
+    return (base.Traffic(steps >= 0, len(name), num_replicas, tier),)
+
+  def output(replica, state):
+    return replica._replace(params=[*replica.params, (name, state)])
+
+  return pr.ReplicaTransformation(update, init, traffic, output)
+
+
+def context(step=0):
+  return pr.Context(step, None, None, None, None)
+
+
+class ChainTest(parameterized.TestCase):
+  def test_composes_all_four_in_order(self):
+    log = []
+    chained = pr.chain(stage('a', log), stage('bb', log))
+    replica, state = chained.init(pr.Replica(params=[]), 8)
+    self.assertEqual(replica.opt_state, ('a', 'bb'))
+    self.assertEqual(state, (0, 0))
+    replica, state = chained.update(replica, state, context(5))
+    self.assertEqual(replica.metrics, ('a', 'bb'))
+    self.assertEqual(state, (1, 1))
+    self.assertEqual(
+      log,
+      [
+        ('a', 'init', 8),
+        ('bb', 'init', 8),
+        ('a', 'update', 5),
+        ('bb', 'update', 5),
+      ],
+    )
+    out = chained.output(replica, (3, 4))
+    self.assertEqual(out.params, [('a', 3), ('bb', 4)])
+    sent = chained.traffic(replica, 8, np.arange(2))
+    self.assertEqual([s.bytes_sent for s in sent], [1, 2])
+
+  def test_nests(self):
+    log = []
+    nested = pr.chain(
+      stage('a', log), pr.chain(stage('b', log), stage('c', log))
+    )
+    replica, state = nested.init(pr.Replica(params=[]), 2)
+    self.assertEqual(state, (0, (0, 0)))
+    replica, state = nested.update(replica, state, context())
+    self.assertEqual(replica.metrics, ('a', 'b', 'c'))
+    self.assertEqual(state, (1, (1, 1)))
+    self.assertLen(nested.traffic(replica, 2, np.arange(1)), 3)
+
+  def test_of_nothing_changes_nothing(self):
+    empty = pr.chain()
+    replica, state = empty.init(pr.Replica(params=[1]), 2)
+    after, state = empty.update(replica, state, context())
+    self.assertEqual((after, state), (replica, ()))
+    self.assertEqual(empty.traffic(replica, 2, np.arange(1)), ())
+
+  @parameterized.parameters(
+    (optax.sgd(0.1),), (None,), (pr.gradient,), (pr.mean(),), ([],)
+  )
+  def test_expects_stages(self, other):
+    # An optax transformation is a NamedTuple of functions as well.
+    with self.assertRaisesRegex(
+      ValueError, 'chain expects stages such as.*got'
+    ):
+      pr.chain(pr.gradient(), other)
+
+  def test_state_of_another_chain_is_refused(self):
+    log = []
+    chained = pr.chain(stage('a', log), stage('b', log))
+    with self.assertRaises(ValueError):
+      chained.update(pr.Replica(params=[]), (0,), context())
+
+
+class DefaultsTest(absltest.TestCase):
+  def test_a_stage_needs_an_update_alone(self):
+    plain = pr.ReplicaTransformation(lambda r, s, c: (r, s))
+    replica = pr.Replica(params=[1])
+    self.assertEqual(plain.init(replica, 4), (replica, ()))
+    self.assertEqual(plain.traffic(replica, 4, np.arange(3)), ())
+    self.assertIs(plain.output(replica, ()), replica)
+
+
+class OverBlockTest(absltest.TestCase):
+  def test_reduces_over_a_replicas_own_axes(self):
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype(np.float32)
+    got = base.over_block(jnp.linalg.norm)(x)
+    want = np.sqrt((x.astype(float) ** 2).sum(axis=(1, 2)))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+class CheckPositiveIntTest(parameterized.TestCase):
+  @parameterized.parameters(1, 7, np.int32(3), np.uint8(3))
+  def test_accepts(self, value):
+    got = base.check_positive_int('x', value)
+    self.assertEqual(got, value)
+    self.assertIs(type(got), int)
+
+  @parameterized.parameters(
+    0, -1, 1.0, True, np.bool_(True), '1', None, np.int64(0), float('nan')
+  )
+  def test_refuses(self, value):
+    with self.assertRaisesRegex(ValueError, 'x must be an integer >= 1, got '):
+      base.check_positive_int('x', value)
+
+
+class PublicApiTest(absltest.TestCase):
+  def test_all_is_sorted_and_there(self):
+    self.assertEqual(list(pr.__all__), sorted(pr.__all__))
+    for name in pr.__all__:
+      self.assertTrue(callable(getattr(pr, name)) or name == 'AXIS_NAME', name)
+
+  def test_trees_pass_through_jax(self):
+    replica = pr.Replica(params={'w': jnp.ones(2)})
+    self.assertLen(jax.tree.leaves(replica), 1)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,229 @@
+"""Every primitive against NumPy on many layouts, and what it sends."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prsgd_jax as pr
+from prsgd_jax import collectives
+from tests import harness
+
+# (N, D): V = 1, V = N, blocks of primes, and sizes that do not divide.
+LAYOUTS = (
+  (1, 1),
+  (2, 2),
+  (8, 1),
+  (8, 2),
+  (8, 4),
+  (8, 8),
+  (6, 2),
+  (6, 3),
+  (12, 4),
+  (12, 2),
+  (15, 5),
+)
+
+
+def data(num_replicas, seed=0):
+  """A tree of two leaves, integers in float32 so that sums are exact."""
+  rng = np.random.default_rng(seed)
+  return {
+    'matrix': rng.integers(-99, 99, (num_replicas, 3, 2)).astype(np.float32),
+    'scalar': rng.integers(-99, 99, (num_replicas,)).astype(np.float32),
+  }
+
+
+def run(num_replicas, num_devices, primitive, *calls):
+  """The results of a primitive called with each of `calls`, in one program."""
+  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  fn = mesh.map(lambda tree: [primitive(tree, *args) for args in calls])
+  return mesh.gather(fn(mesh.place(data(num_replicas))))
+
+
+def messages(num_replicas, num_devices, primitive, *args):
+  """The collectives of a primitive on one leaf `[V, 5]`."""
+  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  fn = mesh.map(lambda leaf: primitive(leaf, *args))
+  leaf = jnp.zeros((num_devices, mesh.block_size, 5))
+  return harness.collectives_of(fn, leaf)
+
+
+def every_layout():
+  return [(f'{n}_on_{d}', n, d) for n, d in LAYOUTS]
+
+
+def expected(function):
+  return lambda n: jax.tree.map(function, data(n))
+
+
+class MeanTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_mean_is_the_mean(self, n, d):
+    (out,) = run(n, d, collectives.replica_mean, ())
+    want = expected(lambda x: np.broadcast_to(x.mean(axis=0), x.shape))(n)
+    for name in want:
+      # Division by N rounds once per factor of it.
+      np.testing.assert_allclose(out[name], want[name], rtol=2e-7, atol=1e-6)
+      np.testing.assert_array_equal(
+        out[name], np.broadcast_to(out[name][0], out[name].shape)
+      )
+
+  def test_one_replica_per_device_is_one_all_reduce(self):
+    (sent,) = messages(8, 8, collectives.replica_mean)
+    self.assertStartsWith(sent.name, 'psum')
+    self.assertEqual(sent.operands[0].size, 5)
+    self.assertIsNone(sent.params.get('axis_index_groups'))
+
+  def test_a_block_is_reduced_before_it_is_sent(self):
+    (sent,) = messages(8, 2, collectives.replica_mean)
+    self.assertEqual(sent.operands[0].size, 5)
+
+
+class GroupMeanTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_group_mean_is_the_mean_of_consecutive_replicas(self, n, d):
+    sizes = [size for size in range(1, n + 1) if n % size == 0]
+    outs = run(n, d, collectives.replica_group_mean, *[(s,) for s in sizes])
+    for size, out in zip(sizes, outs):
+      for name, x in data(n).items():
+        groups = x.reshape((n // size, size, *x.shape[1:]))
+        want = np.repeat(groups.mean(axis=1), size, axis=0)
+        np.testing.assert_allclose(out[name], want, rtol=2e-7, atol=1e-6)
+        got = out[name].reshape(groups.shape)
+        np.testing.assert_array_equal(
+          got, np.broadcast_to(got[:, :1], got.shape)
+        )
+
+  @parameterized.parameters((8, 2, 4), (8, 2, 2), (8, 8, 1), (12, 4, 3))
+  def test_groups_inside_a_device_send_nothing(self, n, d, size):
+    self.assertEmpty(messages(n, d, collectives.replica_group_mean, size))
+
+  @parameterized.parameters(
+    (8, 8, 4, [[0, 1, 2, 3], [4, 5, 6, 7]]), (8, 4, 4, [[0, 1], [2, 3]])
+  )
+  def test_groups_of_whole_devices_are_one_grouped_all_reduce(
+    self, n, d, size, groups
+  ):
+    (sent,) = messages(n, d, collectives.replica_group_mean, size)
+    self.assertStartsWith(sent.name, 'psum')
+    self.assertEqual(sent.operands[0].size, 5)
+    got = [list(g) for g in sent.params['axis_index_groups']]
+    self.assertEqual(got, groups)
+
+  def test_groups_across_devices_are_one_all_reduce_of_their_sums(self):
+    (sent,) = messages(12, 4, collectives.replica_group_mean, 2)
+    self.assertEqual(sent.operands[0].size, 12 // 2 * 5)
+
+
+class ShiftTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_replica_receives_from_k_before_it(self, n, d):
+    shifts = sorted({0, 1, -1, 2, n // 2, n - 1, n, -n - 1, 5 * n + 3, -137})
+    outs = run(n, d, collectives.shift, *[(k,) for k in shifts])
+    for k, out in zip(shifts, outs):
+      want = expected(lambda x, k=k: np.roll(x, k, axis=0))(n)
+      jax.tree.map(np.testing.assert_array_equal, out, want)
+
+  @parameterized.product(
+    layout=((8, 8), (8, 4), (8, 1), (12, 3)), k=tuple(range(-1, 13))
+  )
+  def test_sends_only_the_rows_that_must_move(self, layout, k):
+    n, d = layout
+    block = n // d
+    found = messages(n, d, collectives.shift, k)
+    # Rows of device 0 whose new owner is another device.
+    must_move = sum((r + k) % n // block != 0 for r in range(block))
+    rows = sum(sent.operands[0].shape[0] for sent in found)
+    self.assertEqual(rows, must_move)
+    self.assertLessEqual(len(found), 2)
+    for sent in found:
+      self.assertEqual(sent.name, 'ppermute')
+      for source, target in sent.params['perm']:
+        self.assertNotEqual(source, target)
+
+
+class PermuteTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_replica_receives_from_its_source(self, n, d):
+    rng = np.random.default_rng(n + 100 * d)
+    sources = [rng.permutation(n), np.arange(n), np.arange(n)[::-1]]
+    outs = run(n, d, collectives.permute, *[(s,) for s in sources])
+    for source, out in zip(sources, outs):
+      want = expected(lambda x, s=source: x[s])(n)
+      jax.tree.map(np.testing.assert_array_equal, out, want)
+
+  @parameterized.product(
+    layout=((8, 8), (8, 4), (12, 3), (8, 1)), seed=(0, 1, 2)
+  )
+  def test_sends_no_row_that_stays_on_its_device(self, layout, seed):
+    n, d = layout
+    block = n // d
+    source = np.random.default_rng(seed).permutation(n)
+    if seed == 0:  # Only two replicas, of two devices, trade places.
+      source = np.arange(n)
+      source[[0, n - 1]] = source[[n - 1, 0]]
+    found = messages(n, d, collectives.permute, source)
+    rows = sum(len(sent.params['perm']) for sent in found)
+    moving = np.count_nonzero(source // block != np.arange(n) // block)
+    self.assertEqual(rows, moving)
+    self.assertLessEqual(len(found), block)
+    for sent in found:
+      self.assertEqual(sent.name, 'ppermute')
+      self.assertEqual(sent.operands[0].shape, (1, 5))
+      self.assertTrue(all(a != b for a, b in sent.params['perm']))
+
+  def test_empty_tree_stays_empty(self):
+    mesh = pr.ReplicaMesh(4, 2)
+    out = mesh.map(lambda x: (x, collectives.permute((), np.arange(4))))(
+      jnp.zeros((2, 2))
+    )
+    self.assertEqual(out[1], ())
+
+  @parameterized.parameters(
+    ((0, 1, 2),), ((0, 1, 2, 2),), ((1, 2, 3, 4),), ((0, 1, 2, 3, 4),)
+  )
+  def test_source_is_a_permutation(self, source):
+    mesh = pr.ReplicaMesh(4, 2)
+    fn = mesh.map(lambda x: collectives.permute(x, source))
+    with self.assertRaisesRegex(
+      ValueError, r'permutation of 0 \.\. 3, got \[' + str(source[0])
+    ):
+      fn(jnp.zeros((2, 2)))
+
+
+class AllGatherTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_every_device_has_all_replicas(self, n, d):
+    mesh = pr.ReplicaMesh(n, d)
+    fn = mesh.map(collectives.all_gather)
+    tree = data(n)
+    out = fn(mesh.place(tree))
+    for name, x in tree.items():
+      got = np.asarray(out[name])
+      self.assertEqual(got.shape, (d, *x.shape))
+      np.testing.assert_array_equal(got, np.broadcast_to(x, got.shape))
+
+  def test_int8_travels_as_int8(self):
+    mesh = pr.ReplicaMesh(8, 4)
+    fn = mesh.map(collectives.all_gather)
+    codes = np.arange(-8, 8, dtype=np.int8).reshape(8, 2)
+    out = fn(mesh.place(codes))
+    self.assertEqual(out.dtype, np.int8)
+    np.testing.assert_array_equal(out[3], codes)
+
+
+class NumReplicasTest(parameterized.TestCase):
+  @parameterized.parameters(*LAYOUTS)
+  def test_is_block_times_devices(self, n, d):
+    mesh = pr.ReplicaMesh(n, d)
+    seen = []
+    jax.eval_shape(
+      mesh.map(lambda x: seen.append(collectives.num_replicas(x)) or x),
+      jax.ShapeDtypeStruct((d, n // d), jnp.float32),
+    )
+    self.assertEqual(seen, [n])
+
+
+if __name__ == '__main__':
+  absltest.main()

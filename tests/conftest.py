@@ -1,0 +1,14 @@
+"""Tests run on 8 fake CPU devices, asked for before JAX makes its own.
+
+Compiled programs are shared by the tests of a session, which compile many of
+them again and again: every call of a binary has jitted functions of its own.
+"""
+
+import tempfile
+
+import jax
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)

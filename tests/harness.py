@@ -1,0 +1,143 @@
+"""Runs an algorithm of the library on a problem of `reference`.
+
+The parameters are a tree of two leaves, of which the oracle knows the
+concatenation: x = (w, b).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prsgd_jax as pr
+
+
+def to_tree(x):
+  """float[..., d] -> the parameters: `w` of two columns, `b` the rest."""
+  half = (x.shape[-1] - 2) // 2
+  w = x[..., : 2 * half].reshape((*x.shape[:-1], half, 2))
+  return {'b': x[..., 2 * half :], 'w': w}
+
+
+def to_vector(params):
+  """The inverse of `to_tree`, on `[..., ]` leaves."""
+  b, w = np.asarray(params['b']), np.asarray(params['w'])
+  return np.concatenate([w.reshape((*b.shape[:-1], -1)), b], axis=-1)
+
+
+def problem_loss(params, model_state, batch, key):
+  """`reference.Problem.loss` in JAX, for one replica."""
+  del key
+  hessian, target, features, noise = batch
+  x = jnp.concatenate([params['w'].ravel(), params['b']])
+  e = x - target
+  loss = e @ hessian @ e / 2 + jnp.log(jnp.cosh(features @ x)).sum() + noise @ x
+  return loss, (model_state, {})
+
+
+def problem_batches(mesh, problem, steps, dtype=np.float64):
+  """The batches of the given 0-based steps, `[D, steps, V, ...]`."""
+  steps = np.asarray(steps)
+  blocks = (mesh.num_devices, mesh.block_size)
+
+  def lay_out(x):  # [steps, N, ...]
+    x = x.reshape((len(steps), *blocks, *x.shape[2:]))
+    return np.moveaxis(x, 1, 0).astype(dtype)
+
+  def constant(x):  # [N, ...]
+    return lay_out(np.broadcast_to(x, (len(steps), *x.shape)))
+
+  return mesh.place_per_device(
+    (
+      constant(problem.hessian),
+      constant(problem.target),
+      constant(problem.features),
+      lay_out(problem.noise[steps]),
+    )
+  )
+
+
+class Sent(NamedTuple):
+  """A collective of a jaxpr; `conditional`: whether it is inside a cond."""
+
+  name: str
+  params: dict
+  operands: list
+  conditional: bool
+
+
+def equations(jaxpr, conditional=False):
+  """All equations of a jaxpr and of those inside it, with `conditional`."""
+  for eqn in jaxpr.eqns:
+    yield eqn, conditional
+    inside = conditional or eqn.primitive.name == 'cond'
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, tuple | list) else [value]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from equations(inner, inside)
+
+
+def collectives_of(fn, *args):
+  """Every collective that a mapped function asks for, in order."""
+  names = ('psum', 'pmean', 'ppermute', 'all_gather', 'all_to_all', 'pshuffle')
+  return [
+    Sent(eqn.primitive.name, eqn.params, [v.aval for v in eqn.invars], inside)
+    for eqn, inside in equations(jax.make_jaxpr(fn)(*args).jaxpr)
+    if eqn.primitive.name.startswith((*names, 'reduce_scatter', 'pgather'))
+  ]
+
+
+class Engine(NamedTuple):
+  """A compiled algorithm; `traces` counts how often the loss was traced."""
+
+  mesh: pr.ReplicaMesh
+  algorithm: pr.ReplicaTransformation
+  train_steps: Callable[..., Any]
+  traces: list[int]
+
+
+def make_engine(algorithm, num_replicas, num_devices, loss=problem_loss):
+  traces: list[int] = []
+
+  def counted(*args):
+    traces.append(1)
+    return loss(*args)
+
+  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  return Engine(
+    mesh, algorithm, pr.make_train_steps(mesh, algorithm, counted), traces
+  )
+
+
+def to_host(state):
+  """The state as NumPy arrays, typed keys as their data."""
+
+  def fetch(x):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    return np.array(x)
+
+  return jax.tree.map(fetch, state)
+
+
+def from_host(mesh, host):
+  """The inverse of `to_host`, on the devices of the mesh."""
+  placed = mesh.place_per_device(host)
+  key = jax.random.wrap_key_data(placed.key, impl='threefry2x32')
+  return placed.replace(key=key)
+
+
+def bare_context(mesh, step=0):
+  """What a mixing may read, inside a mapped function; no loss."""
+  keys = jax.random.split(jax.random.key(0), mesh.num_replicas)
+  replica = mesh.replica_index()
+  return pr.Context(
+    step=jnp.asarray(step, jnp.int32),
+    replica=replica,
+    key=keys[replica],
+    shared_key=jax.random.key(1),
+    value_and_grad=lambda params, model_state: None,
+  )

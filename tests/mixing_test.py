@@ -1,0 +1,256 @@
+"""Every mixing: `apply` is `matrix`, and `message` is what it sends."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prsgd_jax as pr
+from prsgd_jax import mixing as mixings
+from tests import harness, reference
+
+ROW_STOCHASTIC = np.array(
+  [[0.5, 0.5, 0, 0], [0, 1, 0, 0], [0.25] * 4, [1.5, -0.5, 0, 0]]
+)
+
+# name -> (the mixing, W as the papers write it, for N replicas)
+TABLE = {
+  'mean': (pr.mean, lambda n: np.full((n, n), 1 / n)),
+  'ring': (pr.ring, reference.ring_weights),
+  'ring_without_self': (
+    lambda: pr.ring(0.0),
+    lambda n: reference.ring_weights(n, 0.0),
+  ),
+  'ring_heavy': (
+    lambda: pr.ring(0.9),
+    lambda n: reference.ring_weights(n, 0.9),
+  ),
+  'groups_of_1': (lambda: pr.group_mean(1), np.eye),
+  'groups_of_2': (
+    lambda: pr.group_mean(2),
+    lambda n: np.kron(np.eye(n // 2), np.full((2, 2), 1 / 2)),
+  ),
+  'groups_of_4': (
+    lambda: pr.group_mean(4),
+    lambda n: np.kron(np.eye(n // 4), np.full((4, 4), 1 / 4)),
+  ),
+}
+LAYOUTS = ((4, 1), (4, 2), (4, 4), (8, 2), (8, 8), (12, 4), (12, 3))
+
+
+def apply(mixing, num_replicas, num_devices, tree):
+  """`mixing.apply` of a tree `[N, ...]`, on the host."""
+  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
+  return mesh.gather(fn(mesh.place(tree)))
+
+
+def data(num_replicas):
+  rng = np.random.default_rng(num_replicas)
+  return {
+    'matrix': rng.normal(size=(num_replicas, 3, 2)),
+    'scalar': rng.normal(size=num_replicas),
+  }
+
+
+class EveryMixingTest(parameterized.TestCase):
+  @parameterized.product(name=tuple(TABLE), layout=LAYOUTS)
+  def test_apply_is_the_matrix(self, name, layout):
+    make, weights = TABLE[name]
+    n, d = layout
+    tree = data(n)
+    with jax.enable_x64(True):
+      out = apply(make(), n, d, tree)
+    want = jax.tree.map(lambda x: np.tensordot(weights(n), x, 1), tree)
+    for leaf in tree:
+      np.testing.assert_allclose(out[leaf], want[leaf], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(make().matrix(n, 0), weights(n), atol=1e-15)
+
+  @parameterized.product(name=('ring', 'mean'), layout=((1, 1), (2, 1), (2, 2)))
+  def test_one_and_two_replicas(self, name, layout):
+    make, weights = TABLE[name]
+    n, d = layout
+    x = np.arange(3.0 * n).reshape(n, 3)
+    with jax.enable_x64(True):
+      np.testing.assert_allclose(
+        apply(make(), n, d, x), weights(n) @ x, rtol=0, atol=1e-15
+      )
+    np.testing.assert_allclose(make().matrix(n, 0), weights(n), atol=1e-15)
+
+  @parameterized.product(name=tuple(TABLE), n=(4, 8, 12))
+  def test_is_doubly_stochastic(self, name, n):
+    matrix = TABLE[name][0]().matrix(n, 0)
+    self.assertEqual(matrix.dtype, np.float64)
+    self.assertEqual(matrix.shape, (n, n))
+    np.testing.assert_allclose(matrix.sum(axis=0), 1, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=0, atol=1e-12)
+    self.assertGreaterEqual(matrix.min(), 0)
+
+  @parameterized.parameters(*TABLE)
+  def test_keeps_single_precision(self, name):
+    tree = jax.tree.map(lambda x: x.astype(np.float32), data(8))
+    out = apply(TABLE[name][0](), 8, 4, tree)
+    for leaf in jax.tree.leaves(out):
+      self.assertEqual(leaf.dtype, np.float32)
+
+  @parameterized.parameters(*TABLE)
+  def test_empty_tree_stays_empty(self, name):
+    mesh = pr.ReplicaMesh(4, 2)
+
+    def fn(x):
+      return x, TABLE[name][0]().apply([], harness.bare_context(mesh))
+
+    self.assertEqual(mesh.map(fn)(jnp.zeros((2, 2)))[1], [])
+
+
+class DenseTest(parameterized.TestCase):
+  @parameterized.parameters(1, 2, 4)
+  def test_row_stochastic_matrix_is_applied_as_it_is(self, num_devices):
+    x = data(4)
+    with jax.enable_x64(True):
+      out = apply(pr.dense(ROW_STOCHASTIC), 4, num_devices, x)
+    for leaf in x:
+      want = np.tensordot(ROW_STOCHASTIC, x[leaf], 1)
+      np.testing.assert_allclose(out[leaf], want, rtol=0, atol=1e-14)
+
+  def test_later_changes_of_the_callers_matrix_are_not_seen(self):
+    matrix = np.eye(4)
+    mixing = pr.dense(matrix)
+    matrix[:] = 0.25
+    np.testing.assert_array_equal(mixing.matrix(4, 0), np.eye(4))
+
+  @parameterized.parameters(
+    (np.ones((2, 3)) / 3, r'square matrix \[N, N\], got shape \(2, 3\)'),
+    (np.ones(4), r'square matrix \[N, N\], got shape \(4,\)'),
+    (np.eye(2) * np.nan, 'finite weights, got NaN'),
+    (np.diag([1.0, 0.5]), 'rows that sum to 1, got 0.5 in row 1'),
+    (np.diag([1.0, 1 + 1e-4]), 'rows that sum to 1, got 1.0001 in row 1'),
+  )
+  def test_matrix_is_checked(self, matrix, message):
+    with self.assertRaisesRegex(ValueError, message):
+      pr.dense(matrix)
+
+  def test_matrix_is_of_the_replicas(self):
+    with self.assertRaisesRegex(ValueError, r'\[8, 8\].*got \(4, 4\)'):
+      pr.dense(np.eye(4)).matrix(8, 0)
+
+
+class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(0, -2, 1.5, True, None)
+  def test_group_size_is_a_positive_integer(self, size):
+    with self.assertRaisesRegex(
+      ValueError, f'group_size must be an integer >= 1, got {size}'
+    ):
+      pr.group_mean(size)
+
+  def test_group_size_divides_the_replicas(self):
+    with self.assertRaisesRegex(
+      ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
+    ):
+      pr.group_mean(3).matrix(8, 0)
+
+  @parameterized.parameters(-0.1, 1, 1.5, float('nan'))
+  def test_self_weight_is_in_range(self, weight):
+    with self.assertRaisesRegex(
+      ValueError, rf'self_weight must be in \[0, 1\), got {weight}'
+    ):
+      pr.ring(weight)
+
+
+class MixInexactTest(parameterized.TestCase):
+  """Only floating leaves are mixed, in float32 or wider, and cast back."""
+
+  def mixed(self, tree, num_devices=2):
+    mesh = pr.ReplicaMesh(4, num_devices)
+    seen = []
+
+    def fn(tree):
+      def mix(leaves):
+        seen.extend(x.dtype for x in leaves)
+        return pr.mean().apply(leaves, harness.bare_context(mesh))
+
+      return mixings.mix_inexact(mix, tree)
+
+    return mesh.gather(mesh.map(fn)(mesh.place(tree))), seen
+
+  def test_integers_and_booleans_stay_each_replicas_own(self):
+    tree = {
+      'bool': np.array([True, False, False, True]),
+      'count': np.arange(4, dtype=np.int32),
+      'float': np.arange(4, dtype=np.float32),
+    }
+    out, seen = self.mixed(tree)
+    np.testing.assert_array_equal(out['count'], tree['count'])
+    np.testing.assert_array_equal(out['bool'], tree['bool'])
+    np.testing.assert_array_equal(out['float'], np.full(4, 1.5))
+    for name in tree:
+      self.assertEqual(out[name].dtype, tree[name].dtype)
+    self.assertEqual(seen, [jnp.float32])
+
+  @parameterized.product(dtype=('bfloat16', 'float16'), num_devices=(1, 2, 4))
+  def test_half_precision_is_averaged_in_single(self, dtype, num_devices):
+    # In bfloat16 256 + 1 is 256, so a sum in half precision would lose the 3.
+    x = np.array([256, 1, 1, 1], jnp.dtype(dtype))
+    out, seen = self.mixed(x, num_devices)
+    want = np.float32(259 / 4).astype(x.dtype)
+    np.testing.assert_array_equal(out, np.full(4, want))
+    self.assertEqual(out.dtype, x.dtype)
+    self.assertEqual(seen, [jnp.float32])
+
+  def test_double_precision_stays(self):
+    with jax.enable_x64(True):
+      out, seen = self.mixed(np.array([1.0, 0, 0, 1e-12]))
+    self.assertEqual(seen, [jnp.float64])
+    self.assertAlmostEqual(out[0], 0.25 + 0.25e-12, places=15)
+
+  def test_complex_numbers_are_mixed(self):
+    out, _ = self.mixed(np.array([1j, 1, 0, 0], np.complex64))
+    np.testing.assert_allclose(out, np.full(4, 0.25 + 0.25j))
+    self.assertEqual(out.dtype, np.complex64)
+
+  def test_tree_without_floats(self):
+    out, seen = self.mixed({'count': np.arange(4)})
+    np.testing.assert_array_equal(out['count'], np.arange(4))
+    self.assertEmpty(seen)
+
+
+class MessageTest(parameterized.TestCase):
+  """The conventions of the ledger, by hand, for a payload of 120 bytes."""
+
+  @parameterized.parameters(
+    # A ring all-reduce: 2 (N - 1) / N payloads in 2 (N - 1) latencies.
+    (pr.mean(), 8, (210.0, 14, 'global')),
+    (pr.mean(), 2, (120.0, 2, 'global')),
+    (pr.mean(), 1, (0.0, 0, 'global')),
+    (pr.group_mean(4), 8, (180.0, 6, 'group')),
+    (pr.group_mean(1), 8, (0.0, 0, 'group')),
+    # A payload to each neighbour; the two neighbours of two are one.
+    (pr.ring(), 8, (240.0, 2, 'neighbour')),
+    (pr.ring(), 3, (240.0, 2, 'neighbour')),
+    (pr.ring(), 2, (120.0, 1, 'neighbour')),
+    (pr.ring(), 1, (0.0, 0, 'neighbour')),
+    # Gathering all: N - 1 payloads.
+    (pr.dense(np.eye(8)), 8, (840.0, 7, 'neighbour')),
+  )
+  def test_message(self, mixing, num_replicas, expected):
+    self.assertEqual(tuple(mixing.message(120.0, num_replicas)), expected)
+
+  def test_payload_is_the_floating_leaves_as_they_are_sent(self):
+    def shape(dims, dtype):
+      return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
+
+    tree = {
+      'bfloat16': shape((5,), 'bfloat16'),  # 4 bytes each on the wire
+      'count': shape((7,), 'int32'),  # not sent
+      'float32': shape((3, 2), 'float32'),
+      'scalar': shape((), 'float32'),
+    }
+    self.assertEqual(mixings.payload_bytes(tree), 4 * (5 + 6 + 1))
+    self.assertEqual(mixings.payload_bytes(()), 0)
+    with jax.enable_x64(True):
+      double = shape((3,), 'float64')
+      self.assertEqual(mixings.payload_bytes(double), 24)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,492 @@
+"""The engine: dispatches, donation, randomness, evaluation."""
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from tests import harness, reference
+
+N = 8
+LAYOUTS = (1, 2, 4, 8)
+SGD = optax.sgd(0.05, momentum=0.9)
+
+
+def make_algorithm():
+  return pr.k_avg(SGD, period=3)
+
+
+def regression_loss(params, model_state, batch, key):
+  """Least squares on a batch (x [b, 3], y [b])."""
+  del key
+  x, y = batch
+  residual = x @ params['w'] + params['b'] - y
+  return jnp.square(residual).mean() / 2, (
+    {'steps': model_state['steps'] + 1},
+    {'residual': residual},
+  )
+
+
+START = {'w': np.ones(3, np.float32), 'b': np.float32(0)}
+MODEL_STATE = {'steps': np.int32(0)}
+
+
+def examples(size, seed=0):
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=(size, 3)).astype(np.float32)
+  return x, (x.sum(axis=1) + rng.normal(size=size)).astype(np.float32)
+
+
+def indices(step, replica):
+  """The 5 examples of 64 that a replica takes at a step, by arithmetic."""
+  return (7 * step + 11 * replica + 13 * np.arange(5)) % 64
+
+
+def draw(data, step, replica, key):
+  """`indices` in the resident engine."""
+  del key
+  index = indices(step, replica)
+  return jax.tree.map(lambda x: x[index], data)
+
+
+def streamed(mesh, data, steps):
+  """The same batches, gathered on the host: `[D, steps, V, 5, ...]`."""
+  index = np.stack(
+    [[indices(t, replica) for replica in range(N)] for t in steps]
+  )
+  index = index.reshape((len(steps), mesh.num_devices, mesh.block_size, 5))
+  index = np.moveaxis(index, 1, 0)
+  return mesh.place_per_device(jax.tree.map(lambda x: x[index], data))
+
+
+def create(mesh, algorithm=None, seed=0):
+  return pr.create_train_state(
+    mesh, algorithm or make_algorithm(), START, MODEL_STATE, seed=seed
+  )
+
+
+def assert_same(actual, desired):
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    harness.to_host(actual),
+    harness.to_host(desired),
+  )
+
+
+@functools.cache
+def resident(num_devices):
+  mesh = pr.ReplicaMesh(N, num_devices)
+  return mesh, pr.make_resident_train_steps(
+    mesh, make_algorithm(), regression_loss, draw
+  )
+
+
+@functools.cache
+def resident_run(num_devices):
+  """The final state and the metrics of 8 steps on resident data."""
+  mesh, train_steps = resident(num_devices)
+  state, metrics = train_steps(create(mesh), mesh.replicate(examples(64)), 8)
+  return mesh, state, metrics
+
+
+class TrainStepsTest(parameterized.TestCase):
+  @parameterized.parameters(1, 2, 8)
+  def test_streamed_batches_equal_resident_data(self, num_devices):
+    mesh, want, want_metrics = resident_run(num_devices)
+    train_steps = pr.make_train_steps(mesh, make_algorithm(), regression_loss)
+    state, metrics = train_steps(
+      create(mesh), streamed(mesh, examples(64), range(8))
+    )
+    assert_same(state, want)
+    assert_same(metrics, want_metrics)
+
+  @parameterized.parameters(1, 2, 8)
+  def test_several_dispatches_equal_one_bit_for_bit(self, num_devices):
+    mesh, want, want_metrics = resident_run(num_devices)
+    _, train_steps = resident(num_devices)
+    data, state, pieces = mesh.replicate(examples(64)), create(mesh), []
+    for num_steps in (3, 2, 3):
+      state, metrics = train_steps(state, data, num_steps)
+      pieces.append(harness.to_host(metrics))
+    assert_same(state, want)
+    joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *pieces)
+    jax.tree.map(
+      np.testing.assert_array_equal, joined, harness.to_host(want_metrics)
+    )
+
+  @parameterized.parameters(*LAYOUTS)
+  def test_equals_a_loop_in_numpy(self, num_devices):
+    mesh, state, metrics = resident_run(num_devices)
+    x, y = examples(64)
+    w, b = np.ones((N, 3)), np.zeros(N)
+    vw, vb = np.zeros((N, 3)), np.zeros(N)
+    losses = np.zeros((8, N))
+    for t in range(8):
+      for i in range(N):
+        index = indices(t, i)
+        residual = x[index] @ w[i] + b[i] - y[index]
+        losses[t, i] = (residual**2).mean() / 2
+        vw[i] = 0.9 * vw[i] + x[index].T @ residual / 5
+        vb[i] = 0.9 * vb[i] + residual.mean()
+        w[i] -= 0.05 * vw[i]
+        b[i] -= 0.05 * vb[i]
+      if t % 3 == 2:
+        w[:], b[:] = w.mean(axis=0), b.mean()
+    params = mesh.gather(state.params)
+    np.testing.assert_allclose(params['w'], w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(params['b'], b, rtol=1e-5, atol=1e-6)
+    loss = np.moveaxis(np.asarray(metrics['loss']), 1, 0).reshape(8, N)
+    np.testing.assert_allclose(loss, losses, rtol=1e-5, atol=1e-6)
+
+  @parameterized.parameters(*LAYOUTS)
+  def test_metrics_are_per_device_step_and_replica(self, num_devices):
+    _, _, metrics = resident_run(num_devices)
+    shape = (num_devices, 8, N // num_devices)
+    self.assertEqual(metrics['loss'].shape, shape)
+    self.assertEqual(metrics['active'].shape, shape)
+    self.assertEqual(metrics['residual'].shape, (*shape, 5))
+
+  def test_clock_counts_the_steps(self):
+    mesh, state, _ = resident_run(4)
+    np.testing.assert_array_equal(state.step, np.full(4, 8, np.int32))
+    steps = mesh.gather(state.model_state)['steps']
+    np.testing.assert_array_equal(steps, np.full(N, 8))
+
+  def test_batch_fn_is_told_its_step_and_replica(self):
+    def loss(params, model_state, batch, key):
+      del key
+      step, replica = batch
+      return params.sum(), (model_state, {'step': step, 'replica': replica})
+
+    for num_devices in (1, 4):
+      mesh = pr.ReplicaMesh(N, num_devices)
+      algorithm = pr.chain(pr.gradient())
+      train_steps = pr.make_resident_train_steps(
+        mesh, algorithm, loss, lambda data, step, replica, key: (step, replica)
+      )
+      state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
+      data = mesh.replicate(np.zeros(1))
+      state, _ = train_steps(state, data, 2)
+      _, metrics = train_steps(state, data, 2)
+      replica = np.arange(N).reshape(num_devices, 1, -1)
+      got = np.asarray(metrics['replica'])
+      np.testing.assert_array_equal(got, np.repeat(replica, 2, axis=1))
+      for row in np.moveaxis(np.asarray(metrics['step']), 1, 0)[:, 0]:
+        self.assertLen(set(row.tolist()), 1)
+      np.testing.assert_array_equal(metrics['step'][0, :, 0], [2, 3])
+
+  def test_is_traced_once_for_each_number_of_steps(self):
+    traces = []
+
+    def loss(*args):
+      traces.append(1)
+      return regression_loss(*args)
+
+    mesh = pr.ReplicaMesh(N, 2)
+    train_steps = pr.make_train_steps(mesh, make_algorithm(), loss)
+    state, data = create(mesh), streamed(mesh, examples(64), range(2))
+    for _ in range(5):
+      state, _ = train_steps(state, data)
+    self.assertLen(traces, 1)
+
+
+class DonationTest(parameterized.TestCase):
+  @parameterized.parameters(1, 2, 8)
+  def test_state_is_donated(self, num_devices):
+    mesh = pr.ReplicaMesh(N, num_devices)
+    train_steps = pr.make_train_steps(mesh, make_algorithm(), regression_loss)
+    state = create(mesh)
+    data = streamed(mesh, examples(64), range(1))
+    train_steps(state, data)
+    self.assertTrue(state.params['w'].is_deleted())
+    self.assertFalse(data[0].is_deleted())
+
+  def test_data_outlives_the_run(self):
+    mesh, train_steps = resident(2)
+    data = mesh.replicate(examples(64))
+    state, _ = train_steps(create(mesh), data, 8)
+    train_steps(state, data, 8)
+    self.assertFalse(data[0].is_deleted())
+
+
+class InFlightTest(parameterized.TestCase):
+  @parameterized.parameters(2, 8)
+  def test_many_dispatches_that_nobody_awaits(self, num_devices):
+    # Unbounded, a program with a collective dead-locks on CPU.
+    mesh = pr.ReplicaMesh(N, num_devices)
+    algorithm = pr.ssgd(SGD)
+    train_steps = pr.make_train_steps(mesh, algorithm, regression_loss)
+    state, data = create(mesh, algorithm), streamed(mesh, examples(64), [0])
+    for _ in range(300):
+      state, _ = train_steps(state, data)
+    np.testing.assert_array_equal(state.step, np.full(num_devices, 300))
+
+  @parameterized.parameters(True, False)
+  def test_waits_for_something_before_the_third(self, with_gradient):
+    # Also in a chain that reports no metrics.
+    mesh = pr.ReplicaMesh(N, 8)
+    mix = pr.sync(pr.mean())
+    algorithm = pr.chain(pr.gradient(), mix) if with_gradient else mix
+    train_steps = pr.make_train_steps(mesh, algorithm, regression_loss)
+    state, data = create(mesh, algorithm), streamed(mesh, examples(64), [0])
+    with absltest.mock.patch.object(
+      jax, 'block_until_ready', wraps=jax.block_until_ready
+    ) as wait:
+      for _ in range(4):
+        state, _ = train_steps(state, data)
+    self.assertGreaterEqual(wait.call_count, 2)
+    for call in wait.call_args_list:
+      self.assertNotEmpty(jax.tree.leaves(call.args))
+
+
+def noisy_loss(params, model_state, batch, key):
+  del batch
+  noise = jax.random.normal(key, params.shape)
+  return params @ noise, (model_state, {'noise': noise})
+
+
+@functools.cache
+def drawn(num_devices, seed=0):
+  """[steps, N, 4]: what the loss drew, in two dispatches."""
+  mesh = pr.ReplicaMesh(N, num_devices)
+  algorithm = make_algorithm()
+  state = pr.create_train_state(
+    mesh, algorithm, np.zeros(4, np.float32), seed=seed
+  )
+  train_steps = pr.make_train_steps(mesh, algorithm, noisy_loss)
+  data = mesh.place_per_device(np.zeros((num_devices, 3, N // num_devices)))
+  draws = []
+  for _ in range(2):
+    state, metrics = train_steps(state, data)
+    draw = np.moveaxis(np.asarray(metrics['noise']), 1, 0)
+    draws.append(draw.reshape(3, N, 4))
+  return np.concatenate(draws)
+
+
+class RandomnessTest(parameterized.TestCase):
+  """A function of (seed, replica, step), never of the device."""
+
+  @parameterized.parameters(2, 4, 8)
+  def test_does_not_depend_on_the_layout(self, num_devices):
+    np.testing.assert_array_equal(drawn(num_devices), drawn(1))
+
+  def test_differs_by_replica_and_step(self):
+    self.assertLen(np.unique(drawn(2)), 6 * N * 4)
+
+  def test_differs_by_seed(self):
+    self.assertEmpty(np.intersect1d(drawn(2), drawn(2, seed=1)))
+
+  def test_keys_of_data_stages_and_loss_differ(self):
+    seen = {}
+
+    def batch_fn(data, step, replica, key):
+      return jax.random.key_data(key)
+
+    def loss(params, model_state, batch, key):
+      metrics = {'data': batch, 'loss_key': jax.random.key_data(key)}
+      return params.sum(), (model_state, metrics)
+
+    def update(replica, state, context):
+      shared = jax.random.key_data(context.shared_key)
+      metrics = {
+        **replica.metrics,
+        'stage': jax.random.key_data(context.key),
+        'shared': jnp.broadcast_to(shared, (context.key.shape[0], 2)),
+      }
+      return replica._replace(metrics=metrics), state
+
+    algorithm = pr.chain(pr.gradient(), pr.ReplicaTransformation(update))
+    for num_devices in (2, 8):
+      mesh = pr.ReplicaMesh(N, num_devices)
+      train_steps = pr.make_resident_train_steps(
+        mesh, algorithm, loss, batch_fn
+      )
+      state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
+      _, metrics = train_steps(state, mesh.replicate(np.zeros(1)), 3)
+      seen[num_devices] = {
+        name: np.moveaxis(np.asarray(metrics[name]), 1, 0).reshape(3, N, 2)
+        for name in ('data', 'loss_key', 'stage', 'shared')
+      }
+    jax.tree.map(np.testing.assert_array_equal, seen[2], seen[8])
+    own = np.stack([seen[2][x] for x in ('data', 'loss_key', 'stage')])
+    self.assertLen(np.unique(own.reshape(-1, 2), axis=0), 3 * 3 * N)
+    shared = seen[2]['shared']
+    np.testing.assert_array_equal(
+      shared, np.broadcast_to(shared[:, :1], shared.shape)
+    )
+    every = np.concatenate([own.reshape(-1, 2), shared[:, 0]])
+    self.assertLen(np.unique(every, axis=0), 3 * 3 * N + 3)
+
+
+def eval_values(params, model_state, batch):
+  x, y = batch
+  residual = x @ params['w'] + params['b'] - y
+  return {
+    'above': residual > 0,
+    'loss': jnp.square(residual),
+    'steps': jnp.full(y.shape, model_state['steps']),
+  }
+
+
+def scattered(mesh, algorithm):
+  """A state whose replicas differ, and its parameters."""
+  rng = np.random.default_rng(1)
+  params = {
+    'w': rng.normal(size=(N, 3)).astype(np.float32),
+    'b': rng.normal(size=N).astype(np.float32),
+  }
+  model_state = {'steps': np.full(N, 3, np.int32)}
+  state = pr.create_train_state(
+    mesh, algorithm, params, model_state, per_replica=True
+  )
+  return state, params
+
+
+def in_numpy(w, b, x, y):
+  residual = x @ w + b - y
+  return {
+    'above': (residual > 0).mean(),
+    'loss': (residual**2).mean(),
+    'steps': 3.0,
+  }
+
+
+class EvaluateTest(parameterized.TestCase):
+  # Batches that are full, padded, absent on some devices; fewer than devices.
+  @parameterized.product(
+    num_devices=LAYOUTS, case=((61, 5), (13, 4), (5, 100), (1, 3))
+  )
+  def test_evaluates_the_average_on_every_example_once(self, num_devices, case):
+    size, batch_size = case
+    mesh, algorithm, evaluate, evaluate_replicas = evaluators(num_devices)
+    state, params = scattered(mesh, algorithm)
+    x, y = examples(size, seed=3)
+    data = pr.shard_examples(mesh, (x, y), batch_size)
+    means = evaluate(state, data)
+    want = in_numpy(params['w'].mean(axis=0), params['b'].mean(), x, y)
+    flat = np.concatenate([params['w'], params['b'][:, None]], axis=1)
+    want['consensus_distance'] = reference.consensus_distance(flat)
+    self.assertEqual(set(means), set(want))
+    for name, value in means.items():
+      self.assertIsInstance(value, float)
+      np.testing.assert_allclose(value, want[name], rtol=1e-5)
+
+    each = evaluate_replicas(state, data)
+    for i in range(N):
+      want = in_numpy(params['w'][i], params['b'][i], x, y)
+      for name, value in want.items():
+        self.assertEqual(each[name].shape, (N,))
+        np.testing.assert_allclose(each[name][i], value, rtol=1e-5)
+
+  def test_leaves_the_state_alone(self):
+    mesh, algorithm, evaluate, _ = evaluators(2)
+    state, _ = scattered(mesh, algorithm)
+    before = harness.to_host(state)
+    evaluate(state, pr.shard_examples(mesh, examples(9), 4))
+    jax.tree.map(np.testing.assert_array_equal, harness.to_host(state), before)
+
+  def test_padding_that_gives_nan_does_not_count(self):
+    # 0 * nan is nan: the padding must be dropped, not multiplied away.
+    mesh, algorithm = pr.ReplicaMesh(N, 4), make_algorithm()
+    state, _ = scattered(mesh, algorithm)
+
+    def values(params, model_state, batch):
+      first = jnp.arange(batch.shape[0]) == 0
+      return {'one': jnp.where(first, 1.0, jnp.nan)}
+
+    evaluate = pr.make_evaluate(mesh, algorithm, values)
+    # 2 devices have one example each, and one row of padding or none.
+    data = pr.shard_examples(mesh, np.zeros((4, 2), np.float32), 2)
+    self.assertEqual(evaluate(state, data)['one'], 1.0)
+
+  @parameterized.parameters(*LAYOUTS)
+  def test_agrees_with_consensus_on_integers_that_differ(self, num_devices):
+    # An integer has no mean: it is replica 0's, on every device.
+    mesh, algorithm = pr.ReplicaMesh(N, num_devices), make_algorithm()
+    state = pr.create_train_state(
+      mesh,
+      algorithm,
+      {'w': np.zeros((N, 3), np.float32)},
+      {'own': 10 + np.arange(N, dtype=np.int32)},
+      per_replica=True,
+    )
+    _, model_state = pr.consensus(algorithm, state)
+    evaluate = pr.make_evaluate(
+      mesh,
+      algorithm,
+      lambda params, model_state, batch: {
+        'own': jnp.full(batch.shape[0], model_state['own'], jnp.float32)
+      },
+    )
+    means = evaluate(state, pr.shard_examples(mesh, np.zeros((16, 1)), 2))
+    self.assertEqual(means['own'], float(model_state['own']))
+
+  def test_evaluates_the_algorithms_output(self):
+    def output(replica, state):
+      double = jax.tree.map(lambda x: 2 * x, replica.params)
+      return replica._replace(params=double)
+
+    algorithm = pr.chain(
+      pr.gradient(),
+      pr.ReplicaTransformation(
+        lambda replica, state, context: (replica, state), output=output
+      ),
+    )
+    mesh = pr.ReplicaMesh(N, 2)
+    state, params = scattered(mesh, algorithm)
+    x, y = examples(9)
+    data = pr.shard_examples(mesh, (x, y), 4)
+    means = pr.make_evaluate(mesh, algorithm, eval_values)(state, data)
+    want = in_numpy(2 * params['w'].mean(axis=0), 2 * params['b'].mean(), x, y)
+    np.testing.assert_allclose(means['loss'], want['loss'], rtol=1e-5)
+
+
+@functools.cache
+def evaluators(num_devices):
+  mesh, algorithm = pr.ReplicaMesh(N, num_devices), make_algorithm()
+  return (
+    mesh,
+    algorithm,
+    pr.make_evaluate(mesh, algorithm, eval_values),
+    pr.make_evaluate_replicas(mesh, algorithm, eval_values),
+  )
+
+
+class ShardExamplesTest(parameterized.TestCase):
+  @parameterized.product(num_devices=LAYOUTS, size=(1, 7, 8, 50), batch=(1, 3))
+  def test_every_example_is_there_once(self, num_devices, size, batch):
+    mesh = pr.ReplicaMesh(N, num_devices)
+    data = np.arange(size)
+    placed, weights = pr.shard_examples(mesh, data, batch)
+    self.assertEqual(placed.shape, weights.shape)
+    self.assertEqual(placed.shape[0], num_devices)
+    self.assertLessEqual(placed.shape[2], batch)
+    kept = np.asarray(placed)[np.asarray(weights) > 0]
+    np.testing.assert_array_equal(np.sort(kept), data)
+    self.assertEqual(set(np.unique(weights)) - {0.0, 1.0}, set())
+
+  def test_there_are_examples(self):
+    mesh = pr.ReplicaMesh(N, 2)
+    with self.assertRaisesRegex(ValueError, r'length >= 1, got lengths \[0\]'):
+      pr.shard_examples(mesh, np.zeros((0, 3)), 4)
+
+  def test_leaves_are_of_one_length(self):
+    mesh = pr.ReplicaMesh(N, 2)
+    with self.assertRaisesRegex(ValueError, r'got lengths \[4, 5\]'):
+      pr.shard_examples(mesh, (np.zeros((5, 3)), np.zeros(4)), 4)
+
+  @parameterized.parameters(0, -1, 2.5, None)
+  def test_batch_size_is_a_positive_integer(self, batch_size):
+    mesh = pr.ReplicaMesh(N, 2)
+    with self.assertRaisesRegex(
+      ValueError, f'batch_size must be an integer >= 1, got {batch_size}'
+    ):
+      pr.shard_examples(mesh, np.zeros((5, 3)), batch_size)
+
+
+if __name__ == '__main__':
+  absltest.main()
