@@ -21,12 +21,14 @@ class Outcome(NamedTuple):
   err: str
 
 
+_root = tempfile.TemporaryDirectory()  # removed when the session ends
+
+
 @functools.cache
 def digits_dir():
   """A data directory in which the digits are prepared."""
-  directory = tempfile.mkdtemp()
-  load_dataset('digits', directory)
-  return directory
+  load_dataset('digits', _root.name)
+  return _root.name
 
 
 def call(binary, *args):

@@ -10,5 +10,6 @@ import jax
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_compilation_cache_dir', tempfile.mkdtemp())
+_cache = tempfile.TemporaryDirectory()  # removed when the session ends
+jax.config.update('jax_compilation_cache_dir', _cache.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
