@@ -11,6 +11,7 @@ replica's own axes goes through `over_block`.
 """
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ class Replica(NamedTuple):
   """What one worker holds; in a stage, a block of V of them.
 
   `params`, `opt_state` and `model_state` last; `grads` and `metrics` belong to
-  the step: zeros and nothing until the stage `gradient` fills them.
+  the step and are empty until the stage `gradient` fills them.
   """
 
   params: ArrayTree
@@ -47,7 +48,8 @@ class Context(NamedTuple):
     step: int32 scalar, 0-based, the same everywhere: the only clock.
     replica: int32[V], the global indices of this block's replicas.
     key: key[V], a function of (seed, replica, step), each replica's own.
-    shared_key: key, a function of (seed, step): the same on all replicas.
+    shared_key: key, a function of (seed, step): the same on all replicas. Of
+      both `chain` gives every stage its own.
     value_and_grad: `(params, model_state) -> ((loss, (model_state, metrics)),
       grads)` on this step's batch, over the block (every leaf `[V, ...]`).
   """
@@ -153,8 +155,9 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     replica: Replica, states: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
     new_states: Sequence[ArrayTree] = ()
-    for stage, state in zip(stages, states, strict=True):
-      replica, state = stage.update(replica, state, context)
+    for i, (stage, state) in enumerate(zip(stages, states, strict=True)):
+      own = _with_own_keys(context, i)
+      replica, state = stage.update(replica, state, own)
       new_states = (*new_states, state)
     return replica, new_states
 
@@ -173,6 +176,14 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     return replica
 
   return ReplicaTransformation(update, init, traffic, output)
+
+
+def _with_own_keys(context: Context, i: int) -> Context:
+  """What two stages of a chain draw is independent."""
+  fold = functools.partial(jax.random.fold_in, data=i)
+  return context._replace(
+    key=jax.vmap(fold)(context.key), shared_key=fold(context.shared_key)
+  )
 
 
 def over_block(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -47,6 +47,8 @@ def account(
   rounds = np.zeros(num_steps + 1, np.int64)
   by_tier: dict[str, np.ndarray] = {}
   for sent in algorithm.traffic(shapes, num_replicas, np.arange(num_steps)):
+    if not sent.bytes_sent:  # a group of one: nothing is communicated
+      continue
     done = np.concatenate([[0], np.cumsum(sent.fires)])
     rounds += done
     spent = by_tier.setdefault(sent.tier, np.zeros(num_steps + 1))

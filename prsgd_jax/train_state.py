@@ -31,7 +31,6 @@ class TrainState(struct.PyTreeNode):
     """The replicas as the first stage of a step finds them."""
     return Replica(
       params=self.params,
-      grads=jax.tree.map(jnp.zeros_like, self.params),
       opt_state=self.opt_state,
       model_state=self.model_state,
     )

@@ -203,6 +203,11 @@ def make_evaluate(
     sums = _sum_over_batches(eval_fn, params, model_state, examples)
     sums, weight = lax.psum(sums, AXIS_NAME)
     means = {name: value / weight for name, value in sums.items()}
+    if 'consensus_distance' in means:
+      raise ValueError(
+        "the value 'consensus_distance' is the engine's own; give that of "
+        'eval_fn another name'
+      )
     distance = analysis.consensus_distance(replica.params)
     return {**means, 'consensus_distance': distance}
 
@@ -298,6 +303,12 @@ def _sum_over_batches(
   def batch_sums(batch: Any) -> tuple[dict[str, Array], Array]:
     inputs, weights = batch
     values = eval_fn(params, model_state, inputs)
+    for name, value in values.items():
+      if value.shape != weights.shape:
+        raise ValueError(
+          f'eval_fn must give {name} for each example, shape {weights.shape}, '
+          f'got shape {value.shape}'
+        )
     sums = {
       name: jnp.where(weights > 0, value * weights, 0).sum()
       for name, value in values.items()

@@ -42,6 +42,10 @@ def gradient() -> ReplicaTransformation:
     (loss, (model_state, metrics)), grads = context.value_and_grad(
       replica.params, replica.model_state
     )
+    if 'active' in metrics:
+      raise ValueError(
+        "the metric 'active' is the engine's own; give the loss's another name"
+      )
     metrics = {'loss': loss, **metrics, 'active': jnp.ones_like(loss)}
     return replica._replace(
       grads=grads, model_state=model_state, metrics=metrics
@@ -63,7 +67,8 @@ def local_update(tx: optax.GradientTransformation) -> ReplicaTransformation:
 
   Raises:
     ValueError: if `tx` is not an optax transformation; from `init`, if another
-      `local_update` already made the optimizer's state.
+      `local_update` already made the optimizer's state; from `update`, if no
+      gradient was taken before.
   """
   _check_optax('local_update', tx)
   tx = optax.with_extra_args_support(tx)
@@ -81,6 +86,7 @@ def local_update(tx: optax.GradientTransformation) -> ReplicaTransformation:
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
+    _check_gradient('local_update', replica)
     opt_state = _set_clock(replica.opt_state, context.step)
     updates, opt_state = over_block(tx.update)(
       replica.grads, opt_state, replica.params
@@ -114,11 +120,26 @@ def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
   return jax.tree.map(set_count, opt_state, is_leaf=is_scheduled)
 
 
+def _check_gradient(name: str, replica: Replica) -> None:
+  if jax.tree.leaves(replica.params) and not jax.tree.leaves(replica.grads):
+    raise ValueError(
+      f'{name} needs the gradient of this step, but none was taken; chain '
+      'pr.gradient() before it'
+    )
+
+
 def _check_optax(name: str, tx: Any) -> None:
   if not isinstance(tx, optax.GradientTransformation):
     raise ValueError(
       f'{name} expects an optax transformation such as optax.sgd(0.1), got '
       f'{tx!r}'
+    )
+
+
+def _check_schedule(name: str, when: Any) -> None:
+  if not callable(when):
+    raise ValueError(
+      f'{name} expects a schedule such as pr.every(4), got {when!r}'
     )
 
 
@@ -136,9 +157,10 @@ def reset_buffers(
     when: the steps, commonly those of the average that comes before.
 
   Raises:
-    ValueError: if `tx` is not an optax transformation.
+    ValueError: if `tx` is not an optax transformation, or `when` no schedule.
   """
   _check_optax('reset_buffers', tx)
+  _check_schedule('when', when)
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
@@ -199,9 +221,11 @@ def while_active(
 
     def rest(args: tuple[Replica, ArrayTree]) -> tuple[Replica, ArrayTree]:
       replica, state = args
-      metrics = jax.eval_shape(run, args)[0].metrics
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-      return replica._replace(metrics=zeros), state
+      after = jax.eval_shape(run, args)[0]
+      grads, metrics = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), (after.grads, after.metrics)
+      )
+      return replica._replace(grads=grads, metrics=metrics), state
 
     if active.shape[0] == 1:
       return lax.cond(active[0], run, rest, (replica, state))
@@ -255,8 +279,7 @@ def sync(
   if not isinstance(mixing, Mixing):
     raise ValueError(f'mixing expects one such as pr.mean(), got {mixing!r}')
   when = schedules.always() if when is None else when
-  if not callable(when):
-    raise ValueError(f'when expects one such as pr.every(4), got {when!r}')
+  _check_schedule('when', when)
   what = (what,) if isinstance(what, str) else tuple(what)
   if not what or set(what) - set(MIXABLE) or len(set(what)) != len(what):
     raise ValueError(f'what expects some of {MIXABLE}, each once, got {what}')
@@ -281,6 +304,8 @@ def sync(
       mixed = mix_inexact(lambda tree: mixing.apply(tree, context), fields)
       return step_outer(mixed, state)
 
+    if 'grads' in what:
+      _check_gradient("sync(what='grads')", replica)
     fields = {name: getattr(replica, name) for name in what}
     fields, state = _when(when, context.step, communicate, (fields, state))
     return replica._replace(**fields), state

@@ -31,10 +31,24 @@ def stage(name, log, tier='global'):
 
 
 def context(step=0):
-  return pr.Context(step, None, None, None, None)
+  keys = jax.random.split(jax.random.key(0), 3)
+  return pr.Context(step, None, keys[1:], keys[0], None)
 
 
 class ChainTest(parameterized.TestCase):
+  def test_every_stage_draws_by_keys_of_its_own(self):
+    drawn = []
+
+    def update(replica, state, context):
+      drawn.append(jax.random.key_data(context.shared_key).tolist())
+      drawn.extend(jax.random.key_data(context.key).tolist())
+      return replica, state
+
+    one = pr.ReplicaTransformation(update)
+    nested = pr.chain(one, pr.chain(one, one))
+    nested.update(pr.Replica(params=()), ((), ((), ())), context())
+    self.assertLen({tuple(key) for key in drawn}, 9)
+
   def test_composes_all_four_in_order(self):
     log = []
     chained = pr.chain(stage('a', log), stage('bb', log))

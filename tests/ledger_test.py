@@ -58,6 +58,12 @@ class AccountTest(parameterized.TestCase):
     ),
     ('ring', pr.d_psgd(SGD), 8, {'neighbour': 8 * 2 * 48}),
     (
+      'groups_of_one',
+      pr.hier_avg(SGD, local_period=2, global_period=8, group_size=1),
+      1,
+      {'global': ALL_REDUCE * 48},
+    ),
+    (
       'dense',
       pr.d_psgd(SGD, mixing=pr.dense(np.eye(N))),
       8,

@@ -456,6 +456,33 @@ def evaluators(num_devices):
   )
 
 
+class EvalFnTest(parameterized.TestCase):
+  def evaluate(self, eval_fn):
+    mesh, algorithm = pr.ReplicaMesh(N, 2), make_algorithm()
+    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
+    examples_on_devices = pr.shard_examples(mesh, np.zeros((16, 1)), 4)
+    return pr.make_evaluate(mesh, algorithm, eval_fn)(
+      state, examples_on_devices
+    )
+
+  def test_gives_a_value_for_each_example(self):
+    with self.assertRaisesRegex(ValueError, r'loss .* \(4,\), got .* \(4, 4\)'):
+      self.evaluate(lambda p, s, b: {'loss': jnp.zeros((4, 4))})
+
+  def test_does_not_take_the_engines_names(self):
+    with self.assertRaisesRegex(ValueError, "'consensus_distance' is the eng"):
+      self.evaluate(lambda p, s, b: {'consensus_distance': jnp.zeros(4)})
+
+  def test_metrics_do_not_take_the_engines_names(self):
+    mesh, algorithm = pr.ReplicaMesh(N, 2), make_algorithm()
+    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
+    train_steps = pr.make_train_steps(
+      mesh, algorithm, lambda p, s, b, k: (p.sum() * b, (s, {'active': b}))
+    )
+    with self.assertRaisesRegex(ValueError, "'active' is the engine's own"):
+      train_steps(state, mesh.place_per_device(np.ones((2, 1, 4))))
+
+
 class ShardExamplesTest(parameterized.TestCase):
   @parameterized.product(num_devices=LAYOUTS, size=(1, 7, 8, 50), batch=(1, 3))
   def test_every_example_is_there_once(self, num_devices, size, batch):

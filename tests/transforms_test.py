@@ -508,6 +508,19 @@ class MistakesTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'outer'):
       pr.sync(pr.mean(), outer=0.7)  # type: ignore[arg-type]
 
+  def test_reset_has_a_schedule(self):
+    with self.assertRaisesRegex(ValueError, 'when expects a schedule .* got 2'):
+      pr.k_avg(MOMENTUM_SGD, period=4, reset=2)  # type: ignore[arg-type]
+
+  @parameterized.named_parameters(
+    ('none', (pr.local_update(MOMENTUM_SGD),)),
+    ('too_late', (pr.local_update(MOMENTUM_SGD), pr.gradient())),
+    ('mixed', (pr.sync(pr.mean(), what=('grads',)), pr.gradient())),
+  )
+  def test_gradient_is_taken_before_it_is_used(self, stages):
+    with self.assertRaisesRegex(ValueError, 'chain pr.gradient.. before it'):
+      run(*stages, num_steps=1)
+
   def test_reset_is_of_an_optimizer(self):
     with self.assertRaisesRegex(ValueError, 'optax'):
       pr.reset_buffers(0.1, when=pr.every(2))  # type: ignore[arg-type]
