@@ -38,7 +38,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_list(
   'cases', ['mlp2', 'mlp8', 'resnet2'], 'Which of mlp2, mlp8 and resnet2.'
 )
-flags.DEFINE_integer('repeats', 15, 'Measurements of each loop, in turn.')
+flags.DEFINE_integer(
+  'repeats', 15, 'Measurements of each loop, in turn.', lower_bound=2
+)
 flags.adopt_module_key_flags(cli)
 flags.DEFINE_string('output', None, 'JSON file to write.')
 
@@ -130,7 +132,7 @@ def _parts(case: Case) -> tuple[pr.ReplicaMesh, Classifier, Any, Any]:
   sampler = input_pipeline.shared(
     len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
   )
-  batch_fn = input_pipeline.make_batch_fn(sampler, transform)
+  batch_fn = input_pipeline.make_batch_fn(mesh, sampler, transform)
   return mesh, task, batch_fn, mesh.replicate(case.data)
 
 
@@ -245,13 +247,13 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
   cli.make_fake_devices(8)
-  results = {}
-  print(
-    '| case | engine, steps/s | by hand, steps/s | ratio '
-    '| first step, s | memory per device, MiB |\n|---|---|---|---|---|---|'
-  )
   with cli.one_line_errors(ValueError):
     cases = {n: make_case(n, FLAGS.data_dir) for n in FLAGS.cases}
+  results = {}
+  print(
+    '| case | engine, steps/s | by hand, steps/s | ratio | first step, s '
+    '| memory per device, MiB |\n|---|---|---|---|---|---|'
+  )
   for name, case in cases.items():
     found = results[name] = measure(case, FLAGS.repeats)
     rate, first = found['steps_per_second'], found['seconds_to_first_step']

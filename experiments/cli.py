@@ -67,7 +67,7 @@ def run(main: Callable[..., None]) -> None:
     try:
       main(*argv[1:])
     except KeyboardInterrupt:
-      fail('interrupted; the same command, with --resume for train.py, goes on')
+      fail('interrupted')
 
   app.run(call, flags_parser=parse)
 

@@ -35,22 +35,19 @@ flags.DEFINE_multi_string(
 
 def main() -> None:
   with cli.one_line_errors(ValueError):
-    intervals = runs.Intervals(
-      FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-    )
-    intervals.check()
+    intervals = runs.Intervals.from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py needs --workdir, a directory to write to')
     run_configs = _run_configs()
     cli.make_fake_devices(FLAGS.num_devices)
     dataset = load_dataset(run_configs[0].dataset, FLAGS.data_dir)
     for run_config in run_configs:  # before the first one runs
-      config.build_plan(run_config, len(dataset.train['label']))
+      runs.check(run_config, dataset, FLAGS.num_devices)
   workdir = pathlib.Path(FLAGS.workdir)
   print(f'{len(run_configs)} runs, written to {workdir}')
   summaries, histories = [], []
   for run_config in run_configs:
-    run_dir = workdir / run_config.label().replace(' ', '-').replace('=', '')
+    run_dir = workdir / run_config.slug()
     summaries.append(_run(run_config, dataset, run_dir, intervals))
     histories.append(records.read_records(run_dir))
   table = format_table(summaries)
@@ -61,6 +58,9 @@ def main() -> None:
   print(f'\n{table}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')
+  failed = [s['label'] for s in summaries if 'failed' in s]
+  if failed:
+    cli.fail(f'{", ".join(failed)} did not end; see above')
 
 
 def _run_configs() -> list[config.RunConfig]:
@@ -90,6 +90,8 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
   options = {}
   for pair in pairs:
     name, _, value = pair.partition('=')
+    if name in options:
+      raise ValueError(f'--run={text}: {name} is given twice')
     if name not in config.OPTIONS or not value:
       raise ValueError(
         f'--run={text}: expected option=value with an option of '
@@ -109,19 +111,33 @@ def _run(
   run_dir: pathlib.Path,
   intervals: runs.Intervals,
 ) -> records.Record:
-  """The summary of a run, which is done now or was before."""
+  """The summary of a run, which is done now or was before.
+
+  Of one that diverges it is the last record, and `failed` says why.
+  """
   num_examples = len(dataset.train['label'])
   num_steps = config.total_steps(run_config, num_examples)
   with cli.one_line_errors(ValueError):
-    records.check_workdir(run_dir, run_config, resume=True)
+    records.check_workdir(
+      run_dir,
+      runs.describe(run_config.description(dataset), intervals),
+      num_steps=num_steps,
+      resume=True,
+    )
     summary = records.read_summary(run_dir)
     if summary is not None and summary['step'] == num_steps:
       print(f'{run_config.label()}: done before, read from {run_dir}')
       return summary
     experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
-    records.open_workdir(run_dir, run_config, resume=True)
-  with cli.one_line_errors(CheckpointError, runs.NonFinite):
-    return runs.execute(experiment, run_dir, intervals, progress=FLAGS.progress)
+    runs.open_workdir(experiment, run_dir, intervals, resume=True)
+  with cli.one_line_errors(CheckpointError):
+    try:
+      return runs.execute(
+        experiment, run_dir, intervals, progress=FLAGS.progress
+      )
+    except runs.NonFinite as error:
+      cli.warn(f'{run_config.label()}: {error}')
+      return {'label': run_config.label(), 'failed': str(error)}
 
 
 def format_table(summaries: Sequence[records.Record]) -> str:
@@ -130,13 +146,22 @@ def format_table(summaries: Sequence[records.Record]) -> str:
     '| algorithm | steps | train loss | test loss | test accuracy | rounds '
     '| bytes sent per replica |\n|---|---|---|---|---|---|---|\n'
   )
-  rows = [
-    f'| {s["label"]} | {s["step"]} | {s["loss"]:.4f} | {s["test_loss"]:.4f} '
-    f'| {s["test_accuracy"]:.2%} | {s["rounds"]} '
-    f'| {records.format_bytes(s["bytes_sent"])} |\n'
-    for s in summaries
-  ]
-  return head + ''.join(rows)
+  return head + ''.join(map(_row, summaries))
+
+
+def _row(summary: records.Record) -> str:
+  if 'failed' in summary:
+    return f'| {summary["label"]} | not finite | | | | | |\n'
+  cells = (
+    summary['label'],
+    str(summary['step']),
+    f'{summary["loss"]:.4f}',
+    f'{summary["test_loss"]:.4f}',
+    f'{summary["test_accuracy"]:.2%}',
+    str(summary['rounds']),
+    records.format_bytes(summary['bytes_sent']),
+  )
+  return f'| {" | ".join(cells)} |\n'
 
 
 def draw(
@@ -148,8 +173,8 @@ def draw(
   matplotlib.use('Agg')
   figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout='constrained')
   measures = (
-    ('loss', 'training loss', 'log'),
-    ('test_accuracy', 'test accuracy', 'linear'),
+    ('loss', 'training loss of the replicas', 'log'),
+    ('test_accuracy', 'test accuracy of their average', 'linear'),
   )
   for row, (measure, title, scale) in zip(axes, measures, strict=True):
     for axis, against in zip(row, ('step', 'bytes_sent'), strict=True):

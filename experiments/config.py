@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import hashlib
 import inspect
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -11,8 +13,10 @@ from flax import linen as nn
 import jax.numpy as jnp
 import optax
 
+from experiments import cli
 import prsgd_jax as pr
 from prsgd_jax import models
+from prsgd_jax.classification import Classifier, classifier
 from prsgd_jax.datasets import Dataset
 from prsgd_jax.input_pipeline import Sampler, dirichlet, sharded, shared
 
@@ -118,9 +122,15 @@ flags.DEFINE_integer('num_steps', None, 'Length in steps, over num_epochs.')
 flags.DEFINE_string(
   'workdir', None, 'The directory to write; train.py has [runs/<time>-<what>].'
 )
-flags.DEFINE_integer('log_every', 50, 'Steps between records.')
-flags.DEFINE_integer('eval_every', 100, 'Steps between evaluations.')
-flags.DEFINE_integer('checkpoint_every', 500, 'Steps between checkpoints.')
+flags.DEFINE_integer(
+  'log_every', 50, 'Steps between records, whose losses are means over them.'
+)
+flags.DEFINE_integer(
+  'eval_every', 100, 'Steps between evaluations, a multiple of log_every.'
+)
+flags.DEFINE_integer(
+  'checkpoint_every', 500, 'Steps between checkpoints, likewise.'
+)
 flags.DEFINE_bool('progress', True, 'Show a progress bar.')
 
 
@@ -151,20 +161,25 @@ class RunConfig:
   num_epochs: float
   num_steps: int | None
 
-  def description(self) -> dict[str, Any]:
+  def description(self, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint is compared by: all but the length of the run.
 
-    The length counts where the algorithm's own steps depend on it.
+    The length counts where the algorithm's own steps depend on it. The data
+    count by their contents.
     """
     fields = dataclasses.asdict(self)
     if 'num_steps' not in _keywords(self.algorithm):
       del fields['num_epochs'], fields['num_steps']
-    return fields
+    return {**fields, 'data': _fingerprint(dataset)}
 
   def label(self) -> str:
     """Short and telling, such as 'pr_sgd period=4'."""
-    options = [f'{name}={value}' for name, value in self.options.items()]
+    options = [f'{n}={self.options[n]}' for n in OPTIONS if n in self.options]
     return ' '.join([self.algorithm, *options])
+
+  def slug(self) -> str:
+    """The label as the name of a directory."""
+    return self.label().replace(' ', '-').replace('=', '')
 
 
 def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
@@ -177,6 +192,8 @@ def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
   names = [field.name for field in dataclasses.fields(RunConfig)]
   fields: dict[str, Any] = {n: values[n].value for n in names if n != 'options'}
   fields['algorithm'] = algorithm
+  if values['num_steps'].present and values['num_epochs'].present:
+    raise ValueError('--num_steps and --num_epochs are two lengths; give one')
   drops = [
     _number('learning_rate_drops', d) for d in values.learning_rate_drops
   ]
@@ -220,8 +237,18 @@ def check(config: RunConfig) -> RunConfig:
     _at_least('num_steps', config.num_steps, 1)
   if not 0 < config.num_epochs < math.inf:
     raise ValueError(f'--num_epochs must be > 0, got {config.num_epochs}')
-  if not config.learning_rate > 0:
+  if not 0 < config.learning_rate < math.inf:
     raise ValueError(f'--learning_rate must be > 0, got {config.learning_rate}')
+  if not 0 <= config.weight_decay < math.inf:
+    raise ValueError(f'--weight_decay must be >= 0, got {config.weight_decay}')
+  if not 0 <= config.seed < 2**32:
+    raise ValueError(f'--seed must be in 0 .. 2**32 - 1, got {config.seed}')
+  grid = (0.0, *config.learning_rate_drops, math.inf)
+  if not all(a < b for a, b in itertools.pairwise(grid)):
+    raise ValueError(
+      '--learning_rate_drops must be epochs > 0 that increase, got '
+      f'{",".join(map(str, config.learning_rate_drops))}'
+    )
   if not 0 <= config.momentum < 1:
     raise ValueError(f'--momentum must be in [0, 1), got {config.momentum}')
   if config.options.get('buffers', 'keep') != 'keep' and not config.momentum:
@@ -246,10 +273,10 @@ def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
 
 def build_schedule(config: RunConfig, num_examples: int) -> optax.Schedule:
   """The learning rate, a function of the engine's step."""
-  drops = {
-    steps_of_epochs(config, num_examples, epochs): 0.1
-    for epochs in config.learning_rate_drops
-  }
+  drops: dict[int, float] = {}
+  for epochs in config.learning_rate_drops:
+    step = steps_of_epochs(config, num_examples, epochs)
+    drops[step] = 0.1 * drops.get(step, 1.0)
   return optax.piecewise_constant_schedule(config.learning_rate, drops)
 
 
@@ -288,9 +315,10 @@ def build_plan(config: RunConfig, num_examples: int) -> Plan:
   return Plan(ALGORITHMS[config.algorithm](tx, **options), schedule, num_steps)
 
 
-def build_model(config: RunConfig, num_classes: int) -> nn.Module:
-  """The flax module that the flags name."""
-  return MODELS[config.model](num_classes, dtype=DTYPES[config.dtype])
+def build_task(config: RunConfig, num_classes: int) -> Classifier:
+  """The model and the loss that the flags name."""
+  model = MODELS[config.model](num_classes, dtype=DTYPES[config.dtype])
+  return classifier(model, weight_decay=config.weight_decay)
 
 
 def build_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
@@ -307,6 +335,15 @@ def build_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
     )
   sampler = {'shared': shared, 'sharded': sharded}[config.partition]
   return sampler(len(labels), *sizes, seed=config.seed)
+
+
+def _fingerprint(dataset: Dataset) -> str:
+  digest = hashlib.sha256()
+  for split in (dataset.train, dataset.test):
+    for name in sorted(split):
+      digest.update(str(split[name].shape).encode())
+      digest.update(split[name].tobytes())
+  return digest.hexdigest()[:16]
 
 
 def _keywords(algorithm: str) -> dict[str, inspect.Parameter]:
@@ -330,3 +367,10 @@ def _number(name: str, text: str) -> float:
     return float(text)
   except ValueError:
     raise ValueError(f'--{name} expects numbers, got {text!r}') from None
+
+
+def all_flags() -> dict[str, Any]:
+  """Every flag of a run, resolved: what its directory keeps."""
+  values = flags.FLAGS
+  modules = (values.flags_by_module_dict()[m] for m in (__name__, cli.__name__))
+  return {flag.name: flag.value for module in modules for flag in module}

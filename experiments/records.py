@@ -4,7 +4,6 @@ It holds `config.json`, `metrics.jsonl` (a record every `log_every` steps),
 `tensorboard/`, `checkpoints/` and, when the run is done, `summary.json`.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -15,7 +14,7 @@ from typing import Any
 import tensorboardX
 import tqdm
 
-from experiments import config as configs
+from prsgd_jax import checkpoints
 
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
@@ -27,18 +26,22 @@ Record = dict[str, Any]
 
 
 def check_workdir(
-  workdir: pathlib.Path, config: configs.RunConfig, *, resume: bool
+  workdir: pathlib.Path, description: Record, *, num_steps: int, resume: bool
 ) -> None:
   """Looks whether a run may be written here.
 
+  Args:
+    workdir: the directory.
+    description: what the run is.
+    num_steps: its length.
+    resume: whether a run that is there may be gone on with.
+
   Raises:
     ValueError: if there is a run and `resume` is not given, or the run is
-      another, or there is something else.
+      another or longer, or there is something else.
   """
   path = workdir / CONFIG
   if not path.exists():
-    if workdir.exists() and not workdir.is_dir():
-      raise ValueError(f'{workdir} is a file; pass another --workdir')
     cut_off = path.with_name(CONFIG + PARTIAL)
     if workdir.is_dir() and set(workdir.iterdir()) - {cut_off}:
       raise ValueError(
@@ -50,31 +53,48 @@ def check_workdir(
       f'{workdir} holds a run; pass --resume to go on with it, or another '
       '--workdir'
     )
-  saved = json.loads(path.read_text())['description']
-  this = json.loads(json.dumps(config.description()))
+  saved = _read_json(path)['description']
+  this = json.loads(json.dumps(description))
   for name in sorted({*saved, *this}):
     if saved.get(name) != this.get(name):
       raise ValueError(
         f'{workdir} holds a run with {name}={saved.get(name)!r}, this one has '
         f'{this.get(name)!r}; pass another --workdir'
       )
+  done = checkpoints.latest_step(workdir / CHECKPOINTS) or 0
+  if done > num_steps:
+    raise ValueError(
+      f'{workdir} holds a run that is at step {done}, past the {num_steps} '
+      'steps of this one; pass another --workdir'
+    )
 
 
 def open_workdir(
-  workdir: pathlib.Path, config: configs.RunConfig, *, resume: bool
+  workdir: pathlib.Path,
+  description: Record,
+  flags: Record,
+  *,
+  num_steps: int,
+  resume: bool,
 ) -> None:
   """Makes the directory of a run, or finds the one to go on with.
 
+  Args:
+    flags: all that the run was called with, to be kept beside.
+    workdir, description, num_steps, resume: as in `check_workdir`.
+
   Raises:
-    ValueError: as `check_workdir`.
+    ValueError: as `check_workdir`, or if it cannot be written.
   """
-  check_workdir(workdir, config, resume=resume)
-  workdir.mkdir(parents=True, exist_ok=True)
-  whole = {
-    'description': config.description(),
-    'config': dataclasses.asdict(config),
-  }
-  _write(workdir / CONFIG, json.dumps(whole, indent=1) + '\n')
+  check_workdir(workdir, description, num_steps=num_steps, resume=resume)
+  whole = {'description': description, 'flags': flags}
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write(workdir / CONFIG, json.dumps(whole, indent=1) + '\n')
+  except OSError as error:
+    raise ValueError(
+      f'{workdir} cannot be written ({error.strerror}); pass another --workdir'
+    ) from error
 
 
 def write_summary(workdir: pathlib.Path, summary: Record) -> None:
@@ -85,7 +105,7 @@ def write_summary(workdir: pathlib.Path, summary: Record) -> None:
 def read_summary(workdir: pathlib.Path) -> Record | None:
   """The summary of a run that was done, None if there is none."""
   path = workdir / SUMMARY
-  return json.loads(path.read_text()) if path.exists() else None
+  return _read_json(path) if path.exists() else None
 
 
 def commit() -> str:
@@ -105,7 +125,7 @@ def read_records(workdir: pathlib.Path) -> list[Record]:
   if not path.exists():
     return []
   lines = path.read_text().split('\n')[:-1]
-  return [json.loads(line) for line in lines]
+  return [_parse_json(line, path) for line in lines]
 
 
 class Log:
@@ -199,6 +219,19 @@ def format_bytes(count: float) -> str:
   power = min(int(math.log(count, 1024)), 4)
   unit = ('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]
   return f'{count / 1024**power:.1f} {unit}'
+
+
+def _read_json(path: pathlib.Path) -> Record:
+  return _parse_json(path.read_text(), path)
+
+
+def _parse_json(text: str, path: pathlib.Path) -> Record:
+  try:
+    return dict(json.loads(text))
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f'{path} is damaged ({error}); pass another --workdir'
+    ) from error
 
 
 def _write(path: pathlib.Path, text: str) -> None:

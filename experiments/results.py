@@ -8,6 +8,7 @@ from those files alone. What was stopped goes on where it was.
 """
 
 from collections.abc import Iterable, Sequence
+import itertools
 import json
 import pathlib
 import shutil
@@ -104,11 +105,12 @@ def format_table(results: dict[str, list[list[records.Record]]]) -> str:
     '| rounds | bytes sent per replica | machine | commit |\n'
     '|---|---|---|---|---|---|---|---|---|---|\n'
   )
-  rows = [
-    _row(preset, same)
-    for preset, by_seed in results.items()
-    for same in zip(*by_seed, strict=True)
-  ]
+  rows = []
+  for preset, by_seed in results.items():
+    by_label: dict[str, list[records.Record]] = {}
+    for summary in itertools.chain.from_iterable(by_seed):
+      by_label.setdefault(summary['label'], []).append(summary)
+    rows += [_row(preset, same) for same in by_label.values()]
   return head + ''.join(rows)
 
 
@@ -124,7 +126,7 @@ def _row(preset: str, summaries: Sequence[records.Record]) -> str:
     str(first['rounds']),
     records.format_bytes(first['bytes_sent']),
     f'{first["cpus"]} {first["device"]} cores, JAX {first["jax"]}',
-    first['commit'],
+    ', '.join(sorted({s['commit'] for s in summaries})),
   ]
   return f'| {" | ".join(cells)} |\n'
 

@@ -6,6 +6,7 @@ import pathlib
 import time
 from typing import Any, NamedTuple
 
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ from experiments import config as configs
 from experiments import records
 import prsgd_jax as pr
 from prsgd_jax import augmentation, checkpoints, input_pipeline
-from prsgd_jax.classification import classifier
 from prsgd_jax.datasets import Dataset
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
@@ -33,8 +33,21 @@ class Intervals(NamedTuple):
   eval_every: int
   checkpoint_every: int
 
+  @classmethod
+  def from_flags(cls, values: flags.FlagValues) -> 'Intervals':
+    """The intervals that the flags name.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    found = cls(values.log_every, values.eval_every, values.checkpoint_every)
+    found.check()
+    return found
+
   def check(self) -> None:
     """Raises ValueError unless all are positive multiples of `log_every`."""
+    if self.log_every < 1:
+      raise ValueError(f'--log_every must be >= 1, got {self.log_every}')
     for name, value in self._asdict().items():
       if value < 1 or value % self.log_every:
         raise ValueError(
@@ -49,12 +62,14 @@ class _Clock(NamedTuple):
   begun: float
   first_steps: float | None = None
   counted_from: int = 0
+  paused: float = 0.0  # in evaluations and checkpoints since
 
 
 class Experiment(NamedTuple):
   """The objects of a run, ready to start."""
 
   config: configs.RunConfig
+  description: dict[str, Any]
   mesh: pr.ReplicaMesh
   plan: configs.Plan
   state: pr.TrainState
@@ -70,20 +85,50 @@ class Experiment(NamedTuple):
     return step * per_step / self.num_examples
 
 
+def check(
+  config: configs.RunConfig, dataset: Dataset, num_devices: int | None
+) -> None:
+  """Looks whether a run can be prepared, without arrays on the devices.
+
+  Raises:
+    ValueError: if its parts do not fit together; the message says what to
+      change.
+  """
+  plan = configs.build_plan(config, len(dataset.train['label']))
+  configs.build_sampler(config, dataset)
+  pr.ReplicaMesh(config.num_replicas, num_devices)
+  params, model_state = jax.eval_shape(
+    configs.build_task(config, dataset.num_classes).init,
+    jax.eval_shape(lambda: jax.random.key(0)),
+    jax.ShapeDtypeStruct((1, *dataset.train['image'].shape[1:]), jnp.float32),
+  )
+  if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
+    raise ValueError(
+      f'--batch_stats does nothing: --model={config.model} has none'
+    )
+  block = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params
+  )
+  jax.eval_shape(
+    lambda x: plan.algorithm.init(pr.Replica(params=x), config.num_replicas),
+    block,
+  )
+
+
 def prepare(
   config: configs.RunConfig, dataset: Dataset, num_devices: int | None
 ) -> Experiment:
   """Builds the objects that a config names.
 
   Raises:
-    ValueError: if they do not fit together; the message says what to change.
+    ValueError: as `check`.
   """
+  check(config, dataset, num_devices)
   num_examples = len(dataset.train['label'])
   plan = configs.build_plan(config, num_examples)
   sampler = configs.build_sampler(config, dataset)
   mesh = pr.ReplicaMesh(config.num_replicas, num_devices)
-  model = configs.build_model(config, dataset.num_classes)
-  task = classifier(model, weight_decay=config.weight_decay)
+  task = configs.build_task(config, dataset.num_classes)
   statistics = augmentation.channel_statistics(dataset.train['image'])
 
   def normalised(batch: Any) -> Any:
@@ -102,12 +147,9 @@ def prepare(
   params, model_state = jax.jit(task.init)(
     jax.random.key(config.seed, impl='threefry2x32'), example['image']
   )
-  if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
-    raise ValueError(
-      f'--batch_stats does nothing: --model={config.model} has none'
-    )
   return Experiment(
     config=config,
+    description=config.description(dataset),
     mesh=mesh,
     plan=plan,
     state=pr.create_train_state(
@@ -117,7 +159,7 @@ def prepare(
       mesh,
       plan.algorithm,
       task.loss_fn,
-      input_pipeline.make_batch_fn(sampler, transform),
+      input_pipeline.make_batch_fn(mesh, sampler, transform),
     ),
     evaluate=pr.make_evaluate(
       mesh, plan.algorithm, lambda p, s, b: task.eval_fn(p, s, normalised(b))
@@ -126,6 +168,37 @@ def prepare(
     test_data=pr.shard_examples(mesh, dataset.test, EVAL_BATCH),
     num_examples=num_examples,
   )
+
+
+def open_workdir(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  intervals: Intervals,
+  *,
+  resume: bool,
+) -> None:
+  """Makes the directory of a run, or finds the one to go on with.
+
+  Raises:
+    ValueError: if another run is there, or it cannot be written.
+  """
+  records.open_workdir(
+    workdir,
+    describe(experiment.description, intervals),
+    configs.all_flags(),
+    num_steps=experiment.plan.num_steps,
+    resume=resume,
+  )
+
+
+def describe(
+  description: records.Record, intervals: Intervals
+) -> records.Record:
+  """What the directory of a run is compared by.
+
+  With `log_every`, over which the losses of its records are means.
+  """
+  return {**description, 'log_every': intervals.log_every}
 
 
 def execute(
@@ -151,21 +224,22 @@ def execute(
     CheckpointError: if the newest checkpoint cannot be used.
   """
   intervals.check()
+  num_steps = experiment.plan.num_steps
   state, start = _restore(experiment, workdir)
   done_before = records.read_summary(workdir)
-  if start == experiment.plan.num_steps and done_before is not None:
+  if done_before is not None and done_before['step'] == num_steps == start:
     return done_before
   account = pr.account(
     experiment.plan.algorithm,
     pr.replica_shapes(state),
     experiment.mesh.num_replicas,
-    experiment.plan.num_steps,
+    num_steps,
   )
   log = records.Log(
     workdir,
     label=experiment.config.label(),
     start=start,
-    num_steps=experiment.plan.num_steps,
+    num_steps=num_steps,
     progress=progress,
   )
   clock = _Clock(time.monotonic())
@@ -179,7 +253,7 @@ def execute(
     means.add(host)
     log.advance(host['loss'].shape[1])
 
-  for first, stop in _dispatches(start, experiment.plan.num_steps, intervals):
+  for first, stop in _dispatches(start, num_steps, intervals):
     state, metrics = experiment.train_steps(
       state, experiment.data, stop - first
     )
@@ -190,7 +264,7 @@ def execute(
     if pending is not None:
       take(*pending)
     pending = (first, metrics)
-    done = stop == experiment.plan.num_steps
+    done = stop == num_steps
     if done or stop % intervals.log_every == 0:
       take(*pending)
       pending = None
@@ -200,11 +274,14 @@ def execute(
         **means.pop(),
         **_spent(experiment, account, stop),
       }
+      working = time.monotonic()
       if done or stop % intervals.eval_every == 0:
         record |= _measure(experiment, state)
       log.write(record)
-    if done or stop % intervals.checkpoint_every == 0:
-      _save(experiment, workdir, state)
+      if done or stop % intervals.checkpoint_every == 0:
+        _save(experiment, workdir, state)
+      spent = time.monotonic() - working
+      clock = clock._replace(paused=clock.paused + spent)
   log.close()
   return _summarise(experiment, workdir, clock)
 
@@ -252,10 +329,14 @@ def _dispatches(
 
   A resumed run makes the dispatches that the uninterrupted one would have made.
   """
-  longest = min(intervals.log_every, MAX_STEPS_PER_DISPATCH)
-  size = max(d for d in range(1, longest + 1) if intervals.log_every % d == 0)
   while start < num_steps:
-    stop = min(start - start % size + size, num_steps)
+    window = start - start % intervals.log_every
+    piece = (start - window) // MAX_STEPS_PER_DISPATCH + 1
+    stop = min(
+      window + piece * MAX_STEPS_PER_DISPATCH,
+      window + intervals.log_every,
+      num_steps,
+    )
     yield start, stop
     start = stop
 
@@ -270,7 +351,7 @@ def _restore(
     directory,
     experiment.mesh,
     experiment.state,
-    experiment.config.description(),
+    experiment.description,
   )
   return state, int(state.step[0])
 
@@ -284,9 +365,7 @@ def _save(
     step = int(state.step[0]) - 1
     raise _non_finite(workdir, 'parameters are', step, finite)
   directory = workdir / records.CHECKPOINTS
-  checkpoints.save(
-    directory, experiment.mesh, state, experiment.config.description()
-  )
+  checkpoints.save(directory, experiment.mesh, state, experiment.description)
 
 
 @jax.jit
@@ -351,7 +430,7 @@ def _summarise(
   }
   if clock.first_steps is not None:
     steps = experiment.plan.num_steps - clock.counted_from
-    seconds = time.monotonic() - clock.first_steps
+    seconds = time.monotonic() - clock.first_steps - clock.paused
     summary['seconds_to_first_steps'] = clock.first_steps - clock.begun
     summary['steps_per_second'] = steps / seconds if steps else None
   records.write_summary(workdir, summary)

@@ -28,16 +28,12 @@ flags.DEFINE_bool('resume', False, 'Go on with the run in --workdir.')
 def main() -> None:
   with cli.one_line_errors(ValueError):
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
-    intervals = runs.Intervals(
-      FLAGS.log_every, FLAGS.eval_every, FLAGS.checkpoint_every
-    )
-    intervals.check()
-    cli.make_fake_devices(FLAGS.num_devices)
+    intervals = runs.Intervals.from_flags(FLAGS)
     workdir = _workdir(run_config)
-    records.check_workdir(workdir, run_config, resume=FLAGS.resume)
+    cli.make_fake_devices(FLAGS.num_devices)
     dataset = load_dataset(run_config.dataset, FLAGS.data_dir)
     experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
-    records.open_workdir(workdir, run_config, resume=FLAGS.resume)
+    runs.open_workdir(experiment, workdir, intervals, resume=FLAGS.resume)
   print(f'{run_config.label()}: {experiment.mesh}, writing to {workdir}')
   with cli.one_line_errors(CheckpointError, runs.NonFinite):
     summary = runs.execute(
@@ -47,13 +43,16 @@ def main() -> None:
 
 
 def _workdir(run_config: config.RunConfig) -> pathlib.Path:
-  if FLAGS.workdir is not None:
-    return pathlib.Path(FLAGS.workdir)
-  if FLAGS.resume:
-    raise ValueError('--resume needs --workdir, the directory of the run')
-  what = run_config.label().replace(' ', '-').replace('=', '')
-  now = time.strftime('%Y%m%d-%H%M%S')
-  return pathlib.Path('runs') / f'{now}-{run_config.dataset}-{what}'
+  if FLAGS.workdir is None:
+    if FLAGS.resume:
+      raise ValueError('--resume needs --workdir, the directory of the run')
+    now = time.strftime('%Y%m%d-%H%M%S')
+    name = f'{now}-{run_config.dataset}-{run_config.slug()}'
+    return pathlib.Path('runs') / name
+  workdir = pathlib.Path(FLAGS.workdir)
+  if FLAGS.resume and not (workdir / records.CONFIG).exists():
+    raise ValueError(f'there is no run in {workdir}; leave out --resume')
+  return workdir
 
 
 if __name__ == '__main__':

@@ -25,18 +25,18 @@ from collections.abc import Sequence
 
 import optax
 
-from prsgd_jax import mixing as mixings
 from prsgd_jax.base import (
   ReplicaTransformation,
   Schedule,
   chain,
   check_positive_int,
 )
-from prsgd_jax.mixing import Mixing, group_mean, mean
+from prsgd_jax.mixing import Mixing, group_mean, mean, ring
 from prsgd_jax.schedules import at, every, never
 from prsgd_jax.transforms import gradient, local_update, reset_buffers, sync
 
 PARAMS = ('params',)
+NEVER = never()
 
 
 def ssgd(tx: optax.GradientTransformation) -> ReplicaTransformation:
@@ -83,7 +83,7 @@ def pr_sgd(
   *,
   period: int,
   what: Sequence[str] = PARAMS,
-  reset: Schedule | None = None,
+  reset: Schedule = NEVER,
 ) -> ReplicaTransformation:
   """Parallel Restarted SGD, Algorithm 1 (order A).
 
@@ -97,7 +97,7 @@ def pr_sgd(
     tx: the optimizer of every replica.
     period: I, steps between averages.
     what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew; never if None.
+    reset: when the optimizer's buffers start anew.
 
   Raises:
     ValueError: if `period` is not an integer >= 1.
@@ -115,7 +115,7 @@ def pr_sgd(
   return chain(
     gradient(),
     sync(mean(), when=every(period), what=what),
-    reset_buffers(tx, when=reset or never()),
+    reset_buffers(tx, when=reset),
     local_update(tx),
   )
 
@@ -125,7 +125,7 @@ def k_avg(
   *,
   period: int,
   what: Sequence[str] = PARAMS,
-  reset: Schedule | None = None,
+  reset: Schedule = NEVER,
 ) -> ReplicaTransformation:
   """K-step averaging, also known as local SGD (order C).
 
@@ -137,7 +137,7 @@ def k_avg(
     tx: the optimizer of every replica.
     period: K (H in local SGD), steps between averages.
     what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew; never if None.
+    reset: when the optimizer's buffers start anew.
 
   Raises:
     ValueError: if `period` is not an integer >= 1.
@@ -152,7 +152,7 @@ def k_avg(
     gradient(),
     local_update(tx),
     sync(mean(), when=every(period), what=what),
-    reset_buffers(tx, when=reset or never()),
+    reset_buffers(tx, when=reset),
   )
 
 
@@ -166,7 +166,7 @@ def hier_avg(
   global_period: int,
   group_size: int,
   what: Sequence[str] = PARAMS,
-  reset: Schedule | None = None,
+  reset: Schedule = NEVER,
 ) -> ReplicaTransformation:
   """Hierarchical averaging: groups often, all replicas rarely (order C).
 
@@ -180,7 +180,7 @@ def hier_avg(
     global_period: K2, steps between averages of all, a multiple of K1.
     group_size: S, replicas in a group; divides the number of replicas.
     what: the fields that the averages cover.
-    reset: when the optimizer's buffers start anew; never if None.
+    reset: when the optimizer's buffers start anew.
 
   Raises:
     ValueError: if a period or the size is not an integer >= 1 or K1 does not
@@ -202,7 +202,7 @@ def hier_avg(
     local_update(tx),
     sync(group_mean(group_size), when=every(local_period), what=what),
     sync(mean(), when=every(global_period), what=what),
-    reset_buffers(tx, when=reset or never()),
+    reset_buffers(tx, when=reset),
   )
 
 
@@ -227,5 +227,5 @@ def d_psgd(
     Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, Can decentralized algorithms
     outperform centralized algorithms? (arXiv 1705.09056), Algorithm 1.
   """
-  mixing = mixings.ring() if mixing is None else mixing
-  return chain(gradient(), sync(mixing, what=what), local_update(tx))
+  neighbours = ring() if mixing is None else mixing
+  return chain(gradient(), sync(neighbours, what=what), local_update(tx))

@@ -9,9 +9,9 @@ where it was. What does not fit streams through `stack_batches`.
 An epoch is as many examples as the data set has, over all replicas together.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,25 @@ import numpy as np
 from prsgd_jax.base import Array, check_positive_int
 from prsgd_jax.replica_mesh import ReplicaMesh
 
-# (step, replica) -> int32[batch_size], the rows of a replica's batch.
-Sampler = Callable[[Array, Array], Array]
 Transform = Callable[[Array, Any], Any]
 
 # Position arithmetic in uint32 is exact up to this many examples.
 MAX_RESIDENT = 2**23
 _SHUFFLE_ROUNDS = 32
+
+
+class Sampler(NamedTuple):
+  """Who gets which examples.
+
+  Attributes:
+    rows: `(step, replica) -> int32[batch_size]`, the rows of a replica's batch.
+    num_replicas: N.
+    num_examples: of the data that the rows are of.
+  """
+
+  rows: Callable[[Array, Array], Array]
+  num_replicas: int
+  num_examples: int
 
 
 def shared(
@@ -47,21 +59,21 @@ def shared(
     ValueError: if there are no examples, or a batch of all replicas is larger
       than the data set.
   """
-  _check_sizes(num_examples, batch_size)
+  _check_sizes(num_examples, num_replicas, batch_size)
   global_batch = num_replicas * batch_size
   if global_batch > num_examples:
     raise ValueError(
       f'the batch of all replicas, {num_replicas} x {batch_size} = '
-      f'{global_batch}, is larger than the {num_examples} examples; use a '
-      f'batch size of at most {num_examples // num_replicas}'
+      f'{global_batch}, is larger than the {num_examples} examples; use '
+      'smaller batches or fewer replicas'
     )
 
-  def sample(step: Array, replica: Array) -> Array:
+  def rows(step: Array, replica: Array) -> Array:
     row = replica * batch_size + jnp.arange(batch_size)
     epoch, position = _locate(step, global_batch, row, num_examples)
     return shuffled_index(seed, epoch, position, num_examples)
 
-  return sample
+  return Sampler(rows, num_replicas, num_examples)
 
 
 def sharded(
@@ -74,9 +86,10 @@ def sharded(
 
   Args and Raises: as for `shared`; a batch must fit the smallest shard.
   """
-  _check_sizes(num_examples, batch_size)
+  _check_sizes(num_examples, num_replicas, batch_size)
   order = np.random.default_rng(seed).permutation(num_examples)
-  return from_shards(np.array_split(order, num_replicas), batch_size, seed=seed)
+  shards = np.array_split(order, num_replicas)
+  return from_shards(num_examples, shards, batch_size, seed=seed)
 
 
 def dirichlet(
@@ -107,7 +120,7 @@ def dirichlet(
     Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
     distribution for federated visual classification (arXiv 1909.06335).
   """
-  _check_sizes(len(labels), batch_size)
+  _check_sizes(len(labels), num_replicas, batch_size)
   if not alpha > 0:
     raise ValueError(f'alpha must be > 0, got {alpha!r}')
   rng = np.random.default_rng(seed)
@@ -116,7 +129,7 @@ def dirichlet(
   taken = np.zeros(len(classes), int)
   shards = []
   for size in _split_sizes(len(labels), num_replicas):
-    wish = rng.dirichlet(alpha * counts / counts.sum() * len(classes))
+    wish = rng.dirichlet(alpha * counts / counts.sum())
     quota = np.zeros(len(classes), int)
     while (missing := size - quota.sum()) > 0:
       left = counts - taken - quota
@@ -128,22 +141,29 @@ def dirichlet(
     ]
     taken += quota
     shards.append(np.concatenate(picked))
-  return from_shards(shards, batch_size, seed=seed)
+  return from_shards(len(labels), shards, batch_size, seed=seed)
 
 
 def from_shards(
-  shards: list[np.ndarray], batch_size: int, *, seed: int
+  num_examples: int,
+  shards: Sequence[np.ndarray],
+  batch_size: int,
+  *,
+  seed: int,
 ) -> Sampler:
   """Any assignment of examples: replica i draws from the rows `shards[i]`.
 
   Args:
+    num_examples: of the data that the rows are of.
     shards: one int array of rows per replica, of any lengths.
     batch_size: examples per replica and step.
     seed: of the shuffles.
 
   Raises:
-    ValueError: if a batch is larger than a shard.
+    ValueError: if a batch is larger than a shard, or a row is no row of the
+      data.
   """
+  _check_sizes(num_examples, len(shards), batch_size)
   sizes = np.array([len(shard) for shard in shards])
   smallest = int(sizes.argmin())
   if sizes[smallest] < batch_size:
@@ -152,12 +172,17 @@ def from_shards(
       f'{smallest}, {sizes[smallest]} examples; use a smaller batch or fewer '
       'replicas'
     )
-  _check_sizes(int(sizes.max()), batch_size)
   table = np.zeros((len(shards), sizes.max()), np.int32)
-  for row, shard in zip(table, shards, strict=True):
-    row[: len(shard)] = shard
+  for i, shard in enumerate(map(np.asarray, shards)):
+    is_int = np.issubdtype(shard.dtype, np.integer)
+    if not is_int or shard.min() < 0 or shard.max() >= num_examples:
+      raise ValueError(
+        f'shards expects integer rows in 0 .. {num_examples - 1}, got '
+        f'{shard.dtype} {shard.min()} .. {shard.max()} for replica {i}'
+      )
+    table[i, : len(shard)] = shard
 
-  def sample(step: Array, replica: Array) -> Array:
+  def rows(step: Array, replica: Array) -> Array:
     size = jnp.asarray(sizes, jnp.uint32)[replica]
     row = jnp.arange(batch_size)
     epoch, position = _locate(step, batch_size, row, size)
@@ -166,24 +191,40 @@ def from_shards(
     index = shuffled_index(seed, stream, position, size)
     return jnp.asarray(table)[replica, index]
 
-  return sample
+  return Sampler(rows, len(shards), num_examples)
 
 
 def make_batch_fn(
-  sampler: Sampler, transform: Transform | None = None
+  mesh: ReplicaMesh, sampler: Sampler, transform: Transform | None = None
 ) -> Callable[[Any, Array, Array, Array], Any]:
   """The `batch_fn` of `training.make_resident_train_steps`.
 
   Args:
+    mesh: where the replicas live.
     sampler: which rows a replica takes at a step.
     transform: `(key, batch) -> batch`, such as augmentation.
 
   Returns:
     `(data, step, replica, key) -> batch`: the rows of every leaf of `data`.
+
+  Raises:
+    ValueError: if the sampler is of another number of replicas; from the
+      result, if the data has another number of examples.
   """
+  if sampler.num_replicas != mesh.num_replicas:
+    raise ValueError(
+      f'the sampler must be of the {mesh.num_replicas} replicas of the mesh, '
+      f'got one of {sampler.num_replicas}'
+    )
 
   def batch_fn(data: Any, step: Array, replica: Array, key: Array) -> Any:
-    rows = sampler(step, replica)
+    for x in jax.tree.leaves(data):
+      if len(x) != sampler.num_examples:
+        raise ValueError(
+          f'the sampler is of {sampler.num_examples} examples, got data of '
+          f'{len(x)}'
+        )
+    rows = sampler.rows(step, replica)
     batch = jax.tree.map(lambda x: x[rows], data)
     return batch if transform is None else transform(key, batch)
 
@@ -285,7 +326,8 @@ def _locate(
   return epoch + position // size, position % size
 
 
-def _check_sizes(num_examples: int, batch_size: int) -> None:
+def _check_sizes(num_examples: int, num_replicas: int, batch_size: int) -> None:
+  check_positive_int('num_replicas', num_replicas)
   check_positive_int('batch_size', batch_size)
   if not 1 <= num_examples <= MAX_RESIDENT:
     raise ValueError(

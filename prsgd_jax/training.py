@@ -11,8 +11,10 @@ step is one `algorithm.update`.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
+import itertools
+import operator
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax import analysis
+from prsgd_jax import analysis, collectives
 from prsgd_jax.base import (
   AXIS_NAME,
   Array,
@@ -62,9 +64,15 @@ def make_train_steps(
     def step(state: TrainState, batch: Any) -> tuple[TrainState, ArrayTree]:
       return _step(mesh, algorithm, loss_fn, state, lambda keys: batch)
 
-    return lax.scan(step, state, batches)
+    num_steps = jax.tree.leaves(batches)[0].shape[0]
+    return _scan(step, state, batches, num_steps)
 
-  return _compile(mesh, run)
+  def pieces(state: TrainState, batches: Any) -> Iterator[Any]:
+    del state
+    for i in range(jax.tree.leaves(batches)[0].shape[1]):
+      yield (jax.tree.map(lambda x, i=i: x[:, i : i + 1], batches),)
+
+  return _compile(mesh, run, pieces)
 
 
 def make_resident_train_steps(
@@ -97,9 +105,13 @@ def make_resident_train_steps(
 
       return _step(mesh, algorithm, loss_fn, state, draw)
 
-    return lax.scan(step, state, length=num_steps)
+    return _scan(step, state, None, num_steps)
 
-  return _compile(mesh, run, static_argnums=(2,))
+  def pieces(state: TrainState, data: Any, num_steps: int) -> Iterator[Any]:
+    del state
+    return itertools.repeat((data, 1), num_steps)
+
+  return _compile(mesh, run, pieces, static_argnums=(2,))
 
 
 def _step(
@@ -132,20 +144,33 @@ def _step(
   return state.advance(replica, algorithm_state), replica.metrics
 
 
+def _scan(
+  step: Callable[..., Any], state: TrainState, xs: Any, length: int
+) -> tuple[TrainState, ArrayTree]:
+  """`lax.scan`, which would be a loop for a single step too."""
+  if length > 1:
+    return lax.scan(step, state, xs, length=length)
+  state, metrics = step(state, jax.tree.map(operator.itemgetter(0), xs))
+  return state, jax.tree.map(lambda x: x[None], metrics)
+
+
 def _map_block(mesh: ReplicaMesh, fn: Callable[..., Any]) -> Callable[..., Any]:
   """Maps one replica's gradient over its block, the fastest way known.
 
   On CPU a vmap over convolutions' weights becomes a grouped convolution, five
-  times slower than one replica after the other.
+  times slower than one replica after the other, and a loop around convolutions
+  is slower still (see `_compile`): the block is written out.
   """
 
   def mapped(*args: Any) -> Any:
-    if mesh.block_size == 1:
-      out = fn(*jax.tree.map(lambda x: x[0], args))
-      return jax.tree.map(lambda x: x[None], out)
-    if mesh.devices[0].platform == 'cpu':
-      return lax.map(lambda block: fn(*block), args)
-    return jax.vmap(fn)(*args)
+    if mesh.block_size > 1 and mesh.devices[0].platform != 'cpu':
+      return jax.vmap(fn)(*args)
+    once = jax.jit(fn, inline=True)  # traced once for the rows
+    rows = [
+      once(*jax.tree.map(operator.itemgetter(i), args))
+      for i in range(mesh.block_size)
+    ]
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
 
   return mapped
 
@@ -153,9 +178,15 @@ def _map_block(mesh: ReplicaMesh, fn: Callable[..., Any]) -> Callable[..., Any]:
 def _compile(
   mesh: ReplicaMesh,
   run: Callable[..., tuple[TrainState, ArrayTree]],
+  pieces: Callable[..., Iterator[Any]],
   static_argnums: tuple[int, ...] = (),
 ) -> Callable[..., tuple[TrainState, ArrayTree]]:
-  """Maps `run` over the devices and bounds the dispatches in flight."""
+  """Maps `run` over the devices and bounds the dispatches in flight.
+
+  XLA's CPU backend runs a convolution inside a loop 20 to 40 times slower than
+  outside of one (measured with ResNet-20), so there a program with convolutions
+  is dispatched step by step: `pieces` gives the further arguments of each.
+  """
 
   def with_token(*args: Any) -> tuple[TrainState, ArrayTree, Array]:
     state, metrics = run(*args)
@@ -167,16 +198,38 @@ def _compile(
     with_token, donate_argnums=(0,), static_argnums=static_argnums
   )
   in_flight: collections.deque = collections.deque()
+  slow_loops: list[bool] = []  # known once a program is traced
 
-  @functools.wraps(mapped)
-  def dispatch(*args: Any) -> tuple[TrainState, ArrayTree]:
+  def advance(*args: Any) -> tuple[TrainState, ArrayTree]:
     while len(in_flight) >= MAX_IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())
     state, metrics, token = mapped(*args)
     in_flight.append(token)
     return state, metrics
 
+  @functools.wraps(mapped)
+  def dispatch(state: TrainState, *inputs: Any) -> Any:
+    if not slow_loops:
+      on_cpu = mesh.devices[0].platform == 'cpu'
+      slow_loops.append(
+        on_cpu and _has_convolution(mapped, static_argnums, state, *inputs)
+      )
+    if not slow_loops[0]:
+      return advance(state, *inputs)
+    collected = []
+    for piece in pieces(state, *inputs):
+      state, metrics = advance(state, *piece)
+      collected.append(metrics)
+    return state, jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *collected)
+
   return dispatch
+
+
+def _has_convolution(
+  fn: Callable[..., Any], static_argnums: tuple[int, ...], *args: Any
+) -> bool:
+  traced = jax.make_jaxpr(fn, static_argnums=static_argnums)(*args)
+  return 'conv_general_dilated' in str(traced)
 
 
 def make_evaluate(
@@ -194,28 +247,28 @@ def make_evaluate(
     `shard_examples` prepares, with `consensus_distance` of the parameters.
   """
 
-  def run(state: TrainState, examples: Any) -> dict[str, Array]:
+  def average(state: TrainState) -> tuple[Any, Array]:
     replica = algorithm.output(state.replica(), state.algorithm_state)
+    point = jax.tree.map(_average, (replica.params, replica.model_state))
+    return point, analysis.consensus_distance(replica.params)
 
-    params, model_state = jax.tree.map(
-      _average, (replica.params, replica.model_state)
-    )
-    sums = _sum_over_batches(eval_fn, params, model_state, examples)
-    sums, weight = lax.psum(sums, AXIS_NAME)
-    means = {name: value / weight for name, value in sums.items()}
+  def batch_sums(point: Any, batch: Any) -> Any:
+    return _weighted_sums(eval_fn, point, batch)
+
+  mapped_average, mapped_sums = mesh.map(average), mesh.map(batch_sums)
+
+  def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
+    point, distance = mapped_average(state)
+    sums = [mapped_sums(point, batch) for batch in _batches(examples)]
+    # [D] of each batch; on the host, so that no loop is around `eval_fn`.
+    means = _means([jax.tree.map(np.sum, jax.device_get(s)) for s in sums])
     if 'consensus_distance' in means:
       raise ValueError(
         "the value 'consensus_distance' is the engine's own; give that of "
         'eval_fn another name'
       )
-    distance = analysis.consensus_distance(replica.params)
-    return {**means, 'consensus_distance': distance}
-
-  mapped = mesh.map(run)
-
-  def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
-    means = jax.device_get(mapped(state, examples))
-    return {name: float(value[0]) for name, value in means.items()}
+    scalars = {name: float(value) for name, value in means.items()}
+    return {**scalars, 'consensus_distance': float(distance[0])}
 
   return evaluate
 
@@ -240,20 +293,29 @@ def make_evaluate_replicas(
     prepares them.
   """
 
-  def run(state: TrainState, examples: Any) -> dict[str, Array]:
+  def output(state: TrainState) -> Any:
     replica = algorithm.output(state.replica(), state.algorithm_state)
-    everything = jax.tree.map(
-      lambda x: lax.all_gather(x, AXIS_NAME, tiled=True), examples
-    )
+    return replica.params, replica.model_state
 
-    def one(point: tuple[ArrayTree, ArrayTree]) -> dict[str, Array]:
-      sums, weight = _sum_over_batches(eval_fn, *point, everything)
-      return {name: value / weight for name, value in sums.items()}
+  def batch_sums(points: Any, batch: Any) -> Any:
+    everything = collectives.all_gather(batch)
 
-    return lax.map(one, (replica.params, replica.model_state))
+    def one(*point: Any) -> Any:
+      return _weighted_sums(eval_fn, point, everything)
 
-  mapped = mesh.map(run)
-  return lambda state, examples: mesh.gather(mapped(state, examples))
+    return _map_block(mesh, one)(*points)
+
+  mapped_output, mapped_sums = mesh.map(output), mesh.map(batch_sums)
+
+  def evaluate(state: TrainState, examples: Any) -> dict[str, np.ndarray]:
+    points = mapped_output(state)
+    sums = []
+    for batch in _batches(examples):
+      # Awaited one by one: they have a collective (see MAX_IN_FLIGHT).
+      sums.append(mesh.gather(mapped_sums(points, batch)))
+    return _means(sums)
+
+  return evaluate
 
 
 def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
@@ -295,25 +357,34 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
   )
 
 
-def _sum_over_batches(
-  eval_fn: EvalFn, params: ArrayTree, model_state: ArrayTree, examples: Any
+def _batches(examples: Any) -> Iterator[Any]:
+  """The batches `[D, batch, ...]` of what `shard_examples` made."""
+  for i in range(jax.tree.leaves(examples)[0].shape[1]):
+    yield jax.tree.map(lambda x, i=i: x[:, i], examples)
+
+
+def _weighted_sums(
+  eval_fn: EvalFn, point: tuple[ArrayTree, ArrayTree], batch: Any
 ) -> tuple[dict[str, Array], Array]:
-  """Weighted sums of `eval_fn` over a device's batches, and of the weights."""
+  """Weighted sums of `eval_fn` over a batch, and the sum of the weights."""
+  inputs, weights = batch
+  values = eval_fn(*point, inputs)
+  for name, value in values.items():
+    if value.shape != weights.shape:
+      raise ValueError(
+        f'eval_fn must give {name} for each example, shape {weights.shape}, '
+        f'got shape {value.shape}'
+      )
+  sums = {
+    name: jnp.where(weights > 0, value * weights, 0).sum()
+    for name, value in values.items()
+  }
+  return sums, weights.sum()
 
-  def batch_sums(batch: Any) -> tuple[dict[str, Array], Array]:
-    inputs, weights = batch
-    values = eval_fn(params, model_state, inputs)
-    for name, value in values.items():
-      if value.shape != weights.shape:
-        raise ValueError(
-          f'eval_fn must give {name} for each example, shape {weights.shape}, '
-          f'got shape {value.shape}'
-        )
-    sums = {
-      name: jnp.where(weights > 0, value * weights, 0).sum()
-      for name, value in values.items()
-    }
-    return sums, weights.sum()
 
-  per_batch = lax.map(batch_sums, examples)
-  return jax.tree.map(lambda x: x.sum(axis=0), per_batch)
+def _means(sums: list[tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+  """Means over the batches from their sums and weights, in float64."""
+  total, weight = jax.tree.map(
+    lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *sums
+  )
+  return {name: value / weight for name, value in total.items()}

@@ -30,6 +30,11 @@ DEFAULTS = config.RunConfig(
 )
 
 
+def dataset(value=0):
+  split = {'image': np.full((4, 2, 2, 1), value, np.uint8)}
+  return pr.Dataset('digits', split, split, 10)
+
+
 def changed(**kwargs):
   return config.check(config.dataclasses.replace(DEFAULTS, **kwargs))
 
@@ -51,14 +56,48 @@ class ConfigTest(parameterized.TestCase):
   def test_label_and_description_tell_runs_apart(self):
     self.assertEqual(DEFAULTS.label(), 'k_avg period=4')
     other = changed(options={'period': 8})
-    self.assertNotEqual(DEFAULTS.description(), other.description())
+    self.assertNotEqual(
+      DEFAULTS.description(dataset()), other.description(dataset())
+    )
+
+  def test_data_are_described_by_their_contents(self):
+    same, other = dataset(0), dataset(1)
+    self.assertEqual(
+      DEFAULTS.description(same), DEFAULTS.description(dataset())
+    )
+    self.assertNotEqual(DEFAULTS.description(same), DEFAULTS.description(other))
+
+  def test_drops_of_one_step_are_both_taken(self):
+    schedule = config.build_schedule(
+      changed(learning_rate_drops=(0.01, 0.02)), 1280
+    )
+    np.testing.assert_allclose(float(schedule(5)), 0.001)
+
+  @parameterized.parameters(
+    ({'learning_rate_drops': (2.0, 1.0)}, 'increase'),
+    ({'learning_rate_drops': (0.0,)}, 'increase'),
+    ({'learning_rate_drops': (float('nan'),)}, 'increase'),
+    ({'learning_rate_drops': (float('inf'),)}, 'increase'),
+    ({'learning_rate': float('inf')}, 'learning_rate must be > 0'),
+    ({'weight_decay': -1.0}, 'weight_decay must be >= 0'),
+    ({'weight_decay': float('nan')}, 'weight_decay must be >= 0'),
+    ({'seed': -1}, 'seed must be in'),
+    ({'seed': 2**32}, 'seed must be in'),
+  )
+  def test_refuses_what_has_no_sense(self, fields, pattern):
+    with self.assertRaisesRegex(ValueError, pattern):
+      changed(**fields)
 
   def test_length_is_described_only_where_the_algorithm_has_it(self):
     longer = changed(num_epochs=3.0)
-    self.assertEqual(DEFAULTS.description(), longer.description())
+    self.assertEqual(
+      DEFAULTS.description(dataset()), longer.description(dataset())
+    )
     one_shot = changed(algorithm='one_shot_averaging', options={})
     longer = changed(algorithm='one_shot_averaging', options={}, num_epochs=3.0)
-    self.assertNotEqual(one_shot.description(), longer.description())
+    self.assertNotEqual(
+      one_shot.description(dataset()), longer.description(dataset())
+    )
 
   @parameterized.parameters(*config.ALGORITHMS)
   def test_every_option_of_an_algorithm_has_a_flag(self, name):

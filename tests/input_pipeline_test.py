@@ -13,7 +13,7 @@ from prsgd_jax import input_pipeline
 
 def rows(sampler, num_replicas, steps):
   """int[steps, num_replicas, batch_size]."""
-  per_replica = jax.vmap(sampler, in_axes=(None, 0))
+  per_replica = jax.vmap(sampler.rows, in_axes=(None, 0))
   per_step = jax.vmap(per_replica, in_axes=(0, None))
   return np.asarray(
     jax.jit(per_step)(jnp.asarray(steps), jnp.arange(num_replicas))
@@ -108,7 +108,7 @@ class SharedTest(parameterized.TestCase):
       self.assertLen(np.unique(found[:, replica]), 40)
 
   def test_refuses_a_batch_larger_than_the_data(self):
-    with self.assertRaisesRegex(ValueError, '8 x 7 = 56.* 50 .* at most 6'):
+    with self.assertRaisesRegex(ValueError, '8 x 7 = 56.* 50 .* fewer rep'):
       input_pipeline.shared(50, 8, 7, seed=0)
 
   def test_refuses_an_empty_data_set(self):
@@ -173,6 +173,19 @@ class DirichletTest(parameterized.TestCase):
     self.assertLess(largest_share(1000.0), 0.2)
     self.assertGreater(largest_share(0.05), 0.5)
 
+  def test_shares_are_drawn_with_the_papers_concentration(self):
+    # Dirichlet(alpha p) with p = 1/10: the variance of a share is
+    # p (1 - p) / (alpha + 1) = 0.045 for alpha = 1. Small shards of a large
+    # pool show it, but for their own multinomial noise p (1 - p) / n.
+    labels = np.repeat(np.arange(10), 4000)
+    sampler = input_pipeline.dirichlet(labels, 400, 1, alpha=1.0, seed=0)
+    found = rows(sampler, 400, np.arange(100))[..., 0]
+    shares = np.stack(
+      [np.bincount(labels[found[:, i]], minlength=10) / 100 for i in range(20)]
+    )
+    # 20 replicas of 10 classes, before the pools run low.
+    self.assertBetween(shares.var(), 0.03, 0.06)
+
   def test_refuses_alpha_zero(self):
     with self.assertRaisesRegex(ValueError, 'alpha must be > 0, got 0'):
       input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=0, seed=0)
@@ -182,16 +195,48 @@ class DirichletTest(parameterized.TestCase):
       input_pipeline.dirichlet(np.arange(40), 8, 6, alpha=1, seed=0)
 
 
+class FromShardsTest(parameterized.TestCase):
+  def test_replicas_draw_from_their_own_rows_alone(self):
+    shards = [np.array([1, 5, 7]), np.array([2, 3, 4, 0])]
+    sampler = input_pipeline.from_shards(8, shards, 2, seed=0)
+    found = rows(sampler, 2, np.arange(12))
+    for replica, shard in enumerate(shards):
+      self.assertEqual(set(found[:, replica].ravel()), set(shard))
+
+  @parameterized.parameters(
+    ([np.array([0, 8]), np.array([1, 2])], 'integer rows in 0 .. 7, got .* 8'),
+    ([np.array([0, -1]), np.array([1, 2])], 'integer rows .* -1'),
+    ([np.array([0.0, 1.5]), np.array([1, 2])], 'integer rows .* float64'),
+    ([], 'num_replicas must be an integer >= 1, got 0'),
+  )
+  def test_refuses_what_is_no_row(self, shards, pattern):
+    with self.assertRaisesRegex(ValueError, pattern):
+      input_pipeline.from_shards(8, shards, 2, seed=0)
+
+
 class BatchTest(parameterized.TestCase):
+  def test_sampler_is_of_the_mesh(self):
+    sampler = input_pipeline.sharded(100, 4, 5, seed=0)
+    with self.assertRaisesRegex(ValueError, 'of the 8 replicas.*one of 4'):
+      input_pipeline.make_batch_fn(pr.ReplicaMesh(8, 1), sampler)
+
+  def test_sampler_is_of_the_data(self):
+    sampler = input_pipeline.shared(400, 4, 5, seed=0)
+    batch_fn = input_pipeline.make_batch_fn(pr.ReplicaMesh(4, 1), sampler)
+    data = {'x': jnp.zeros(100)}
+    step = replica = jnp.int32(0)
+    with self.assertRaisesRegex(ValueError, '400 examples, got data of 100'):
+      batch_fn(data, step, replica, jax.random.key(0))
+
   def test_batch_fn_gathers_rows_and_transforms_them(self):
     sampler = input_pipeline.shared(12, 2, 3, seed=0)
     batch_fn = input_pipeline.make_batch_fn(
-      sampler, lambda key, batch: {'x': batch['x'] * 2}
+      pr.ReplicaMesh(2, 1), sampler, lambda key, batch: {'x': batch['x'] * 2}
     )
     data = {'x': jnp.arange(12.0)}
     key = jax.random.key(0)
     batch = batch_fn(data, jnp.int32(1), jnp.int32(1), key)
-    expected = 2 * np.asarray(sampler(jnp.int32(1), jnp.int32(1)))
+    expected = 2 * np.asarray(sampler.rows(jnp.int32(1), jnp.int32(1)))
     np.testing.assert_array_equal(batch['x'], expected)
 
   @parameterized.parameters(1, 2, 4)
