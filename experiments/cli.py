@@ -16,6 +16,9 @@ flags.DEFINE_string(
   None,
   'Where TFDS directories are [TFDS_DATA_DIR or ~/tensorflow_datasets].',
 )
+flags.DEFINE_string(
+  'workdir', None, 'The directory to write; train.py has [runs/<time>-<what>].'
+)
 
 
 def warn(message: object) -> None:

@@ -119,9 +119,6 @@ flags.DEFINE_float(
   'num_epochs', 20, 'Length: passes over the data, all replicas together.'
 )
 flags.DEFINE_integer('num_steps', None, 'Length in steps, over num_epochs.')
-flags.DEFINE_string(
-  'workdir', None, 'The directory to write; train.py has [runs/<time>-<what>].'
-)
 flags.DEFINE_integer(
   'log_every', 50, 'Steps between records, whose losses are means over them.'
 )

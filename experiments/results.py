@@ -35,7 +35,6 @@ SEEDS = {
 }
 
 flags.adopt_module_key_flags(cli)
-flags.declare_key_flag('workdir')
 flags.DEFINE_list('presets', list(SEEDS), 'Which presets to run.')
 flags.DEFINE_bool(
   'train', True, 'Run what is missing; or write the table only.'
