@@ -1,0 +1,29 @@
+"""Every binary, started from the shell by itself."""
+
+import pathlib
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+
+from experiments import cli
+
+BINARIES = ('train', 'compare', 'prepare_data', 'benchmark', 'results')
+
+
+class BinaryTest(parameterized.TestCase):
+  @parameterized.parameters(*BINARIES)
+  def test_help_says_what_it_is_for(self, name):
+    script = pathlib.Path(cli.__file__).with_name(f'{name}.py')
+    done = subprocess.run(
+      [sys.executable, script, '--help'],
+      capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    self.assertNotIn('Traceback', done.stderr)
+    first_line = script.read_text().split('\n')[0].lstrip('r').strip('"')
+    self.assertIn(first_line, done.stdout)
+    self.assertIn('--data_dir', done.stdout)
+
+
+if __name__ == '__main__':
+  absltest.main()
