@@ -293,10 +293,10 @@ class _Means:
     self._sums: dict[str, float] = {}
 
   def add(self, metrics: dict[str, np.ndarray]) -> None:
-    """Adds `[D, steps, V]` values, weighted by `active`."""
-    for name, value in metrics.items():
-      weighted = value if name == 'active' else value * metrics['active']
-      total = self._sums.get(name, 0.0) + float(weighted.sum(dtype=np.float64))
+    """Adds `[D, steps, V]` values, those of the inactive being zeros."""
+    active = metrics.get('active', np.ones_like(metrics['loss']))
+    for name, value in {**metrics, 'active': active}.items():
+      total = self._sums.get(name, 0.0) + float(value.sum(dtype=np.float64))
       self._sums[name] = total
 
   def pop(self) -> dict[str, float]:
@@ -381,8 +381,8 @@ def _finite_replicas(params: Any) -> jax.Array:
 def _check_loss(
   workdir: pathlib.Path, first: int, metrics: dict[str, np.ndarray]
 ) -> None:
-  """Raises NonFinite at the first step at which an active replica's loss is."""
-  finite = np.isfinite(metrics['loss']) | (metrics['active'] == 0)
+  """Raises NonFinite at the first step at which a replica's loss is."""
+  finite = np.isfinite(metrics['loss'])
   by_step = np.moveaxis(finite, 1, 0).reshape((finite.shape[1], -1))
   if not by_step.all():
     i = int(np.argmin(by_step.all(axis=1)))

@@ -16,9 +16,24 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
   Traffic,
+  Work,
   chain,
 )
 from prsgd_jax.datasets import Dataset, load_dataset
+from prsgd_jax.graphs import (
+  complete,
+  erdos_renyi,
+  exponential,
+  graph,
+  hypercube,
+  metropolis_hastings,
+  one_peer_exponential,
+  random_matching,
+  random_neighbour,
+  ring,
+  star,
+  torus,
+)
 from prsgd_jax.input_pipeline import (
   dirichlet,
   from_shards,
@@ -28,7 +43,7 @@ from prsgd_jax.input_pipeline import (
   stack_batches,
 )
 from prsgd_jax.ledger import Account, account
-from prsgd_jax.mixing import Message, Mixing, dense, group_mean, mean, ring
+from prsgd_jax.mixing import Message, Mixing, dense, group_mean, mean
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.schedules import always, any_of, at, every, never, post_local
 from prsgd_jax.train_state import (
@@ -64,22 +79,28 @@ __all__ = (
   'ReplicaTransformation',
   'Traffic',
   'TrainState',
+  'Work',
   'account',
   'always',
   'any_of',
   'at',
   'chain',
+  'complete',
   'consensus',
   'consensus_distance',
   'create_train_state',
   'd_psgd',
   'dense',
   'dirichlet',
+  'erdos_renyi',
   'every',
+  'exponential',
   'from_shards',
   'gradient',
+  'graph',
   'group_mean',
   'hier_avg',
+  'hypercube',
   'k_avg',
   'load_dataset',
   'local_sgd',
@@ -90,10 +111,14 @@ __all__ = (
   'make_resident_train_steps',
   'make_train_steps',
   'mean',
+  'metropolis_hastings',
   'never',
+  'one_peer_exponential',
   'one_shot_averaging',
   'post_local',
   'pr_sgd',
+  'random_matching',
+  'random_neighbour',
   'replica_shapes',
   'reset_buffers',
   'ring',
@@ -102,6 +127,8 @@ __all__ = (
   'shared',
   'ssgd',
   'stack_batches',
+  'star',
   'sync',
+  'torus',
   'while_active',
 )

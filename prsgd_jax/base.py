@@ -61,20 +61,52 @@ class Context(NamedTuple):
   value_and_grad: Callable[[ArrayTree, ArrayTree], Any]
 
 
+class Work(NamedTuple):
+  """Which replicas take a gradient, for the ledger.
+
+  Attributes:
+    active: bool[num_steps, N].
+  """
+
+  active: np.ndarray
+
+
 class Traffic(NamedTuple):
   """What one stage sends, for the ledger.
 
   Attributes:
-    fires: bool[num_steps], whether the stage communicates at each step.
-    bytes_sent: bytes that one replica sends in one such round.
+    fires: bool[num_steps], whether the stage communicates at each step; None
+      where the data decide, and the stage counts its rounds in its state.
+    bytes_sent: bytes that one replica sends in one such round; where they are
+      not the same for all, those of the one that sends most.
     latencies: messages that follow one another in one such round.
     tier: the links used: 'global', 'group' or 'neighbour'.
+    waits: bool[K, N, N], whether replica i waits for what j sends, in K graphs.
+    random: whether a round has one of the K graphs by chance; otherwise they
+      take turns, step by step.
   """
 
-  fires: np.ndarray
+  fires: np.ndarray | None
   bytes_sent: float
   latencies: int
   tier: str
+  waits: np.ndarray
+  random: bool = False
+
+
+Cost = Work | Traffic
+
+
+class Decided(NamedTuple):
+  """Part of the state of a stage whose rounds the data decide.
+
+  One for each `Traffic` of it without `fires`, in their order.
+
+  Attributes:
+    rounds: int32[V], the rounds done, the same on all replicas.
+  """
+
+  rounds: Array
 
 
 def _no_init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
@@ -82,9 +114,9 @@ def _no_init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
   return replica, ()
 
 
-def _no_traffic(
+def _no_cost(
   shapes: Replica, num_replicas: int, steps: np.ndarray
-) -> tuple[Traffic, ...]:
+) -> tuple[Cost, ...]:
   del shapes, num_replicas, steps
   return ()
 
@@ -102,17 +134,15 @@ class ReplicaTransformation(NamedTuple):
     init: `(replica, num_replicas) -> (replica, state)`, on a block. Checks that
       depend on the number of replicas are here. Every leaf of `state` has the
       leading axis V.
-    traffic: `(shapes, num_replicas, steps) -> tuple of Traffic`, where `shapes`
-      is one replica's `Replica` of `jax.ShapeDtypeStruct` and `steps` an
-      integer NumPy array.
+    cost: `(shapes, num_replicas, steps) -> tuple of Work and Traffic` in the
+      order in which they are done, where `shapes` is one replica's `Replica` of
+      `jax.ShapeDtypeStruct` and `steps` an integer NumPy array.
     output: `(replica, state) -> replica`, the replica to evaluate.
   """
 
   update: Callable[[Replica, ArrayTree, Context], tuple[Replica, ArrayTree]]
   init: Callable[[Replica, int], tuple[Replica, ArrayTree]] = _no_init
-  traffic: Callable[[Replica, int, np.ndarray], tuple[Traffic, ...]] = (
-    _no_traffic
-  )
+  cost: Callable[[Replica, int, np.ndarray], tuple[Cost, ...]] = _no_cost
   output: Callable[[Replica, ArrayTree], Replica] = _same_output
 
 
@@ -120,7 +150,7 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
   """Applies the stages in order, at every step.
 
   Updates, initialisations and outputs run in the order of the arguments and
-  what the stages send is added up. A chain is a stage: chains nest.
+  what the stages cost is listed in order. A chain is a stage: chains nest.
 
   Args:
     *stages: the stages, in the order of the paper's pseudocode.
@@ -161,13 +191,13 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
       new_states = (*new_states, state)
     return replica, new_states
 
-  def traffic(
+  def cost(
     shapes: Replica, num_replicas: int, steps: np.ndarray
-  ) -> tuple[Traffic, ...]:
+  ) -> tuple[Cost, ...]:
     return tuple(
-      sent
+      entry
       for stage in stages
-      for sent in stage.traffic(shapes, num_replicas, steps)
+      for entry in stage.cost(shapes, num_replicas, steps)
     )
 
   def output(replica: Replica, states: ArrayTree) -> Replica:
@@ -175,7 +205,7 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
       replica = stage.output(replica, state)
     return replica
 
-  return ReplicaTransformation(update, init, traffic, output)
+  return ReplicaTransformation(update, init, cost, output)
 
 
 def _with_own_keys(context: Context, i: int) -> Context:

@@ -85,39 +85,44 @@ def _shift(x: Array, k: int) -> Array:
   return jnp.concatenate([wrapped, send(x[: block - offset], hops)])
 
 
-def permute(tree: ArrayTree, source: Sequence[int]) -> ArrayTree:
-  """Replica i receives what replica `source[i]` holds.
+def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
+  """Replica i receives what replica `source[i]` holds; zeros for -1.
 
   A static permutation becomes at most V messages of one row: row traffic among
   the devices is a V-regular bipartite multigraph, which König's theorem splits
-  into V perfect matchings. Rows that stay on their device are not sent.
+  into V perfect matchings. Rows that stay on their device are not sent, and a
+  cyclic permutation is a `shift`.
 
   Raises:
-    ValueError: if `source` is not a permutation of the N replicas.
+    ValueError: if a replica of the N would be received twice, or is none.
   """
   leaves = jax.tree.leaves(tree)
   if not leaves:
     return tree
   block, num_devices = leaves[0].shape[0], lax.axis_size(AXIS_NAME)
+  n = block * num_devices
   origin = np.asarray(source)
-  if sorted(origin.tolist()) != list(range(block * num_devices)):
+  known = origin[origin >= 0]
+  if len(origin) != n or len(set(known.tolist()) & set(range(n))) != len(known):
     raise ValueError(
-      f'source must be a permutation of 0 .. {block * num_devices - 1}, '
+      f'source must be a permutation of 0 .. {n - 1} (or -1 for none), '
       f'got {origin.tolist()}'
     )
+  if (origin == (origin[0] + np.arange(n)) % n).all():
+    return shift(tree, -int(origin[0]))
   rounds = _matchings(origin, block, num_devices)
   device = lax.axis_index(AXIS_NAME)
 
   def move(x: Array) -> Array:
     out = x
-    for origin, sent_row, kept_row in rounds:
+    for origin, sent_row, kept_row, real in rounds:
       row = lax.dynamic_index_in_dim(x, jnp.asarray(sent_row)[device], 0)
-      pairs = [(o, d) for d, o in enumerate(origin.tolist()) if o != d]
-      if pairs:
-        stays = jnp.asarray(origin == np.arange(num_devices))[device]
-        row = jnp.where(stays, row, lax.ppermute(row, AXIS_NAME, pairs))
+      ways = [(o, d) for d, o in enumerate(origin.tolist()) if real[d]]
+      away = [(o, d) for o, d in ways if o != d]
+      stays = jnp.asarray((origin == np.arange(num_devices)) & real)[device]
+      come = lax.ppermute(row, AXIS_NAME, away) if away else jnp.zeros_like(row)
       out = lax.dynamic_update_index_in_dim(
-        out, row, jnp.asarray(kept_row)[device], 0
+        out, jnp.where(stays, row, come), jnp.asarray(kept_row)[device], 0
       )
     return out
 
@@ -126,13 +131,17 @@ def permute(tree: ArrayTree, source: Sequence[int]) -> ArrayTree:
 
 def _matchings(
   source: np.ndarray, block: int, num_devices: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
   """Splits a permutation of replicas into `block` permutations of devices.
 
   Returns:
     For each round, int[D] each: the device that every device receives from, the
-    row that every device sends, and the row where the received one goes.
+    row that every device sends, and the row where the received one goes; and
+    bool[D], whether it receives anything.
   """
+  received = source >= 0
+  source = source.copy()
+  source[~received] = np.setdiff1d(np.arange(len(source)), source)
   wanted: dict[tuple[int, int], list[int]] = {}
   for i, j in enumerate(source.tolist()):
     wanted.setdefault((i // block, j // block), []).append(i)
@@ -144,11 +153,13 @@ def _matchings(
     _, origin = linear_sum_assignment(count == 0)
     sent_row = np.zeros(num_devices, int)
     kept_row = np.zeros(num_devices, int)
+    real = np.zeros(num_devices, bool)
     for device in range(num_devices):
       i = wanted[device, int(origin[device])].pop()
       kept_row[device] = i % block
       sent_row[origin[device]] = source[i] % block
-    rounds.append((origin, sent_row, kept_row))
+      real[device] = received[i]
+    rounds.append((origin, sent_row, kept_row, real))
   return rounds
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prsgd_jax.base import Replica, ReplicaTransformation
+from prsgd_jax.base import Replica, ReplicaTransformation, Traffic
 
 
 class Account(NamedTuple):
@@ -46,9 +46,11 @@ def account(
   """
   rounds = np.zeros(num_steps + 1, np.int64)
   by_tier: dict[str, np.ndarray] = {}
-  for sent in algorithm.traffic(shapes, num_replicas, np.arange(num_steps)):
-    if not sent.bytes_sent:  # a group of one: nothing is communicated
-      continue
+  for sent in algorithm.cost(shapes, num_replicas, np.arange(num_steps)):
+    if not isinstance(sent, Traffic) or not sent.bytes_sent:
+      continue  # work, or a group of one
+    if sent.fires is None:
+      continue  # counted where it happens
     done = np.concatenate([[0], np.cumsum(sent.fires)])
     rounds += done
     spent = by_tier.setdefault(sent.tier, np.zeros(num_steps + 1))

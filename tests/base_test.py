@@ -21,13 +21,13 @@ def stage(name, log, tier='global'):
     log.append((name, 'update', context.step))
     return replica._replace(metrics=(*replica.metrics, name)), state + 1
 
-  def traffic(shapes, num_replicas, steps):
-    return (base.Traffic(steps >= 0, len(name), num_replicas, tier),)
+  def cost(shapes, num_replicas, steps):
+    return (base.Traffic(steps >= 0, len(name), num_replicas, tier, None),)
 
   def output(replica, state):
     return replica._replace(params=[*replica.params, (name, state)])
 
-  return pr.ReplicaTransformation(update, init, traffic, output)
+  return pr.ReplicaTransformation(update, init, cost, output)
 
 
 def context(step=0):
@@ -69,7 +69,7 @@ class ChainTest(parameterized.TestCase):
     )
     out = chained.output(replica, (3, 4))
     self.assertEqual(out.params, [('a', 3), ('bb', 4)])
-    sent = chained.traffic(replica, 8, np.arange(2))
+    sent = chained.cost(replica, 8, np.arange(2))
     self.assertEqual([s.bytes_sent for s in sent], [1, 2])
 
   def test_nests(self):
@@ -82,14 +82,14 @@ class ChainTest(parameterized.TestCase):
     replica, state = nested.update(replica, state, context())
     self.assertEqual(replica.metrics, ('a', 'b', 'c'))
     self.assertEqual(state, (1, (1, 1)))
-    self.assertLen(nested.traffic(replica, 2, np.arange(1)), 3)
+    self.assertLen(nested.cost(replica, 2, np.arange(1)), 3)
 
   def test_of_nothing_changes_nothing(self):
     empty = pr.chain()
     replica, state = empty.init(pr.Replica(params=[1]), 2)
     after, state = empty.update(replica, state, context())
     self.assertEqual((after, state), (replica, ()))
-    self.assertEqual(empty.traffic(replica, 2, np.arange(1)), ())
+    self.assertEqual(empty.cost(replica, 2, np.arange(1)), ())
 
   @parameterized.parameters(
     (optax.sgd(0.1),), (None,), (pr.gradient,), (pr.mean(),), ([],)
@@ -113,7 +113,7 @@ class DefaultsTest(absltest.TestCase):
     plain = pr.ReplicaTransformation(lambda r, s, c: (r, s))
     replica = pr.Replica(params=[1])
     self.assertEqual(plain.init(replica, 4), (replica, ()))
-    self.assertEqual(plain.traffic(replica, 4, np.arange(3)), ())
+    self.assertEqual(plain.cost(replica, 4, np.arange(3)), ())
     self.assertIs(plain.output(replica, ()), replica)
 
 

@@ -64,7 +64,7 @@ class EveryMixingTest(parameterized.TestCase):
     want = jax.tree.map(lambda x: np.tensordot(weights(n), x, 1), tree)
     for leaf in tree:
       np.testing.assert_allclose(out[leaf], want[leaf], rtol=0, atol=1e-14)
-    np.testing.assert_allclose(make().matrix(n, 0), weights(n), atol=1e-15)
+    np.testing.assert_allclose(make().matrices(n)[0], weights(n), atol=1e-15)
 
   @parameterized.product(name=('ring', 'mean'), layout=((1, 1), (2, 1), (2, 2)))
   def test_one_and_two_replicas(self, name, layout):
@@ -75,11 +75,11 @@ class EveryMixingTest(parameterized.TestCase):
       np.testing.assert_allclose(
         apply(make(), n, d, x), weights(n) @ x, rtol=0, atol=1e-15
       )
-    np.testing.assert_allclose(make().matrix(n, 0), weights(n), atol=1e-15)
+    np.testing.assert_allclose(make().matrices(n)[0], weights(n), atol=1e-15)
 
   @parameterized.product(name=tuple(TABLE), n=(4, 8, 12))
   def test_is_doubly_stochastic(self, name, n):
-    matrix = TABLE[name][0]().matrix(n, 0)
+    matrix = TABLE[name][0]().matrices(n)[0]
     self.assertEqual(matrix.dtype, np.float64)
     self.assertEqual(matrix.shape, (n, n))
     np.testing.assert_allclose(matrix.sum(axis=0), 1, rtol=0, atol=1e-12)
@@ -117,14 +117,20 @@ class DenseTest(parameterized.TestCase):
     matrix = np.eye(4)
     mixing = pr.dense(matrix)
     matrix[:] = 0.25
-    np.testing.assert_array_equal(mixing.matrix(4, 0), np.eye(4))
+    np.testing.assert_array_equal(mixing.matrices(4)[0], np.eye(4))
 
   @parameterized.parameters(
     (np.ones((2, 3)) / 3, r'square matrix \[N, N\], got shape \(2, 3\)'),
     (np.ones(4), r'square matrix \[N, N\], got shape \(4,\)'),
     (np.eye(2) * np.nan, 'finite weights, got NaN'),
-    (np.diag([1.0, 0.5]), 'rows that sum to 1, got 0.5 in row 1'),
-    (np.diag([1.0, 1 + 1e-4]), 'rows that sum to 1, got 1.0001 in row 1'),
+    (
+      np.diag([1.0, 0.5]),
+      r'that sum to 1, got 0.5 in row 1',
+    ),
+    (
+      np.diag([1.0, 1 + 1e-4]),
+      r'that sum to 1, got 1.0001 in row 1',
+    ),
   )
   def test_matrix_is_checked(self, matrix, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -132,7 +138,7 @@ class DenseTest(parameterized.TestCase):
 
   def test_matrix_is_of_the_replicas(self):
     with self.assertRaisesRegex(ValueError, r'\[8, 8\].*got \(4, 4\)'):
-      pr.dense(np.eye(4)).matrix(8, 0)
+      pr.dense(np.eye(4)).matrices(8)[0]
 
 
 class ErrorsTest(parameterized.TestCase):
@@ -147,7 +153,7 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
     ):
-      pr.group_mean(3).matrix(8, 0)
+      pr.group_mean(3).matrices(8)[0]
 
   @parameterized.parameters(-0.1, 1, 1.5, float('nan'))
   def test_self_weight_is_in_range(self, weight):

@@ -147,7 +147,6 @@ class TrainStepsTest(parameterized.TestCase):
     _, _, metrics = resident_run(num_devices)
     shape = (num_devices, 8, N // num_devices)
     self.assertEqual(metrics['loss'].shape, shape)
-    self.assertEqual(metrics['active'].shape, shape)
     self.assertEqual(metrics['residual'].shape, (*shape, 5))
 
   def test_clock_counts_the_steps(self):

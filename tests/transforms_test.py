@@ -90,8 +90,7 @@ class GradientTest(parameterized.TestCase):
     np.testing.assert_allclose(
       metrics['norm'], np.abs(x).sum(axis=-1), rtol=1e-5
     )
-    np.testing.assert_array_equal(metrics['active'], np.ones((3, N)))
-    self.assertEqual(set(metrics), {'active', 'loss', 'norm'})
+    self.assertEqual(set(metrics), {'loss', 'norm'})
 
   def test_model_state_is_updated(self):
     _, _, model_state, _, g = run(

@@ -1,0 +1,32 @@
+"""The table of algorithms that the laws are crossed with, by family."""
+
+from tests.rows import averaging, decentralized, hierarchical, outer
+from tests.rows.row import (
+  LEARNING_RATE,
+  LOCAL_STEPS,
+  MOMENTUM,
+  PLAIN,
+  SGD,
+  N,
+  Row,
+  T,
+)
+
+TABLE = {
+  **averaging.TABLE,
+  **hierarchical.TABLE,
+  **decentralized.TABLE,
+  **outer.TABLE,
+}
+
+__all__ = (
+  'LEARNING_RATE',
+  'LOCAL_STEPS',
+  'MOMENTUM',
+  'PLAIN',
+  'SGD',
+  'TABLE',
+  'N',
+  'Row',
+  'T',
+)
