@@ -42,7 +42,7 @@ from prsgd_jax.input_pipeline import (
   shared,
   stack_batches,
 )
-from prsgd_jax.ledger import Account, account
+from prsgd_jax.ledger import Account, Link, Network, account
 from prsgd_jax.mixing import Message, Mixing, dense, group_mean, mean
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.schedules import always, any_of, at, every, never, post_local
@@ -72,8 +72,10 @@ __all__ = (
   'Account',
   'Context',
   'Dataset',
+  'Link',
   'Message',
   'Mixing',
+  'Network',
   'Replica',
   'ReplicaMesh',
   'ReplicaTransformation',

@@ -1,30 +1,133 @@
-"""Rounds and bytes of an algorithm, from the objects that run.
+"""Rounds, bytes and modelled time of an algorithm, from the objects that run.
 
 Replicas are counted as machines, however many share a device. A ring all-reduce
 of P bytes over n replicas sends 2 (n - 1) / n P per replica in 2 (n - 1)
 latencies; gathering sends (n - 1) P; a neighbour costs P. Bytes are those of
-the floating leaves as they are sent, at least four for each number.
+the floating leaves as they are sent, at least four for each number, or those of
+the codes.
+
+Time is that of a model, not measured: every replica has a clock, which its
+gradients move on, and a communication lasts from when the last of those whose
+message a replica waits for has begun it. A mean waits for the slowest replica,
+gossip for the neighbours. Nothing overlaps: in order A an implementation may
+send while it computes, which is not counted in its favour.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from prsgd_jax.base import Replica, ReplicaTransformation, Traffic
+from prsgd_jax.base import (
+  ArrayTree,
+  Cost,
+  Decided,
+  Replica,
+  ReplicaTransformation,
+  Traffic,
+  Work,
+)
+
+TIERS = ('global', 'group', 'neighbour')
+
+
+class Link(NamedTuple):
+  """The links of a tier: seconds for a message, and bytes per second."""
+
+  latency: float
+  bandwidth: float
+
+
+# Machines on 10 Gb/s Ethernet, each group inside one machine: round numbers.
+ETHERNET = Link(latency=50e-6, bandwidth=1.25e9)
+INSIDE = Link(latency=5e-6, bandwidth=50e9)
+
+
+class Network(NamedTuple):
+  """The machines and links on which the time of a run is modelled.
+
+  Attributes:
+    links: tier -> Link, for 'global', 'group' and 'neighbour'.
+    step_time: seconds of one gradient and update at speed 1.
+    speeds: one for each replica; all 1 if empty.
+    jitter: standard deviation of the logarithm of a step's time; the mean time
+      stays as it is.
+    seed: of the jitter and of graphs that are drawn by chance.
+  """
+
+  links: Mapping[str, Link] = {
+    'global': ETHERNET,
+    'group': INSIDE,
+    'neighbour': ETHERNET,
+  }
+  step_time: float = 10e-3
+  speeds: tuple[float, ...] = ()
+  jitter: float = 0.0
+  seed: int = 0
+
+  def check(self, num_replicas: int) -> None:
+    """Raises ValueError unless it is a network of that many replicas."""
+    if set(self.links) != set(TIERS):
+      raise ValueError(
+        f'links must have the tiers {TIERS}, got {tuple(self.links)}'
+      )
+    if not all(k.latency >= 0 and k.bandwidth > 0 for k in self.links.values()):
+      raise ValueError(
+        'a link must have latency >= 0 and bandwidth > 0, got '
+        f'{dict(self.links)}'
+      )
+    if not (self.step_time >= 0 and self.jitter >= 0):
+      raise ValueError(
+        'step_time and jitter must be >= 0, got '
+        f'{self.step_time} and {self.jitter}'
+      )
+    if (
+      len(self.speeds) not in (0, num_replicas)
+      or min(self.speeds, default=1) <= 0
+    ):
+      raise ValueError(
+        f'speeds must be one number > 0 for each of the {num_replicas} '
+        f'replicas, got {self.speeds}'
+      )
+
+  def seconds(self, sent: Traffic) -> float:
+    """How long one round takes once all have begun it."""
+    link = self.links[sent.tier]
+    return sent.latencies * link.latency + sent.bytes_sent / link.bandwidth
+
+
+NETWORK = Network()
 
 
 class Account(NamedTuple):
-  """What one replica has sent after t steps, t = 0 .. num_steps.
+  """What one replica has spent after t steps, t = 0 .. num_steps.
+
+  What the data decide is not in the totals: `with_decided` adds it.
 
   Attributes:
     rounds: int64[num_steps + 1], communications.
     bytes_sent: float64[num_steps + 1].
     bytes_by_tier: tier -> float64[num_steps + 1]; they add up to `bytes_sent`.
+    seconds: float64[num_steps + 1], modelled: when the last replica is done.
+    decided: what a round costs that the data decide, (tier, bytes, seconds)
+      for each stage that has such, in the order of the chain.
   """
 
   rounds: np.ndarray
   bytes_sent: np.ndarray
   bytes_by_tier: dict[str, np.ndarray]
+  seconds: np.ndarray
+  decided: tuple[tuple[str, float, float], ...]
+
+
+class Spent(NamedTuple):
+  """What one replica has spent so far."""
+
+  rounds: int
+  bytes_sent: float
+  bytes_by_tier: dict[str, float]
+  seconds: float
 
 
 def account(
@@ -32,28 +135,104 @@ def account(
   shapes: Replica,
   num_replicas: int,
   num_steps: int,
+  network: Network = NETWORK,
 ) -> Account:
-  """Adds up what the stages of an algorithm send.
+  """Adds up what the stages of an algorithm spend.
 
   Args:
     algorithm: the chain that runs.
     shapes: one replica's shapes (`train_state.replica_shapes`).
     num_replicas: N.
     num_steps: T, the length of the run.
+    network: for the modelled time.
 
   Returns:
-    Running totals, whose entry t is what was sent in the first t steps.
+    Running totals, whose entry t is what was spent in the first t steps.
+
+  Raises:
+    ValueError: if the network is not one of so many replicas.
   """
+  network.check(num_replicas)
+  costs = algorithm.cost(shapes, num_replicas, np.arange(num_steps))
+  # A group of one sends nothing.
+  costs = tuple(c for c in costs if isinstance(c, Work) or c.bytes_sent)
   rounds = np.zeros(num_steps + 1, np.int64)
   by_tier: dict[str, np.ndarray] = {}
-  for sent in algorithm.cost(shapes, num_replicas, np.arange(num_steps)):
-    if not isinstance(sent, Traffic) or not sent.bytes_sent:
-      continue  # work, or a group of one
+  decided = []
+  for sent in costs:
+    if isinstance(sent, Work):
+      continue
     if sent.fires is None:
-      continue  # counted where it happens
+      decided.append((sent.tier, sent.bytes_sent, network.seconds(sent)))
+      continue
     done = np.concatenate([[0], np.cumsum(sent.fires)])
     rounds += done
     spent = by_tier.setdefault(sent.tier, np.zeros(num_steps + 1))
     spent += done * sent.bytes_sent
   total = sum(by_tier.values(), np.zeros(num_steps + 1))
-  return Account(rounds, total, by_tier)
+  seconds = _clock(costs, network, num_replicas, num_steps)
+  return Account(rounds, total, by_tier, seconds, tuple(decided))
+
+
+def _clock(
+  costs: tuple[Cost, ...], network: Network, num_replicas: int, num_steps: int
+) -> np.ndarray:
+  """float64[num_steps + 1]: when the last replica has done so many steps."""
+  # Two generators: all algorithms meet the same slow steps.
+  jitter = np.random.default_rng([network.seed, 0])
+  draw = np.random.default_rng([network.seed, 1])
+  pace = network.step_time / np.array(network.speeds or [1.0] * num_replicas)
+  clock = np.zeros(num_replicas)
+  turns = [0] * len(costs)
+  seconds = np.zeros(num_steps + 1)
+  for t in range(num_steps):
+    for i, cost in enumerate(costs):
+      if isinstance(cost, Work):
+        noise = network.jitter * jitter.normal(size=num_replicas)
+        lasts = pace * np.exp(noise - network.jitter**2 / 2)
+        clock = clock + np.where(cost.active[t], lasts, 0.0)
+      elif cost.fires is not None and cost.fires[t]:
+        graphs = len(cost.waits)
+        turn = draw.integers(graphs) if cost.random else turns[i] % graphs
+        turns[i] += 1
+        clock = _wait(clock, cost.waits[turn]) + network.seconds(cost)
+    seconds[t + 1] = clock.max()
+  return seconds
+
+
+def _wait(clock: np.ndarray, waits: np.ndarray) -> np.ndarray:
+  """When each replica and all that it waits for have come so far."""
+  if waits.all():
+    return np.full_like(clock, clock.max())
+  return np.maximum(clock, np.where(waits, clock, -np.inf).max(axis=1))
+
+
+def with_decided(
+  spent: Account, step: int, algorithm_state: ArrayTree
+) -> Spent:
+  """What was spent after so many steps, with the rounds that the data decided.
+
+  Args:
+    spent: the account of the run.
+    step: steps done.
+    algorithm_state: of the train state then; the rounds are in it. Their time
+      is that of the messages: how long replicas waited for them is not known.
+  """
+  counts = [
+    int(np.ravel(jax.device_get(node.rounds))[0])
+    for node in jax.tree.leaves(algorithm_state, is_leaf=_is_decided)
+    if _is_decided(node)
+  ]
+  by_tier = {
+    tier: float(sent[step]) for tier, sent in spent.bytes_by_tier.items()
+  }
+  rounds, seconds = int(spent.rounds[step]), float(spent.seconds[step])
+  for count, (tier, size, lasts) in zip(counts, spent.decided, strict=True):
+    rounds += count
+    by_tier[tier] = by_tier.get(tier, 0.0) + count * size
+    seconds += count * lasts
+  return Spent(rounds, sum(by_tier.values()), by_tier, seconds)
+
+
+def _is_decided(node: Any) -> bool:
+  return isinstance(node, Decided)

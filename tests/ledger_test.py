@@ -6,7 +6,8 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from tests import harness
+from tests import harness, reference
+from tests.rows import TABLE
 
 N = 8
 SGD = optax.sgd(0.1, momentum=0.9)
@@ -147,73 +148,156 @@ class AccountTest(parameterized.TestCase):
     np.testing.assert_array_equal(account(algorithm, 3).rounds, [0, 1, 2, 3])
 
 
-def collectives_in_jaxpr(algorithm, num_steps):
-  """The collectives of the engine's program at V = 1.
+FREE = {'links': dict.fromkeys(pr.ledger.TIERS, pr.Link(0.0, np.inf))}
+GIGABYTE = pr.Link(latency=1e-3, bandwidth=1e9)
 
-  A jaxpr has each collective once, however often its conditional is taken.
+
+def seconds(algorithm, num_steps, **network):
+  links = {'global': GIGABYTE, 'group': GIGABYTE, 'neighbour': GIGABYTE}
+  _, state = create(algorithm)
+  return pr.account(
+    algorithm,
+    pr.replica_shapes(state),
+    N,
+    num_steps,
+    pr.Network(**{'links': links, 'step_time': 1.0, **network}),
+  ).seconds
+
+
+class ModelledTimeTest(parameterized.TestCase):
+  """The clock, on machines whose times are told by hand."""
+
+  def test_steps_alone(self):
+    np.testing.assert_allclose(seconds(_chain(), 3), [0, 1, 2, 3])
+
+  def test_an_all_reduce_costs_its_latencies_and_bytes(self):
+    lasts = 2 * (N - 1) * 1e-3 + ALL_REDUCE * 48 / 1e9
+    np.testing.assert_allclose(
+      seconds(pr.k_avg(SGD, period=2), 4),
+      [0, 1, 2 + lasts, 3 + lasts, 4 + 2 * lasts],
+      rtol=1e-12,
+    )
+
+  def test_a_tier_has_links_of_its_own(self):
+    algorithm = pr.hier_avg(SGD, local_period=1, global_period=2, group_size=2)
+    links = {
+      'global': pr.Link(1.0, np.inf),
+      'group': pr.Link(0.1, np.inf),
+      'neighbour': pr.Link(0.0, np.inf),
+    }
+    got = seconds(algorithm, 2, links=links)
+    np.testing.assert_allclose(got, [0, 1.2, 2.4 + 14])
+
+  def test_a_mean_waits_for_the_slowest(self):
+    speeds = (1, 1, 1, 1, 2, 2, 4, 4)
+    got = seconds(pr.k_avg(SGD, period=4), 8, speeds=speeds, **FREE)
+    np.testing.assert_allclose(got, np.arange(9))
+
+  def test_nobody_waits_where_local_steps_are_matched_to_speeds(
+    self,
+  ):
+    # Algorithm 3: I_i steps at speed I_i / I_min all take as long.
+    speeds = (1, 1, 1, 1, 2, 2, 4, 4)
+    algorithm = pr.chain(
+      pr.while_active(speeds, pr.gradient(), pr.local_update(SGD)),
+      pr.sync(pr.mean(), when=pr.every(4)),
+    )
+    got = seconds(algorithm, 8, speeds=speeds, **FREE)
+    self.assertAlmostEqual(got[4], 1.0)
+    self.assertAlmostEqual(got[8], 2.0)
+
+  def test_gossip_waits_for_neighbours_only(self):
+    # The same slow steps are met by all; fewer of them are waited for.
+    noisy = {**FREE, 'jitter': 1.0}
+    ring = seconds(_chain(pr.sync(pr.ring())), 100, **noisy)[-1]
+    everyone = seconds(_chain(pr.sync(pr.mean())), 100, **noisy)[-1]
+    nobody = seconds(_chain(), 100, **noisy)[-1]
+    self.assertLess(nobody, 0.9 * ring)
+    self.assertLess(ring, 0.9 * everyone)
+
+  def test_jitter_keeps_the_mean_and_makes_barriers_wait(self):
+    rare = seconds(pr.k_avg(SGD, period=200), 400, jitter=0.5, **FREE)[-1]
+    often = seconds(pr.k_avg(SGD, period=1), 400, jitter=0.5, **FREE)[-1]
+    self.assertGreater(often, 1.3 * rare)
+    self.assertAlmostEqual(rare / 400, 1.0, delta=0.15)
+
+  @parameterized.parameters(
+    ({'speeds': (1, 2)}, 'one number > 0 for each of the 8'),
+    ({'speeds': (0,) * 8}, 'one number > 0'),
+    ({'step_time': -1}, 'step_time and jitter must be >= 0'),
+    ({'links': {}}, 'links must have the tiers'),
+  )
+  def test_refused(self, network, message):
+    with self.assertRaisesRegex(ValueError, message):
+      seconds(_chain(), 1, **network)
+
+
+def program_bytes(jaxpr):
+  """Bytes that one replica sends in a program at V = 1, by the convention.
+
+  Of a conditional the branch that sends most counts: the one that communicates,
+  or any of those of graphs that take turns.
   """
-  mesh, state = create(algorithm, N)
-  train_steps = pr.make_train_steps(mesh, algorithm, loss)
-  batch = mesh.place_per_device(np.zeros((N, num_steps, 1), np.float32))
-  return harness.collectives_of(train_steps, state, batch)
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'cond':
+      total += max(program_bytes(b.jaxpr) for b in eqn.params['branches'])
+      continue
+    total += sent_bytes(eqn)
+    for value in eqn.params.values():
+      for inner in value if isinstance(value, tuple | list) else [value]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          total += program_bytes(inner)
+  return total
 
 
-def sent_bytes(sent):
+def sent_bytes(eqn):
   """The convention of the ledger, from a collective and its operands."""
-  payload = sum(x.size * x.dtype.itemsize for x in sent.operands)
-  groups = sent.params.get('axis_index_groups')
+  payload = sum(
+    v.aval.size * v.aval.dtype.itemsize
+    for v in eqn.invars
+    if hasattr(v.aval, 'size')
+  )
+  groups = eqn.params.get('axis_index_groups')
   size = len(groups[0]) if groups else N
-  if sent.name.startswith(('psum', 'pmean')):
+  if eqn.primitive.name.startswith(('psum', 'pmean')):
     return 2 * (size - 1) / size * payload
-  if sent.name.startswith('all_gather'):
+  if eqn.primitive.name.startswith('all_gather'):
     return (size - 1) * payload
-  assert sent.name == 'ppermute', sent.name
-  return payload
+  return payload if eqn.primitive.name == 'ppermute' else 0.0
 
 
 class CollectivesTest(parameterized.TestCase):
   """At V = 1 the bytes of the ledger are those of the collectives that run."""
 
-  @parameterized.named_parameters(
-    ('ssgd', pr.ssgd(SGD), 1),
-    ('pr_sgd', pr.pr_sgd(SGD, period=4), 4),
-    ('k_avg', pr.k_avg(ADAM, period=2), 2),
-    (
-      'averaged_buffers',
-      pr.k_avg(ADAM, period=2, what=('params', 'opt_state', 'model_state')),
-      2,
-    ),
-    ('ring', pr.d_psgd(SGD), 1),
-    ('ring_without_self', pr.d_psgd(SGD, mixing=pr.ring(0.0)), 1),
-    ('dense', pr.d_psgd(SGD, mixing=pr.dense(np.eye(N))), 1),
-    (
-      'outer',
-      _chain(pr.sync(pr.mean(), when=pr.every(4), outer=optax.sgd(0.7))),
-      4,
-    ),
-  )
-  def test_one_round(self, algorithm, period):
-    # One communication in a period, and one collective of it in the program.
-    found = collectives_in_jaxpr(algorithm, period)
-    got = account(algorithm, period)
-    self.assertEqual(got.rounds[-1], 1)
-    self.assertAlmostEqual(
-      got.bytes_sent[-1], sum(sent_bytes(sent) for sent in found)
-    )
-    for sent in found:
-      self.assertEqual(sent.conditional, period > 1)
+  @parameterized.parameters(*TABLE)
+  def test_one_round_of_every_stage(self, name):
+    # The program has each round once, however often its conditional is taken.
+    algorithm = TABLE[name].make()
+    mesh = pr.ReplicaMesh(N, N)
+    start = harness.to_tree(np.zeros(6, np.float32))
+    state = pr.create_train_state(mesh, algorithm, start)
+    problem = reference.make_problem(N, 1)
+    batch = harness.problem_batches(mesh, problem, [0], np.float32)
+    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    program = jax.make_jaxpr(train_steps)(state, batch)
+    costs = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
+    sent = [c.bytes_sent for c in costs if isinstance(c, pr.Traffic)]
+    self.assertAlmostEqual(program_bytes(program.jaxpr), sum(sent))
 
-  def test_two_tiers(self):
-    algorithm = pr.hier_avg(SGD, local_period=2, global_period=8, group_size=4)
-    found = collectives_in_jaxpr(algorithm, 8)
-    grouped = [s for s in found if s.params.get('axis_index_groups')]
-    whole = [s for s in found if not s.params.get('axis_index_groups')]
-    got = account(algorithm, 8).bytes_by_tier
-    # The group's collective is taken 4 times in 8 steps, the other once.
-    group_bytes = sum(sent_bytes(s) for s in grouped)
-    self.assertAlmostEqual(got['group'][-1], 4 * group_bytes)
-    whole_bytes = sum(sent_bytes(s) for s in whole)
-    self.assertAlmostEqual(got['global'][-1], whole_bytes)
+  @parameterized.parameters(
+    'pr_sgd', 'k_avg', 'hier_avg', 'diloco', 'post_local'
+  )
+  def test_rounds_that_are_rare_are_conditional(self, name):
+    algorithm = TABLE[name].make()
+    mesh, state = create(algorithm, N)
+    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
+    found = harness.collectives_of(train_steps, state, batch)
+    self.assertNotEmpty(found)
+    for sent in found:
+      self.assertTrue(sent.conditional)
 
 
 if __name__ == '__main__':
