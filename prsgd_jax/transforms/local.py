@@ -1,7 +1,6 @@
 """What a replica does by itself in a step."""
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import jax
@@ -203,26 +202,7 @@ def while_active(
   ) -> tuple[Replica, ArrayTree]:
     limit = jnp.asarray(counts, jnp.int32)[context.replica]
     active = context.step % round_length < limit
-
-    def run(args: tuple[Replica, ArrayTree]) -> tuple[Replica, ArrayTree]:
-      replica, state = inner.update(*args, context)
-      if not replica.metrics:
-        return replica, state
-      metrics = {**replica.metrics, 'active': jnp.ones_like(limit)}
-      return replica._replace(metrics=metrics), state
-
-    def rest(args: tuple[Replica, ArrayTree]) -> tuple[Replica, ArrayTree]:
-      replica, state = args
-      after = jax.eval_shape(run, args)[0]
-      grads, metrics = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), (after.grads, after.metrics)
-      )
-      return replica._replace(grads=grads, metrics=metrics), state
-
-    if active.shape[0] == 1:
-      return lax.cond(active[0], run, rest, (replica, state))
-    choose = functools.partial(_choose, active)
-    return jax.tree.map(choose, run((replica, state)), rest((replica, state)))
+    return update_where(active, inner, replica, state, context)
 
   def cost(
     shapes: Replica, num_replicas: int, steps: np.ndarray
@@ -236,6 +216,46 @@ def while_active(
   return ReplicaTransformation(update, init, cost, inner.output)
 
 
-def _choose(active: Array, new: Array, old: Array) -> Array:
+def update_where(
+  active: Array,
+  inner: ReplicaTransformation,
+  replica: Replica,
+  state: ArrayTree,
+  context: Context,
+) -> tuple[Replica, ArrayTree]:
+  """`inner.update` on the active replicas; the others keep all they have.
+
+  The others' gradients and metrics are zeros.
+
+  Args:
+    active: bool[V].
+    inner: a stage that does not communicate.
+    replica: the block.
+    state: of `inner`.
+    context: of the step.
+  """
+
+  def run(args: tuple[Replica, ArrayTree]) -> tuple[Replica, ArrayTree]:
+    replica, state = inner.update(*args, context)
+    if not replica.metrics:
+      return replica, state
+    metrics = {**replica.metrics, 'active': jnp.ones(active.shape, jnp.int32)}
+    return replica._replace(metrics=metrics), state
+
+  def rest(args: tuple[Replica, ArrayTree]) -> tuple[Replica, ArrayTree]:
+    replica, state = args
+    after = jax.eval_shape(run, args)[0]
+    grads, metrics = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), (after.grads, after.metrics)
+    )
+    return replica._replace(grads=grads, metrics=metrics), state
+
+  if active.shape[0] == 1:
+    return lax.cond(active[0], run, rest, (replica, state))
+  return choose(active, run((replica, state)), rest((replica, state)))
+
+
+def choose(active: Array, new: ArrayTree, old: ArrayTree) -> ArrayTree:
   """Row by row of the block: new where active."""
-  return over_block(jnp.where)(active, new, old)
+  pick = over_block(jnp.where)
+  return jax.tree.map(lambda x, y: pick(active, x, y), new, old)
