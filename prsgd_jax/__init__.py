@@ -43,7 +43,14 @@ from prsgd_jax.input_pipeline import (
   stack_batches,
 )
 from prsgd_jax.ledger import Account, Link, Network, account
-from prsgd_jax.mixing import Message, Mixing, dense, group_mean, mean
+from prsgd_jax.mixing import (
+  Message,
+  Mixing,
+  dense,
+  group_mean,
+  mean,
+  weighted_mean,
+)
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.schedules import always, any_of, at, every, never, post_local
 from prsgd_jax.train_state import (
@@ -132,5 +139,6 @@ __all__ = (
   'star',
   'sync',
   'torus',
+  'weighted_mean',
   'while_active',
 )

@@ -1,4 +1,4 @@
-"""Primitives on the axis of replicas: mean, group mean, shift, permute, gather.
+"""Primitives on the axis of replicas: mean, sum, shift, permute, gather.
 
 N replicas live on D devices in blocks of V = N / D: replica r is row r mod V of
 device r // V. Each primitive takes a tree of `[V, ...]` leaves inside the
@@ -32,6 +32,15 @@ def replica_mean(tree: ArrayTree) -> ArrayTree:
     return jnp.broadcast_to(lax.pmean(x.mean(axis=0), AXIS_NAME), x.shape)
 
   return jax.tree.map(mean, tree)
+
+
+def replica_sum(tree: ArrayTree) -> ArrayTree:
+  """The sum over all replicas, on every replica: `[V, ...] -> [V, ...]`."""
+
+  def total(x: Array) -> Array:
+    return jnp.broadcast_to(lax.psum(x.sum(axis=0), AXIS_NAME), x.shape)
+
+  return jax.tree.map(total, tree)
 
 
 def replica_group_mean(tree: ArrayTree, size: int) -> ArrayTree:

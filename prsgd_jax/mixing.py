@@ -5,7 +5,7 @@ W as a NumPy matrix, and what one application sends. Some have several W, which
 take turns or are drawn by chance. The graphs with names are in `graphs.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import operator
 from typing import NamedTuple, Protocol
@@ -90,14 +90,64 @@ def mean() -> Mixing:
     if decode is None:
       return collectives.replica_mean(tree)
     n = collectives.num_replicas(tree)
-    once = _combine_codes(jnp.full((1, n), 1 / n), tree, decode)
-    block = context.replica.shape[0]
-    return jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (block, *x.shape[1:])), once
-    )
+    return _combine_codes_alike(np.full(n, 1 / n), tree, context, decode)
 
   def matrices(num_replicas: int) -> np.ndarray:
     return np.full((1, num_replicas, num_replicas), 1 / num_replicas)
+
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_reduce(payload_bytes, num_replicas, 'global')
+
+  def coded_message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_gather(payload_bytes, num_replicas, 'global')
+
+  return Mixing(apply, matrices, message, coded_message)
+
+
+def weighted_mean(weights: Sequence[float]) -> Mixing:
+  """A weighted mean of all replicas: W = 1 w' / sum w.
+
+  Every row of W is w' / sum w: all replicas agree afterwards, on a point that
+  is not their mean unless the weights are equal. The message is a ring
+  all-reduce of the weighted models, as that of `mean`.
+
+  Args:
+    weights: w, float[N], positive; only their ratios matter.
+
+  Raises:
+    ValueError: if a weight is not a finite number > 0; from `matrices`, if
+      there is not one for each replica.
+
+  Example:
+    >>> weighted_mean([1, 3]).matrices(2)[0].tolist()
+    [[0.25, 0.75], [0.25, 0.75]]
+  """
+  given = np.array(weights, np.float64)
+  positive = np.isfinite(given) & (given > 0)
+  if given.ndim != 1 or not given.size or not positive.all():
+    raise ValueError(
+      f'weights expects one number > 0 for each replica, got {weights!r}'
+    )
+  row = given / given.sum()
+
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if decode is not None:
+      return _combine_codes_alike(row, tree, context, decode)
+    mine = jnp.asarray(row)[context.replica]
+    weighted = jax.tree.map(
+      lambda x: over_block(operator.mul)(mine.astype(x.dtype), x), tree
+    )
+    return collectives.replica_sum(weighted)
+
+  def matrices(num_replicas: int) -> np.ndarray:
+    if len(row) != num_replicas:
+      raise ValueError(
+        f'weights must have one number for each of the {num_replicas} '
+        f'replicas, got {len(row)}'
+      )
+    return np.tile(row, (1, num_replicas, 1))
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_reduce(payload_bytes, num_replicas, 'global')
@@ -304,6 +354,17 @@ def _combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
     jax.eval_shape(lambda: decode(code(0))),
   )
   return lax.fori_loop(0, rows.shape[1], add, zero)
+
+
+def _combine_codes_alike(
+  row: np.ndarray, codes: ArrayTree, context: Context, decode: Decode
+) -> ArrayTree:
+  """`row . decoded`, the same on all replicas of the block."""
+  once = _combine_codes(jnp.asarray(row[None]), codes, decode)
+  block = context.replica.shape[0]
+  return jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (block, *x.shape[1:])), once
+  )
 
 
 def check_stochastic(matrix: np.ndarray) -> np.ndarray:

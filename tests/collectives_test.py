@@ -69,14 +69,23 @@ class MeanTest(parameterized.TestCase):
         out[name], np.broadcast_to(out[name][0], out[name].shape)
       )
 
-  def test_one_replica_per_device_is_one_all_reduce(self):
-    (sent,) = messages(8, 8, collectives.replica_mean)
+  @parameterized.named_parameters(every_layout())
+  def test_sum_is_the_sum(self, n, d):
+    (out,) = run(n, d, collectives.replica_sum, ())
+    want = expected(lambda x: np.broadcast_to(x.sum(axis=0), x.shape))(n)
+    for name in want:
+      np.testing.assert_array_equal(out[name], want[name])
+
+  @parameterized.parameters(collectives.replica_mean, collectives.replica_sum)
+  def test_one_replica_per_device_is_one_all_reduce(self, primitive):
+    (sent,) = messages(8, 8, primitive)
     self.assertStartsWith(sent.name, 'psum')
     self.assertEqual(sent.operands[0].size, 5)
     self.assertIsNone(sent.params.get('axis_index_groups'))
 
-  def test_a_block_is_reduced_before_it_is_sent(self):
-    (sent,) = messages(8, 2, collectives.replica_mean)
+  @parameterized.parameters(collectives.replica_mean, collectives.replica_sum)
+  def test_a_block_is_reduced_before_it_is_sent(self, primitive):
+    (sent,) = messages(8, 2, primitive)
     self.assertEqual(sent.operands[0].size, 5)
 
 

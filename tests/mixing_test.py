@@ -141,6 +141,61 @@ class DenseTest(parameterized.TestCase):
       pr.dense(np.eye(4)).matrices(8)[0]
 
 
+class WeightedMeanTest(parameterized.TestCase):
+  @parameterized.product(
+    layout=LAYOUTS, decode=(None, lambda tree: jax.tree.map(jnp.negative, tree))
+  )
+  def test_is_its_matrix_and_leaves_all_replicas_bit_equal(
+    self, layout, decode
+  ):
+    n, d = layout
+    weights = np.random.default_rng(n).uniform(0.1, 9, n)
+    tree, mesh = data(n), pr.ReplicaMesh(n, d)
+    mixing = pr.weighted_mean(weights)
+
+    def fn(tree):
+      return mixing.apply(tree, harness.bare_context(mesh), decode)
+
+    with jax.enable_x64(True):
+      out = mesh.gather(mesh.map(fn)(mesh.place(tree)))
+    sign = 1 if decode is None else -1
+    matrix = np.tile(weights / weights.sum(), (n, 1))
+    for leaf, x in tree.items():
+      want = sign * np.tensordot(matrix, x, 1)
+      np.testing.assert_allclose(out[leaf], want, rtol=0, atol=1e-14)
+      np.testing.assert_array_equal(
+        out[leaf], np.broadcast_to(out[leaf][0], x.shape)
+      )
+    np.testing.assert_allclose(mixing.matrices(n), matrix[None], atol=1e-15)
+
+  def test_one_replica_per_device_is_one_all_reduce(self):
+    mesh = pr.ReplicaMesh(8, 8)
+    mixing = pr.weighted_mean(range(1, 9))
+    fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
+    (sent,) = harness.collectives_of(fn, jnp.zeros((8, 1, 5)))
+    self.assertStartsWith(sent.name, 'psum')
+    self.assertEqual(sent.operands[0].size, 5)
+
+  def test_later_changes_of_the_callers_weights_are_not_seen(self):
+    weights = np.ones(4)
+    mixing = pr.weighted_mean(weights)
+    weights[:] = 9, 1, 1, 1
+    np.testing.assert_array_equal(mixing.matrices(4)[0], np.full((4, 4), 1 / 4))
+
+  @parameterized.parameters(
+    ([1, 0],), ([1, -1],), ([1, np.inf],), ([np.nan],), ([],), (2.0,), (None,)
+  )
+  def test_weights_are_positive_numbers(self, weights):
+    with self.assertRaisesRegex(
+      ValueError, 'weights expects one number > 0 for each replica, got'
+    ):
+      pr.weighted_mean(weights)
+
+  def test_there_is_one_weight_per_replica(self):
+    with self.assertRaisesRegex(ValueError, 'each of the 8 replicas, got 2'):
+      pr.weighted_mean([1, 2]).matrices(8)
+
+
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(0, -2, 1.5, True, None)
   def test_group_size_is_a_positive_integer(self, size):
@@ -228,6 +283,7 @@ class MessageTest(parameterized.TestCase):
     (pr.mean(), 8, (210.0, 14, 'global')),
     (pr.mean(), 2, (120.0, 2, 'global')),
     (pr.mean(), 1, (0.0, 0, 'global')),
+    (pr.weighted_mean(range(1, 9)), 8, (210.0, 14, 'global')),
     (pr.group_mean(4), 8, (180.0, 6, 'group')),
     (pr.group_mean(1), 8, (0.0, 0, 'group')),
     # A payload to each neighbour; the two neighbours of two are one.
