@@ -141,3 +141,32 @@ def bare_context(mesh, step=0):
     shared_key=jax.random.key(1),
     value_and_grad=lambda params, model_state: None,
   )
+
+
+def stage_keys(num_steps, path, num_replicas=8, seed=0):
+  """The keys that a stage sees at each step.
+
+  Args:
+    num_steps: T.
+    path: the indices of the stage in the chains around it, outermost first.
+    num_replicas: N.
+    seed: that of `create_train_state`.
+
+  Returns:
+    (context.key of all replicas, key[T, N]; context.shared_key, key[T]).
+  """
+  root = jax.random.key(seed, impl='threefry2x32')
+  shared_root, replica_root = jax.random.split(root)
+  fold = jax.random.fold_in
+
+  def at_step(t):
+    step_key = fold(replica_root, t)
+    keys = [
+      jax.random.split(fold(step_key, r), 3)[1] for r in range(num_replicas)
+    ]
+    shared = fold(shared_root, t)
+    for i in path:
+      keys, shared = [fold(key, i) for key in keys], fold(shared, i)
+    return jnp.stack(keys), shared
+
+  return jax.vmap(at_step)(jnp.arange(num_steps))
