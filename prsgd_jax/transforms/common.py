@@ -1,5 +1,6 @@
 """What the stages share: checks of arguments, schedules, turns and traffic."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from prsgd_jax.base import (
   Schedule,
   Traffic,
 )
-from prsgd_jax.mixing import Mixing, sums_to_one
+from prsgd_jax.mixing import Mixing, sums_to_one, wire_dtype
 
 
 def check_gradient(name: str, replica: Replica) -> None:
@@ -42,12 +43,36 @@ def check_schedule(name: str, when: Any) -> None:
     )
 
 
+def check_number(
+  name: str, value: Any, holds: Callable[[float], bool], expected: str
+) -> float:
+  """Returns `value` as a float.
+
+  Raises:
+    ValueError: if it is not a number of which `holds` is true.
+  """
+  is_number = isinstance(value, float | int | np.floating | np.integer)
+  if not is_number or isinstance(value, bool) or not holds(float(value)):
+    raise ValueError(f'{name} must be {expected}, got {value!r}')
+  return float(value)
+
+
 def at_steps(when: Schedule, step: Array, fn: Any, operand: Any) -> Any:
   """`fn(operand)` at the steps of the schedule, else the operand."""
   fires = when(step)
   if not isinstance(fires, jax.Array):
     return fn(operand) if fires else operand
   return lax.cond(fires, fn, lambda operand: operand, operand)
+
+
+def widen(tree: ArrayTree) -> ArrayTree:
+  """The floating leaves in float32 or wider."""
+  return jax.tree.map(lambda x: x.astype(wire_dtype(x)), tree)
+
+
+def cast_like(tree: ArrayTree, other: ArrayTree) -> ArrayTree:
+  """The leaves in the dtypes of another tree's."""
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
 
 
 def check_rows(mixing: Mixing, num_replicas: int) -> None:
