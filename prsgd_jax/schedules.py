@@ -3,9 +3,14 @@
 A schedule is arithmetic alone, so that it runs on a traced step inside the
 training program and on a NumPy array of steps in the ledger alike. Steps are
 0-based: `every(4)` fires at steps 3, 7, 11, the papers' t = 4, 8, 12.
+
+What is not arithmetic (coin flips, intervals that follow a learning rate) is
+computed beforehand for the `num_steps` of a run, into a table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +44,7 @@ def every(period: int) -> Schedule:
   return lambda step: (step + 1) % period == 0
 
 
-def at(steps: Sequence[int]) -> Schedule:
+def at(steps: Sequence[int] | np.ndarray) -> Schedule:
   """At the given 0-based steps and no others.
 
   The table of steps is a constant of the compiled program, one byte for each
@@ -65,6 +70,186 @@ def at(steps: Sequence[int]) -> Schedule:
   return schedule
 
 
+def after(start_step: int, schedule: Schedule) -> Schedule:
+  """The schedule with `start_step` for its step 0; never before.
+
+  Raises:
+    ValueError: if `start_step` is not an integer >= 0, or `schedule` no
+      schedule.
+
+  Example:
+    >>> import numpy as np
+    >>> np.flatnonzero(after(5, every(4))(np.arange(16))).tolist()
+    [8, 12]
+  """
+  start_step = _check_step('start_step', start_step)
+  if not callable(schedule):
+    raise ValueError(
+      f'after expects a schedule such as pr.every(4), got {schedule!r}'
+    )
+
+  def shifted(step: Step) -> jax.Array | np.ndarray:
+    begun = step >= start_step
+    return begun & schedule((step - start_step) * begun)
+
+  return shifted
+
+
+def intervals(lengths: Sequence[int]) -> Schedule:
+  """After each of the given numbers of steps, the last of which repeats.
+
+  Args:
+    lengths: K^1, K^2, ..., steps from one average to the next.
+
+  Raises:
+    ValueError: if there are no lengths, or one is not an integer >= 1.
+
+  Example:
+    >>> import numpy as np
+    >>> np.flatnonzero(intervals([1, 3, 4])(np.arange(16))).tolist()
+    [0, 3, 7, 11, 15]
+  """
+  ends = _ends(lengths)
+  last = int(ends[-1]) - int(ends[-2] if len(ends) > 1 else 0)
+  return any_of(at(ends - 1), after(int(ends[-1]), every(last)))
+
+
+def doubling(first: int, *, num_steps: int, rounds_each: int = 1) -> Schedule:
+  """Intervals H, 2 H, 4 H, ..., each of them `rounds_each` times.
+
+  The interval reached at `num_steps` repeats from there on.
+
+  Args:
+    first: H, steps before the first average.
+    num_steps: T, how far the intervals grow.
+    rounds_each: averages after which the interval doubles.
+
+  Raises:
+    ValueError: if an argument is not an integer >= 1.
+
+  Example:
+    >>> import numpy as np
+    >>> np.flatnonzero(doubling(1, num_steps=16)(np.arange(16))).tolist()
+    [0, 2, 6, 14]
+  """
+  first = check_positive_int('first', first)
+  rounds_each = check_positive_int('rounds_each', rounds_each)
+  lengths = (first * 2 ** (i // rounds_each) for i in itertools.count())
+  return intervals(_until(num_steps, lengths))
+
+
+def linear_growth(first: int, *, increment: int, num_steps: int) -> Schedule:
+  """Intervals H, H + a, H + 2 a, ...
+
+  The interval reached at `num_steps` repeats from there on.
+
+  Args:
+    first: H, steps before the first average.
+    increment: a, by which each interval is longer than the one before.
+    num_steps: T, how far the intervals grow.
+
+  Raises:
+    ValueError: if an argument is not an integer >= 1.
+
+  Example:
+    >>> import numpy as np
+    >>> schedule = linear_growth(1, increment=2, num_steps=16)
+    >>> np.flatnonzero(schedule(np.arange(16))).tolist()
+    [0, 3, 8, 15]
+  """
+  first = check_positive_int('first', first)
+  increment = check_positive_int('increment', increment)
+  return intervals(_until(num_steps, itertools.count(first, increment)))
+
+
+def with_probability(
+  probability: float, *, num_steps: int, seed: int = 0
+) -> Schedule:
+  """At each step with probability zeta, the same for all replicas.
+
+  The coins are tossed here, by NumPy, so that what a run will send is known
+  before it; after `num_steps` the same tosses begin again.
+
+  Args:
+    probability: zeta, of an average at a step.
+    num_steps: T, the number of tosses.
+    seed: of the tosses.
+
+  Raises:
+    ValueError: if `probability` is not in [0, 1], or `num_steps` is not an
+      integer >= 1.
+
+  Reference:
+    Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?
+    (arXiv 1606.07365), Section 2.
+  """
+  if not 0 <= probability <= 1:
+    raise ValueError(f'probability must be in [0, 1], got {probability!r}')
+  num_steps = check_positive_int('num_steps', num_steps)
+  # Uniform in [0, 1): never for 0, always for 1.
+  tosses = np.random.default_rng(seed).random(num_steps) < probability
+  fires = at(np.flatnonzero(tosses))
+  return lambda step: fires(step % num_steps)
+
+
+def qsr(
+  learning_rate: Callable[[int], Any],
+  *,
+  alpha: float,
+  base_period: int,
+  num_steps: int,
+  warmup_steps: int = 0,
+) -> Schedule:
+  """The quadratic synchronization rule: H = max(H_base, floor((alpha/eta)^2)).
+
+  H is chosen only just after an average, from the learning rate of the step
+  that comes next. The last interval is cut, so that the run ends with an
+  average; after it there are none.
+
+  Args:
+    learning_rate: eta, a function of the 0-based step: the one given to `tx`.
+    alpha: the growth coefficient.
+    base_period: H_base, the shortest interval.
+    num_steps: T, the length of the run.
+    warmup_steps: steps in which the learning rate rises; until then the H of
+      the step just after them is used.
+
+  Raises:
+    ValueError: if `learning_rate` is no function or below 0 somewhere, `alpha`
+      is not above 0, or another argument is not an integer of at least 1 (of
+      at least 0 for `warmup_steps`).
+
+  Reference:
+    Gu, Lyu, Arora, Zhang, Huang 2024, A quadratic synchronization rule for
+    distributed deep learning (arXiv 2310.14423), Algorithm 2. What is done
+    during warm-up and with the last interval was not verified in the paper, nor
+    was the number of the algorithm.
+  """
+  if not callable(learning_rate):
+    raise ValueError(
+      'learning_rate must be a function of the step such as '
+      f'optax.cosine_decay_schedule(0.1, 1000), got {learning_rate!r}'
+    )
+  if not alpha > 0:
+    raise ValueError(f'alpha must be > 0, got {alpha!r}')
+  base_period = check_positive_int('base_period', base_period)
+  num_steps = check_positive_int('num_steps', num_steps)
+  warmup_steps = _check_step('warmup_steps', warmup_steps)
+  ends = []
+  done = 0
+  while done < num_steps:
+    eta = float(learning_rate(max(done, warmup_steps)))
+    if not eta >= 0:
+      raise ValueError(f'learning_rate must be >= 0, got {eta} at step {done}')
+    # The whole run where eta is 0, or next to it. A millionth more, so that a
+    # learning rate in single precision does not miss an integer.
+    longest = (alpha / eta) ** 2 if eta * num_steps > alpha else num_steps
+    period = max(base_period, int(longest * (1 + 1e-6)))
+    done = min(done + period, num_steps)
+    ends.append(done)
+  return at(np.array(ends) - 1)
+
+
 def post_local(switch_step: int, period: int) -> Schedule:
   """At every step before `switch_step`, then at every `period`-th one.
 
@@ -79,12 +264,8 @@ def post_local(switch_step: int, period: int) -> Schedule:
     >>> np.flatnonzero(post_local(3, period=4)(np.arange(12))).tolist()
     [0, 1, 2, 6, 10]
   """
-  period = check_positive_int('period', period)
-  if switch_step != 0:
-    switch_step = check_positive_int('switch_step', switch_step)
-  return lambda step: (
-    (step < switch_step) | ((step - switch_step + 1) % period == 0)
-  )
+  local = after(_check_step('switch_step', switch_step), every(period))
+  return lambda step: (step < switch_step) | local(step)
 
 
 def any_of(*schedules: Schedule) -> Schedule:
@@ -103,3 +284,95 @@ def any_of(*schedules: Schedule) -> Schedule:
     return fires
 
   return schedule
+
+
+class TheorySchedule(NamedTuple):
+  """Algorithm 2's choices, for `pr_sgd_time_varying` and its optimizer.
+
+  Attributes:
+    epoch_lengths: K^s, local steps in epoch s = 1 .. S.
+    learning_rate: gamma^s, as a function of the engine's 0-based step.
+  """
+
+  epoch_lengths: tuple[int, ...]
+  learning_rate: Callable[[Step], Any]
+
+
+def theory_schedule(
+  num_replicas: int, num_epochs: int, *, smoothness: float = 1.0
+) -> TheorySchedule:
+  """Epochs that grow and steps that shrink, as the theory of PR-SGD has them.
+
+  K^s = max(1, floor(s^(1/3) / N)), gamma^s = min(1 / L, N / s^(2/3)).
+
+  The authors' slides have neither the max nor the min. Without the first, the
+  N^3 - 1 epochs s < N^3 would be empty; without the second, the first steps
+  would be as long as N, where the theorems want gamma <= 1 / L. In the steps
+  after the last epoch its K and gamma remain.
+
+  Args:
+    num_replicas: N.
+    num_epochs: S.
+    smoothness: L, the Lipschitz constant of the gradient.
+
+  Raises:
+    ValueError: if a number is not an integer >= 1 or `smoothness` not above 0.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> theory = pr.theory_schedule(num_replicas=2, num_epochs=100)
+    >>> algorithm = pr.pr_sgd_time_varying(
+    ...     optax.sgd(theory.learning_rate), epoch_lengths=theory.epoch_lengths)
+
+  Reference:
+    Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
+    communication (arXiv 1807.06629), Algorithm 2 and its theorem.
+  """
+  n = check_positive_int('num_replicas', num_replicas)
+  num_epochs = check_positive_int('num_epochs', num_epochs)
+  if not smoothness > 0:
+    raise ValueError(f'smoothness must be > 0, got {smoothness!r}')
+  s = np.arange(1, num_epochs + 1)
+  root = np.rint(np.cbrt(s)).astype(int)
+  root -= root**3 > s  # the floor, also of cubes, which floats may miss
+  lengths = np.maximum(1, root // n)
+  ends = np.cumsum(lengths).astype(np.int32)
+  gamma = np.minimum(1 / smoothness, n / np.cbrt(s) ** 2)
+
+  def learning_rate(step: Step) -> jax.Array | np.ndarray:
+    if isinstance(step, jax.Array):
+      epoch = jnp.searchsorted(jnp.asarray(ends), step, side='right')
+      return jnp.asarray(gamma)[jnp.minimum(epoch, num_epochs - 1)]
+    index = np.searchsorted(ends, step, side='right')
+    return gamma[np.minimum(index, num_epochs - 1)]
+
+  return TheorySchedule(tuple(lengths.tolist()), learning_rate)
+
+
+def _ends(lengths: Sequence[int]) -> np.ndarray:
+  """int[S], the steps done when each of the intervals ends."""
+  checked = [check_positive_int('lengths', length) for length in lengths]
+  if not checked:
+    raise ValueError('lengths must have at least one interval, got none')
+  return np.cumsum(checked)
+
+
+def _until(num_steps: int, lengths: Iterable[int]) -> list[int]:
+  """The first lengths, whose sum is `num_steps` or more."""
+  num_steps = check_positive_int('num_steps', num_steps)
+  taken: list[int] = []
+  total = 0
+  for length in lengths:
+    taken.append(length)
+    total += length
+    if total >= num_steps:
+      break
+  return taken
+
+
+def _check_step(name: str, value: Any) -> int:
+  """A number of steps, which may be none."""
+  is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+  if not is_int or value < 0:
+    raise ValueError(f'{name} must be an integer >= 0, got {value!r}')
+  return int(value)

@@ -4,10 +4,12 @@ from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import prsgd_jax as pr
 
 STEPS = np.arange(40)
+TOSSES = np.random.default_rng(3).random(25) < 0.3
 
 # name -> (schedule, its definition of one 0-based step, in plain Python)
 TABLE = {
@@ -37,6 +39,56 @@ TABLE = {
   ),
   'any_of_one': (pr.any_of(pr.every(3)), lambda s: s % 3 == 2),
   'any_of_always': (pr.any_of(pr.every(3), pr.always()), lambda s: True),
+  'after': (pr.after(5, pr.every(4)), lambda s: s in range(8, 40, 4)),
+  'after_0': (pr.after(0, pr.every(4)), lambda s: s in range(3, 40, 4)),
+  'after_at': (pr.after(6, pr.at([0, 2])), lambda s: s in (6, 8)),
+  'after_always': (pr.after(7, pr.always()), lambda s: s >= 7),
+  'intervals': (
+    pr.intervals((1, 3, 4)),
+    lambda s: s in (0, 3, *range(7, 40, 4)),
+  ),
+  'intervals_one': (pr.intervals([3]), lambda s: s % 3 == 2),
+  'intervals_shrink': (
+    pr.intervals([9, 2]),
+    lambda s: s in (8, *range(10, 40, 2)),
+  ),
+  'doubling': (
+    pr.doubling(2, num_steps=40),
+    lambda s: s + 1 in (2, 6, 14, 30),
+  ),
+  'doubling_by_pairs': (
+    pr.doubling(1, num_steps=40, rounds_each=2),
+    lambda s: s + 1 in (1, 2, 4, 6, 10, 14, 22, 30),
+  ),
+  'doubling_then_the_same': (
+    pr.doubling(1, num_steps=6),
+    lambda s: s + 1 in (1, 3, *range(7, 41, 4)),
+  ),
+  'linear_growth': (
+    pr.linear_growth(2, increment=3, num_steps=40),
+    lambda s: s + 1 in (2, 7, 15, 26, 40),
+  ),
+  'linear_growth_then_the_same': (
+    pr.linear_growth(1, increment=1, num_steps=5),
+    lambda s: s + 1 in (1, 3, *range(6, 41, 3)),
+  ),
+  'with_probability_0': (
+    pr.with_probability(0.0, num_steps=9),
+    lambda s: False,
+  ),
+  'with_probability_1': (pr.with_probability(1, num_steps=9), lambda s: True),
+  'with_probability': (
+    pr.with_probability(0.3, num_steps=25, seed=3),
+    lambda s: TOSSES[s % 25],
+  ),
+  'qsr_of_a_constant': (
+    pr.qsr(lambda s: 0.1, alpha=0.25, base_period=2, num_steps=40),
+    lambda s: s in (*range(5, 40, 6), 39),
+  ),
+  'qsr_at_its_base': (
+    pr.qsr(lambda s: 0.1, alpha=0.15, base_period=4, num_steps=40),
+    lambda s: s % 4 == 3,
+  ),
 }
 
 
@@ -106,6 +158,174 @@ class AtTest(parameterized.TestCase):
       pr.at(steps)
 
 
+class IntervalsTest(parameterized.TestCase):
+  def test_the_last_interval_repeats_for_ever(self):
+    schedule = pr.intervals([2, 5])
+    late = 2 + 5 * 10**8
+    fires = [
+      bool(jax.jit(schedule)(jnp.asarray(late + i))) for i in range(-1, 5)
+    ]
+    self.assertEqual(fires, [True] + [False] * 4 + [True])
+    np.testing.assert_array_equal(schedule(late + np.arange(-1, 5)), fires)
+
+  def test_constant_intervals_are_every(self):
+    np.testing.assert_array_equal(
+      pr.intervals([7] * 4)(STEPS), pr.every(7)(STEPS)
+    )
+
+  def test_callers_list_is_copied(self):
+    lengths = [3, 4]
+    schedule = pr.intervals(lengths)
+    lengths[0] = 1
+    np.testing.assert_array_equal(schedule(STEPS), pr.intervals([3, 4])(STEPS))
+
+
+class WithProbabilityTest(parameterized.TestCase):
+  @parameterized.parameters(0.01, 0.2, 0.9)
+  def test_fires_as_often(self, probability):
+    n = 100_000
+    fires = pr.with_probability(probability, num_steps=n)(np.arange(n))
+    # Five standard deviations.
+    delta = 5 * np.sqrt(probability * (1 - probability) / n)
+    self.assertAlmostEqual(fires.mean(), probability, delta=delta)
+
+  def test_is_a_function_of_its_seed(self):
+    one, same, other = (
+      pr.with_probability(0.5, num_steps=40, seed=seed)(STEPS)
+      for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    self.assertTrue((one != other).any())
+
+
+def qsr_steps(learning_rate, *, num_steps, **rest):
+  schedule = pr.qsr(learning_rate, num_steps=num_steps, **rest)
+  return np.flatnonzero(schedule(np.arange(num_steps + 50))).tolist()
+
+
+class QsrTest(parameterized.TestCase):
+  def test_changes_only_just_after_an_average(self):
+    # 0.2 for 5 steps: H = 1 throughout, then (0.2 / 0.05)^2 = 16; the drop at
+    # step 30 is inside a round, and the next rounds are 64 long.
+    rate = np.select([STEPS < 5, STEPS < 30], [0.2, 0.05], 0.025)
+    late = np.append(rate, np.full(200, 0.025))
+    got = qsr_steps(lambda s: late[s], alpha=0.2, base_period=1, num_steps=200)
+    self.assertEqual(got, [0, 1, 2, 3, 4, 20, 36, 100, 164, 199])
+
+  def test_reads_the_optimizers_own_schedule(self):
+    # Cosine decay, in single precision, against the rule in double.
+    t, total, alpha = 0, 300, 0.31
+    want = []
+    while t < total:
+      eta = 0.1 * (1 + np.cos(np.pi * t / total)) / 2
+      t = min(t + max(4, int((alpha / eta) ** 2)), total)
+      want.append(t - 1)
+    got = qsr_steps(
+      optax.cosine_decay_schedule(0.1, total),
+      alpha=alpha,
+      base_period=4,
+      num_steps=total,
+    )
+    self.assertEqual(got, want)
+
+  def test_single_precision_does_not_miss_an_integer(self):
+    got = qsr_steps(
+      lambda s: np.float32(0.1), alpha=0.3, base_period=1, num_steps=27
+    )
+    self.assertEqual(got, [8, 17, 26])
+
+  def test_no_step_at_all_is_one_round(self):
+    for eta in (0.0, 1e-300):
+      got = qsr_steps(lambda s, e=eta: e, alpha=1, base_period=3, num_steps=30)
+      self.assertEqual(got, [29])
+
+  def test_warm_up_has_the_interval_that_comes_after_it(self):
+    def rate(step):
+      return min(0.1, 0.01 * (step + 1))
+
+    arguments = {'alpha': 0.2, 'base_period': 1, 'num_steps': 20}
+    self.assertEqual(
+      qsr_steps(rate, warmup_steps=10, **arguments), [3, 7, 11, 15, 19]
+    )
+    self.assertEqual(qsr_steps(rate, **arguments)[0], 19)
+
+  @parameterized.parameters(
+    ({'learning_rate': 0.1}, 'learning_rate must be a function of the step'),
+    ({'learning_rate': lambda s: -1.0}, 'must be >= 0, got -1.0 at step 0'),
+    ({'learning_rate': lambda s: np.nan}, 'must be >= 0, got nan at step 0'),
+    ({'alpha': 0}, 'alpha must be > 0, got 0'),
+    ({'base_period': 0}, 'base_period must be an integer >= 1, got 0'),
+    ({'num_steps': 2.5}, 'num_steps must be an integer >= 1, got 2.5'),
+    ({'warmup_steps': -1}, 'warmup_steps must be an integer >= 0, got -1'),
+  )
+  def test_refused(self, wrong, message):
+    good = {
+      'learning_rate': lambda s: 0.1,
+      'alpha': 0.2,
+      'base_period': 2,
+      'num_steps': 10,
+    }
+    with self.assertRaisesRegex(ValueError, message):
+      pr.qsr(**{**good, **wrong})
+
+
+class TheoryScheduleTest(parameterized.TestCase):
+  @parameterized.parameters(1, 2, 3, 8)
+  def test_epoch_lengths(self, n):
+    # K = max(1, floor(s^(1/3) / N)), in integers: (K N)^3 <= s < ((K + 1) N)^3.
+    lengths = pr.theory_schedule(n, 5000).epoch_lengths
+    self.assertLen(lengths, 5000)
+    for s, k in enumerate(lengths, start=1):
+      self.assertLess(s, ((k + 1) * n) ** 3)
+      if k > 1:
+        self.assertGreaterEqual(s, (k * n) ** 3)
+
+  def test_the_slides_would_have_empty_epochs(self):
+    # N = 8: floor(s^(1/3) / N) = 0 in the first 511 epochs, then 1 up to 16^3.
+    lengths = pr.theory_schedule(8, 16**3).epoch_lengths
+    self.assertEqual(lengths, (1,) * (16**3 - 1) + (2,))
+
+  @parameterized.parameters(1.0, 7.5)
+  def test_learning_rate_of_every_step(self, smoothness):
+    n = 2
+    theory = pr.theory_schedule(n, 300, smoothness=smoothness)
+    want = [
+      min(1 / smoothness, n / s ** (2 / 3))
+      for s, k in enumerate(theory.epoch_lengths, start=1)
+      for _ in range(k)
+    ]
+    want += want[-1:] * 20  # afterwards that of the last epoch remains
+    steps = np.arange(len(want))
+    got = theory.learning_rate(steps)
+    np.testing.assert_allclose(got, want, rtol=1e-14)
+    self.assertLess(max(want), 1 / smoothness + 1e-15)
+    self.assertGreater(len(set(want)), 100)
+    traced = jax.jit(jax.vmap(theory.learning_rate))(jnp.asarray(steps))
+    self.assertEqual(traced.dtype, jnp.float32)
+    np.testing.assert_allclose(traced, want, rtol=1e-6)
+    self.assertEqual(float(theory.learning_rate(5)), got[5])
+
+  def test_averages_end_the_epochs_of_the_learning_rate(self):
+    # The clock of Algorithm 2: gamma changes in the step after an average.
+    theory = pr.theory_schedule(1, 200)
+    ends = pr.intervals(theory.epoch_lengths)
+    steps = np.arange(sum(theory.epoch_lengths))
+    rate = theory.learning_rate(steps)
+    changed = 1 + np.flatnonzero(np.diff(rate))
+    self.assertTrue(ends(changed - 1).all())
+    self.assertEqual(ends(steps).sum(), 200)
+
+  @parameterized.parameters(
+    ((0, 5), {}, 'num_replicas must be an integer >= 1, got 0'),
+    ((2, 1.5), {}, 'num_epochs must be an integer >= 1, got 1.5'),
+    ((2, 5), {'smoothness': 0}, 'smoothness must be > 0, got 0'),
+    ((2, 5), {'smoothness': np.nan}, 'smoothness must be > 0, got nan'),
+  )
+  def test_refused(self, arguments, keywords, message):
+    with self.assertRaisesRegex(ValueError, message):
+      pr.theory_schedule(*arguments, **keywords)
+
+
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(0, -3, 2.0, True, None, '4', np.float64(3))
   def test_periods_are_positive_integers(self, period):
@@ -121,9 +341,42 @@ class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(-1, 1.5, None)
   def test_switch_step_is_not_negative(self, switch_step):
     with self.assertRaisesRegex(
-      ValueError, f'switch_step must be an integer >= .*, got {switch_step}'
+      ValueError, f'switch_step must be an integer >= 0, got {switch_step}'
     ):
       pr.post_local(switch_step, period=2)
+
+  @parameterized.parameters(
+    (lambda: pr.after(-1, pr.every(2)), 'start_step must be an integer >= 0'),
+    (lambda: pr.after(True, pr.every(2)), 'start_step must be .*got True'),
+    (lambda: pr.after(1, 4), 'after expects a schedule .* got 4'),
+    (lambda: pr.intervals([]), 'lengths must have at least one .*got none'),
+    (lambda: pr.intervals([2, 0]), 'lengths must be an integer >= 1, got 0'),
+    (lambda: pr.doubling(0, num_steps=9), 'first must be .* got 0'),
+    (lambda: pr.doubling(1, num_steps=0), 'num_steps must be .* got 0'),
+    (
+      lambda: pr.doubling(1, num_steps=9, rounds_each=0),
+      'rounds_each must be .* got 0',
+    ),
+    (
+      lambda: pr.linear_growth(1, increment=0, num_steps=9),
+      'increment must be an integer >= 1, got 0',
+    ),
+    (
+      lambda: pr.linear_growth(1.5, increment=1, num_steps=9),
+      'first must be an integer >= 1, got 1.5',
+    ),
+    (
+      lambda: pr.with_probability(1.5, num_steps=9),
+      r'probability must be in \[0, 1\], got 1.5',
+    ),
+    (
+      lambda: pr.with_probability(0.5, num_steps=-9),
+      'num_steps must be .* got -9',
+    ),
+  )
+  def test_refused(self, make, message):
+    with self.assertRaisesRegex(ValueError, message):
+      make()
 
   def test_any_of_something(self):
     with self.assertRaisesRegex(ValueError, 'at least one schedule, got none'):
