@@ -20,9 +20,17 @@ from absl import flags
 import matplotlib
 from matplotlib import pyplot as plt
 
-from experiments import cli, config, records, runs
+from experiments import (
+  algorithm_flags,
+  cli,
+  config,
+  experiment,
+  network,
+  records,
+  runs,
+)
 from prsgd_jax.checkpoints import CheckpointError
-from prsgd_jax.datasets import Dataset, load_dataset
+from prsgd_jax.datasets import load_dataset
 
 FLAGS = flags.FLAGS
 
@@ -38,17 +46,20 @@ def main() -> None:
     intervals = runs.Intervals.from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py needs --workdir, a directory to write to')
-    run_configs = _run_configs()
+    run_configs = parse_runs(FLAGS.run)
     cli.make_fake_devices(FLAGS.num_devices)
     dataset = load_dataset(run_configs[0].dataset, FLAGS.data_dir)
-    for run_config in run_configs:  # before the first one runs
-      runs.check(run_config, dataset, FLAGS.num_devices)
+    machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
+    assembled = [  # before the first one runs
+      experiment.assemble(run_config, dataset, FLAGS.num_devices, machines)
+      for run_config in run_configs
+    ]
   workdir = pathlib.Path(FLAGS.workdir)
   print(f'{len(run_configs)} runs, written to {workdir}')
   summaries, histories = [], []
-  for run_config in run_configs:
-    run_dir = workdir / run_config.slug()
-    summaries.append(_run(run_config, dataset, run_dir, intervals))
+  for parts in assembled:
+    run_dir = workdir / parts.config.slug()
+    summaries.append(_run(parts, run_dir, intervals))
     histories.append(records.read_records(run_dir))
   table = format_table(summaries)
   (workdir / 'comparison.md').write_text(table)
@@ -63,13 +74,13 @@ def main() -> None:
     cli.fail(f'{", ".join(failed)} did not end; see above')
 
 
-def _run_configs() -> list[config.RunConfig]:
-  """One config for every --run.
+def parse_runs(given: Sequence[str]) -> list[config.RunConfig]:
+  """One config for every run, given as --run has it.
 
   Raises:
     ValueError: if there is none, or one is wrong.
   """
-  if not FLAGS.run:
+  if not given:
     raise ValueError('compare.py needs --run, such as --run=pr_sgd,period=4')
   for name in ('algorithm', *config.OPTIONS):
     if FLAGS[name].present:
@@ -77,7 +88,7 @@ def _run_configs() -> list[config.RunConfig]:
         f'--{name} belongs to one run; write --run=ALGORITHM,{name}=...'
       )
   common = config.from_flags(FLAGS, algorithm='ssgd')
-  run_configs = [_parse_run(text, common) for text in FLAGS.run]
+  run_configs = [_parse_run(text, common) for text in given]
   labels = [c.label() for c in run_configs]
   for label in labels:
     if labels.count(label) > 1:
@@ -87,6 +98,7 @@ def _run_configs() -> list[config.RunConfig]:
 
 def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
   algorithm, *pairs = text.split(',')
+  algorithm_flags.check_name(algorithm)
   options = {}
   for pair in pairs:
     name, _, value = pair.partition('=')
@@ -94,8 +106,8 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
       raise ValueError(f'--run={text}: {name} is given twice')
     if name not in config.OPTIONS or not value:
       raise ValueError(
-        f'--run={text}: expected option=value with an option of '
-        f'{", ".join(config.OPTIONS)}, got {pair!r}'
+        f'--run={text}: expected option=value with an option of {algorithm}, '
+        f'one of {", ".join(algorithm_flags.options(algorithm))}; got {pair!r}'
       )
     try:
       options[name] = FLAGS[name].parser.parse(value)
@@ -106,38 +118,27 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
 
 
 def _run(
-  run_config: config.RunConfig,
-  dataset: Dataset,
-  run_dir: pathlib.Path,
-  intervals: runs.Intervals,
+  parts: experiment.Parts, run_dir: pathlib.Path, intervals: runs.Intervals
 ) -> records.Record:
   """The summary of a run, which is done now or was before.
 
   Of one that diverges it is the last record, and `failed` says why.
   """
-  num_examples = len(dataset.train['label'])
-  num_steps = config.total_steps(run_config, num_examples)
+  label = parts.config.label()
   with cli.one_line_errors(ValueError):
-    records.check_workdir(
-      run_dir,
-      runs.describe(run_config.description(dataset), intervals),
-      num_steps=num_steps,
-      resume=True,
-    )
+    runs.open_workdir(parts, run_dir, intervals, resume=True)
     summary = records.read_summary(run_dir)
-    if summary is not None and summary['step'] == num_steps:
-      print(f'{run_config.label()}: done before, read from {run_dir}')
+    if summary is not None and summary['step'] == parts.plan.num_steps:
+      print(f'{label}: done before, read from {run_dir}')
       return summary
-    experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
-    runs.open_workdir(experiment, run_dir, intervals, resume=True)
   with cli.one_line_errors(CheckpointError):
     try:
       return runs.execute(
-        experiment, run_dir, intervals, progress=FLAGS.progress
+        experiment.prepare(parts), run_dir, intervals, progress=FLAGS.progress
       )
     except runs.NonFinite as error:
-      cli.warn(f'{run_config.label()}: {error}')
-      return {'label': run_config.label(), 'failed': str(error)}
+      cli.warn(f'{label}: {error}')
+      return {'label': label, 'failed': str(error)}
 
 
 def format_table(summaries: Sequence[records.Record]) -> str:

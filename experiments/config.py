@@ -3,66 +3,34 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import hashlib
-import inspect
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from flax import linen as nn
 import jax.numpy as jnp
-import optax
 
-from experiments import cli
-import prsgd_jax as pr
+from experiments import algorithm_flags, cli, network
 from prsgd_jax import models
-from prsgd_jax.classification import Classifier, classifier
 from prsgd_jax.datasets import Dataset
-from prsgd_jax.input_pipeline import Sampler, dirichlet, sharded, shared
 
-ALGORITHMS: dict[str, Callable[..., pr.ReplicaTransformation]] = {
-  'ssgd': pr.ssgd,
-  'one_shot_averaging': pr.one_shot_averaging,
-  'pr_sgd': pr.pr_sgd,
-  'k_avg': pr.k_avg,
-  'hier_avg': pr.hier_avg,
-  'd_psgd': pr.d_psgd,
-}
 MODELS: dict[str, Callable[..., nn.Module]] = {
   'mlp': models.MLP,
   'lenet': models.LeNet5,
   'resnet20': models.ResNet20,
   'lstm': models.LSTMClassifier,
 }
-MIXINGS: dict[str, Callable[[], pr.Mixing]] = {'ring': pr.ring, 'mean': pr.mean}
 PARTITIONS = ('shared', 'sharded', 'dirichlet')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
-# Flags of the algorithms -> the keyword of theirs that each one sets.
-OPTIONS = {
-  'period': 'period',
-  'local_period': 'local_period',
-  'global_period': 'global_period',
-  'group_size': 'group_size',
-  'mixing': 'mixing',
-  'buffers': 'reset',
-  'batch_stats': 'what',
-}
+# Flags of the algorithms, and those that say what an average does besides.
+OPTIONS = (*algorithm_flags.define_flags(), 'buffers', 'batch_stats')
 
-
-flags.DEFINE_string('algorithm', 'pr_sgd', f'One of {", ".join(ALGORITHMS)}.')
-flags.DEFINE_integer(
-  'period', None, 'Steps between averages: I of pr_sgd, K of k_avg.'
-)
-flags.DEFINE_integer(
-  'local_period', None, 'hier_avg: K1, steps between averages of a group.'
-)
-flags.DEFINE_integer(
-  'global_period', None, 'hier_avg: K2, steps between averages of all.'
-)
-flags.DEFINE_integer('group_size', None, 'hier_avg: S, replicas in a group.')
+flags.adopt_module_key_flags(algorithm_flags)
+flags.adopt_module_key_flags(network)
 flags.DEFINE_string(
-  'mixing', None, f'd_psgd: with whom, one of {", ".join(MIXINGS)} [ring].'
+  'algorithm', 'pr_sgd', f'One of {", ".join(algorithm_flags.ALGORITHMS)}.'
 )
 flags.DEFINE_enum(
   'buffers',
@@ -165,14 +133,14 @@ class RunConfig:
     count by their contents.
     """
     fields = dataclasses.asdict(self)
-    if 'num_steps' not in _keywords(self.algorithm):
+    if 'num_steps' not in algorithm_flags.keywords(self.algorithm):
       del fields['num_epochs'], fields['num_steps']
     return {**fields, 'data': _fingerprint(dataset)}
 
   def label(self) -> str:
     """Short and telling, such as 'pr_sgd period=4'."""
     options = [f'{n}={self.options[n]}' for n in OPTIONS if n in self.options]
-    return ' '.join([self.algorithm, *options])
+    return ' '.join([self.algorithm, *options]).replace(',', '+')
 
   def slug(self) -> str:
     """The label as the name of a directory."""
@@ -204,24 +172,18 @@ def check(config: RunConfig) -> RunConfig:
   Raises:
     ValueError: if a value has no sense, or does nothing for this run.
   """
-  _choose('algorithm', ALGORITHMS, config.algorithm)
+  algorithm_flags.check_name(config.algorithm)
   _choose('model', MODELS, config.model)
-  keywords = _keywords(config.algorithm)
-  for name in config.options:
-    keyword = OPTIONS[name]
-    if name == 'buffers' and config.options[name] == 'average':
-      keyword = 'what'
+  options = dict(config.options)
+  keywords = algorithm_flags.keywords(config.algorithm)
+  for name, keyword in _average_options(options).items():
+    del options[name]
     if keyword not in keywords:
       raise ValueError(
         f'--{name} does nothing for --algorithm={config.algorithm}; '
         'leave it out'
       )
-  for name, parameter in keywords.items():
-    required = parameter.default is inspect.Parameter.empty
-    if required and name in OPTIONS and name not in config.options:
-      raise ValueError(
-        f'--algorithm={config.algorithm} needs --{name}; for example --{name}=4'
-      )
+  algorithm_flags.check(config.algorithm, options)
   if (config.partition == 'dirichlet') != (config.dirichlet_alpha is not None):
     raise ValueError(
       '--partition=dirichlet and --dirichlet_alpha go together, got '
@@ -268,70 +230,15 @@ def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
   return max(1, math.ceil(round(epochs * num_examples / per_step, 6)))
 
 
-def build_schedule(config: RunConfig, num_examples: int) -> optax.Schedule:
-  """The learning rate, a function of the engine's step."""
-  drops: dict[int, float] = {}
-  for epochs in config.learning_rate_drops:
-    step = steps_of_epochs(config, num_examples, epochs)
-    drops[step] = 0.1 * drops.get(step, 1.0)
-  return optax.piecewise_constant_schedule(config.learning_rate, drops)
-
-
-class Plan(NamedTuple):
-  """The chain that the flags name, its learning rate, and its length."""
-
-  algorithm: pr.ReplicaTransformation
-  schedule: optax.Schedule
-  num_steps: int
-
-
-def build_plan(config: RunConfig, num_examples: int) -> Plan:
-  """Builds what does not depend on the data but for its size.
-
-  Raises:
-    ValueError: from the algorithm's factory.
-  """
-  num_steps = total_steps(config, num_examples)
-  schedule = build_schedule(config, num_examples)
-  tx = optax.sgd(schedule, config.momentum or None, config.nesterov)
-  options = dict(config.options)
-  buffers = options.pop('buffers', 'keep')
-  batch_stats = options.pop('batch_stats', 'local')
-  what = ['params']
-  what += ['opt_state'] * (buffers == 'average')
-  what += ['model_state'] * (batch_stats == 'average')
-  if len(what) > 1:
-    options['what'] = what
-  if buffers == 'reset':
-    interval = 'period' if 'period' in options else 'local_period'
-    options['reset'] = pr.every(options[interval])
-  if 'mixing' in options:
-    options['mixing'] = _choose('mixing', MIXINGS, options['mixing'])()
-  if 'num_steps' in _keywords(config.algorithm):
-    options['num_steps'] = num_steps
-  return Plan(ALGORITHMS[config.algorithm](tx, **options), schedule, num_steps)
-
-
-def build_task(config: RunConfig, num_classes: int) -> Classifier:
-  """The model and the loss that the flags name."""
-  model = MODELS[config.model](num_classes, dtype=DTYPES[config.dtype])
-  return classifier(model, weight_decay=config.weight_decay)
-
-
-def build_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
-  """Who gets which examples.
-
-  Raises:
-    ValueError: if there are too few examples for the replicas and the batch.
-  """
-  sizes = (config.num_replicas, config.batch_size)
-  labels = dataset.train['label']
-  if config.partition == 'dirichlet':
-    return dirichlet(
-      labels, *sizes, alpha=config.dirichlet_alpha or 0, seed=config.seed
-    )
-  sampler = {'shared': shared, 'sharded': sharded}[config.partition]
-  return sampler(len(labels), *sizes, seed=config.seed)
+def _average_options(options: Mapping[str, Any]) -> dict[str, str]:
+  """Options that say what an average does besides -> keyword that does it."""
+  found = {}
+  if 'buffers' in options:
+    resets = options['buffers'] == 'reset'
+    found['buffers'] = 'reset' if resets else 'what'
+  if 'batch_stats' in options:
+    found['batch_stats'] = 'what'
+  return found
 
 
 def _fingerprint(dataset: Dataset) -> str:
@@ -341,11 +248,6 @@ def _fingerprint(dataset: Dataset) -> str:
       digest.update(str(split[name].shape).encode())
       digest.update(split[name].tobytes())
   return digest.hexdigest()[:16]
-
-
-def _keywords(algorithm: str) -> dict[str, inspect.Parameter]:
-  parameters = inspect.signature(ALGORITHMS[algorithm]).parameters
-  return {n: p for n, p in parameters.items() if p.kind == p.KEYWORD_ONLY}
 
 
 def _choose(name: str, table: Mapping[str, Any], value: str) -> Any:
@@ -369,5 +271,7 @@ def _number(name: str, text: str) -> float:
 def all_flags() -> dict[str, Any]:
   """Every flag of a run, resolved: what its directory keeps."""
   values = flags.FLAGS
-  modules = (values.flags_by_module_dict()[m] for m in (__name__, cli.__name__))
+  owners = [m.__name__ for m in (algorithm_flags, cli, network)]
+  defined = values.flags_by_module_dict()
+  modules = [defined[owner] for owner in (__name__, *owners)]
   return {flag.name: flag.value for module in modules for flag in module}

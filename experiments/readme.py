@@ -6,7 +6,7 @@ python experiments/readme.py
 import inspect
 import pathlib
 
-from experiments import config
+from experiments import algorithm_flags
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 BEGIN = '<!-- algorithms: begin -->\n'
@@ -23,11 +23,11 @@ def with_table(text: str) -> str:
 def format_table() -> str:
   """Markdown: a row for every algorithm, from its signature and docstring."""
   head = '| algorithm | what it does | reference |\n|---|---|---|\n'
-  return head + ''.join(_row(name) for name in config.ALGORITHMS)
+  return head + ''.join(_row(name) for name in algorithm_flags.ALGORITHMS)
 
 
 def _row(name: str) -> str:
-  algorithm = config.ALGORITHMS[name]
+  algorithm = algorithm_flags.ALGORITHMS[name]
   doc = inspect.getdoc(algorithm) or ''
   summary = doc.split('\n')[0].rstrip('.')
   reference = ' '.join(doc.partition('Reference:\n')[2].split())

@@ -1,6 +1,6 @@
-"""One run: the objects that a config names, and the loop over them."""
+"""One run: the loop over the steps, and what it writes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import os
 import pathlib
 import time
@@ -13,13 +13,12 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import records
+from experiments.experiment import Experiment, Parts
 import prsgd_jax as pr
-from prsgd_jax import augmentation, checkpoints, input_pipeline
-from prsgd_jax.datasets import Dataset
+from prsgd_jax import checkpoints, ledger
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
-EVAL_BATCH = 500
 
 
 class NonFinite(ValueError):
@@ -65,113 +64,8 @@ class _Clock(NamedTuple):
   paused: float = 0.0  # in evaluations and checkpoints since
 
 
-class Experiment(NamedTuple):
-  """The objects of a run, ready to start."""
-
-  config: configs.RunConfig
-  description: dict[str, Any]
-  mesh: pr.ReplicaMesh
-  plan: configs.Plan
-  state: pr.TrainState
-  train_steps: Callable[..., Any]
-  evaluate: Callable[..., dict[str, float]]
-  data: Any
-  test_data: Any
-  num_examples: int
-
-  def epoch(self, step: int) -> float:
-    """Passes over the data after so many steps, all replicas together."""
-    per_step = self.config.num_replicas * self.config.batch_size
-    return step * per_step / self.num_examples
-
-
-def check(
-  config: configs.RunConfig, dataset: Dataset, num_devices: int | None
-) -> None:
-  """Looks whether a run can be prepared, without arrays on the devices.
-
-  Raises:
-    ValueError: if its parts do not fit together; the message says what to
-      change.
-  """
-  plan = configs.build_plan(config, len(dataset.train['label']))
-  configs.build_sampler(config, dataset)
-  pr.ReplicaMesh(config.num_replicas, num_devices)
-  params, model_state = jax.eval_shape(
-    configs.build_task(config, dataset.num_classes).init,
-    jax.eval_shape(lambda: jax.random.key(0)),
-    jax.ShapeDtypeStruct((1, *dataset.train['image'].shape[1:]), jnp.float32),
-  )
-  if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
-    raise ValueError(
-      f'--batch_stats does nothing: --model={config.model} has none'
-    )
-  block = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params
-  )
-  jax.eval_shape(
-    lambda x: plan.algorithm.init(pr.Replica(params=x), config.num_replicas),
-    block,
-  )
-
-
-def prepare(
-  config: configs.RunConfig, dataset: Dataset, num_devices: int | None
-) -> Experiment:
-  """Builds the objects that a config names.
-
-  Raises:
-    ValueError: as `check`.
-  """
-  check(config, dataset, num_devices)
-  num_examples = len(dataset.train['label'])
-  plan = configs.build_plan(config, num_examples)
-  sampler = configs.build_sampler(config, dataset)
-  mesh = pr.ReplicaMesh(config.num_replicas, num_devices)
-  task = configs.build_task(config, dataset.num_classes)
-  statistics = augmentation.channel_statistics(dataset.train['image'])
-
-  def normalised(batch: Any) -> Any:
-    image = augmentation.normalise(batch['image'], *statistics)
-    return {**batch, 'image': image}
-
-  def transform(key: jax.Array, batch: Any) -> Any:
-    batch = normalised(batch)
-    if not config.augment:
-      return batch
-    crop_key, flip_key = jax.random.split(key)
-    image = augmentation.random_crop(crop_key, batch['image'], padding=4)
-    return {**batch, 'image': augmentation.random_flip(flip_key, image)}
-
-  example = normalised({'image': jnp.asarray(dataset.train['image'][:1])})
-  params, model_state = jax.jit(task.init)(
-    jax.random.key(config.seed, impl='threefry2x32'), example['image']
-  )
-  return Experiment(
-    config=config,
-    description=config.description(dataset),
-    mesh=mesh,
-    plan=plan,
-    state=pr.create_train_state(
-      mesh, plan.algorithm, params, model_state, seed=config.seed
-    ),
-    train_steps=pr.make_resident_train_steps(
-      mesh,
-      plan.algorithm,
-      task.loss_fn,
-      input_pipeline.make_batch_fn(mesh, sampler, transform),
-    ),
-    evaluate=pr.make_evaluate(
-      mesh, plan.algorithm, lambda p, s, b: task.eval_fn(p, s, normalised(b))
-    ),
-    data=mesh.replicate(dataset.train),
-    test_data=pr.shard_examples(mesh, dataset.test, EVAL_BATCH),
-    num_examples=num_examples,
-  )
-
-
 def open_workdir(
-  experiment: Experiment,
+  parts: Parts,
   workdir: pathlib.Path,
   intervals: Intervals,
   *,
@@ -184,21 +78,24 @@ def open_workdir(
   """
   records.open_workdir(
     workdir,
-    describe(experiment.description, intervals),
+    describe(parts, intervals),
     configs.all_flags(),
-    num_steps=experiment.plan.num_steps,
+    num_steps=parts.plan.num_steps,
     resume=resume,
   )
 
 
-def describe(
-  description: records.Record, intervals: Intervals
-) -> records.Record:
+def describe(parts: Parts, intervals: Intervals) -> records.Record:
   """What the directory of a run is compared by.
 
-  With `log_every`, over which the losses of its records are means.
+  With `log_every`, over which the losses of its records are means, and the
+  network on which their time is modelled.
   """
-  return {**description, 'log_every': intervals.log_every}
+  return {
+    **parts.description,
+    'log_every': intervals.log_every,
+    'network': parts.network._asdict(),
+  }
 
 
 def execute(
@@ -224,20 +121,21 @@ def execute(
     CheckpointError: if the newest checkpoint cannot be used.
   """
   intervals.check()
-  num_steps = experiment.plan.num_steps
+  num_steps = experiment.parts.plan.num_steps
   state, start = _restore(experiment, workdir)
   done_before = records.read_summary(workdir)
   if done_before is not None and done_before['step'] == num_steps == start:
     return done_before
   account = pr.account(
-    experiment.plan.algorithm,
-    pr.replica_shapes(state),
-    experiment.mesh.num_replicas,
+    experiment.parts.plan.algorithm,
+    experiment.parts.shapes,
+    experiment.parts.mesh.num_replicas,
     num_steps,
+    experiment.parts.network,
   )
   log = records.Log(
     workdir,
-    label=experiment.config.label(),
+    label=experiment.parts.config.label(),
     start=start,
     num_steps=num_steps,
     progress=progress,
@@ -270,9 +168,9 @@ def execute(
       pending = None
       record = {
         'step': stop,
-        'epoch': experiment.epoch(stop),
+        'epoch': experiment.parts.epoch(stop),
         **means.pop(),
-        **_spent(experiment, account, stop),
+        **_spent(experiment, account, state),
       }
       working = time.monotonic()
       if done or stop % intervals.eval_every == 0:
@@ -307,18 +205,19 @@ class _Means:
 
 
 def _spent(
-  experiment: Experiment, account: pr.Account, step: int
+  experiment: Experiment, account: pr.Account, state: pr.TrainState
 ) -> records.Record:
-  """The learning rate, and what was communicated, after so many steps."""
-  learning_rate = np.float32(experiment.plan.schedule(step - 1))
+  """The learning rate, and what was spent so far."""
+  step = int(state.step[0])
+  learning_rate = np.float32(experiment.parts.plan.schedule(step - 1))
+  spent = ledger.with_decided(account, step, state.algorithm_state)
   return {
     # The shortest digits of the float32: 0.02, not 0.019999999552965164.
     'learning_rate': float(str(learning_rate)),
-    'rounds': int(account.rounds[step]),
-    'bytes_sent': float(account.bytes_sent[step]),
-    'bytes_by_tier': {
-      tier: float(sent[step]) for tier, sent in account.bytes_by_tier.items()
-    },
+    'rounds': spent.rounds,
+    'bytes_sent': spent.bytes_sent,
+    'bytes_by_tier': spent.bytes_by_tier,
+    'modelled_seconds': spent.seconds,
   }
 
 
@@ -349,9 +248,9 @@ def _restore(
     return experiment.state, 0
   state = checkpoints.restore(
     directory,
-    experiment.mesh,
+    experiment.parts.mesh,
     experiment.state,
-    experiment.description,
+    experiment.parts.description,
   )
   return state, int(state.step[0])
 
@@ -360,12 +259,14 @@ def _save(
   experiment: Experiment, workdir: pathlib.Path, state: pr.TrainState
 ) -> None:
   """Saves a state whose parameters are all finite."""
-  finite = experiment.mesh.gather(_finite_replicas(state.params))
+  finite = experiment.parts.mesh.gather(_finite_replicas(state.params))
   if not finite.all():
     step = int(state.step[0]) - 1
     raise _non_finite(workdir, 'parameters are', step, finite)
   directory = workdir / records.CHECKPOINTS
-  checkpoints.save(directory, experiment.mesh, state, experiment.description)
+  checkpoints.save(
+    directory, experiment.parts.mesh, state, experiment.parts.description
+  )
 
 
 @jax.jit
@@ -418,18 +319,18 @@ def _summarise(
   experiment: Experiment, workdir: pathlib.Path, clock: _Clock
 ) -> records.Record:
   summary = {
-    'label': experiment.config.label(),
+    'label': experiment.parts.config.label(),
     **records.read_records(workdir)[-1],
     'steps_per_second': None,
     'seconds_to_first_steps': None,
-    'replicas': str(experiment.mesh),
-    'device': experiment.mesh.devices[0].device_kind,
+    'replicas': str(experiment.parts.mesh),
+    'device': experiment.parts.mesh.devices[0].device_kind,
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
     'commit': records.commit(),
   }
   if clock.first_steps is not None:
-    steps = experiment.plan.num_steps - clock.counted_from
+    steps = experiment.parts.plan.num_steps - clock.counted_from
     seconds = time.monotonic() - clock.first_steps - clock.paused
     summary['seconds_to_first_steps'] = clock.first_steps - clock.begun
     summary['steps_per_second'] = steps / seconds if steps else None

@@ -14,7 +14,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, config, records, runs
+from experiments import cli, config, experiment, network, records, runs
 from prsgd_jax.checkpoints import CheckpointError
 from prsgd_jax.datasets import load_dataset
 
@@ -32,12 +32,15 @@ def main() -> None:
     workdir = _workdir(run_config)
     cli.make_fake_devices(FLAGS.num_devices)
     dataset = load_dataset(run_config.dataset, FLAGS.data_dir)
-    experiment = runs.prepare(run_config, dataset, FLAGS.num_devices)
-    runs.open_workdir(experiment, workdir, intervals, resume=FLAGS.resume)
-  print(f'{run_config.label()}: {experiment.mesh}, writing to {workdir}')
+    machines = network.from_flags(FLAGS, run_config.num_replicas)
+    parts = experiment.assemble(
+      run_config, dataset, FLAGS.num_devices, machines
+    )
+    runs.open_workdir(parts, workdir, intervals, resume=FLAGS.resume)
+  print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
   with cli.one_line_errors(CheckpointError, runs.NonFinite):
     summary = runs.execute(
-      experiment, workdir, intervals, progress=FLAGS.progress
+      experiment.prepare(parts), workdir, intervals, progress=FLAGS.progress
     )
   print(records.format_summary(summary, workdir))
 

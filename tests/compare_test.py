@@ -59,7 +59,7 @@ class CompareTest(parameterized.TestCase):
     ('needs --run, such as', ()),
     ('unknown --algorithm=foo', ('--run=foo',)),
     ('--period does nothing for --algorithm=ssgd', ('--run=ssgd,period=4',)),
-    ('expected option=value with an option of period',
+    ('expected option=value with an option of pr_sgd, one of period',
      ('--run=pr_sgd,perod=4',)),
     ('period.*invalid literal', ('--run=pr_sgd,period=x',)),
     ('period must be an integer >= 1, got 0', ('--run=pr_sgd,period=0',)),

@@ -1,11 +1,9 @@
 """Tests of `experiments/config.py`."""
 
-import inspect
-
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import config
+from experiments import config, experiment
 import prsgd_jax as pr
 
 DEFAULTS = config.RunConfig(
@@ -47,7 +45,7 @@ class ConfigTest(parameterized.TestCase):
     self.assertEqual(config.total_steps(changed(num_steps=7), 1280), 7)
 
   def test_learning_rate_drops_when_the_epochs_are_done(self):
-    schedule = config.build_schedule(
+    schedule = experiment.build_schedule(
       changed(learning_rate_drops=(1.0, 1.5)), 1280
     )
     rates = [float(schedule(step)) for step in (0, 9, 10, 14, 15, 19)]
@@ -68,7 +66,7 @@ class ConfigTest(parameterized.TestCase):
     self.assertNotEqual(DEFAULTS.description(same), DEFAULTS.description(other))
 
   def test_drops_of_one_step_are_both_taken(self):
-    schedule = config.build_schedule(
+    schedule = experiment.build_schedule(
       changed(learning_rate_drops=(0.01, 0.02)), 1280
     )
     np.testing.assert_allclose(float(schedule(5)), 0.001)
@@ -98,21 +96,6 @@ class ConfigTest(parameterized.TestCase):
     self.assertNotEqual(
       one_shot.description(dataset()), longer.description(dataset())
     )
-
-  @parameterized.parameters(*config.ALGORITHMS)
-  def test_every_option_of_an_algorithm_has_a_flag(self, name):
-    keywords = inspect.signature(config.ALGORITHMS[name]).parameters.keys()
-    known = {'tx', 'num_steps', 'reset', 'what', *config.OPTIONS.values()}
-    self.assertEmpty(keywords - known)
-
-  def test_every_algorithm_of_the_library_is_there(self):
-    self.assertContainsSubset(set(config.ALGORITHMS), {*pr.__all__})
-    defined = {
-      name
-      for name, fn in inspect.getmembers(pr.algorithms, inspect.isfunction)
-      if fn.__module__ == pr.algorithms.__name__ and name == fn.__name__
-    }
-    self.assertEqual(defined, set(config.ALGORITHMS))
 
 
 if __name__ == '__main__':

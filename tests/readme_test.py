@@ -11,7 +11,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import config, readme, results
+from experiments import algorithm_flags, readme, results
 import prsgd_jax as pr
 from tests import binaries
 
@@ -59,7 +59,7 @@ class ReadmeTest(parameterized.TestCase):
 
   def test_table_of_algorithms_is_that_of_the_code(self):
     self.assertEqual(readme.with_table(TEXT), TEXT)
-    for name in config.ALGORITHMS:
+    for name in algorithm_flags.ALGORITHMS:
       self.assertIn(f'`{name}(tx', TEXT)
 
   def test_table_of_results_is_that_of_the_files(self):

@@ -168,7 +168,7 @@ class TrainTest(parameterized.TestCase):
 
 class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('unknown --algorithm=foo; use one of ssgd, ', '--algorithm=foo'),
+    ('unknown --algorithm=foo; use one of .*, ssgd, ', '--algorithm=foo'),
     ('dataset must be one of .*digits.*, got .foo',
      '--algorithm=ssgd --dataset=foo'),
     ('unknown --model=foo; use one of mlp', '--algorithm=ssgd --model=foo'),
@@ -197,7 +197,7 @@ class BadInputTest(parameterized.TestCase):
      '--algorithm=ssgd --batch_size=180 --partition=sharded'),
     ('--partition=dirichlet and --dirichlet_alpha go together',
      '--algorithm=ssgd --dirichlet_alpha=0.1'),
-    ('unknown --mixing=foo; use one of ring, mean',
+    ('unknown --mixing=foo; use one of ring, torus',
      '--algorithm=d_psgd --mixing=foo'),
     ('--eval_every must be a multiple >= 1 of --log_every=50, got 70',
      '--algorithm=ssgd --eval_every=70'),

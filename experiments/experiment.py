@@ -1,0 +1,245 @@
+"""What a run is made of: the objects that a config names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import algorithm_flags
+from experiments import config as configs
+import prsgd_jax as pr
+from prsgd_jax import augmentation, input_pipeline
+from prsgd_jax.classification import Classifier, classifier
+from prsgd_jax.datasets import Dataset
+from prsgd_jax.input_pipeline import Sampler, dirichlet, sharded, shared
+
+# The value of --epoch_lengths that stands for the paper's own.
+THEORY = 'theory'
+EVAL_BATCH = 500
+
+
+def build_schedule(
+  config: configs.RunConfig, num_examples: int
+) -> optax.Schedule:
+  """The learning rate, a function of the engine's step."""
+  drops: dict[int, float] = {}
+  for epochs in config.learning_rate_drops:
+    step = configs.steps_of_epochs(config, num_examples, epochs)
+    drops[step] = 0.1 * drops.get(step, 1.0)
+  return optax.piecewise_constant_schedule(config.learning_rate, drops)
+
+
+class Plan(NamedTuple):
+  """The chain that the flags name, its learning rate, and its length."""
+
+  algorithm: pr.ReplicaTransformation
+  schedule: optax.Schedule
+  num_steps: int
+
+
+def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
+  """Builds what does not depend on the data but for its size.
+
+  Raises:
+    ValueError: from the algorithm's factory.
+  """
+  num_steps = configs.total_steps(config, num_examples)
+  schedule = build_schedule(config, num_examples)
+  options = dict(config.options)
+  if options.get('epoch_lengths') == THEORY:
+    theory = pr.theory_schedule(
+      config.num_replicas, num_steps, smoothness=1 / config.learning_rate
+    )
+    schedule = theory.learning_rate
+    options['epoch_lengths'] = '+'.join(map(str, theory.epoch_lengths))
+  provided: dict[str, Any] = {
+    'learning_rate': schedule,
+    'momentum': config.momentum,
+    'num_steps': num_steps,
+  }
+  what = ['params']
+  what += ['opt_state'] * (options.pop('buffers', 'keep') == 'average')
+  what += ['model_state'] * (options.pop('batch_stats', 'local') == 'average')
+  if len(what) > 1:
+    provided['what'] = what
+  if config.options.get('buffers') == 'reset':
+    provided['reset'] = pr.every(_interval(options))
+  tx = optax.sgd(schedule, config.momentum or None, config.nesterov)
+  algorithm = algorithm_flags.build(config.algorithm, tx, options, provided)
+  return Plan(algorithm, schedule, num_steps)
+
+
+def _interval(options: Mapping[str, Any]) -> int:
+  """Steps between averages, where buffers start anew.
+
+  Raises:
+    ValueError: if the algorithm has no such constant.
+  """
+  for name in ('period', 'local_period'):
+    if name in options:
+      return options[name]
+  raise ValueError(
+    '--buffers=reset needs an algorithm with --period or --local_period'
+  )
+
+
+def build_task(config: configs.RunConfig, num_classes: int) -> Classifier:
+  """The model and the loss that the flags name."""
+  model = configs.MODELS[config.model](
+    num_classes, dtype=configs.DTYPES[config.dtype]
+  )
+  return classifier(model, weight_decay=config.weight_decay)
+
+
+def build_sampler(config: configs.RunConfig, dataset: Dataset) -> Sampler:
+  """Who gets which examples.
+
+  Raises:
+    ValueError: if there are too few examples for the replicas and the batch.
+  """
+  sizes = (config.num_replicas, config.batch_size)
+  labels = dataset.train['label']
+  if config.partition == 'dirichlet':
+    return dirichlet(
+      labels, *sizes, alpha=config.dirichlet_alpha or 0, seed=config.seed
+    )
+  sampler = {'shared': shared, 'sharded': sharded}[config.partition]
+  return sampler(len(labels), *sizes, seed=config.seed)
+
+
+class Parts(NamedTuple):
+  """What a config names, checked to fit together; no arrays on devices yet."""
+
+  config: configs.RunConfig
+  description: dict[str, Any]  # what a checkpoint is compared by
+  dataset: Dataset
+  plan: Plan
+  sampler: Sampler
+  mesh: pr.ReplicaMesh
+  network: pr.Network
+  task: Classifier
+  shapes: pr.Replica  # of one replica, as the ledger takes them
+
+  def epoch(self, step: int) -> float:
+    """Passes over the data after so many steps, all replicas together."""
+    per_step = self.config.num_replicas * self.config.batch_size
+    return step * per_step / len(self.dataset.train['label'])
+
+
+class Experiment(NamedTuple):
+  """The objects of a run, ready to start."""
+
+  parts: Parts
+  state: pr.TrainState
+  train_steps: Callable[..., Any]
+  evaluate: Callable[..., dict[str, float]]
+  data: Any
+  test_data: Any
+
+
+def assemble(
+  config: configs.RunConfig,
+  dataset: Dataset,
+  num_devices: int | None,
+  network: pr.Network,
+) -> Parts:
+  """Looks whether the parts of a run fit together.
+
+  Raises:
+    ValueError: if they do not; the message says what to change.
+  """
+  network.check(config.num_replicas)
+  plan = build_plan(config, len(dataset.train['label']))
+  task = build_task(config, dataset.num_classes)
+  params, model_state = jax.eval_shape(
+    task.init,
+    jax.eval_shape(lambda: jax.random.key(0)),
+    jax.ShapeDtypeStruct((1, *dataset.train['image'].shape[1:]), jnp.float32),
+  )
+  if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
+    raise ValueError(
+      f'--batch_stats does nothing: --model={config.model} has none'
+    )
+  return Parts(
+    config=config,
+    description=config.description(dataset),
+    dataset=dataset,
+    plan=plan,
+    sampler=build_sampler(config, dataset),
+    mesh=pr.ReplicaMesh(config.num_replicas, num_devices),
+    network=network,
+    task=task,
+    shapes=replica_shapes(
+      plan.algorithm, config.num_replicas, params, model_state
+    ),
+  )
+
+
+def replica_shapes(
+  algorithm: pr.ReplicaTransformation,
+  num_replicas: int,
+  params: Any,
+  model_state: Any,
+) -> pr.Replica:
+  """One replica's shapes, from `init` on a block of one.
+
+  Raises:
+    ValueError: from `init`, if the algorithm does not fit so many replicas.
+  """
+
+  def block(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+
+  def row(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+  start = jax.tree.map(
+    block, pr.Replica(params=params, model_state=model_state)
+  )
+  made, _ = jax.eval_shape(
+    lambda replica: algorithm.init(replica, num_replicas), start
+  )
+  return jax.tree.map(row, made._replace(grads=made.params))
+
+
+def prepare(parts: Parts) -> Experiment:
+  """Puts the data and the first state of a run on the devices."""
+  config, dataset, mesh = parts.config, parts.dataset, parts.mesh
+  algorithm, task = parts.plan.algorithm, parts.task
+  statistics = augmentation.channel_statistics(dataset.train['image'])
+
+  def normalised(batch: Any) -> Any:
+    image = augmentation.normalise(batch['image'], *statistics)
+    return {**batch, 'image': image}
+
+  def transform(key: jax.Array, batch: Any) -> Any:
+    batch = normalised(batch)
+    if not config.augment:
+      return batch
+    crop_key, flip_key = jax.random.split(key)
+    image = augmentation.random_crop(crop_key, batch['image'], padding=4)
+    return {**batch, 'image': augmentation.random_flip(flip_key, image)}
+
+  example = normalised({'image': jnp.asarray(dataset.train['image'][:1])})
+  params, model_state = jax.jit(task.init)(
+    jax.random.key(config.seed, impl='threefry2x32'), example['image']
+  )
+  return Experiment(
+    parts=parts,
+    state=pr.create_train_state(
+      mesh, algorithm, params, model_state, seed=config.seed
+    ),
+    train_steps=pr.make_resident_train_steps(
+      mesh,
+      algorithm,
+      task.loss_fn,
+      input_pipeline.make_batch_fn(mesh, parts.sampler, transform),
+    ),
+    evaluate=pr.make_evaluate(
+      mesh, algorithm, lambda p, s, b: task.eval_fn(p, s, normalised(b))
+    ),
+    data=mesh.replicate(dataset.train),
+    test_data=pr.shard_examples(mesh, dataset.test, EVAL_BATCH),
+  )

@@ -1,0 +1,60 @@
+"""Tests of `experiments/algorithm_flags.py`."""
+
+from absl.testing import absltest, parameterized
+import numpy as np
+import optax
+
+from experiments import algorithm_flags, config
+import prsgd_jax as pr
+
+TX = optax.sgd(0.1)
+
+
+class AlgorithmFlagsTest(parameterized.TestCase):
+  @parameterized.parameters(*algorithm_flags.ALGORITHMS)
+  def test_every_keyword_has_a_flag_that_says_what_it_is(self, name):
+    self.assertIn(name, pr.__all__)
+    for flag in algorithm_flags.options(name):
+      self.assertIn(flag, config.OPTIONS)
+      self.assertIn(f'{name}', config.flags.FLAGS[flag].help)
+
+  def test_every_algorithm_of_the_library_is_there(self):
+    functions = {*pr.algorithms.__all__} - {'local_sgd'}
+    self.assertEqual(set(algorithm_flags.ALGORITHMS), functions)
+
+  def test_lists_are_separated_by_commas_or_plus(self):
+    for text in ('2,3', '2+3'):
+      algorithm = algorithm_flags.build(
+        'pr_sgd_heterogeneous', TX, {'local_steps': text}, {}
+      )
+      costs = algorithm.cost(pr.Replica(np.zeros(1)), 2, np.arange(3))
+      np.testing.assert_array_equal(costs[0].active, [[1, 1], [1, 1], [0, 1]])
+
+  def test_names_may_have_numbers(self):
+    algorithm = algorithm_flags.build(
+      'd_psgd', TX, {'mixing': 'erdos_renyi:1'}, {}
+    )
+    (sent,) = [
+      c
+      for c in algorithm.cost(pr.Replica(np.zeros(1)), 4, np.arange(1))
+      if isinstance(c, pr.Traffic)
+    ]
+    self.assertTrue(sent.waits.all())
+
+  def test_close_names_are_suggested(self):
+    with self.assertRaisesRegex(ValueError, 'did you mean hier_avg?'):
+      algorithm_flags.check_name('hieravg')
+
+  @parameterized.parameters(
+    ('d_psgd', {'mixing': 'rung'}, 'unknown --mixing=rung; use one of ring'),
+    ('d_psgd', {'mixing': 'ring:x'}, "--mixing expects float numbers, got 'x'"),
+    ('d_psgd', {'mixing': 'mean:1:2'}, '--mixing=mean:1:2: too many'),
+    ('pr_sgd_heterogeneous', {'local_steps': '1,a'}, "int numbers, got 'a'"),
+  )
+  def test_refused(self, name, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      algorithm_flags.build(name, TX, options, {})
+
+
+if __name__ == '__main__':
+  absltest.main()
