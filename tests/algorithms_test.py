@@ -271,17 +271,6 @@ class SpecialCasesTest(parameterized.TestCase):
     mean = trajectory('combine_then_adapt_mean').x.mean(axis=1)
     assert_close(mean, trajectory('ssgd').x[:, 0])
 
-  def test_equal_local_steps_are_k_avg(self):
-    # PAPERS 2.iv.
-    algorithm = pr.chain(
-      pr.while_active([4] * N, pr.gradient(), pr.local_update(SGD)),
-      pr.sync(pr.mean(), when=pr.every(4)),
-    )
-    with jax.enable_x64(True):
-      run = harness.make_engine(algorithm, N, ONE_LAYOUT)
-      _, points = advance(run, initial_state(run), range(T))
-    assert_close(np.stack(points), trajectory('k_avg_4').x[1:])
-
 
 def _quadratic_1d(params, model_state, target, key):
   del key
@@ -298,11 +287,8 @@ class HeterogeneousFixedPointTest(parameterized.TestCase):
   def test_converges_to_the_weighted_mean(self, case, num_devices):
     gamma, expected, rounds = case
     targets, local_steps = np.array([0.0, 1.0, 4.0]), (1, 3, 8)
-    algorithm = pr.chain(
-      pr.while_active(
-        local_steps, pr.gradient(), pr.local_update(optax.sgd(gamma))
-      ),
-      pr.sync(pr.mean(), when=pr.every(8)),
+    algorithm = pr.pr_sgd_heterogeneous(
+      optax.sgd(gamma), local_steps=local_steps
     )
     with jax.enable_x64(True):
       mesh = pr.ReplicaMesh(3, num_devices)
