@@ -1,6 +1,7 @@
 """Averages in groups more often than between them."""
 
 from collections.abc import Sequence
+import itertools
 
 import optax
 
@@ -12,7 +13,7 @@ from prsgd_jax.base import (
   check_positive_int,
 )
 from prsgd_jax.mixing import group_mean, mean
-from prsgd_jax.schedules import every
+from prsgd_jax.schedules import after, every, post_local
 from prsgd_jax.transforms import gradient, local_update, reset_buffers, sync
 
 
@@ -61,3 +62,120 @@ def hier_avg(
     sync(mean(), when=every(global_period), what=what),
     reset_buffers(tx, when=reset),
   )
+
+
+def multi_level_avg(
+  tx: optax.GradientTransformation,
+  *,
+  periods: Sequence[int],
+  group_sizes: Sequence[int],
+  what: Sequence[str] = PARAMS,
+  reset: Schedule = NEVER,
+) -> ReplicaTransformation:
+  """Hierarchical averaging on any number of levels (order C).
+
+  For levels l = 1, 2, ...: every P_l steps x_i <- mean over i's group of S_l
+  replicas; the lower levels first.
+
+  `hier_avg` is periods (K1, K2) with group sizes (S,), `k_avg` one period and
+  no size.
+
+  Args:
+    tx: the optimizer of every replica.
+    periods: P_l, steps between averages on each level; each divides the next.
+    group_sizes: S_l, replicas in a group on each level; each divides the next,
+      and the last one the number of replicas. One fewer than the periods: the
+      last level is of all replicas.
+    what: the fields that the averages cover.
+    reset: when the optimizer's buffers start anew.
+
+  Raises:
+    ValueError: if there are no periods or not as many sizes, a number is not an
+      integer >= 1 or does not divide the next; from `init`, if a size does not
+      divide the number of replicas.
+
+  Reference:
+    Wang, Wang, Chen, Ji 2022, Demystifying why local aggregation helps:
+    convergence analysis of hierarchical SGD (arXiv 2010.12998), which counts
+    the levels from the top (its algorithm was not verified line by line).
+  """
+  periods = _nested('periods', periods)
+  group_sizes = _nested('group_sizes', group_sizes)
+  if not periods or len(periods) - len(group_sizes) not in (0, 1):
+    raise ValueError(
+      'multi_level_avg needs a period for each level, and a group size for '
+      'each or for all but the last, which is then of all replicas; got '
+      f'{len(periods)} periods and {len(group_sizes)} sizes'
+    )
+  groups = [*map(group_mean, group_sizes), mean()]
+  return chain(
+    gradient(),
+    local_update(tx),
+    *(
+      sync(group, when=every(period), what=what)
+      for period, group in zip(periods, groups, strict=False)
+    ),
+    reset_buffers(tx, when=reset),
+  )
+
+
+def hierarchical_local_sgd(
+  tx: optax.GradientTransformation,
+  *,
+  period: int,
+  block_steps: int,
+  group_size: int,
+  switch_step: int = 0,
+  what: Sequence[str] = PARAMS,
+  reset: Schedule = NEVER,
+) -> ReplicaTransformation:
+  """Hierarchical (post-)local SGD: blocks inside, all outside (order C).
+
+  H^b times: H local steps on each replica, then x_i <- mean over i's block of
+  S replicas; after them x_i <- mean over all. Before t' steps are done all are
+  averaged at every step.
+
+  With t' = 0 it is `hier_avg` with K1 = H, K2 = H H^b. With H = 1 and an
+  optimizer linear in the gradient, the block takes steps along its mean
+  gradient, as the data-parallel machines of the authors' code do.
+
+  Args:
+    tx: the optimizer of every replica.
+    period: H, local steps between averages of a block.
+    block_steps: H^b, averages of a block between those of all.
+    group_size: S, replicas in a block; divides the number of replicas.
+    switch_step: t', steps of synchronous SGD before (post-local SGD).
+    what: the fields that the averages cover.
+    reset: when the optimizer's buffers start anew.
+
+  Raises:
+    ValueError: if a number is not an integer >= 1 (>= 0 for `switch_step`);
+      from `init`, if S does not divide the number of replicas.
+
+  Reference:
+    Lin, Stich, Patel, Jaggi 2020, Don't use large mini-batches, use local SGD
+    (arXiv 1808.07217), hierarchical local SGD in the appendix (not verified
+    line by line). There it starts at t' = 0.
+  """
+  period = check_positive_int('period', period)
+  outer_period = period * check_positive_int('block_steps', block_steps)
+  outside = post_local(switch_step, outer_period)
+  inside = after(switch_step, every(period))
+  return chain(
+    gradient(),
+    local_update(tx),
+    sync(group_mean(group_size), when=inside, what=what),
+    sync(mean(), when=outside, what=what),
+    reset_buffers(tx, when=reset),
+  )
+
+
+def _nested(name: str, values: Sequence[int]) -> tuple[int, ...]:
+  """Positive integers, each of which divides the next."""
+  checked = tuple(check_positive_int(name, value) for value in values)
+  for small, large in itertools.pairwise(checked):
+    if large % small:
+      raise ValueError(
+        f'each of {name} must divide the next, got {small} before {large}'
+      )
+  return checked
