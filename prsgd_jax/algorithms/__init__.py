@@ -22,21 +22,89 @@ point.
 """
 
 from prsgd_jax.algorithms.averaging import (
+  dynamic_averaging,
   k_avg,
   local_sgd,
   one_shot_averaging,
+  post_local_sgd,
   pr_sgd,
+  pr_sgd_heterogeneous,
+  pr_sgd_time_varying,
   ssgd,
 )
-from prsgd_jax.algorithms.decentralized import d_psgd
-from prsgd_jax.algorithms.hierarchical import hier_avg
+from prsgd_jax.algorithms.compressed import (
+  choco_sgd,
+  error_feedback_sgd,
+  fedpaq,
+  qsgd,
+  qsparse_local_sgd,
+  sign_sgd,
+  terngrad,
+)
+from prsgd_jax.algorithms.corrected import (
+  delay_weights,
+  natural_gradient_averaging,
+  scaffold,
+  tail_averaging,
+  weighted_averaging,
+  wp_sgd,
+)
+from prsgd_jax.algorithms.decentralized import (
+  ad_psgd,
+  d_psgd,
+  diffusion,
+  sgp,
+)
+from prsgd_jax.algorithms.hierarchical import (
+  hier_avg,
+  hierarchical_local_sgd,
+  multi_level_avg,
+)
+from prsgd_jax.algorithms.outer import (
+  bmuf,
+  diloco,
+  eamsgd,
+  easgd,
+  fedavg,
+  slowmo,
+  streaming_diloco,
+)
 
 __all__ = (
+  'ad_psgd',
+  'bmuf',
+  'choco_sgd',
   'd_psgd',
+  'delay_weights',
+  'diffusion',
+  'diloco',
+  'dynamic_averaging',
+  'eamsgd',
+  'easgd',
+  'error_feedback_sgd',
+  'fedavg',
+  'fedpaq',
   'hier_avg',
+  'hierarchical_local_sgd',
   'k_avg',
   'local_sgd',
+  'multi_level_avg',
+  'natural_gradient_averaging',
   'one_shot_averaging',
+  'post_local_sgd',
   'pr_sgd',
+  'pr_sgd_heterogeneous',
+  'pr_sgd_time_varying',
+  'qsgd',
+  'qsparse_local_sgd',
+  'scaffold',
+  'sgp',
+  'sign_sgd',
+  'slowmo',
   'ssgd',
+  'streaming_diloco',
+  'tail_averaging',
+  'terngrad',
+  'weighted_averaging',
+  'wp_sgd',
 )

@@ -1,11 +1,56 @@
 """STAGES: what a replica does in a step, and how it talks to the others."""
 
+from prsgd_jax.transforms.compressed import (
+  average_codes,
+  average_differences,
+  feed_back_errors,
+  gossip_differences,
+  vote,
+)
+from prsgd_jax.transforms.control_variates import control_variates
+from prsgd_jax.transforms.dynamic import sync_on_drift
+from prsgd_jax.transforms.elastic import elastic, gradient_ahead
+from prsgd_jax.transforms.iterate_averages import average_iterates
 from prsgd_jax.transforms.local import (
   gradient,
   local_update,
   reset_buffers,
   while_active,
 )
+from prsgd_jax.transforms.outer import slow_update
+from prsgd_jax.transforms.push_sum import (
+  push_sum,
+)
+from prsgd_jax.transforms.sampling import while_sampled
+from prsgd_jax.transforms.streaming import streaming_sync
 from prsgd_jax.transforms.sync import sync
+from prsgd_jax.transforms.virtual_clock import (
+  apply_done,
+  delayed_gradient,
+  sync_done,
+)
 
-__all__ = ('gradient', 'local_update', 'reset_buffers', 'sync', 'while_active')
+__all__ = (
+  'apply_done',
+  'average_codes',
+  'average_differences',
+  'average_iterates',
+  'control_variates',
+  'delayed_gradient',
+  'elastic',
+  'feed_back_errors',
+  'gossip_differences',
+  'gradient',
+  'gradient_ahead',
+  'local_update',
+  'push_sum',
+  'reset_buffers',
+  'slow_update',
+  'streaming_sync',
+  'sync',
+  'sync_done',
+  'sync_on_drift',
+  'vote',
+  'while_active',
+  'while_sampled',
+)
