@@ -170,3 +170,30 @@ def stage_keys(num_steps, path, num_replicas=8, seed=0):
     return jnp.stack(keys), shared
 
   return jax.vmap(at_step)(jnp.arange(num_steps))
+
+
+class Run(NamedTuple):
+  """What was seen of a run: x `[T + 1, N, d]`, its state, metrics `[T, N]`."""
+
+  x: np.ndarray
+  state: Any
+  metrics: dict
+  mesh: pr.ReplicaMesh
+
+
+def run_problem(algorithm, problem, num_devices=2, seed=0):
+  """Runs an algorithm on a problem, step by step, in float64."""
+  with jax.enable_x64(True):
+    engine = make_engine(algorithm, problem.num_replicas, num_devices)
+    mesh = engine.mesh
+    state = pr.create_train_state(
+      mesh, algorithm, to_tree(problem.start), seed=seed
+    )
+    points, seen = [to_vector(mesh.gather(state.params))], []
+    for t in range(problem.num_steps):
+      batch = problem_batches(mesh, problem, [t])
+      state, metrics = engine.train_steps(state, batch)
+      points.append(to_vector(mesh.gather(state.params)))
+      seen.append(jax.tree.map(lambda x: np.asarray(x).ravel(), metrics))
+    metrics = jax.tree.map(lambda *xs: np.stack(xs), *seen)
+    return Run(np.stack(points), state, metrics, mesh)
