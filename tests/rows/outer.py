@@ -1,37 +1,199 @@
-"""Outer optimizers."""
+"""Outer optimizers and elastic averages."""
 
 import functools
 
+import jax
+import numpy as np
 import optax
 
 import prsgd_jax as pr
-from tests import reference
-from tests.rows.row import SGD, Row, multiples
+from tests import harness, reference
+from tests.rows.row import (
+  LEARNING_RATE,
+  MOMENTUM,
+  PLAIN,
+  SGD,
+  N,
+  Row,
+  T,
+  multiples,
+)
+
+NESTEROV = {'outer_learning_rate': 0.7, 'outer_momentum': 0.9}
+WEIGHTS = (1.0, 4.0, 2.0, 0.5, 3.0, 1.5, 2.5, 6.0)
+# The coordinates of `b` and of `w`, in the order of the parameters' tree.
+MEMBERS = (np.arange(4, 6), np.arange(4))
+DECAY = 0.97
 
 
-def _diloco():
-  return pr.chain(
-    pr.gradient(),
-    pr.local_update(SGD),
-    pr.sync(
-      pr.mean(),
-      when=pr.every(4),
-      outer=optax.sgd(0.7, momentum=0.9, nesterov=True),
+def decaying(step):
+  return LEARNING_RATE * DECAY**step
+
+
+def outer_row(make, oracle, period, **row):
+  """The outer step moves the mean; all are equal after it."""
+  return Row(
+    make, oracle, 'C', keeps_mean=False, full_sync=multiples(period), **row
+  )
+
+
+def _slowmo(alpha, beta, period=4, **row):
+  return outer_row(
+    lambda: pr.slowmo(
+      SGD,
+      learning_rate=LEARNING_RATE,
+      period=period,
+      slow_learning_rate=alpha,
+      slow_momentum=beta,
     ),
+    functools.partial(
+      reference.slowmo,
+      period=period,
+      slow_learning_rate=alpha,
+      slow_momentum=beta,
+    ),
+    period,
+    **row,
+  )
+
+
+def _slowmo_schedule():
+  return pr.slowmo(
+    optax.sgd(decaying, momentum=MOMENTUM),
+    learning_rate=decaying,
+    period=5,
+    slow_learning_rate=0.8,
+    slow_momentum=0.6,
+    reset=pr.every(5),
+  )
+
+
+def _bmuf(eta, zeta, nesterov=False, **row):
+  options = {
+    'block_momentum': eta,
+    'block_learning_rate': zeta,
+    'nesterov': nesterov,
+  }
+  return outer_row(
+    lambda: pr.bmuf(SGD, period=4, **options),
+    functools.partial(reference.bmuf, period=4, **options),
+    4,
+    **row,
+  )
+
+
+def draws(period, num_drawn):
+  """Whom the library draws in each round, by the keys of the stage."""
+  _, shared = harness.stage_keys(T, (0,), N)
+  ranks = [jax.random.permutation(key, N) for key in shared[::period]]
+  return [np.flatnonzero(np.asarray(r) < num_drawn).tolist() for r in ranks]
+
+
+def _fedavg(period, num_drawn, options=None, oracle=None, **row):
+  def loop(problem, **local):
+    return reference.fedavg(
+      problem,
+      period=period,
+      draws=draws(period, num_drawn),
+      **(oracle or {}),
+      **local,
+    )
+
+  return outer_row(
+    lambda: pr.fedavg(
+      SGD, period=period, participation=num_drawn / N, **(options or {})
+    ),
+    loop,
+    period,
+    **row,
+  )
+
+
+def _fedyogi(problem, **local):
+  return reference.fedavg(
+    problem,
+    period=4,
+    draws=draws(4, 2),
+    server=reference.Yogi(
+      len(problem.start), 0.1, b1=0.9, b2=0.99, eps=1e-3, start=1e-6
+    ),
+    **local,
+  )
+
+
+def _streaming(period, fragments, delay, alpha, **row):
+  members = MEMBERS if fragments == 2 else (np.arange(6),)
+  return Row(
+    lambda: pr.streaming_diloco(
+      SGD, period=period, fragments=fragments, delay=delay, alpha=alpha
+    ),
+    functools.partial(
+      reference.streaming_diloco,
+      period=period,
+      members=members,
+      delay=delay,
+      alpha=alpha,
+      **NESTEROV,
+    ),
+    'C',
+    keeps_mean=False,
+    **row,
   )
 
 
 TABLE = {
-  'diloco': Row(
-    _diloco,
+  'slowmo': _slowmo(0.8, 0.6),
+  'slowmo_local_sgd': _slowmo(1.0, 0.0, every_layout=False),
+  'slowmo_schedule_reset': outer_row(
+    _slowmo_schedule,
     functools.partial(
-      reference.diloco,
-      period=4,
-      outer_learning_rate=0.7,
-      outer_momentum=0.9,
+      reference.slowmo,
+      period=5,
+      slow_learning_rate=0.8,
+      slow_momentum=0.6,
+      buffers='reset',
+      schedule=decaying,
     ),
-    'C',
-    full_sync=multiples(4),
-    keeps_mean=False,  # the outer optimizer moves it
+    5,
+    every_layout=False,
+  ),
+  'bmuf': _bmuf(0.6, 0.8),
+  'bmuf_nesterov': _bmuf(0.6, 0.8, nesterov=True, every_layout=False),
+  'fedavg': _fedavg(4, 3, {'weights': WEIGHTS}, {'weights': WEIGHTS}),
+  'fedavg_everyone': _fedavg(4, N, every_layout=False),
+  'fedavg_kept_buffers': _fedavg(
+    5, 5, {'reset': pr.never()}, {'buffers': 'keep'}, every_layout=False
+  ),
+  'fedyogi': outer_row(
+    lambda: pr.fedavg(
+      SGD,
+      period=4,
+      participation=0.25,
+      server=optax.yogi(0.1, b1=0.9, b2=0.99, eps=1e-3),
+    ),
+    _fedyogi,
+    4,
+    every_layout=False,
+  ),
+  'diloco': outer_row(
+    lambda: pr.diloco(SGD, period=4),
+    functools.partial(reference.diloco, period=4, **NESTEROV),
+    4,
+  ),
+  'streaming_diloco': _streaming(6, 2, delay=4, alpha=0.3),
+  'streaming_diloco_one': _streaming(
+    4, 1, delay=0, alpha=0.0, full_sync=multiples(4), every_layout=False
+  ),
+  'easgd': Row(
+    lambda: pr.easgd(SGD, period=3, alpha=0.9 / N),
+    functools.partial(reference.easgd, period=3, alpha=0.9 / N),
+    'A',
+    keeps_mean=False,
+  ),
+  'eamsgd': Row(
+    lambda: pr.eamsgd(PLAIN, period=3, alpha=0.9 / N, momentum=MOMENTUM),
+    functools.partial(reference.eamsgd, period=3, alpha=0.9 / N),
+    'A',
+    keeps_mean=False,
   ),
 }
