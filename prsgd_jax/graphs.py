@@ -36,11 +36,7 @@ def graph(graph: nx.Graph | np.ndarray) -> Mixing:
       replicas; from `matrices`, if it is not of the number of replicas.
   """
   if isinstance(graph, nx.Graph):
-    if graph.is_directed():
-      raise ValueError(
-        'graph expects an undirected networkx graph or a matrix, got a '
-        'directed graph; give its column-stochastic matrix'
-      )
+    _check_graph(graph)
     weights = metropolis_hastings(graph)
   else:
     weights = check_stochastic(graph)
@@ -201,15 +197,23 @@ def one_peer_exponential() -> Mixing:
   return sparse(matrices)
 
 
-def random_matching() -> Mixing:
+def random_matching(graph: nx.Graph | None = None) -> Mixing:
   """Random pairs, each of which takes its mean; every pair equally likely.
 
-  One of the N - 1 perfect matchings of the circle method is drawn in each round
-  with the key that all replicas share. This is how DPSGD's "random neighbour"
-  is read here by default: doubly stochastic, one model sent.
+  One of a few matchings is drawn in each round with the key that all replicas
+  share: of the N - 1 perfect ones of the circle method or, with a graph, of the
+  colour classes of its edges, in which some replicas may be left alone. This is
+  how DPSGD's "random neighbour" is read here by default: doubly stochastic, one
+  model sent.
+
+  Args:
+    graph: the pairs there may be, undirected, its nodes in their order the
+      replicas; any two if None.
 
   Raises:
-    ValueError: from `matrices`, if N is odd.
+    ValueError: if the graph is none, is directed or does not connect all
+      replicas; from `matrices`, if it is not of the number of replicas, or that
+      is odd and there is no graph.
 
   Reference:
     Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
@@ -217,6 +221,11 @@ def random_matching() -> Mixing:
     descent (arXiv 2112.01433). The paper does not say more of how neighbours
     are drawn than that they are random.
   """
+  if graph is not None:
+    _check_graph(graph)
+    weights = np.stack([_pairs(p) for p in _edge_colours(graph)])
+    check_connected(weights)
+    return sparse(of_size(weights), random=True)
 
   def matrices(num_replicas: int) -> np.ndarray:
     if num_replicas % 2:
@@ -224,17 +233,40 @@ def random_matching() -> Mixing:
         'random_matching needs an even number of replicas, got '
         f'{num_replicas}; use pr.random_neighbour()'
       )
-    eye, circle = np.eye(num_replicas), num_replicas - 1
-    rounds = []
-    for r in range(circle):
-      partner = (r - np.arange(circle)) % circle
-      fixed = int(np.flatnonzero(partner == np.arange(circle))[0])
-      partner = np.append(partner, fixed)  # the last replica, off the circle
-      partner[fixed] = circle
-      rounds.append((eye + eye[partner]) / 2)
-    return np.stack(rounds)
+    return np.stack([_pairs(p) for p in _circle_method(num_replicas)])
 
   return sparse(matrices, random=True)
+
+
+def _circle_method(num_replicas: int) -> list[np.ndarray]:
+  """N - 1 perfect matchings that have each pair once; N even."""
+  circle = num_replicas - 1
+  matchings = []
+  for r in range(circle):
+    partner = (r - np.arange(circle)) % circle
+    fixed = int(np.flatnonzero(partner == np.arange(circle))[0])
+    partner = np.append(partner, fixed)  # the last replica, off the circle
+    partner[fixed] = circle
+    matchings.append(partner)
+  return matchings
+
+
+def _edge_colours(graph: nx.Graph) -> list[np.ndarray]:
+  """Matchings that have each edge once, as partners: oneself for nobody."""
+  index = {node: i for i, node in enumerate(graph)}
+  simple = nx.Graph((index[u], index[v]) for u, v in graph.edges() if u != v)
+  colours = nx.greedy_color(nx.line_graph(simple), 'DSATUR')
+  matchings = np.tile(
+    np.arange(len(index)), (max(colours.values(), default=0) + 1, 1)
+  )
+  for (i, j), colour in colours.items():
+    matchings[colour, [i, j]] = j, i
+  return list(matchings)
+
+
+def _pairs(partner: np.ndarray) -> np.ndarray:
+  eye = np.eye(len(partner))
+  return (eye + eye[partner]) / 2
 
 
 def random_neighbour() -> Mixing:
@@ -252,6 +284,14 @@ def random_neighbour() -> Mixing:
     return np.stack(half)
 
   return sparse(matrices, random=True)
+
+
+def _check_graph(graph: nx.Graph) -> None:
+  if not isinstance(graph, nx.Graph) or graph.is_directed():
+    raise ValueError(
+      'graph must be an undirected networkx graph, got '
+      f'{type(graph).__name__}; of directed links give the matrix to pr.graph'
+    )
 
 
 def _static(make: Callable[[int], nx.Graph]) -> Mixing:

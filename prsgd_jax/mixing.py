@@ -104,7 +104,7 @@ def mean() -> Mixing:
   return Mixing(apply, matrices, message, coded_message)
 
 
-def weighted_mean(weights: Sequence[float]) -> Mixing:
+def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
   """A weighted mean of all replicas: W = 1 w' / sum w.
 
   Every row of W is w' / sum w: all replicas agree afterwards, on a point that
@@ -255,7 +255,10 @@ def sparse(
     if len(branches) == 1:
       return branches[0](tree)
     if random:
-      turn = jax.random.randint(context.shared_key, (), 0, len(branches))
+      # int32 whether or not x64 is enabled, or the draws would differ.
+      turn = jax.random.randint(
+        context.shared_key, (), 0, len(branches), jnp.int32
+      )
     else:
       turn = context.step % len(branches)
     return lax.switch(turn, branches, tree)
@@ -290,9 +293,13 @@ def _send_and_add(
       scale = functools.partial(operator.mul, float(present[0]))
       return jax.tree.map(scale, unpack(tree))
     mine = jnp.asarray(present)[replica]
-    return jax.tree.map(
-      lambda x: over_block(operator.mul)(mine.astype(x.dtype), x), unpack(tree)
-    )
+
+    def scale_own(x: Array) -> Array:
+      scaled = over_block(operator.mul)(mine.astype(x.dtype), x)
+      # What nobody sent need not be finite once decoded.
+      return over_block(jnp.where)(mine != 0, scaled, jnp.zeros_like(x))
+
+    return jax.tree.map(scale_own, unpack(tree))
 
   terms = [
     weighted(collectives.permute(tree, source), source)
@@ -345,7 +352,7 @@ def _combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
 
   def add(j: Array, total: ArrayTree) -> ArrayTree:
     def weighted(x: Array) -> Array:
-      return jnp.tensordot(rows[:, j].astype(x.dtype), x, axes=0)
+      return jax.vmap(lambda w: w * x)(rows[:, j].astype(x.dtype))
 
     return jax.tree.map(lambda y, x: y + weighted(x), total, decode(code(j)))
 
@@ -412,15 +419,16 @@ def check_connected(matrices: np.ndarray) -> None:
 
 
 def of_size(weights: np.ndarray) -> Callable[[int], np.ndarray]:
-  """`matrices` of the one W given, for its own number of replicas."""
+  """`matrices` of the W given, [N, N] or [K, N, N], for their own N."""
+  size = weights.shape[-1]
 
   def matrices(num_replicas: int) -> np.ndarray:
-    if len(weights) != num_replicas:
+    if size != num_replicas:
       raise ValueError(
         f'the mixing matrix must be [{num_replicas}, {num_replicas}], one row '
-        f'per replica, got {weights.shape}'
+        f'per replica, got {(size, size)}'
       )
-    return weights[None]
+    return weights.reshape((-1, size, size))
 
   return matrices
 

@@ -1,0 +1,463 @@
+"""Every graph: `apply` is one of `matrices`, and only its edges are sent."""
+
+import functools
+import itertools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax import mixing as mixings
+from tests import harness, reference
+
+# Its links are neither symmetric nor alike for two replicas.
+DIRECTED = np.array(
+  [
+    [0.5, 0.0, 0.0, 0.0, 0.0, 1.0],
+    [0.25, 0.5, 0.0, 0.0, 0.0, 0.0],
+    [0.25, 0.5, 0.5, 0.0, 0.0, 0.0],
+    [0.0, 0.0, 0.25, 1 / 3, 0.5, 0.0],
+    [0.0, 0.0, 0.25, 1 / 3, 0.5, 0.0],
+    [0.0, 0.0, 0.0, 1 / 3, 0.0, 0.0],
+  ]
+)  # columns sum to one
+PATH = nx.path_graph(6)
+
+# name -> (the mixing, the numbers of replicas that it is tried on)
+TABLE = {
+  'ring': (pr.ring, (6, 8)),
+  'ring_without_self': (lambda: pr.ring(0.0), (6,)),
+  'exponential': (pr.exponential, (6, 8)),
+  'torus': (pr.torus, (6, 8)),
+  'torus_of_rows': (lambda: pr.torus(4), (8,)),
+  'hypercube': (pr.hypercube, (4, 8)),
+  'star': (pr.star, (6, 8)),
+  'complete': (pr.complete, (6,)),
+  'erdos_renyi': (lambda: pr.erdos_renyi(0.4, seed=1), (6, 8)),
+  'path': (lambda: pr.graph(PATH), (6,)),
+  'matrix': (lambda: pr.graph(reference.random_doubly_stochastic(8)), (8,)),
+  'one_peer_exponential': (pr.one_peer_exponential, (6, 8)),
+  'random_matching': (pr.random_matching, (6, 8)),
+  'random_matching_on_a_path': (lambda: pr.random_matching(PATH), (6,)),
+  'random_neighbour': (pr.random_neighbour, (6,)),
+}
+NOT_DOUBLY = {
+  'directed': (lambda: pr.graph(DIRECTED), (6,)),
+  'directed_rows': (lambda: pr.graph(DIRECTED.T), (6,)),
+}
+ALL = {**TABLE, **NOT_DOUBLY}
+DEVICES = {4: (1, 2, 4), 6: (1, 2, 3, 6), 8: (1, 2, 4, 8)}
+
+
+def rounds(mixing, n, d, tree, decode=None, num_rounds=8):
+  """W x of the first rounds, with W by hand: (results, the indices of W)."""
+  mesh = pr.ReplicaMesh(n, d)
+  choices = len(mixing.matrices(n))
+
+  def fn(tree, seed, turn):
+    key = jax.random.key(seed, impl='threefry2x32')
+    context = harness.bare_context(mesh, turn)._replace(shared_key=key)
+    return mixing.apply(tree, context, decode)
+
+  mapped, placed = mesh.map(fn), mesh.place(tree)
+  out, chosen = [], []
+  for t in range(num_rounds if choices > 1 else 1):
+    seed, turn = mesh.replicate((np.int32(t), np.int32(t)))
+    out.append(mesh.gather(mapped(placed, seed, turn)))
+    key = jax.random.key(t, impl='threefry2x32')
+    draw = int(jax.random.randint(key, (), 0, choices, jnp.int32))
+    chosen.append(draw if mixing.random else t % choices)
+  return out, chosen
+
+
+def data(n):
+  rng = np.random.default_rng(n)
+  return {'matrix': rng.normal(size=(n, 3, 2)), 'scalar': rng.normal(size=n)}
+
+
+def messages(mixing, n, d):
+  """The collectives of one application to a leaf `[V, 5]`."""
+  mesh = pr.ReplicaMesh(n, d)
+  fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
+  return harness.collectives_of(fn, jnp.zeros((d, n // d, 5)))
+
+
+def links_of(weights):
+  """{(from, to)} of the replicas that send."""
+  to, origin = np.nonzero(weights)
+  return {(j, i) for i, j in zip(to.tolist(), origin.tolist()) if i != j}
+
+
+def sizes(table):
+  return [(name, n) for name, (_, ns) in table.items() for n in ns]
+
+
+def layouts(table):
+  return [(name, n, d) for name, n in sizes(table) for d in DEVICES[n]]
+
+
+class EveryGraphTest(parameterized.TestCase):
+  @parameterized.parameters(*layouts(ALL))
+  def test_apply_is_the_matrix(self, name, n, d):
+    mixing = ALL[name][0]()
+    tree = data(n)
+    with jax.enable_x64(True):
+      out, chosen = rounds(mixing, n, d, tree)
+    for got, k in zip(out, chosen):
+      weights = mixing.matrices(n)[k]
+      for leaf in tree:
+        want = np.tensordot(weights, tree[leaf], 1)
+        np.testing.assert_allclose(got[leaf], want, rtol=0, atol=1e-14)
+
+  @parameterized.parameters(
+    *[(name, n, d) for name, n, d in layouts(ALL) if d in (2, n)]
+  )
+  def test_codes_are_decoded_where_they_arrive(self, name, n, d):
+    mixing = ALL[name][0]()
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-100, 100, (n, 3)).astype(np.int8)
+    # A scale of zero, as of a code that nobody sent, gives NaN.
+    scale = rng.uniform(1, 2, n).astype(np.float32)
+
+    def decode(tree):
+      return tree['code'] * (tree['scale'] ** 2 / tree['scale']) * 0.5
+
+    tree = {'code': codes, 'scale': scale}
+    out, chosen = rounds(mixing, n, d, tree, decode, num_rounds=4)
+    values = codes.astype(np.float64) * scale[:, None] * 0.5
+    for got, k in zip(out, chosen):
+      want = mixing.matrices(n)[k] @ values
+      self.assertEqual(got.dtype, np.float32)
+      np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+
+  @parameterized.parameters(*sizes(TABLE))
+  def test_is_doubly_stochastic(self, name, n):
+    matrices = TABLE[name][0]().matrices(n)
+    self.assertEqual(matrices.dtype, np.float64)
+    self.assertEqual(matrices.shape[1:], (n, n))
+    self.assertGreaterEqual(matrices.min(), 0)
+    for axis in (1, 2):
+      np.testing.assert_allclose(matrices.sum(axis), 1, rtol=0, atol=1e-12)
+
+  @parameterized.parameters(
+    'ring', 'torus', 'hypercube', 'star', 'complete', 'erdos_renyi', 'path',
+    'random_matching', 'random_matching_on_a_path',
+  )  # fmt: skip
+  def test_undirected_graphs_are_symmetric(self, name):
+    make, ns = TABLE[name]
+    matrices = make().matrices(ns[-1])
+    np.testing.assert_allclose(matrices, matrices.swapaxes(1, 2), atol=1e-15)
+
+  @parameterized.parameters(
+    pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
+    pr.one_peer_exponential, pr.random_neighbour,
+  )  # fmt: skip
+  def test_one_replica_keeps_what_it_has(self, make):
+    np.testing.assert_array_equal(make().matrices(1), np.ones((1, 1, 1)))
+    out, _ = rounds(make(), 1, 1, np.array([3.0]))
+    np.testing.assert_array_equal(out[0], [3.0])
+
+  @parameterized.parameters(
+    pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
+    pr.one_peer_exponential, pr.random_matching, pr.random_neighbour,
+  )  # fmt: skip
+  def test_two_replicas_have_one_link(self, make):
+    matrices = make().matrices(2)
+    for weights in matrices:
+      self.assertEqual(links_of(weights), {(0, 1), (1, 0)})
+    self.assertEqual(tuple(make().message(8.0, 2)), (8.0, 1, 'neighbour'))
+
+  @parameterized.parameters('star', 'random_matching', 'directed')
+  def test_keeps_single_precision(self, name):
+    mixing = ALL[name][0]()
+    with jax.enable_x64(True):
+      out, _ = rounds(mixing, 6, 3, np.ones((6, 2), np.float32))
+    self.assertEqual(out[0].dtype, np.float32)
+
+
+class WeightsTest(parameterized.TestCase):
+  """The weights by hand."""
+
+  def test_star(self):
+    # 1 / (1 + max(n - 1, 1)) on an edge.
+    want = np.diag([1 / 4] + [3 / 4] * 3)
+    want[0, 1:] = want[1:, 0] = 1 / 4
+    np.testing.assert_allclose(pr.star().matrices(4)[0], want)
+
+  def test_complete_is_the_mean(self):
+    np.testing.assert_allclose(
+      pr.complete().matrices(6)[0], np.full((6, 6), 1 / 6)
+    )
+
+  def test_hypercube_flips_one_digit(self):
+    weights = pr.hypercube().matrices(8)[0]
+    for i, j in itertools.product(range(8), range(8)):
+      near = bin(i ^ j).count('1') <= 1
+      self.assertAlmostEqual(weights[i, j], near / 4)
+
+  def test_torus_of_three_rows_has_four_neighbours(self):
+    weights = pr.torus(3).matrices(12)[0]
+    for i, j in itertools.product(range(12), range(12)):
+      down, right = (i // 4 - j // 4) % 3, (i % 4 - j % 4) % 4
+      near = (down in (0, 1, 2)) and (right in (0, 1, 3)) and not down * right
+      self.assertAlmostEqual(weights[i, j], near / 5)
+
+  def test_torus_is_as_square_as_it_can_be(self):
+    for n, rows in ((12, 3), (16, 4), (7, 1), (10, 2)):
+      np.testing.assert_array_equal(
+        pr.torus().matrices(n), pr.torus(rows).matrices(n)
+      )
+
+  def test_exponential_takes_from_powers_of_two_before(self):
+    weights = pr.exponential().matrices(6)[0]
+    for i, j in itertools.product(range(6), range(6)):
+      self.assertAlmostEqual(weights[i, j], ((i - j) % 6 in (0, 1, 2, 4)) / 4)
+
+  def test_one_peer_exponential_takes_turns(self):
+    matrices = pr.one_peer_exponential().matrices(8)
+    self.assertLen(matrices, 3)
+    for k, weights in enumerate(matrices):
+      for i, j in itertools.product(range(8), range(8)):
+        self.assertEqual(weights[i, j], ((i - j) % 8 in (0, 2**k)) / 2)
+
+  def test_nodes_are_replicas_in_their_order(self):
+    graph = nx.Graph()
+    graph.add_nodes_from('cab')
+    graph.add_edges_from(['ca', 'ab', 'aa'])
+    weights = pr.metropolis_hastings(graph)
+    want = np.array([[2, 1, 0], [1, 1, 1], [0, 1, 2]]) / 3
+    np.testing.assert_allclose(weights, want)
+
+  @parameterized.parameters(2, 4, 6, 8, 16)
+  def test_random_matching_has_every_pair_equally_often(self, n):
+    matrices = pr.random_matching().matrices(n)
+    self.assertLen(matrices, n - 1)
+    pairs = (matrices == 0.5).sum(axis=0) - (n - 1) * np.eye(n)
+    np.testing.assert_array_equal(pairs, 1 - np.eye(n))
+    for weights in matrices:
+      np.testing.assert_array_equal(weights @ weights, weights)
+      self.assertEqual((weights > 0).sum(), 2 * n)
+
+  def test_random_matching_on_a_graph_has_every_edge_once(self):
+    graph = nx.petersen_graph()
+    matrices = pr.random_matching(graph).matrices(10)
+    met = sum(np.sign(w) - np.diag(np.ones(10)) for w in matrices)
+    np.testing.assert_array_equal(met, nx.to_numpy_array(graph))
+    for weights in matrices:
+      np.testing.assert_array_equal(weights @ weights, weights)
+    # An even ring has two colours.
+    self.assertLen(pr.random_matching(nx.cycle_graph(8)).matrices(8), 2)
+
+  @parameterized.parameters(3, 8)
+  def test_random_neighbour_is_uniform_among_the_others(self, n):
+    expected = pr.random_neighbour().matrices(n).mean(axis=0)
+    others = (1 - np.eye(n)) / (n - 1)
+    np.testing.assert_allclose(expected, (np.eye(n) + others) / 2)
+
+
+class DrawsTest(parameterized.TestCase):
+  @parameterized.parameters((pr.random_matching, 8), (pr.random_neighbour, 5))
+  def test_all_are_drawn_equally_often(self, make, n):
+    mixing = make()
+    choices = len(mixing.matrices(n))
+    draw = jax.vmap(
+      lambda s: jax.random.randint(jax.random.key(s), (), 0, choices)
+    )
+    counts = np.bincount(draw(np.arange(1000 * choices)), minlength=choices)
+    # Five standard deviations of a count of mean 1000.
+    np.testing.assert_allclose(counts, 1000, atol=5 * np.sqrt(1000))
+
+  def test_all_replicas_share_the_draw(self):
+    # Keys that differ from replica to replica would not give a matching.
+    mixing = pr.random_matching()
+    out, chosen = rounds(mixing, 8, 4, np.eye(8, dtype=np.float32))
+    self.assertGreater(len(set(chosen)), 2)
+    for got, k in zip(out, chosen):
+      np.testing.assert_array_equal(got, mixing.matrices(8)[k])
+
+
+class SparsityTest(parameterized.TestCase):
+  """One replica per device: what is sent is the edges, each once."""
+
+  @parameterized.parameters(*sizes(ALL))
+  def test_messages_are_the_links(self, name, n):
+    mixing = ALL[name][0]()
+    mesh = pr.ReplicaMesh(n, n)
+    for weights in mixing.matrices(n):
+      fixed = mixings.sparse(lambda n, w=weights: w[None])
+      fn = mesh.map(lambda x, w=fixed: w.apply(x, harness.bare_context(mesh)))
+      found = harness.collectives_of(fn, jnp.zeros((n, 1, 5)))
+      links = links_of(weights)
+      pairs = [pair for sent in found for pair in sent.params['perm']]
+      self.assertLen(pairs, len(links))
+      self.assertEqual(set(pairs), links)
+      degree = np.sign(weights) - np.diag(np.sign(np.diag(weights)))
+      self.assertLen(found, int(max(degree.sum(0).max(), degree.sum(1).max())))
+      for sent in found:
+        self.assertEqual(sent.name, 'ppermute')
+        self.assertEqual(sent.operands[0].shape, (1, 5))
+
+  def test_ring_is_two_messages(self):
+    found = messages(pr.ring(), 8, 8)
+    self.assertLen(found, 2)
+    perms = {tuple(sorted(sent.params['perm'])) for sent in found}
+    up = tuple((i, (i + 1) % 8) for i in range(8))
+    down = tuple((i, (i - 1) % 8) for i in range(8))
+    self.assertEqual(perms, {up, down})
+    self.assertFalse(any(sent.conditional for sent in found))
+
+  @parameterized.parameters(
+    (pr.random_matching, 7), (pr.one_peer_exponential, 3)
+  )
+  def test_every_branch_of_a_switch_is_one_message(self, make, num_branches):
+    mixing = make()
+    mesh = pr.ReplicaMesh(8, 8)
+    fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
+    jaxpr = jax.make_jaxpr(fn)(jnp.zeros((8, 1, 5))).jaxpr
+    switches = [
+      eqn for eqn, _ in harness.equations(jaxpr) if eqn.primitive.name == 'cond'
+    ]
+    self.assertLen(switches, 1)
+    branches = switches[0].params['branches']
+    self.assertLen(branches, num_branches)
+    for weights, branch in zip(mixing.matrices(8), branches):
+      sent = [
+        eqn
+        for eqn, _ in harness.equations(branch.jaxpr)
+        if eqn.primitive.name == 'ppermute'
+      ]
+      self.assertLen(sent, 1)
+      self.assertEqual(set(sent[0].params['perm']), links_of(weights))
+
+  @parameterized.parameters(
+    pr.ring, pr.star, pr.exponential, pr.one_peer_exponential,
+    pr.random_matching,
+  )  # fmt: skip
+  def test_compiled_step_permutes_and_gathers_nothing(self, make):
+    algorithm = pr.d_psgd(optax.sgd(0.1), mixing=make())
+    mesh = pr.ReplicaMesh(8, 8)
+    start = harness.to_tree(np.zeros(6, np.float32))
+    state = pr.create_train_state(mesh, algorithm, start)
+    problem = reference.make_problem(8, 1)
+    batch = harness.problem_batches(mesh, problem, [0], np.float32)
+    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    text = train_steps.lower(state, batch).compile().as_text()
+    self.assertIn('collective-permute', text)
+    for other in ('all-gather', 'all-reduce', 'all-to-all'):
+      self.assertNotIn(other, text)
+
+  @parameterized.parameters(
+    # Bytes and latencies of 120 bytes by the replica that sends most.
+    (pr.star(), 8, (840.0, 7)),
+    (pr.complete(), 8, (840.0, 7)),
+    (pr.hypercube(), 8, (360.0, 3)),
+    (pr.exponential(), 8, (360.0, 3)),
+    (pr.torus(), 16, (480.0, 4)),
+    (pr.one_peer_exponential(), 8, (120.0, 1)),
+    (pr.random_matching(), 8, (120.0, 1)),
+    (pr.random_neighbour(), 8, (120.0, 1)),
+    (pr.graph(DIRECTED), 6, (240.0, 2)),
+    (pr.graph(np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0]]) / [[3], [1], [1]]),
+     3, (240.0, 2)),
+  )  # fmt: skip
+  def test_message(self, mixing, n, expected):
+    self.assertEqual(tuple(mixing.message(120.0, n)), (*expected, 'neighbour'))
+    self.assertEqual(mixing.coded_message(30.0, n).bytes_sent, expected[0] / 4)
+
+
+class RoundsTest(parameterized.TestCase):
+  """Several matrices of one run."""
+
+  def run_sync(self, mixing, n, num_steps, period=1):
+    """x after so many steps of `sync` alone, from x_i = e_i."""
+    algorithm = pr.chain(pr.sync(mixing, when=pr.every(period)))
+    mesh = pr.ReplicaMesh(n, 2)
+    with jax.enable_x64(True):
+      state = pr.create_train_state(
+        mesh, algorithm, np.eye(n), per_replica=True
+      )
+      train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: 0)
+      none = mesh.place_per_device(np.zeros((2, num_steps, n // 2)))
+      state, _ = train_steps(state, none)
+      return mesh.gather(state.params)
+
+  @parameterized.parameters(2, 4, 8)
+  def test_one_peer_exponential_is_exact_in_log_n_rounds(self, n):
+    num_rounds = n.bit_length() - 1
+    x = self.run_sync(pr.one_peer_exponential(), n, num_rounds)
+    np.testing.assert_array_equal(x, np.full((n, n), 1 / n))
+
+  def test_one_peer_exponential_is_not_exact_for_six(self):
+    x = self.run_sync(pr.one_peer_exponential(), 6, 3)
+    self.assertGreater(np.abs(x - 1 / 6).max(), 0.05)
+
+  @parameterized.parameters(2, 3, 4)
+  def test_turns_are_of_rounds_and_not_of_steps(self, period):
+    # At n = 4 there are two W; every second step would always have the same.
+    x = self.run_sync(pr.one_peer_exponential(), 4, 2 * period, period)
+    np.testing.assert_array_equal(x, np.full((4, 4), 1 / 4))
+
+  def test_pairs_change_from_step_to_step(self):
+    x = self.run_sync(pr.random_matching(), 8, 12)
+    self.assertLess(np.abs(x - 1 / 8).max(), 0.05)
+    np.testing.assert_allclose(x.sum(axis=0), 1, rtol=0, atol=1e-15)
+
+
+class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda: pr.graph(np.eye(3)[:2]), r'square matrix \[N, N\], got .*\(2, 3'),
+    (lambda: pr.graph(np.diag([1, 0.5])), 'that sum to 1, got 0.5 in row 1'),
+    (
+      lambda: pr.graph(np.eye(3)),
+      r'connect all replicas both ways, got 3 parts, one of them \[0\]',
+    ),
+    (
+      lambda: pr.graph(np.array([[1.0, 0], [0.5, 0.5]])),  # 1 takes from 0 only
+      'connect all replicas both ways, got 2 parts',
+    ),
+    (lambda: pr.graph(nx.empty_graph(2)), 'got 2 parts'),
+    (lambda: pr.graph(nx.DiGraph([(0, 1)])), 'undirected .*, got DiGraph'),
+    (lambda: pr.random_matching(nx.DiGraph([(0, 1)])), 'got DiGraph'),
+    (lambda: pr.random_matching(np.eye(2)), 'undirected .*, got ndarray'),
+    (lambda: pr.random_matching(nx.empty_graph(2)), 'got 2 parts'),
+    (lambda: pr.erdos_renyi(0.0), r'edge_probability must be in \(0, 1\]'),
+    (lambda: pr.erdos_renyi(float('nan')), r'in \(0, 1\], got nan'),
+    (lambda: pr.torus(0), 'num_rows must be an integer >= 1, got 0'),
+    (lambda: pr.ring(1.0), r'self_weight must be in \[0, 1\), got 1.0'),
+    (lambda: pr.torus(3).matrices(8), 'num_rows must divide the 8 .*, got 3'),
+    (lambda: pr.hypercube().matrices(6), 'power of two of replicas, got 6'),
+    (
+      lambda: pr.random_matching().matrices(5),
+      r'even number of replicas, got 5; use pr.random_neighbour\(\)',
+    ),
+    (
+      lambda: pr.erdos_renyi(0.01).matrices(8),
+      'seed 0 with edge probability 0.01 does not connect the 8 replicas',
+    ),
+    (lambda: pr.graph(DIRECTED).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
+    (lambda: pr.graph(PATH).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
+    (
+      lambda: pr.random_matching(PATH).matrices(8),
+      r'\[8, 8\].*got \(6, 6\)',
+    ),
+  )
+  def test_refused_in_one_line(self, make, message):
+    with self.assertRaisesRegex(ValueError, message) as caught:
+      make()
+    self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(
+    (functools.partial(pr.d_psgd), 'rows that sum to 1, got .*use it with pr.'),
+  )
+  def test_columns_alone_are_for_push_sum(self, algorithm, message):
+    algorithm = algorithm(optax.sgd(0.1), mixing=pr.graph(DIRECTED))
+    with self.assertRaisesRegex(ValueError, message):
+      pr.create_train_state(pr.ReplicaMesh(6), algorithm, np.zeros(2))
+
+
+if __name__ == '__main__':
+  absltest.main()
