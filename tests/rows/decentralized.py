@@ -2,11 +2,35 @@
 
 import functools
 
+import jax
+import numpy as np
+
 import prsgd_jax as pr
-from tests import reference
-from tests.rows.row import SGD, J, N, Row, W, multiples
+from tests import harness, reference
+from tests.rows.row import SGD, J, N, Row, T, W, multiples
 
 RING = reference.ring_weights(N)
+DIRECTED = reference.random_column_stochastic(N)
+ONE_PEER = reference.one_peer_exponential_weights(N, T)
+SPEEDS = (1, 2, 4, 4, 2, 1, 1, 4)
+DURATIONS = (4, 2, 1, 1, 2, 4, 4, 1)  # ticks of a gradient
+
+
+@functools.cache
+def drawn(path, make=pr.random_matching):
+  """float64[T, N, N], the W that the stage at a path in the chain draws."""
+  matrices = make().matrices(N)
+  _, keys = harness.stage_keys(T, path)
+  turns = [
+    int(jax.random.randint(key, (), 0, len(matrices), np.int32)) for key in keys
+  ]
+  return matrices[turns]
+
+
+def partners(weights):
+  """int[T, N]: with whom each averages, itself for nobody."""
+  n = weights.shape[-1]
+  return (weights - np.eye(n) / 4).argmax(axis=-1)
 
 
 def order_of(mixing, order, tx=SGD):
@@ -37,18 +61,78 @@ TABLE = {
   'd_psgd_mean': _d_psgd(
     pr.mean(), J, full_sync=multiples(1), every_layout=False
   ),
+  'd_psgd_matching': Row(
+    lambda: pr.d_psgd(SGD, mixing=pr.random_matching()),
+    lambda problem, **kwargs: reference.d_psgd(
+      problem, weights=drawn((1,)), **kwargs
+    ),
+    'A',
+  ),
+  'd_psgd_one_peer': _d_psgd(
+    pr.one_peer_exponential(), ONE_PEER, every_layout=False
+  ),
+  'd_psgd_star': _d_psgd(
+    pr.star(), reference.star_weights(N), every_layout=False
+  ),
   'diffusion_ring': Row(
-    lambda: order_of(pr.ring(0.5), 'C'),
+    lambda: pr.diffusion(SGD, mixing=pr.ring(0.5)),
     functools.partial(
       reference.adapt_then_combine, weights=reference.ring_weights(N, 0.5)
     ),
     'C',
   ),
+  'diffusion_ring_3': Row(
+    lambda: pr.diffusion(SGD, period=3),
+    functools.partial(reference.adapt_then_combine, weights=RING, period=3),
+    'C',
+    every_layout=False,
+  ),
   'diffusion_mean': Row(
-    lambda: order_of(pr.mean(), 'C'),
+    lambda: pr.diffusion(SGD, mixing=pr.mean()),
     functools.partial(reference.adapt_then_combine, weights=J),
     'C',
     full_sync=multiples(1),
+    every_layout=False,
+  ),
+  'diffusion_mean_4': Row(
+    lambda: pr.diffusion(SGD, mixing=pr.mean(), period=4),
+    functools.partial(reference.adapt_then_combine, weights=J, period=4),
+    'C',
+    full_sync=multiples(4),
+    every_layout=False,
+  ),
+  'sgp_directed': Row(
+    lambda: pr.sgp(SGD, mixing=pr.graph(DIRECTED)),
+    functools.partial(reference.sgp, weights=DIRECTED),
+    'C',
+    keeps_mean=False,  # that of x is kept, not that of z = x / w
+  ),
+  'sgp_one_peer': Row(
+    lambda: pr.sgp(SGD),
+    functools.partial(reference.sgp, weights=ONE_PEER),
+    'C',
+    every_layout=False,
+  ),
+  'sgp_ring': Row(
+    lambda: pr.sgp(SGD, mixing=pr.ring(0.5)),
+    functools.partial(reference.sgp, weights=reference.ring_weights(N, 0.5)),
+    'C',
+    every_layout=False,
+  ),
+  'ad_psgd': Row(
+    lambda: pr.ad_psgd(SGD, speeds=SPEEDS),
+    lambda problem, **kwargs: reference.ad_psgd(
+      problem, durations=DURATIONS, partners=partners(drawn((1,))), **kwargs
+    ),
+    'A',
+    keeps_mean=False,  # it moves by those that are done
+  ),
+  'ad_psgd_equal': Row(
+    lambda: pr.ad_psgd(SGD, speeds=[3] * N),
+    lambda problem, **kwargs: reference.ad_psgd(
+      problem, durations=[1] * N, partners=partners(drawn((1,))), **kwargs
+    ),
+    'A',
     every_layout=False,
   ),
   'combine_then_adapt_ring': Row(
