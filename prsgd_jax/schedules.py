@@ -181,7 +181,7 @@ def with_probability(
 
   Reference:
     Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?
-    (arXiv 1606.07365), Section 2.
+    (arXiv 1606.07365).
   """
   if not 0 <= probability <= 1:
     raise ValueError(f'probability must be in [0, 1], got {probability!r}')
