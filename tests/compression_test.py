@@ -1,0 +1,333 @@
+"""Compressors: what travels, what comes out, and how far it is off."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prsgd_jax as pr
+from prsgd_jax import compression
+from tests import reference
+
+EVERY = {
+  'bare_signs': compression.bare_signs,
+  'levels_1': lambda: pr.stochastic_levels(1),
+  'levels_4': lambda: pr.stochastic_levels(4),
+  'levels_300': lambda: pr.stochastic_levels(300),
+  'random_k': lambda: pr.random_k(0.25),
+  'signs': pr.signs,
+  'ternary': pr.ternary,
+  'top_k': lambda: pr.top_k(0.25),
+  'uncompressed': pr.uncompressed,
+}
+UNBIASED = ('levels_1', 'levels_4', 'levels_300', 'ternary')
+
+
+def key(seed=0):
+  return jax.random.key(seed, impl='threefry2x32')
+
+
+def shapes_of(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def compressed(compressor, tree, seed=0):
+  """Q(tree), on the host."""
+  codes = compressor.encode(key(seed), tree)
+  return jax.device_get(compressor.decode(codes, shapes_of(tree)))
+
+
+def samples(compressor, v, num_samples):
+  """Q(v) with many keys, [num_samples, n]."""
+  keys = jax.random.split(key(), num_samples)
+  shape = jax.ShapeDtypeStruct(v.shape, v.dtype)
+  one = jax.jit(
+    jax.vmap(lambda k: compressor.decode(compressor.encode(k, v), shape))
+  )
+  return np.asarray(one(keys))
+
+
+def vector(n=20, seed=0):
+  return np.random.default_rng(seed).normal(size=n)
+
+
+class EveryCompressorTest(parameterized.TestCase):
+  @parameterized.product(name=tuple(EVERY), dtype=('float32', 'bfloat16'))
+  def test_gives_back_the_tree_in_single_precision(self, name, dtype):
+    tree = {
+      'matrix': jnp.asarray(vector(12).reshape(3, 4), dtype),
+      'scalar': jnp.asarray(-2.0, dtype),
+      'vector': jnp.asarray(vector(9), dtype),
+    }
+    out = compressed(EVERY[name](), tree)
+    for leaf in tree:
+      self.assertEqual(out[leaf].shape, tree[leaf].shape)
+      self.assertEqual(out[leaf].dtype, np.float32)
+
+  @parameterized.parameters(*EVERY)
+  def test_keeps_double_precision(self, name):
+    with jax.enable_x64(True):
+      codes = EVERY[name]().encode(key(), vector())
+      out = compressed(EVERY[name](), vector())
+    self.assertEqual(out.dtype, np.float64)
+    for code in jax.tree.leaves(codes):
+      self.assertFalse(code.weak_type, code)
+
+  @parameterized.parameters(*EVERY)
+  def test_nothing_comes_of_nothing(self, name):
+    if name == 'bare_signs':
+      self.skipTest('a sign has no zero')
+    tree = {'empty': np.zeros(0, np.float32), 'zero': np.zeros(5, np.float32)}
+    out = compressed(EVERY[name](), tree)
+    np.testing.assert_array_equal(out['zero'], 0)
+    self.assertEqual(out['empty'].shape, (0,))
+
+  @parameterized.parameters(*EVERY)
+  def test_a_nan_comes_out_somewhere(self, name):
+    if name == 'bare_signs':
+      self.skipTest('a sign has no NaN')
+    if name == 'random_k':
+      self.skipTest('it may be among those not sent')
+    v = np.array([1.0, np.nan, 3.0, 4.0], np.float32)
+    self.assertTrue(np.isnan(compressed(EVERY[name](), v)).any())
+
+  @parameterized.parameters(*EVERY)
+  def test_leaves_are_drawn_independently(self, name):
+    if name not in (*UNBIASED, 'random_k'):
+      self.skipTest('nothing is drawn')
+    v = vector(64).astype(np.float32)
+    out = compressed(EVERY[name](), [v, v])
+    self.assertTrue((out[0] != out[1]).any())
+    again = compressed(EVERY[name](), [v, v])
+    np.testing.assert_array_equal(out[0], again[0])
+    other = compressed(EVERY[name](), [v, v], seed=1)
+    self.assertTrue((out[0] != other[0]).any())
+
+  @parameterized.parameters(*EVERY)
+  def test_only_real_floats_are_taken(self, name):
+    with self.assertRaisesRegex(ValueError, 'floating leaves, got int32'):
+      EVERY[name]().encode(key(), np.arange(3, dtype=np.int32))
+    with self.assertRaisesRegex(ValueError, 'floating leaves, got complex64'):
+      EVERY[name]().encode(key(), np.ones(3, np.complex64))
+
+
+class CodedBytesTest(parameterized.TestCase):
+  """Small on the wire: by hand, for leaves of 1000 and of 10 entries."""
+
+  TREE = (np.zeros((20, 50), np.float32), np.zeros(10, np.float32))
+
+  @parameterized.named_parameters(
+    ('uncompressed', pr.uncompressed(), 4000 + 40),
+    # One, two, three, four bits an entry in whole bytes for each bit; a scale.
+    ('bare_signs', compression.bare_signs(), 125 + 2),
+    ('signs', pr.signs(), 125 + 4 + 2 + 4),
+    ('ternary', pr.ternary(), 2 * 125 + 4 + 2 * 2 + 4),
+    ('levels_1', pr.stochastic_levels(1), 2 * 125 + 4 + 2 * 2 + 4),
+    ('levels_2', pr.stochastic_levels(2), 3 * 125 + 4 + 3 * 2 + 4),
+    ('levels_3', pr.stochastic_levels(3), 3 * 125 + 4 + 3 * 2 + 4),
+    ('levels_4', pr.stochastic_levels(4), 4 * 125 + 4 + 4 * 2 + 4),
+    ('levels_127', pr.stochastic_levels(127), 8 * 125 + 4 + 8 * 2 + 4),
+    ('levels_128', pr.stochastic_levels(128), 9 * 125 + 4 + 9 * 2 + 4),
+    # Values of four bytes, places of two; the second leaf keeps its one.
+    ('top_k', pr.top_k(0.01), 10 * 6 + 1 * 6),
+    # Values, and one seed of eight bytes for each leaf.
+    ('random_k', pr.random_k(0.01), 10 * 4 + 8 + 1 * 4 + 8),
+  )
+  def test_by_hand(self, compressor, expected):
+    self.assertEqual(pr.coded_bytes(compressor, self.TREE), expected)
+    codes = compressor.encode(key(), self.TREE)
+    sent = sum(np.asarray(x).nbytes for x in jax.tree.leaves(codes))
+    self.assertEqual(sent, expected)
+
+  @parameterized.parameters(*range(1, 20), 127, 128, 32767)
+  def test_levels_take_the_bits_they_need(self, levels):
+    n = 8
+    bits = int(np.ceil(np.log2(2 * levels + 1)))
+    got = pr.coded_bytes(
+      pr.stochastic_levels(levels), jax.ShapeDtypeStruct((n,), jnp.float32)
+    )
+    self.assertEqual(got, bits * n // 8 + 4)
+
+  def test_places_in_large_leaves_take_four_bytes(self):
+    def of(n):
+      shape = jax.ShapeDtypeStruct((n,), jnp.float32)
+      return pr.coded_bytes(pr.top_k(1e-9), shape)
+
+    self.assertEqual(of(2**16), 4 + 2)
+    self.assertEqual(of(2**16 + 1), 4 + 4)
+
+  def test_half_precision_is_sent_in_single(self):
+    half = jax.ShapeDtypeStruct((16,), jnp.bfloat16)
+    self.assertEqual(pr.coded_bytes(pr.uncompressed(), half), 64)
+
+
+class PackingTest(parameterized.TestCase):
+  @parameterized.product(bits=(1, 2, 3, 5, 8, 16), n=(1, 7, 8, 9, 100))
+  def test_round_trip(self, bits, n):
+    rng = np.random.default_rng(bits * n)
+    numbers = rng.integers(0, 2**bits, n)
+    numbers[0] = 2**bits - 1
+    planes = compression.pack(jnp.asarray(numbers), bits)
+    self.assertEqual(planes.dtype, jnp.uint8)
+    self.assertEqual(planes.shape, (bits, -(-n // 8)))
+    out = compression.unpack(planes, n)
+    np.testing.assert_array_equal(out, numbers)
+    self.assertEqual(out.dtype, jnp.uint32)
+
+
+class UnbiasedTest(parameterized.TestCase):
+  """E Q(v) = v, and E|Q(v) - v|^2 as it is in closed form.
+
+  An entry of share a = s |v_i| / norm is rounded up with probability p = a -
+  floor(a), so its variance is (norm / s)^2 p (1 - p).
+  """
+
+  NUM = 40_000
+
+  def variance(self, v, levels, norm):
+    share = levels * np.abs(v) / norm
+    p = share - np.floor(share)
+    return (norm / levels) ** 2 * p * (1 - p)
+
+  @parameterized.parameters(
+    ('levels_1', 1), ('levels_4', 4), ('levels_300', 300), ('ternary', 1)
+  )
+  def test_mean_and_variance(self, name, levels):
+    v = vector().astype(np.float32)
+    norm = np.abs(v).max() if name == 'ternary' else np.linalg.norm(v)
+    variance = self.variance(v.astype(np.float64), levels, norm)
+    drawn = samples(EVERY[name](), v, self.NUM).astype(np.float64)
+    # Five standard errors of each of 20 means, and rounding in float32.
+    error = np.abs(drawn.mean(axis=0) - v)
+    bound = 5 * np.sqrt(variance / self.NUM) + 1e-6
+    self.assertTrue((error < bound).all(), error / bound)
+    # The relative error of a variance is about sqrt((kurtosis - 1) / NUM), for
+    # all entries together below 2 %.
+    total = np.square(drawn - v).sum(axis=1).mean()
+    np.testing.assert_allclose(total, variance.sum(), rtol=0.05)
+
+  @parameterized.product(
+    levels=(1, 2, 4, 16, 100), n=(1, 2, 10, 1000), seed=(0, 1, 2)
+  )
+  def test_variance_is_below_the_papers_bound(self, levels, n, seed):
+    rng = np.random.default_rng(seed)
+    for v in (rng.normal(size=n), rng.standard_cauchy(size=n), np.ones(n)):
+      norm = np.linalg.norm(v)
+      variance = self.variance(v, levels, norm).sum()
+      bound = min(n / levels**2, np.sqrt(n) / levels) * norm**2
+      self.assertLessEqual(variance, bound * (1 + 1e-12))
+
+  @parameterized.parameters(1, 4, 300)
+  def test_levels_are_rounded_up_by_the_draw(self, levels):
+    # PAPERS 6, with the numbers drawn.
+    with jax.enable_x64(True):
+      v = vector()
+      drawn = jax.random.uniform(jax.random.fold_in(key(), 0), v.shape)
+      out = compressed(pr.stochastic_levels(levels), v)
+      ternary = compressed(pr.ternary(), v)
+      want = reference.stochastic_levels(v, levels=levels, uniform=drawn)
+    np.testing.assert_allclose(out, want, rtol=0, atol=1e-14)
+    want = reference.ternary(v, uniform=np.asarray(drawn))
+    np.testing.assert_allclose(ternary, want, rtol=0, atol=1e-14)
+
+  def test_of_a_multiple_of_the_levels_nothing_is_lost(self):
+    v = np.array([3.0, -4.0, 0, 0], np.float32)
+    out = compressed(pr.stochastic_levels(5), v)
+    np.testing.assert_allclose(out, v, rtol=1e-6)
+
+  def test_ternary_is_minus_s_zero_and_s(self):
+    v = vector(500).astype(np.float32)
+    out = compressed(pr.ternary(), v)
+    s = np.abs(v).max()
+    self.assertEqual(set(np.unique(out).tolist()), {-s, 0.0, s})
+    nonzero = out != 0
+    np.testing.assert_array_equal(np.sign(out[nonzero]), np.sign(v[nonzero]))
+
+
+class ContractionTest(parameterized.TestCase):
+  """E|Q(v) - v|^2 <= (1 - delta)|v|^2."""
+
+  @parameterized.product(fraction=(0.01, 0.25, 0.5, 1.0), n=(1, 10, 33))
+  def test_top_k(self, fraction, n):
+    with jax.enable_x64(True):
+      v = vector(n)
+      out = compressed(pr.top_k(fraction), v)
+    k = max(1, round(fraction * n))
+    np.testing.assert_array_equal(out, reference.top_k(v, k=k))
+    self.assertEqual(np.count_nonzero(out), k)
+    left = np.square(out - v).sum()
+    self.assertLessEqual(left, (1 - k / n) * np.square(v).sum() + 1e-15)
+
+  def test_of_equal_entries_the_first_are_kept(self):
+    v = np.array([1.0, -2.0, 2.0, 2.0, -1.0], np.float32)
+    np.testing.assert_array_equal(
+      compressed(pr.top_k(0.4), v), [0, -2.0, 2.0, 0, 0]
+    )
+    np.testing.assert_array_equal(
+      compressed(pr.top_k(0.8), v), [1.0, -2.0, 2.0, 2.0, 0]
+    )
+
+  def test_random_k_is_its_share_in_expectation(self):
+    v, num = vector().astype(np.float32), 20_000
+    drawn = samples(pr.random_k(0.25), v, num)
+    kept = drawn != 0
+    np.testing.assert_array_equal(kept.sum(axis=1), 5)
+    np.testing.assert_array_equal(drawn[kept], np.tile(v, (num, 1))[kept])
+    # Each entry with probability 1/4: five standard errors.
+    np.testing.assert_allclose(
+      kept.mean(axis=0), 0.25, rtol=0, atol=5 * np.sqrt(3 / 16 / num)
+    )
+    left = np.square(drawn - v).sum(axis=1).mean() / np.square(v).sum()
+    np.testing.assert_allclose(left, 0.75, rtol=0.01)
+
+  def test_random_k_is_drawn_again_from_its_seed(self):
+    v = vector().astype(np.float32)
+    code = pr.random_k(0.25).encode(key(), v)[0]
+    places = compression.drawn_places(code.seed, 20, 5)
+    np.testing.assert_array_equal(code.values, v[np.asarray(places)])
+    self.assertLen(set(places.tolist()), 5)
+
+  @parameterized.parameters(1, 10, 33)
+  def test_signs(self, n):
+    with jax.enable_x64(True):
+      v = vector(n)
+      out = compressed(pr.signs(), v)
+    np.testing.assert_allclose(out, reference.signs(v), rtol=1e-15)
+    left = np.square(out - v).sum()
+    want = np.square(v).sum() - np.abs(v).sum() ** 2 / n
+    np.testing.assert_allclose(left, want, rtol=1e-12, atol=1e-15)
+
+  def test_the_sign_of_zero_is_plus(self):
+    v = np.array([-1.0, 0, 3.0, -0.0], np.float32)
+    np.testing.assert_array_equal(compressed(pr.signs(), v), [-1, 1, 1, 1])
+    np.testing.assert_array_equal(
+      compressed(compression.bare_signs(), v), [-1, 1, 1, 1]
+    )
+
+
+class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(0, -1, 2.0, True, None)
+  def test_levels_are_a_positive_integer(self, bad):
+    with self.assertRaisesRegex(
+      ValueError, f'levels must be an integer >= 1, got {bad}'
+    ):
+      pr.stochastic_levels(bad)
+
+  def test_levels_are_at_most_of_16_bits(self):
+    with self.assertRaisesRegex(
+      ValueError, 'levels must be <= 32767, got 32768; use pr.uncompressed'
+    ):
+      pr.stochastic_levels(2**15)
+
+  @parameterized.product(
+    make=(pr.top_k, pr.random_k), bad=(0, -0.1, 1.5, float('nan'))
+  )
+  def test_fraction_is_in_range(self, make, bad):
+    with self.assertRaisesRegex(
+      ValueError, rf'fraction must be in \(0, 1\], got {bad}'
+    ):
+      make(bad)
+
+
+if __name__ == '__main__':
+  absltest.main()
