@@ -79,7 +79,6 @@ def local_update(tx: optax.GradientTransformation) -> ReplicaTransformation:
       gradient was taken before.
   """
   check_optax('local_update', tx)
-  tx = optax.with_extra_args_support(tx)
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
@@ -95,14 +94,20 @@ def local_update(tx: optax.GradientTransformation) -> ReplicaTransformation:
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
     check_gradient('local_update', replica)
-    opt_state = _set_clock(replica.opt_state, context.step)
-    updates, opt_state = over_block(tx.update)(
-      replica.grads, opt_state, replica.params
-    )
+    updates, opt_state = optimizer_updates(tx, replica, context)
     params = optax.apply_updates(replica.params, updates)
     return replica._replace(params=params, opt_state=opt_state), state
 
   return ReplicaTransformation(update, init)
+
+
+def optimizer_updates(
+  tx: optax.GradientTransformation, replica: Replica, context: Context
+) -> tuple[ArrayTree, ArrayTree]:
+  """What `tx` would add to the parameters, and its next state."""
+  tx = optax.with_extra_args_support(tx)
+  opt_state = _set_clock(replica.opt_state, context.step)
+  return over_block(tx.update)(replica.grads, opt_state, replica.params)
 
 
 def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
