@@ -1,0 +1,374 @@
+"""What sends codes: identities, what travels, what is refused."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from tests import harness, reference
+from tests.rows import PLAIN, SGD, N, T
+from tests.rows.compressed import FRACTION, LEVELS
+
+PROBLEM = reference.make_problem(N, T)
+NOTHING_LOST = pr.uncompressed()
+
+
+def final(algorithm, num_devices=2, num_steps=T, seed=0):
+  """x[N, d] after some steps, in float64."""
+  return run(algorithm, num_devices, num_steps, seed)[0]
+
+
+def run(algorithm, num_devices=2, num_steps=T, seed=0):
+  """x[N, d] and the state on the host."""
+  with jax.enable_x64(True):
+    mesh = pr.ReplicaMesh(N, num_devices)
+    start = harness.to_tree(PROBLEM.start)
+    state = pr.create_train_state(mesh, algorithm, start, seed=seed)
+    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    batch = harness.problem_batches(mesh, PROBLEM, range(num_steps))
+    state, _ = train_steps(state, batch)
+    return harness.to_vector(mesh.gather(state.params)), harness.to_host(state)
+
+
+def assert_close(actual, desired):
+  # float64 sums in another order, over 24 steps of values near 1.
+  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-12)
+
+
+class SpecialCasesTest(parameterized.TestCase):
+  """What is left of each algorithm where nothing is compressed."""
+
+  def test_average_codes_is_ssgd(self):
+    algorithm = pr.chain(
+      pr.gradient(), pr.average_codes(NOTHING_LOST), pr.local_update(SGD)
+    )
+    assert_close(final(algorithm), final(pr.ssgd(SGD)))
+
+  def test_error_feedback_is_ssgd(self):
+    algorithm = pr.error_feedback_sgd(SGD, compressor=NOTHING_LOST)
+    assert_close(final(algorithm), final(pr.ssgd(SGD)))
+
+  def test_error_feedback_that_keeps_all_entries_is_ssgd(self):
+    algorithm = pr.error_feedback_sgd(SGD, compressor=pr.top_k(1.0))
+    assert_close(final(algorithm), final(pr.ssgd(SGD)))
+
+  def test_fedpaq_and_qsparse_are_local_sgd(self):
+    # With momentum local; the average is by differences, not of the models.
+    want = final(pr.k_avg(SGD, period=4))
+    for make in (pr.fedpaq, pr.qsparse_local_sgd):
+      assert_close(final(make(SGD, period=4, compressor=NOTHING_LOST)), want)
+
+  def test_qsparse_at_every_step_is_error_feedback(self):
+    for compressor in (pr.top_k(FRACTION), pr.signs()):
+      one = pr.qsparse_local_sgd(SGD, period=1, compressor=compressor)
+      other = pr.error_feedback_sgd(SGD, compressor=compressor)
+      assert_close(final(one), final(other))
+
+  @parameterized.parameters(pr.ring, pr.mean, pr.exponential)
+  def test_choco_with_gamma_1_is_order_c_gossip(self, mixing):
+    # PAPERS 6.
+    choco = pr.choco_sgd(
+      SGD,
+      mixing=mixing(),
+      compressor=NOTHING_LOST,
+      consensus_step_size=1.0,
+    )
+    assert_close(final(choco), final(pr.diffusion(SGD, mixing=mixing())))
+
+  def test_compression_makes_a_difference(self):
+    # So that the equalities above say something.
+    ssgd = final(pr.ssgd(SGD))
+    for algorithm in (
+      pr.qsgd(SGD, levels=LEVELS),
+      pr.terngrad(SGD),
+      pr.error_feedback_sgd(SGD, compressor=pr.top_k(FRACTION)),
+    ):
+      self.assertGreater(np.abs(final(algorithm) - ssgd).max(), 1e-3)
+
+  def test_more_levels_are_nearer_to_ssgd(self):
+    ssgd = final(pr.ssgd(SGD))
+    off = [
+      np.abs(final(pr.qsgd(SGD, levels=s)) - ssgd).max() for s in (4, 32767)
+    ]
+    self.assertLess(off[1], 1e-2 * off[0])
+
+
+class ErrorFeedbackTest(parameterized.TestCase):
+  def test_nothing_is_lost_but_late(self):
+    # sum_t gamma mean_i G_i = x_0 - x_T + mean_i e_i, with momentum 0: the
+    # errors are what was not yet applied.
+    algorithm = pr.error_feedback_sgd(PLAIN, compressor=pr.top_k(FRACTION))
+    points = [np.tile(PROBLEM.start, (N, 1))]
+    points += [final(algorithm, num_steps=t) for t in range(1, 5)]
+    sent = sum(
+      0.05 * np.mean([PROBLEM.gradient(i, x[i], t + 1) for i in range(N)], 0)
+      for t, x in enumerate(points[:-1])
+    )
+    _, state = run(algorithm, num_steps=4)
+    errors = harness.to_vector(state.algorithm_state[1]).reshape(N, -1)
+    self.assertGreater(np.abs(errors).max(), 1e-2)
+    assert_close(sent, PROBLEM.start - points[-1][0] + errors.mean(axis=0))
+
+  def test_errors_of_half_precision_are_kept_in_single(self):
+    algorithm = pr.error_feedback_sgd(SGD, compressor=pr.top_k(FRACTION))
+    mesh = pr.ReplicaMesh(4, 2)
+    state = pr.create_train_state(mesh, algorithm, jnp.zeros(4, jnp.bfloat16))
+    for errors in jax.tree.leaves(state.algorithm_state):
+      self.assertEqual(errors.dtype, jnp.float32)
+
+
+class VoteTest(parameterized.TestCase):
+  """The majority of signs, by hand: the gradient is the batch."""
+
+  def voted(self, gradients, num_devices=1, num_steps=1):
+    """-x after steps of size 1 with the same gradients [N, d]."""
+
+    def loss(params, model_state, batch, key):
+      del key
+      return params @ batch, (model_state, {})
+
+    gradients = np.asarray(gradients, np.float32)
+    n, dim = gradients.shape
+    mesh = pr.ReplicaMesh(n, num_devices)
+    algorithm = pr.sign_sgd(optax.sgd(1.0))
+    state = pr.create_train_state(mesh, algorithm, np.zeros(dim, np.float32))
+    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    batch = gradients.reshape(num_devices, 1, n // num_devices, dim)
+    batch = np.repeat(batch, num_steps, axis=1)
+    state, _ = train_steps(state, mesh.place_per_device(batch))
+    x = mesh.gather(state.params)
+    np.testing.assert_array_equal(x, np.broadcast_to(x[0], x.shape))
+    return -x[0]
+
+  @parameterized.parameters(1, 2, 3, 6)
+  def test_majority_and_ties(self, num_devices):
+    # Sums of sixths that are not exact: 3 against 3 is 0 all the same.
+    columns = [
+      [1, 1, 1, -1, -1, -1],
+      [-1, 1, -1, 1, -1, 1],
+      [9, 1e-9, 1, 2, -100, -100],
+      [-1, -1, -1, -1, 5, 5],
+    ]
+    got = self.voted(np.array(columns).T, num_devices)
+    np.testing.assert_array_equal(got, [0, 0, 1, -1])
+
+  @parameterized.parameters(2, 4, 6)
+  def test_zeros_of_all_replicas_cancel_where_n_is_even(self, n):
+    np.testing.assert_array_equal(self.voted(np.zeros((n, 3))), 0)
+
+  def test_zeros_of_all_replicas_alternate_where_n_is_odd(self):
+    zeros = np.zeros((3, 2))
+    np.testing.assert_array_equal(self.voted(zeros), 1)
+    np.testing.assert_array_equal(self.voted(zeros, num_steps=2), 0)
+
+  def test_a_zero_is_outvoted(self):
+    got = self.voted([[0.0], [-2.0], [-1.0], [0.0]])
+    np.testing.assert_array_equal(got, [-1])
+
+
+class ChocoTest(parameterized.TestCase):
+  def test_sums_of_the_neighbours_are_those_of_their_copies(self):
+    # s_i = sum_j W_ij xhat_j, which the replica does not have.
+    algorithm = pr.choco_sgd(
+      SGD,
+      mixing=pr.ring(),
+      compressor=pr.top_k(FRACTION),
+      consensus_step_size=0.4,
+    )
+    _, state = run(algorithm)
+    known, mixed = state.algorithm_state[2]
+    known, mixed = (harness.to_vector(x).reshape(N, -1) for x in (known, mixed))
+    assert_close(mixed, reference.ring_weights(N) @ known)
+
+  def test_agrees_without_gradients(self):
+    # CHOCO-Gossip: to the mean of different points, an eighth of the entries at
+    # a time.
+    algorithm = pr.chain(
+      pr.gossip_differences(pr.ring(), pr.top_k(1 / 8), consensus_step_size=0.1)
+    )
+    mesh = pr.ReplicaMesh(N, 2)
+    start = np.random.default_rng(0).normal(size=(N, 16)).astype(np.float32)
+    state = pr.create_train_state(mesh, algorithm, start, per_replica=True)
+    train_steps = pr.make_train_steps(
+      mesh, algorithm, lambda *args: (jnp.float32(0), ((), {}))
+    )
+    nothing = mesh.place_per_device(np.zeros((2, 2000, 4, 1), np.float32))
+    state, _ = train_steps(state, nothing)
+    x = mesh.gather(state.params)
+    mean = np.broadcast_to(start.mean(axis=0), x.shape)
+    np.testing.assert_allclose(x, mean, rtol=0, atol=1e-3)
+
+
+class BytesTest(parameterized.TestCase):
+  """Bytes that one replica sends in a step, for a leaf of 80000 numbers."""
+
+  PARAMS = np.zeros((200, 400), np.float32)
+
+  @parameterized.named_parameters(
+    ('qsgd', pr.qsgd(SGD, levels=4), 7 * (40_000 + 4)),
+    ('terngrad', pr.terngrad(SGD), 7 * (20_000 + 4)),
+    ('sign_sgd', pr.sign_sgd(SGD), 7 * 10_000),
+    (
+      'error_feedback',
+      pr.error_feedback_sgd(SGD, compressor=pr.top_k(0.01)),
+      7 * 800 * (4 + 4),
+    ),
+    (
+      'choco',
+      pr.choco_sgd(
+        SGD,
+        mixing=pr.ring(),
+        compressor=pr.signs(),
+        consensus_step_size=0.1,
+      ),
+      2 * (10_000 + 4),
+    ),
+    (
+      'fedpaq',
+      pr.fedpaq(SGD, period=1, compressor=pr.random_k(0.01)),
+      7 * (800 * 4 + 8),
+    ),
+  )
+  def test_by_hand(self, algorithm, expected):
+    mesh = pr.ReplicaMesh(N, N)
+    state = jax.eval_shape(
+      lambda: pr.create_train_state(mesh, algorithm, self.PARAMS)
+    )
+    got = pr.account(algorithm, pr.replica_shapes(state), N, 3)
+    self.assertEqual(got.bytes_sent[-1], 3 * expected)
+
+  def test_differences_travel_in_their_steps_alone(self):
+    algorithm = pr.qsparse_local_sgd(SGD, period=4, compressor=pr.signs())
+    state = pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(8))
+    got = pr.account(algorithm, pr.replica_shapes(state), N, 9)
+    self.assertEqual(got.rounds.tolist(), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
+
+  def test_what_travels_is_integers_and_few_floats(self):
+    algorithm = pr.qsgd(SGD, levels=4)
+    mesh = pr.ReplicaMesh(N, N)
+    state = pr.create_train_state(mesh, algorithm, self.PARAMS)
+
+    def loss(params, model_state, batch, key):
+      del key
+      return params.sum() * batch, (model_state, {})
+
+    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
+    sent = harness.collectives_of(train_steps, state, batch)
+    operands = [x for collective in sent for x in collective.operands]
+    got = sorted((str(x.dtype), x.size) for x in operands)
+    self.assertEqual(got, [('float32', 1), ('uint8', 40_000)])
+
+
+class SeedTest(parameterized.TestCase):
+  def test_replicas_and_steps_and_seeds_draw_for_themselves(self):
+    algorithm = pr.terngrad(SGD)
+    first, again = final(algorithm), final(algorithm)
+    np.testing.assert_array_equal(first, again)
+    other = final(algorithm, seed=1)
+    self.assertGreater(np.abs(first - other).max(), 1e-3)
+
+
+class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    lambda q: pr.error_feedback_sgd(SGD, compressor=q),
+    lambda q: pr.fedpaq(SGD, period=2, compressor=q),
+    lambda q: pr.qsparse_local_sgd(SGD, period=2, compressor=q),
+    lambda q: pr.choco_sgd(
+      SGD, mixing=pr.ring(), compressor=q, consensus_step_size=1.0
+    ),
+    pr.average_codes,
+  )
+  def test_compressor_is_one(self, make):
+    with self.assertRaisesRegex(
+      ValueError, r'compressor expects one such as pr.top_k\(0.1\), got 0.1'
+    ):
+      make(0.1)
+
+  @parameterized.parameters(0, -0.1, 1.5, float('nan'), None, True)
+  def test_consensus_step_size_is_in_range(self, gamma):
+    with self.assertRaisesRegex(
+      ValueError, rf'consensus_step_size must be in \(0, 1\], got {gamma}'
+    ):
+      pr.choco_sgd(
+        SGD, mixing=pr.ring(), compressor=pr.signs(), consensus_step_size=gamma
+      )
+
+  def test_choco_takes_a_mixing(self):
+    with self.assertRaisesRegex(ValueError, 'mixing expects one.*got 0.5'):
+      pr.choco_sgd(
+        SGD, mixing=0.5, compressor=pr.signs(), consensus_step_size=0.5
+      )
+
+  def choco_on(self, mixing):
+    algorithm = pr.choco_sgd(
+      SGD, mixing=mixing, compressor=pr.signs(), consensus_step_size=0.5
+    )
+    return pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+
+  @parameterized.parameters(pr.random_matching, pr.one_peer_exponential)
+  def test_choco_needs_a_static_mixing(self, mixing):
+    with self.assertRaisesRegex(
+      ValueError, r'one W for all steps, got a mixing with \d; use a static one'
+    ):
+      self.choco_on(mixing())
+
+  def test_choco_needs_rows_that_sum_to_one(self):
+    weights = np.eye(N)
+    weights[0, 0], weights[1, 0] = 0.5, 0.5
+    with self.assertRaisesRegex(ValueError, 'rows that sum to 1'):
+      self.choco_on(pr.dense(weights))
+
+  @parameterized.parameters(0, 1.5, True)
+  def test_periods_are_positive_integers(self, bad):
+    for make in (pr.fedpaq, pr.qsparse_local_sgd):
+      with self.assertRaisesRegex(
+        ValueError, f'period must be an integer >= 1, got {bad}'
+      ):
+        make(SGD, period=bad, compressor=pr.signs())
+
+  def test_levels_are_checked(self):
+    with self.assertRaisesRegex(ValueError, 'levels must be an integer >= 1'):
+      pr.qsgd(SGD, levels=0)
+
+  @parameterized.parameters(
+    lambda tx: pr.qsgd(tx, levels=2),
+    lambda tx: pr.terngrad(tx),
+    lambda tx: pr.sign_sgd(tx),
+    lambda tx: pr.error_feedback_sgd(tx, compressor=pr.signs()),
+    lambda tx: pr.fedpaq(tx, period=2, compressor=pr.signs()),
+  )
+  def test_optimizer_is_optax(self, make):
+    with self.assertRaisesRegex(ValueError, 'optax transformation.*got 0.1'):
+      make(0.1)
+
+  def test_one_optimizer_state(self):
+    algorithm = pr.chain(
+      pr.gradient(),
+      pr.local_update(SGD),
+      pr.feed_back_errors(SGD, pr.signs()),
+    )
+    with self.assertRaisesRegex(ValueError, 'one optimizer state'):
+      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+
+  @parameterized.named_parameters(
+    ('average_codes', pr.average_codes(pr.signs())),
+    ('vote', pr.vote()),
+    ('feed_back_errors', pr.feed_back_errors(SGD, pr.signs())),
+  )
+  def test_needs_a_gradient(self, stage):
+    algorithm = pr.chain(stage)
+    mesh = pr.ReplicaMesh(2, 1)
+    state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
+    train_steps = pr.make_train_steps(
+      mesh, algorithm, lambda *args: (jnp.float32(0), ((), {}))
+    )
+    nothing = mesh.place_per_device(np.zeros((1, 1, 2, 1), np.float32))
+    with self.assertRaisesRegex(ValueError, 'needs the gradient of this step'):
+      train_steps(state, nothing)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,172 @@
+"""What sends codes. The oracles round with the draws of the library's keys."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import prsgd_jax as pr
+from prsgd_jax import compression
+from tests import harness, reference
+from tests.rows.row import SGD, N, Row, T, multiples
+
+# Where the leaves of the parameters are in the oracle's vector x = (w, b), in
+# the order of the tree.
+LAYERS = (slice(4, 6), slice(0, 4))
+LEVELS, FRACTION, GAMMA = 4, 0.5, 0.4
+RING = reference.ring_weights(N)
+
+
+@functools.cache
+def draws(path, draw):
+  """For each leaf `draw(key, n)` of all steps and replicas, [T, N, ...]."""
+  with jax.enable_x64(True):
+    keys, _ = harness.stage_keys(T, path, N)
+
+    def of_leaf(number, n):
+      def one(key):
+        return draw(jax.random.fold_in(key, number), n)
+
+      return np.asarray(jax.vmap(jax.vmap(one))(keys))
+
+    sizes = [layer.stop - layer.start for layer in LAYERS]
+    return [of_leaf(number, n) for number, n in enumerate(sizes)]
+
+
+def uniform(key, n):
+  return jax.random.uniform(key, (n,), jnp.float64)
+
+
+def places(key, n):
+  seed = jax.random.bits(key, (2,), jnp.uint32)
+  return compression.drawn_places(seed, n, n // 2)
+
+
+def _layerwise(quantize):
+  """`compress(t, i, v)` from `quantize(t, i, number of the layer, part)`."""
+
+  def compress(t, i, v):
+    part = functools.partial(quantize, t, i)
+    return reference.by_layer(part, LAYERS, v)
+
+  return compress
+
+
+def levels_at(path):
+  return _layerwise(
+    lambda t, i, layer, v: reference.stochastic_levels(
+      v, levels=LEVELS, uniform=draws(path, uniform)[layer][t - 1, i]
+    )
+  )
+
+
+def ternary_at(path):
+  return _layerwise(
+    lambda t, i, layer, v: reference.ternary(
+      v, uniform=draws(path, uniform)[layer][t - 1, i]
+    )
+  )
+
+
+def random_half_at(path):
+  return _layerwise(
+    lambda t, i, layer, v: reference.random_k(
+      v, places=draws(path, places)[layer][t - 1, i]
+    )
+  )
+
+
+top_half = _layerwise(lambda t, i, layer, v: reference.top_k(v, k=len(v) // 2))
+signs = _layerwise(lambda t, i, layer, v: reference.signs(v))
+
+
+def whole(t, i, v):
+  return v
+
+
+def _error_feedback(compressor, compress, **row):
+  return Row(
+    lambda: pr.error_feedback_sgd(SGD, compressor=compressor),
+    functools.partial(reference.error_feedback_sgd, compress=compress),
+    'S',
+    full_sync=multiples(1),
+    keeps_mean=False,  # the errors wait
+    **row,
+  )
+
+
+def _choco(compressor, compress, gamma=GAMMA, mixing=None, **row):
+  return Row(
+    lambda: pr.choco_sgd(
+      SGD,
+      mixing=pr.ring() if mixing is None else pr.dense(mixing),
+      compressor=compressor,
+      consensus_step_size=gamma,
+    ),
+    functools.partial(
+      reference.choco_sgd,
+      weights=RING if mixing is None else mixing,
+      compress=compress,
+      consensus_step_size=gamma,
+    ),
+    'C',
+    **row,
+  )
+
+
+TABLE = {
+  'qsgd': Row(
+    lambda: pr.qsgd(SGD, levels=LEVELS),
+    functools.partial(reference.compressed_sgd, compress=levels_at((1,))),
+    'S',
+    full_sync=multiples(1),
+    keeps_mean=False,  # right in expectation
+  ),
+  'terngrad': Row(
+    lambda: pr.terngrad(SGD),
+    functools.partial(reference.compressed_sgd, compress=ternary_at((1,))),
+    'S',
+    full_sync=multiples(1),
+    keeps_mean=False,  # right in expectation
+  ),
+  'sign_sgd': Row(
+    lambda: pr.sign_sgd(SGD),
+    reference.sign_sgd,
+    'S',
+    full_sync=multiples(1),
+    keeps_mean=False,
+  ),
+  'error_feedback_sgd': _error_feedback(pr.top_k(FRACTION), top_half),
+  'error_feedback_sgd_signs': _error_feedback(
+    pr.signs(), signs, every_layout=False
+  ),
+  'error_feedback_sgd_random': _error_feedback(
+    pr.random_k(FRACTION), random_half_at((1,)), every_layout=False
+  ),
+  'fedpaq': Row(
+    lambda: pr.fedpaq(SGD, period=4, compressor=pr.stochastic_levels(LEVELS)),
+    functools.partial(reference.fedpaq, period=4, compress=levels_at((2,))),
+    'C',
+    full_sync=multiples(4),
+    keeps_mean=False,  # right in expectation
+  ),
+  'qsparse_local_sgd': Row(
+    lambda: pr.qsparse_local_sgd(SGD, period=4, compressor=pr.top_k(FRACTION)),
+    functools.partial(reference.qsparse_local_sgd, period=4, compress=top_half),
+    'C',
+    full_sync=multiples(4),
+    keeps_mean=False,  # the errors wait
+  ),
+  # Gossip of differences keeps the mean, whatever the compressor.
+  'choco_sgd': _choco(pr.top_k(FRACTION), top_half),
+  'choco_sgd_levels': _choco(
+    pr.stochastic_levels(LEVELS), levels_at((2,)), every_layout=False
+  ),
+  'choco_sgd_random': _choco(
+    pr.random_k(FRACTION), random_half_at((2,)), every_layout=False
+  ),
+  'choco_sgd_uncompressed': _choco(
+    pr.uncompressed(), whole, 1.0, every_layout=False
+  ),
+}
