@@ -1,6 +1,13 @@
 """The table of algorithms that the laws are crossed with, by family."""
 
-from tests.rows import averaging, decentralized, hierarchical, outer
+from tests.rows import (
+  averaging,
+  compressed,
+  corrected,
+  decentralized,
+  hierarchical,
+  outer,
+)
 from tests.rows.row import (
   LEARNING_RATE,
   LOCAL_STEPS,
@@ -17,6 +24,8 @@ TABLE = {
   **hierarchical.TABLE,
   **decentralized.TABLE,
   **outer.TABLE,
+  **corrected.TABLE,
+  **compressed.TABLE,
 }
 
 __all__ = (
