@@ -97,6 +97,14 @@ class WhileSampledTest(parameterized.TestCase):
     )
     np.testing.assert_array_equal(scaled.x[:-1], x.x[:-1])
 
+  def test_what_may_be_one_name(self):
+    short = PROBLEM._replace(noise=PROBLEM.noise[:PERIOD])
+    one, many = (
+      harness.run_problem(sampled(participation=0.5, what=what), short).x
+      for what in ('params', ('params',))
+    )
+    np.testing.assert_array_equal(one, many)
+
   def test_alone_on_its_device_a_replica_that_rests_computes_nothing(self):
     algorithm = sampled(participation=0.5)
     engine = harness.make_engine(algorithm, N, N)
@@ -141,6 +149,8 @@ class CostTest(parameterized.TestCase):
     (whole,) = stage.cost(self.SHAPES, N, np.arange(T))
     (part,) = stage.cost(self.SHAPES, N, np.array([17, 4]))
     np.testing.assert_array_equal(part.active, whole.active[[17, 4]])
+    (none,) = stage.cost(self.SHAPES, N, np.arange(0))
+    self.assertEqual(none.active.shape, (0, N))
 
   def test_all_work_equally_often_in_the_long_run(self):
     stage = sampled(participation=0.25)

@@ -75,6 +75,7 @@ def while_sampled(
     sizes.ndim == 1 and np.isfinite(sizes).all() and (sizes > 0).all()
   ):
     raise ValueError(f'weights must be numbers > 0, got {weights!r}')
+  fields = (what,) if isinstance(what, str) else tuple(what)
   inner = chain(*stages)
 
   def num_drawn(num_replicas: int) -> int:
@@ -107,10 +108,10 @@ def while_sampled(
       drawn = jnp.where(rank < num_drawn(n), size, 0)
       return (drawn * (n / drawn.sum()))[context.replica].astype(share.dtype)
 
-    def weigh(fields: ArrayTree) -> ArrayTree:
+    def weigh(trees: ArrayTree) -> ArrayTree:
       scale = over_block(lambda x, share: x * share.astype(x.dtype))
       return mix_inexact(
-        lambda leaves: [scale(x, share) for x in leaves], fields
+        lambda leaves: [scale(x, share) for x in leaves], trees
       )
 
     share = at_steps(
@@ -119,13 +120,13 @@ def while_sampled(
     replica, after = update_where(
       share > 0, inner, replica, state.inner, context
     )
-    fields = at_steps(
+    weighed = at_steps(
       lambda step: (step + 1) % period == 0,
       context.step,
       weigh,
-      {name: getattr(replica, name) for name in what},
+      {name: getattr(replica, name) for name in fields},
     )
-    return replica._replace(**fields), SampledState(share, after)
+    return replica._replace(**weighed), SampledState(share, after)
 
   def cost(
     shapes: Replica, num_replicas: int, steps: np.ndarray
@@ -133,7 +134,8 @@ def while_sampled(
     # Which replicas work is not known here: as likely a draw stands for it.
     rounds, at = np.unique(steps // period, return_inverse=True)
     ranks = [np.random.default_rng(r).permutation(num_replicas) for r in rounds]
-    worked = (np.array(ranks) < num_drawn(num_replicas))[at]
+    rank = np.reshape(ranks, (len(rounds), num_replicas))
+    worked = (rank < num_drawn(num_replicas))[at]
     return tuple(
       Work(entry.active & worked) if isinstance(entry, Work) else entry
       for entry in inner.cost(shapes, num_replicas, steps)
