@@ -59,6 +59,12 @@ def slowmo(
     ValueError: if `period` is not an integer >= 1, or a rate or beta is out of
       range.
 
+  Example:
+    >>> import optax
+    >>> algorithm = slowmo(
+    ...     optax.sgd(0.1, momentum=0.9), learning_rate=0.1, period=12,
+    ...     slow_momentum=0.7, reset=every(12))
+
   Reference:
     Wang, Tantia, Ballas, Rabbat 2020, SlowMo: improving communication-efficient
     distributed SGD with slow momentum (arXiv 1910.00643), Algorithm 1.
@@ -291,7 +297,8 @@ def easgd(
   If t mod tau = 0:  x_i <- x_i - alpha (x_i - c) - gamma G(x_i) and
   c <- c + alpha sum_i (x_i - c), all of the old x_i and c; else a local step.
 
-  The output is the centre c. The replicas never agree.
+  The output is the centre c, with the replicas' own batch statistics. The
+  replicas never agree.
 
   Args:
     tx: the optimizer of every replica. With `optax.sgd(nesterov=True)` the
