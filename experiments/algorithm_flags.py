@@ -19,11 +19,32 @@ import optax
 import prsgd_jax as pr
 from prsgd_jax import algorithms, compression
 
-ALGORITHMS: dict[str, Callable[..., pr.ReplicaTransformation]] = {
-  name: getattr(algorithms, name)
-  for name in algorithms.__all__
-  if name != 'local_sgd'  # an alias
-}
+FAMILIES = (
+  'averaging',
+  'hierarchical',
+  'decentralized',
+  'outer',
+  'compressed',
+  'corrected',
+)
+
+
+def _by_family() -> dict[str, Callable[..., pr.ReplicaTransformation]]:
+  """All algorithms, family by family and as they stand in the files."""
+  found = {
+    name: getattr(algorithms, name)
+    for name in algorithms.__all__
+    if name != 'local_sgd'  # an alias
+  }
+
+  def place(name: str) -> tuple[int, int]:
+    family = found[name].__module__.rpartition('.')[2]
+    return FAMILIES.index(family), found[name].__code__.co_firstlineno
+
+  return {name: found[name] for name in sorted(found, key=place)}
+
+
+ALGORITHMS = _by_family()
 MIXINGS: dict[str, Callable[..., pr.Mixing]] = {
   'ring': pr.ring,
   'torus': lambda num_rows=None: pr.torus(num_rows and int(num_rows)),

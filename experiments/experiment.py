@@ -66,7 +66,10 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
     provided['what'] = what
   if config.options.get('buffers') == 'reset':
     provided['reset'] = pr.every(_interval(options))
-  tx = optax.sgd(schedule, config.momentum or None, config.nesterov)
+  # Of an algorithm that has it as a keyword the momentum is its own.
+  own = 'momentum' in algorithm_flags.keywords(config.algorithm)
+  momentum = None if own else config.momentum or None
+  tx = optax.sgd(schedule, momentum, config.nesterov)
   algorithm = algorithm_flags.build(config.algorithm, tx, options, provided)
   return Plan(algorithm, schedule, num_steps)
 

@@ -1,10 +1,12 @@
-"""Writes the table of algorithms in the README from the code.
+"""Writes the tables of algorithms in the README from the code.
 
 python experiments/readme.py
 """
 
 import inspect
 import pathlib
+import re
+import sys
 
 from experiments import algorithm_flags
 
@@ -14,16 +16,23 @@ END = '<!-- algorithms: end -->\n'
 
 
 def with_table(text: str) -> str:
-  """The text with the table between its two marks made anew."""
+  """The text with the tables between their two marks made anew."""
   before, _, rest = text.partition(BEGIN)
   _, _, after = rest.partition(END)
   return before + BEGIN + format_table() + END + after
 
 
 def format_table() -> str:
-  """Markdown: a row for every algorithm, from its signature and docstring."""
+  """Markdown: a table for every family, from signatures and docstrings."""
   head = '| algorithm | what it does | reference |\n|---|---|---|\n'
-  return head + ''.join(_row(name) for name in algorithm_flags.ALGORITHMS)
+  families: dict[str, list[str]] = {}
+  for name, algorithm in algorithm_flags.ALGORITHMS.items():
+    module = sys.modules[algorithm.__module__]
+    title = (inspect.getdoc(module) or '').split('\n')[0]
+    families.setdefault(title, []).append(_row(name))
+  return '\n'.join(
+    f'{title}\n\n{head}{"".join(rows)}' for title, rows in families.items()
+  )
 
 
 def _row(name: str) -> str:
@@ -31,7 +40,7 @@ def _row(name: str) -> str:
   doc = inspect.getdoc(algorithm) or ''
   summary = doc.split('\n')[0].rstrip('.')
   reference = ' '.join(doc.partition('Reference:\n')[2].split())
-  papers = reference.split('. ')[0].rstrip('.')
+  papers = re.split(r'(?<!et al)\. ', reference)[0].rstrip('.')
   keywords = [
     f', {parameter.name}='
     for parameter in inspect.signature(algorithm).parameters.values()

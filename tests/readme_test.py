@@ -31,8 +31,8 @@ class ReadmeTest(parameterized.TestCase):
       exec(compile(PROGRAMS[index], f'README program {index}', 'exec'), names)
     return names, out.getvalue()
 
-  def test_there_are_four_programs(self):
-    self.assertLen(PROGRAMS, 4)
+  def test_there_are_five_programs(self):
+    self.assertLen(PROGRAMS, 5)
 
   def test_library_example_trains(self):
     names, out = self.run_program(0)
@@ -56,6 +56,17 @@ class ReadmeTest(parameterized.TestCase):
   def test_own_algorithm_example_is_a_chain(self):
     names, _ = self.run_program(3)
     self.assertIsInstance(names['algorithm'], pr.ReplicaTransformation)
+
+  def test_own_stage_example_holds_the_replicas_together(self):
+    names, _ = self.run_program(4)
+    means = names['x'].mean(axis=1)
+    self.assertAlmostEqual(float(means.mean()), 3.5, places=3)
+    spread = means.max() - means.min()  # 7 without the exchange
+    self.assertBetween(spread, 3.0, 6.0)
+    self.assertTrue((np.diff(means) > 0).all())
+    definition = PROGRAMS[4].partition('target =')[0].partition('def sparta')[2]
+    lines = [line for line in definition.splitlines() if line.strip()]
+    self.assertLessEqual(len(lines), 10)
 
   def test_table_of_algorithms_is_that_of_the_code(self):
     self.assertEqual(readme.with_table(TEXT), TEXT)
