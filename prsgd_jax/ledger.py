@@ -154,8 +154,6 @@ def account(
   """
   network.check(num_replicas)
   costs = algorithm.cost(shapes, num_replicas, np.arange(num_steps))
-  # A group of one sends nothing.
-  costs = tuple(c for c in costs if isinstance(c, Work) or c.bytes_sent)
   rounds = np.zeros(num_steps + 1, np.int64)
   by_tier: dict[str, np.ndarray] = {}
   decided = []
@@ -165,6 +163,8 @@ def account(
     if sent.fires is None:
       decided.append((sent.tier, sent.bytes_sent, network.seconds(sent)))
       continue
+    if not sent.bytes_sent:
+      continue  # a group of one
     done = np.concatenate([[0], np.cumsum(sent.fires)])
     rounds += done
     spent = by_tier.setdefault(sent.tier, np.zeros(num_steps + 1))

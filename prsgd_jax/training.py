@@ -245,13 +245,14 @@ def make_evaluate(
 
   Returns:
     `(state, examples) -> dict of means` over the examples, which
-    `shard_examples` prepares, with `consensus_distance` of the parameters.
+    `shard_examples` prepares, with `consensus_distance` of the replicas'
+    parameters (not of their outputs).
   """
 
   def average(state: TrainState) -> tuple[Any, Array]:
     replica = algorithm.output(state.replica(), state.algorithm_state)
     point = jax.tree.map(_average, (replica.params, replica.model_state))
-    return point, analysis.consensus_distance(replica.params)
+    return point, analysis.consensus_distance(state.params)
 
   def batch_sums(point: Any, batch: Any) -> Any:
     return _weighted_sums(eval_fn, point, batch)
