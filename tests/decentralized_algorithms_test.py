@@ -1,0 +1,304 @@
+"""Gossip, push-sum and AD-PSGD: identities, what they keep, and errors."""
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import networkx as nx
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from tests import harness, reference
+from tests.rows.decentralized import DIRECTED, DURATIONS, SPEEDS
+from tests.rows.row import LEARNING_RATE, MOMENTUM, SGD, J, N, T
+
+PROBLEM = reference.make_problem(N, T)
+
+
+def run_problem(algorithm):
+  """On one device: that of the layouts is a law of every row of the table."""
+  return harness.run_problem(algorithm, PROBLEM, num_devices=1)
+
+
+@functools.cache
+def x_of(make):
+  """x[T + 1, N, d] of the algorithm that `make` makes."""
+  return run_problem(make()).x
+
+
+def d_psgd_matching():
+  return pr.d_psgd(SGD, mixing=pr.random_matching())
+
+
+def assert_close(actual, desired):
+  # float64 sums of 8 terms in another order, over 24 steps of values near 1.
+  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-12)
+
+
+class SpecialCasesTest(parameterized.TestCase):
+  @parameterized.named_parameters(
+    (
+      'diffusion_with_the_mean_is_k_avg',
+      lambda: pr.diffusion(SGD, mixing=pr.mean(), period=4),
+      lambda: pr.k_avg(SGD, period=4),
+    ),
+    (
+      'diffusion_on_the_complete_graph_is_ssgd',
+      lambda: pr.diffusion(SGD, mixing=pr.complete()),
+      lambda: pr.ssgd(SGD),
+    ),
+    (
+      'diffusion_is_on_a_ring_by_default',
+      lambda: pr.diffusion(SGD),
+      lambda: pr.diffusion(SGD, mixing=pr.ring()),
+    ),
+    (
+      'sgp_doubly_stochastic_is_diffusion',
+      lambda: pr.sgp(SGD, mixing=pr.ring()),
+      lambda: pr.diffusion(SGD),
+    ),
+    (
+      'sgp_is_one_peer_exponential_by_default',
+      lambda: pr.sgp(SGD),
+      lambda: pr.diffusion(SGD, mixing=pr.one_peer_exponential()),
+    ),
+    (
+      'sgp_with_the_mean_is_ssgd',
+      lambda: pr.sgp(SGD, mixing=pr.mean()),
+      lambda: pr.ssgd(SGD),
+    ),
+    (
+      'ad_psgd_at_equal_speeds_is_d_psgd_in_pairs',
+      lambda: pr.ad_psgd(SGD, speeds=[1] * N),
+      d_psgd_matching,
+    ),
+    (
+      'speeds_are_relative',
+      lambda: pr.ad_psgd(SGD, speeds=SPEEDS),
+      lambda: pr.ad_psgd(SGD, speeds=[3 * s for s in SPEEDS]),
+    ),
+    (
+      'ad_psgd_in_one_group_at_equal_speeds_is_order_a',
+      lambda: pr.ad_psgd(SGD, speeds=[1] * N, mixing=pr.mean()),
+      lambda: pr.pr_sgd(SGD, period=1),
+    ),
+  )
+  def test_collapses(self, special, general):
+    assert_close(x_of(special), x_of(general))
+
+  @parameterized.named_parameters(
+    ('orders', lambda: pr.d_psgd(SGD), lambda: pr.diffusion(SGD)),
+    (
+      'what_a_column_stochastic_matrix_does_alone',
+      lambda: pr.sgp(SGD, mixing=pr.graph(DIRECTED)),
+      lambda: pr.diffusion(SGD, mixing=pr.graph(DIRECTED.T)),
+    ),
+    (
+      'staleness',
+      lambda: pr.ad_psgd(SGD, speeds=SPEEDS),
+      d_psgd_matching,
+    ),
+  )
+  def test_these_are_different(self, one, other):
+    self.assertGreater(np.abs(x_of(one) - x_of(other)).max(), 1e-3)
+
+
+class SgpTest(parameterized.TestCase):
+  def test_the_mean_of_x_moves_by_the_mean_step(self):
+    algorithm = pr.sgp(SGD, mixing=pr.graph(DIRECTED))
+    z = run_problem(algorithm).x
+    w, v = np.ones(N), np.zeros_like(z[0])
+    apart = 0.0
+    for t in range(1, T + 1):
+      before = (w[:, None] * z[t - 1]).mean(axis=0)
+      v = MOMENTUM * v + np.stack(
+        [PROBLEM.gradient(i, z[t - 1, i], t) for i in range(N)]
+      )
+      w = DIRECTED @ w
+      after = (w[:, None] * z[t]).mean(axis=0)
+      step = -LEARNING_RATE * v.mean(axis=0)
+      assert_close(after - before, step)
+      of_z = z[t].mean(axis=0) - z[t - 1].mean(axis=0)
+      apart = max(apart, np.abs(of_z - step).max())
+    # The mean of the replicas does not.
+    self.assertGreater(apart, 1e-3)
+
+  def test_weights_are_as_many_as_the_replicas(self):
+    run = run_problem(pr.sgp(SGD, mixing=pr.graph(DIRECTED)))
+    weight = run.mesh.gather(run.state.algorithm_state[0].weight)
+    self.assertAlmostEqual(weight.sum(), N, places=12)
+    self.assertGreater(weight.min(), 0)
+
+  def test_evaluates_the_unbiased_models(self):
+    algorithm = pr.sgp(SGD, mixing=pr.graph(DIRECTED))
+    run = run_problem(algorithm)
+    with jax.enable_x64(True):
+      point, _ = pr.consensus(algorithm, run.state)
+    assert_close(harness.to_vector(point), run.x[-1].mean(axis=0))
+
+
+class AdPsgdTest(parameterized.TestCase):
+  def test_the_mean_moves_by_those_that_are_done(self):
+    algorithm = pr.ad_psgd(optax.sgd(LEARNING_RATE), speeds=SPEEDS)
+    x = run_problem(algorithm).x
+    for t in range(1, T + 1):
+      total = np.zeros_like(x[0, 0])
+      for i, duration in enumerate(DURATIONS):
+        if t % duration == 0:
+          begun = t - duration
+          total += PROBLEM.gradient(i, x[begun, i], begun + 1)
+      step = x[t].mean(axis=0) - x[t - 1].mean(axis=0)
+      assert_close(step, -LEARNING_RATE * total / N)
+
+  def test_metrics_count_those_that_begin(self):
+    run = run_problem(pr.ad_psgd(SGD, speeds=SPEEDS))
+    begins = np.arange(T)[:, None] % np.array(DURATIONS) == 0
+    np.testing.assert_array_equal(run.metrics['active'], begins)
+    np.testing.assert_array_equal(run.metrics['loss'] != 0, begins)
+
+  def test_neighbours_may_be_those_of_a_graph(self):
+    graph = nx.path_graph(N)  # whose ends are alone in half of the rounds
+    mixing = pr.random_matching(graph)
+    matrices = mixing.matrices(N)
+    _, keys = harness.stage_keys(T, (1,))
+    drawn = matrices[
+      [int(jax.random.randint(k, (), 0, 2, np.int32)) for k in keys]
+    ]
+    want = reference.ad_psgd(
+      PROBLEM,
+      durations=DURATIONS,
+      partners=(drawn - np.eye(N) / 4).argmax(axis=-1),
+      learning_rate=LEARNING_RATE,
+      momentum=MOMENTUM,
+    )
+    algorithm = pr.ad_psgd(SGD, speeds=SPEEDS, mixing=mixing)
+    assert_close(run_problem(algorithm).x, want)
+
+  def test_takes_as_long_as_the_gradients_of_the_fastest(self):
+    # 4 ticks are a gradient of the slowest, 4 of the fastest, on any network.
+    free = dict.fromkeys(pr.ledger.TIERS, pr.Link(0.0, np.inf))
+    network = pr.Network(links=free, step_time=1.0, speeds=SPEEDS)
+    shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+
+    def seconds(algorithm):
+      return pr.account(algorithm, shapes, N, 8, network).seconds[-1]
+
+    self.assertAlmostEqual(seconds(pr.ad_psgd(SGD, speeds=SPEEDS)), 2.0)
+    # In step, all wait for the slowest in the end.
+    self.assertAlmostEqual(seconds(d_psgd_matching()), 8.0)
+
+  @parameterized.parameters(0, 1.5, None, True)
+  def test_speeds_are_positive_integers(self, bad):
+    with self.assertRaisesRegex(
+      ValueError, f'speeds must be an integer >= 1, got {bad}'
+    ):
+      pr.ad_psgd(SGD, speeds=[1, bad])
+
+  @parameterized.parameters(
+    ({'speeds': [1, 2]}, r'\(or speeds\) must have one number .* got 2'),
+    ({'speeds': [1] * N, 'mixing': pr.ring()}, 'means of pairs'),
+  )
+  def test_fits_the_replicas(self, keywords, message):
+    algorithm = pr.ad_psgd(SGD, **keywords)
+    with self.assertRaisesRegex(ValueError, message):
+      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+
+  def test_there_are_speeds(self):
+    with self.assertRaisesRegex(ValueError, 'one number per replica, got none'):
+      pr.ad_psgd(SGD, speeds=[])
+
+
+def noise_loss(params, model_state, noise, key):
+  del key
+  return params @ noise, (model_state, {})
+
+
+class ConsensusVarianceTest(parameterized.TestCase):
+  """PAPERS 5: unit noise and no gradient, n = 16, once it is stationary.
+
+  Order A: (1/n) sum 1 / (1 - l^2) over the eigenvalues l != 1 of W; order C the
+  same of l^2 / (1 - l^2); with E[W'W] for l^2 where W is drawn.
+  """
+
+  SIZE = 16
+  DIM = 500
+  EXPECTED = (
+    ('ring', pr.ring, 2.410, 1.472),
+    ('random_matching', pr.random_matching, 1.758, 0.820),
+    ('full', pr.mean, 0.9375, 0.0),
+  )
+
+  def variance(self, algorithm):
+    """(1/n) sum_i |x_i - xbar|^2 / dim, averaged over a run."""
+    mesh = pr.ReplicaMesh(self.SIZE, 2)
+    state = pr.create_train_state(
+      mesh, algorithm, np.zeros(self.DIM, np.float32)
+    )
+    train_steps = pr.make_resident_train_steps(
+      mesh,
+      algorithm,
+      noise_loss,
+      lambda data, step, replica, key: jax.random.normal(key, (self.DIM,)),
+    )
+    none = mesh.replicate(np.zeros(0))
+    seen = []
+    for _ in range(320):
+      state, _ = train_steps(state, none, 5)
+      x = mesh.gather(state.params).astype(np.float64)
+      seen.append(reference.consensus_distance(x) / self.DIM)
+    return np.mean(seen[20:])  # after 100 steps; the ring needs ten
+
+  @parameterized.named_parameters(*EXPECTED)
+  def test_order_a(self, make, order_a, order_c):
+    del order_c
+    got = self.variance(pr.d_psgd(optax.sgd(1.0), mixing=make()))
+    # 300 samples, about 50 of them independent: five deviations of a run.
+    np.testing.assert_allclose(got, order_a, rtol=0.03)
+
+  @parameterized.named_parameters(*EXPECTED)
+  def test_order_c(self, make, order_a, order_c):
+    del order_a
+    got = self.variance(pr.diffusion(optax.sgd(1.0), mixing=make()))
+    np.testing.assert_allclose(got, order_c, rtol=0.03, atol=1e-9)
+
+  @parameterized.named_parameters(*EXPECTED)
+  def test_is_of_the_matrices(self, make, order_a, order_c):
+    matrices = make().matrices(self.SIZE)
+    squares = np.linalg.eigvalsh(
+      (matrices.swapaxes(1, 2) @ matrices).mean(axis=0)
+    )[:-1]
+    self.assertAlmostEqual(
+      (1 / (1 - squares)).sum() / self.SIZE, order_a, places=3
+    )
+    self.assertAlmostEqual(
+      (squares / (1 - squares)).sum() / self.SIZE, order_c, places=3
+    )
+
+
+class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(0, 1.5, None, True)
+  def test_period(self, bad):
+    with self.assertRaisesRegex(
+      ValueError, f'period must be an integer >= 1, got {bad}'
+    ):
+      pr.diffusion(SGD, period=bad)
+
+  @parameterized.parameters(pr.d_psgd, pr.diffusion, pr.sgp)
+  def test_mixing_is_one(self, make):
+    with self.assertRaisesRegex(ValueError, 'mixing expects one such as'):
+      make(SGD, mixing=J)
+
+  @parameterized.parameters(
+    pr.d_psgd,
+    pr.diffusion,
+    pr.sgp,
+    lambda tx: pr.ad_psgd(tx, speeds=[1, 1]),
+  )
+  def test_optimizer_is_optax(self, make):
+    with self.assertRaisesRegex(ValueError, 'optax transformation.*got 0.1'):
+      make(0.1)
+
+
+if __name__ == '__main__':
+  absltest.main()
