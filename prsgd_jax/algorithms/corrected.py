@@ -92,8 +92,9 @@ def weighted_averaging(
   From a common point each replica takes K steps; then
   x_i <- sum_j w_j x_j / sum_j w_j.
 
-  With equal weights it is `k_avg`; where the f_i differ, it minimizes their
-  weighted mean. For replicas that do unequal work see `wp_sgd`.
+  With equal weights it is `k_avg`; where the f_i differ, it is to the weighted
+  mean of them what `k_avg` is to the mean. For replicas that do unequal work
+  see `wp_sgd`.
 
   Args:
     tx: the optimizer of every replica.
