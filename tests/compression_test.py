@@ -21,6 +21,8 @@ EVERY = {
   'uncompressed': pr.uncompressed,
 }
 UNBIASED = ('levels_1', 'levels_4', 'levels_300', 'ternary')
+# A bare sign has no zero and no NaN.
+WITH_ZERO = tuple(name for name in EVERY if name != 'bare_signs')
 
 
 def key(seed=0):
@@ -33,8 +35,13 @@ def shapes_of(tree):
 
 def compressed(compressor, tree, seed=0):
   """Q(tree), on the host."""
-  codes = compressor.encode(key(seed), tree)
-  return jax.device_get(compressor.decode(codes, shapes_of(tree)))
+  shapes = shapes_of(tree)
+
+  @jax.jit
+  def both(key, tree):
+    return compressor.decode(compressor.encode(key, tree), shapes)
+
+  return jax.device_get(both(key(seed), tree))
 
 
 def samples(compressor, v, num_samples):
@@ -67,34 +74,26 @@ class EveryCompressorTest(parameterized.TestCase):
   @parameterized.parameters(*EVERY)
   def test_keeps_double_precision(self, name):
     with jax.enable_x64(True):
-      codes = EVERY[name]().encode(key(), vector())
+      codes = jax.eval_shape(EVERY[name]().encode, key(), vector())
       out = compressed(EVERY[name](), vector())
     self.assertEqual(out.dtype, np.float64)
     for code in jax.tree.leaves(codes):
       self.assertFalse(code.weak_type, code)
 
-  @parameterized.parameters(*EVERY)
+  @parameterized.parameters(*WITH_ZERO)
   def test_nothing_comes_of_nothing(self, name):
-    if name == 'bare_signs':
-      self.skipTest('a sign has no zero')
     tree = {'empty': np.zeros(0, np.float32), 'zero': np.zeros(5, np.float32)}
     out = compressed(EVERY[name](), tree)
     np.testing.assert_array_equal(out['zero'], 0)
     self.assertEqual(out['empty'].shape, (0,))
 
-  @parameterized.parameters(*EVERY)
+  @parameterized.parameters(*(name for name in WITH_ZERO if name != 'random_k'))
   def test_a_nan_comes_out_somewhere(self, name):
-    if name == 'bare_signs':
-      self.skipTest('a sign has no NaN')
-    if name == 'random_k':
-      self.skipTest('it may be among those not sent')
     v = np.array([1.0, np.nan, 3.0, 4.0], np.float32)
     self.assertTrue(np.isnan(compressed(EVERY[name](), v)).any())
 
-  @parameterized.parameters(*EVERY)
+  @parameterized.parameters(*UNBIASED, 'random_k')
   def test_leaves_are_drawn_independently(self, name):
-    if name not in (*UNBIASED, 'random_k'):
-      self.skipTest('nothing is drawn')
     v = vector(64).astype(np.float32)
     out = compressed(EVERY[name](), [v, v])
     self.assertTrue((out[0] != out[1]).any())
@@ -135,7 +134,7 @@ class CodedBytesTest(parameterized.TestCase):
   )
   def test_by_hand(self, compressor, expected):
     self.assertEqual(pr.coded_bytes(compressor, self.TREE), expected)
-    codes = compressor.encode(key(), self.TREE)
+    codes = jax.jit(compressor.encode)(key(), self.TREE)
     sent = sum(np.asarray(x).nbytes for x in jax.tree.leaves(codes))
     self.assertEqual(sent, expected)
 
@@ -162,7 +161,7 @@ class CodedBytesTest(parameterized.TestCase):
 
 
 class PackingTest(parameterized.TestCase):
-  @parameterized.product(bits=(1, 2, 3, 5, 8, 16), n=(1, 7, 8, 9, 100))
+  @parameterized.product(bits=(1, 2, 3, 8, 16), n=(1, 8, 9, 100))
   def test_round_trip(self, bits, n):
     rng = np.random.default_rng(bits * n)
     numbers = rng.integers(0, 2**bits, n)
@@ -247,7 +246,7 @@ class UnbiasedTest(parameterized.TestCase):
 class ContractionTest(parameterized.TestCase):
   """E|Q(v) - v|^2 <= (1 - delta)|v|^2."""
 
-  @parameterized.product(fraction=(0.01, 0.25, 0.5, 1.0), n=(1, 10, 33))
+  @parameterized.product(fraction=(0.01, 0.25, 0.5, 1.0), n=(1, 33))
   def test_top_k(self, fraction, n):
     with jax.enable_x64(True):
       v = vector(n)
