@@ -11,6 +11,7 @@ MODELS = {
   'mlp': (models.MLP, (8, 8, 1)),
   'lenet': (models.LeNet5, (28, 28, 1)),
   'lenet_digits': (models.LeNet5, (8, 8, 1)),
+  'resnet18': (models.ResNet18, (32, 32, 3)),
   'resnet20': (models.ResNet20, (32, 32, 3)),
   'lstm': (models.LSTMClassifier, (28, 28, 1)),
 }
@@ -50,6 +51,17 @@ class ModelsTest(parameterized.TestCase):
       + 2 * (7 * 16 + 6 * 32 + 6 * 64)
       + 650,
     ),
+    # 3x3x3x64, stages of 3x3 convolutions, the shortcuts' 1x1 convolutions,
+    # scales and shifts, 512x10 + 10: the 11.17 million that are commonly named.
+    (
+      'resnet18',
+      1728
+      + 9 * 4 * 64**2 * (1 + 4 + 16 + 64)
+      - 9 * (64 * 128 + 128 * 256 + 256 * 512)
+      + (64 * 128 + 128 * 256 + 256 * 512)
+      + 2 * (5 * 64 + 5 * 128 + 5 * 256 + 5 * 512)
+      + 5130,
+    ),
     ('lenet', (25 + 1) * 6 + (150 + 1) * 16 + (784 + 1) * 120 + 121 * 84 + 850),
     ('mlp', 65 * 128 + 129 * 10),
   )
@@ -61,8 +73,11 @@ class ModelsTest(parameterized.TestCase):
     )
     self.assertEqual(num_params(variables), expected)
 
-  def test_resnet_updates_batch_statistics_only_in_training(self):
-    model = models.ResNet20(10, blocks_per_stage=1)
+  @parameterized.parameters(
+    models.ResNet20(10, blocks_per_stage=1),
+    models.ResNet18(10, channels=(4, 8), blocks_per_stage=1),
+  )
+  def test_resnet_updates_batch_statistics_only_in_training(self, model):
     images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     variables = model.init(jax.random.key(0), images, train=False)
     before = variables['batch_stats']
@@ -80,6 +95,24 @@ class ModelsTest(parameterized.TestCase):
     ):
       self.assertFalse(np.array_equal(old, new))
       np.testing.assert_array_equal(old, same)
+
+  def test_resnet18_halves_the_image_three_times(self):
+    model = models.ResNet18(10)
+    _, states = jax.eval_shape(
+      lambda key: model.init_with_output(
+        key, jnp.ones((1, 32, 32, 3)), train=False, capture_intermediates=True
+      ),
+      jax.random.key(0),
+    )
+    shapes = {
+      layer['__call__'][0].shape
+      for name, layer in states['intermediates'].items()
+      if name.startswith('BatchNorm')
+    }
+    self.assertEqual(
+      shapes,
+      {(1, 32, 32, 64), (1, 16, 16, 128), (1, 8, 8, 256), (1, 4, 4, 512)},
+    )
 
   def test_lstm_reads_the_rows_in_order(self):
     model = models.LSTMClassifier(10)

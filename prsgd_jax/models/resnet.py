@@ -1,5 +1,6 @@
 """The residual networks of the CIFAR experiments."""
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -29,33 +30,83 @@ class ResNet20(nn.Module):
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
     """[batch, height, width, channels] -> float32 logits [batch, classes]."""
-    conv = functools.partial(
-      nn.Conv,
-      kernel_size=(3, 3),
-      padding=1,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.he_normal(),
-    )
-    norm = functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=0.9,
-      dtype=self.dtype,
-    )
+    conv, norm = _layers(self.dtype, train)
     x = nn.relu(norm()(conv(16)(x.astype(self.dtype))))
-    for stage, channels in enumerate((16, 32, 64)):
-      for block in range(self.blocks_per_stage):
-        stride = 2 if stage > 0 and block == 0 else 1
-        y = nn.relu(norm()(conv(channels, strides=stride)(x)))
-        y = norm()(conv(channels)(y))
-        x = nn.relu(y + _shortcut(x, channels, stride))
-    x = x.mean(axis=(1, 2))
-    x = nn.Dense(self.num_classes, dtype=self.dtype)(x)
-    return x.astype(jnp.float32)
+    for channels, stride in _blocks((16, 32, 64), self.blocks_per_stage):
+      y = nn.relu(norm()(conv(channels, strides=stride)(x)))
+      y = norm()(conv(channels)(y))
+      x = nn.relu(y + _shortcut(x, channels, stride))
+    return _readout(x, self.num_classes, self.dtype)
+
+
+class ResNet18(nn.Module):
+  """ResNet-18 for 32x32 images: 11.17 million parameters for ten classes.
+
+  The network for ImageNet with the stem that is usual for small images: a 3x3
+  convolution and no max pooling. Then four stages of two blocks of two 3x3
+  convolutions with 64, 128, 256 and 512 channels, global average pooling. Where
+  the shape changes the shortcut is a 1x1 convolution, normalised (option B).
+
+  Reference:
+    He, Zhang, Ren, Sun 2016, Deep residual learning for image recognition
+    (arXiv 1512.03385), table 1.
+  """
+
+  num_classes: int
+  channels: Sequence[int] = (64, 128, 256, 512)
+  blocks_per_stage: int = 2
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    """[batch, height, width, channels] -> float32 logits [batch, classes]."""
+    conv, norm = _layers(self.dtype, train)
+    x = nn.relu(norm()(conv(self.channels[0])(x.astype(self.dtype))))
+    for channels, stride in _blocks(self.channels, self.blocks_per_stage):
+      y = nn.relu(norm()(conv(channels, strides=stride)(x)))
+      y = norm()(conv(channels)(y))
+      if x.shape != y.shape:
+        x = norm()(
+          conv(channels, kernel_size=(1, 1), strides=stride, padding=0)(x)
+        )
+      x = nn.relu(x + y)
+    return _readout(x, self.num_classes, self.dtype)
+
+
+def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
+  """Makers of 3x3 convolutions without bias, and of batch normalisations."""
+  conv = functools.partial(
+    nn.Conv,
+    kernel_size=(3, 3),
+    padding=1,
+    use_bias=False,
+    dtype=dtype,
+    kernel_init=nn.initializers.he_normal(),
+  )
+  norm = functools.partial(
+    nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype
+  )
+  return conv, norm
+
+
+def _blocks(
+  channels: Sequence[int], blocks_per_stage: int
+) -> list[tuple[int, int]]:
+  """(channels, stride) of each block: later stages begin with stride 2."""
+  return [
+    (width, 2 if stage > 0 and block == 0 else 1)
+    for stage, width in enumerate(channels)
+    for block in range(blocks_per_stage)
+  ]
 
 
 def _shortcut(x: Array, channels: int, stride: int) -> Array:
   extra = channels - x.shape[-1]
   sides = ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2))
   return jnp.pad(x[:, ::stride, ::stride], sides)
+
+
+def _readout(x: Array, num_classes: int, dtype: Any) -> Array:
+  """Global average pooling and a dense layer, as float32."""
+  x = nn.Dense(num_classes, dtype=dtype)(x.mean(axis=(1, 2)))
+  return x.astype(jnp.float32)
