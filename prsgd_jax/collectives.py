@@ -119,23 +119,35 @@ def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
     )
   if (origin == (origin[0] + np.arange(n)) % n).all():
     return shift(tree, -int(origin[0]))
+  if num_devices == 1:
+    return jax.tree.map(functools.partial(_take, source=origin), tree)
   rounds = _matchings(origin, block, num_devices)
   device = lax.axis_index(AXIS_NAME)
+  # The rows of the block in the order in which they go, and as they come.
+  leaving = np.stack([sent_row for _, sent_row, _, _ in rounds], axis=1)
+  arrival = np.argsort([kept_row for _, _, kept_row, _ in rounds], axis=0).T
 
   def move(x: Array) -> Array:
-    out = x
-    for origin, sent_row, kept_row, real in rounds:
-      row = lax.dynamic_index_in_dim(x, jnp.asarray(sent_row)[device], 0)
+    rows, come = x[jnp.asarray(leaving)[device]], []
+    for r, (origin, _, _, real) in enumerate(rounds):
+      row = rows[r : r + 1]
       ways = [(o, d) for d, o in enumerate(origin.tolist()) if real[d]]
       away = [(o, d) for o, d in ways if o != d]
       stays = jnp.asarray((origin == np.arange(num_devices)) & real)[device]
-      come = lax.ppermute(row, AXIS_NAME, away) if away else jnp.zeros_like(row)
-      out = lax.dynamic_update_index_in_dim(
-        out, jnp.where(stays, row, come), jnp.asarray(kept_row)[device], 0
+      other = (
+        lax.ppermute(row, AXIS_NAME, away) if away else jnp.zeros_like(row)
       )
-    return out
+      come.append(jnp.where(stays, row, other))
+    return jnp.concatenate(come)[jnp.asarray(arrival)[device]]
 
   return jax.tree.map(move, tree)
+
+
+def _take(x: Array, source: np.ndarray) -> Array:
+  """`x[source]`, zeros for -1."""
+  rows = x[np.maximum(source, 0)]
+  known = (source >= 0).reshape((-1, *[1] * (x.ndim - 1)))
+  return rows if known.all() else jnp.where(known, rows, jnp.zeros_like(rows))
 
 
 def _matchings(
