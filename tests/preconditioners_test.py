@@ -61,6 +61,18 @@ class NaturalGradientTest(parameterized.TestCase):
     turned = np.abs(got[1:] - grads[1:]).max() / np.abs(grads).max()
     self.assertGreater(turned, 0.05)
 
+  def test_equals_its_equations_where_the_floors_are_at_work(self):
+    grads = gradients((9, 12), 12)
+    grads[5] *= 1e3
+    tx = pr.scale_by_natural_gradient(rank=3, smoothing=0.5)
+    with jax.enable_x64(True):
+      got, _ = run(tx, grads)
+    oracle = reference.NaturalGradient((9, 12), 3, 0.5, 0.1)
+    want = np.stack([oracle(g) for g in grads])
+    # The oracle's condition is 1e7 here.
+    scale = np.abs(want).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=1e-6)
+
   @parameterized.parameters(*CASES)
   def test_single_precision_is_near(self, shape, rank):
     grads = gradients(shape)
@@ -170,6 +182,17 @@ class NaturalGradientTest(parameterized.TestCase):
       want, _ = run(tx, grads)
       got, _ = run(tx, 1e-12 * grads)
     np.testing.assert_allclose(got, 1e-12 * want, rtol=1e-9)
+
+  @parameterized.parameters(1e-6, 1e3, 1e6)
+  def test_survives_gradients_of_other_lengths(self, factor):
+    grads = gradients((9, 30), 30).astype(np.float32)
+    grads[10:20] *= factor
+    got, state = run(pr.scale_by_natural_gradient(rank=5), grads)
+    self.assertTrue(np.isfinite(got).all())
+    for factor in state.factors[0]:
+      np.testing.assert_allclose(
+        factor.basis @ factor.basis.T, np.eye(5), atol=1e-5
+      )
 
   def test_parameters_of_any_structure(self):
     params = {'w': jnp.ones((3, 2)), 'b': jnp.ones(2), 'scale': jnp.ones(())}

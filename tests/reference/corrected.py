@@ -102,7 +102,8 @@ class OnlineFisher:
   """Kaldi's F = R' D R + rho I of vectors of one size, with F written out.
 
   After src/nnet3/natural-gradient-online.h; the first scatter makes F a
-  multiple of the identity, and rho is floored before D is set.
+  multiple of the identity, and rho is floored before D is set and by the next
+  scatter.
   """
 
   def __init__(self, size, rank, smoothing, update_rate):
@@ -113,7 +114,7 @@ class OnlineFisher:
       for column in range(r, size, self.rank):
         self.basis[r, column] = 1.1 if column == r else 1.0
       self.basis[r] /= np.sqrt((self.basis[r] ** 2).sum())
-    self.fisher = None
+    self.fisher, self.rho = None, 0.0
 
   def inverse(self):
     """Of F smoothed, up to a factor; the identity before the first scatter."""
@@ -132,7 +133,11 @@ class OnlineFisher:
     if np.trace(scatter) == 0:
       return
     if self.fisher is None:
-      self.fisher = np.trace(scatter) / self.size * np.eye(self.size)
+      self.rho = np.trace(scatter) / self.size
+      self.fisher = self.rho * np.eye(self.size)
+    floor = 5e-4 * self.eta * np.trace(scatter)
+    if self.rho < floor:
+      self.fisher = self.fisher + (floor - self.rho) * np.eye(self.size)
     smoothed = self.eta * scatter + (1 - self.eta) * self.fisher
     y = self.basis @ smoothed
     c, u = np.linalg.eigh(y @ y.T)
@@ -140,6 +145,7 @@ class OnlineFisher:
     rho = (np.trace(smoothed) - np.sqrt(c).sum()) / (self.size - self.rank)
     rho = max(rho, 5e-4 * np.sqrt(c.max()))
     d = np.maximum(np.sqrt(c) - rho, 0)
+    self.rho = rho
     self.fisher = self.basis.T @ np.diag(d) @ self.basis
     self.fisher = self.fisher + rho * np.eye(self.size)
 
