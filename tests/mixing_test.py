@@ -196,6 +196,51 @@ class WeightedMeanTest(parameterized.TestCase):
       pr.weighted_mean([1, 2]).matrices(8)
 
 
+class CodesTest(parameterized.TestCase):
+  """With `decode` the tree is codes: sum_j W_ij decode(code_j)."""
+
+  CODES = np.random.default_rng(0).integers(-99, 99, (8, 3)).astype(np.int8)
+
+  def apply(self, mixing, num_devices):
+    mesh = pr.ReplicaMesh(8, num_devices)
+
+    def fn(codes):
+      def decode(tree):
+        return {'x': tree['code'] * jnp.float32(0.5)}
+
+      return mixing.apply({'code': codes}, harness.bare_context(mesh), decode)
+
+    sent = harness.collectives_of(mesh.map(fn), mesh.place(self.CODES))
+    return mesh.gather(mesh.map(fn)(mesh.place(self.CODES)))['x'], sent
+
+  @parameterized.product(
+    make=(
+      pr.mean,
+      lambda: pr.dense(reference.random_doubly_stochastic(8)),
+      pr.ring,
+      pr.star,
+    ),
+    num_devices=(1, 2, 8),
+  )
+  def test_is_the_matrix_on_what_was_coded(self, make, num_devices):
+    out, sent = self.apply(make(), num_devices)
+    want = make().matrices(8)[0] @ (self.CODES * 0.5)
+    self.assertEqual(out.dtype, np.float32)
+    np.testing.assert_allclose(out, want, rtol=0, atol=1e-5)
+    # They travel as they are.
+    for each in sent:
+      self.assertEqual(each.operands[0].dtype, np.int8)
+
+  @parameterized.parameters(1, 2, 8)
+  def test_replicas_agree_on_a_mean_of_codes(self, num_devices):
+    out, _ = self.apply(pr.mean(), num_devices)
+    np.testing.assert_array_equal(out, np.broadcast_to(out[0], out.shape))
+
+  def test_groups_carry_none(self):
+    with self.assertRaisesRegex(ValueError, 'group_mean does not carry codes'):
+      self.apply(pr.group_mean(2), 2)
+
+
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(0, -2, 1.5, True, None)
   def test_group_size_is_a_positive_integer(self, size):
