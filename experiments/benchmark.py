@@ -12,9 +12,7 @@ by hand. Memory is what the compiled programs ask for on one device.
 from collections.abc import Callable
 import functools
 import json
-import os
 import pathlib
-import platform
 import resource
 import statistics
 import time
@@ -31,7 +29,7 @@ import optax
 from experiments import cli, records
 import prsgd_jax as pr
 from prsgd_jax import augmentation, input_pipeline, models
-from prsgd_jax.classification import Classifier, classifier
+from prsgd_jax.classification import Task, classifier
 from prsgd_jax.datasets import load_dataset
 
 FLAGS = flags.FLAGS
@@ -120,7 +118,7 @@ def measure(case: Case) -> dict[str, Any]:
   }
 
 
-def _parts(case: Case) -> tuple[pr.ReplicaMesh, Classifier, Any, Any]:
+def _parts(case: Case) -> tuple[pr.ReplicaMesh, Task, Any, Any]:
   """The mesh, the task, the batch function and the data on the devices."""
   mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
   task = classifier(case.model)
@@ -142,7 +140,7 @@ def _optimizer() -> optax.GradientTransformation:
 
 
 def engine_loop(
-  case: Case, mesh: pr.ReplicaMesh, task: Classifier, batch_fn: Any, data: Any
+  case: Case, mesh: pr.ReplicaMesh, task: Task, batch_fn: Any, data: Any
 ) -> Loop:
   """The library's."""
   algorithm = pr.pr_sgd(_optimizer(), period=PERIOD)
@@ -158,7 +156,7 @@ def engine_loop(
 def hand_written_loop(
   case: Case,
   mesh: pr.ReplicaMesh,
-  task: Classifier,
+  task: Task,
   batch_fn: Any,
   data: Any,
   *,
@@ -209,9 +207,9 @@ def hand_written_loop(
   return _loop(train_steps, carry, data, case.steps_per_dispatch, memory, calls)
 
 
-def _initial(case: Case, task: Classifier) -> Any:
+def _initial(case: Case, task: Task) -> Any:
   image = jnp.zeros((1, *case.data['image'].shape[1:]))
-  return jax.jit(task.init)(jax.random.key(0), image)
+  return jax.jit(task.init)(jax.random.key(0), {'image': image})
 
 
 def _memory(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
@@ -249,18 +247,6 @@ def _loop(
   return Loop(run, first, memory)
 
 
-def machine() -> dict[str, Any]:
-  """What the numbers were measured on."""
-  return {
-    'device': jax.devices()[0].device_kind,
-    'processor': platform.processor() or platform.machine(),
-    'cpus': os.cpu_count(),
-    'jax': jax.__version__,
-    'python': platform.python_version(),
-    'commit': records.commit(),
-  }
-
-
 def main() -> None:
   cli.make_fake_devices(8)
   with cli.one_line_errors(ValueError):
@@ -283,8 +269,8 @@ def main() -> None:
     )
     print(f'| {" | ".join(cells)} |', flush=True)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  whole = {'machine': machine(), 'peak_rss_mib': peak, 'cases': results}
-  print(f'\n{machine()}, peak resident memory {peak:.0f} MiB')
+  whole = {'machine': records.machine(), 'peak_rss_mib': peak, 'cases': results}
+  print(f'\n{records.machine()}, peak resident memory {peak:.0f} MiB')
   if FLAGS.output is not None:
     path = pathlib.Path(FLAGS.output)
     path.parent.mkdir(parents=True, exist_ok=True)

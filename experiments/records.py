@@ -1,16 +1,20 @@
 """The directory of a run: what is in it, how it is written and read.
 
 It holds `config.json`, `metrics.jsonl` (a record every `log_every` steps),
-`tensorboard/`, `checkpoints/` and, when the run is done, `summary.json`.
+`tensorboard/`, `checkpoints/` and, when the run is done, `summary.json`, or
+`failure.json` when it diverged.
 """
 
 import json
 import math
+import os
 import pathlib
+import platform
 import subprocess
 import time
 from typing import Any
 
+import jax
 import tensorboardX
 import tqdm
 
@@ -19,6 +23,7 @@ from prsgd_jax import checkpoints
 CONFIG = 'config.json'
 METRICS = 'metrics.jsonl'
 SUMMARY = 'summary.json'
+FAILURE = 'failure.json'
 CHECKPOINTS = 'checkpoints'
 PARTIAL = '.partial'
 
@@ -74,6 +79,7 @@ def open_workdir(
   description: Record,
   flags: Record,
   *,
+  label: str,
   num_steps: int,
   resume: bool,
 ) -> None:
@@ -81,13 +87,14 @@ def open_workdir(
 
   Args:
     flags: all that the run was called with, to be kept beside.
+    label: of its algorithm with the options, likewise.
     workdir, description, num_steps, resume: as in `check_workdir`.
 
   Raises:
     ValueError: as `check_workdir`, or if it cannot be written.
   """
   check_workdir(workdir, description, num_steps=num_steps, resume=resume)
-  whole = {'description': description, 'flags': flags}
+  whole = {'label': label, 'description': description, 'flags': flags}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / CONFIG, json.dumps(whole, indent=1) + '\n')
@@ -108,6 +115,38 @@ def read_summary(workdir: pathlib.Path) -> Record | None:
   return _read_json(path) if path.exists() else None
 
 
+def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
+  """Marks the run as one that diverged, or as one that did not."""
+  if failure is None:
+    (workdir / FAILURE).unlink(missing_ok=True)
+  else:
+    _write(workdir / FAILURE, json.dumps(failure, indent=1) + '\n')
+
+
+def read_failure(workdir: pathlib.Path) -> Record | None:
+  """The `step` at which a run diverged and `failed`, what was wrong then."""
+  path = workdir / FAILURE
+  return _read_json(path) if path.exists() else None
+
+
+def read_config(workdir: pathlib.Path) -> Record:
+  """What a run was called with: `label`, `description` and `flags`.
+
+  Raises:
+    ValueError: if there is no run, or one without these.
+  """
+  path = workdir / CONFIG
+  if not path.exists():
+    raise ValueError(f'{workdir} holds no run; pass a directory of runs')
+  found = _read_json(path)
+  if missing := {'label', 'description', 'flags'} - set(found):
+    raise ValueError(
+      f'{path} has no {", ".join(sorted(missing))}: it was written by an '
+      'earlier version; run it again'
+    )
+  return found
+
+
 def commit() -> str:
   """The commit of the code that runs, 'unknown' outside of a clone."""
   here = pathlib.Path(__file__).parent
@@ -117,6 +156,18 @@ def commit() -> str:
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
   return done.stdout.strip()
+
+
+def machine() -> Record:
+  """What numbers are measured on."""
+  return {
+    'device': jax.devices()[0].device_kind,
+    'processor': platform.processor() or platform.machine(),
+    'cpus': os.cpu_count(),
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+    'commit': commit(),
+  }
 
 
 def read_records(workdir: pathlib.Path) -> list[Record]:

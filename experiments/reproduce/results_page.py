@@ -1,0 +1,73 @@
+"""experiments/RESULTS.md, from the files of the reproductions alone."""
+
+import json
+import pathlib
+
+from experiments import records
+
+PAGE = pathlib.Path(__file__).parents[1] / 'RESULTS.md'
+HEAD = """# Results
+
+What the papers say, and what was measured here. Every number comes from a file
+in `results/reproduce/`, which the command of its section makes; a claim that
+did not reproduce says so, with what was tried. `yes`, `partly` and `no` are
+decided by the numbers, by the rule that the last column states.
+
+"""
+
+
+def write(results: pathlib.Path, page: pathlib.Path = PAGE) -> pathlib.Path:
+  """Writes the page from all outcomes in a directory; returns its path."""
+  page.write_text(format_page(read(results), results.relative_to(page.parent)))
+  return page
+
+
+def read(results: pathlib.Path) -> list[records.Record]:
+  """All outcomes, in the order of their names."""
+  paths = sorted(results.glob('*.json'))
+  return [json.loads(path.read_text()) for path in paths]
+
+
+def format_page(outcomes: list[records.Record], figures: pathlib.Path) -> str:
+  """Markdown: a summary, and a section for each outcome."""
+  rows = [
+    f'| [{o["name"]}](#{_anchor(o)}) | {o["title"]} | {o["scale"]} '
+    f'| {_verdicts(o)} | {o["seconds"]:.0f} |\n'
+    for o in outcomes
+  ]
+  head = '| target | | scale | reproduced | seconds |\n|---|---|---|---|---|\n'
+  sections = [_section(o, figures) for o in outcomes]
+  return HEAD + head + ''.join(rows) + ''.join(sections)
+
+
+def _verdicts(outcome: records.Record) -> str:
+  found = [claim['reproduced'] for claim in outcome['claims']]
+  counts = [(v, found.count(v)) for v in ('yes', 'partly', 'no')]
+  return ', '.join(f'{n} {v}' for v, n in counts if n)
+
+
+def _title(outcome: records.Record) -> str:
+  return f'{outcome["name"]} {outcome["scale"]}'
+
+
+def _anchor(outcome: records.Record) -> str:
+  return _title(outcome).replace(' ', '-')
+
+
+def _section(outcome: records.Record, figures: pathlib.Path) -> str:
+  machine, seeds = outcome['machine'], outcome['seeds']
+  claims = ''.join(
+    f'| {c["says"]} | {c["measured"]} | {c["reproduced"]} | {c["tried"]} |\n'
+    for c in outcome['claims']
+  )
+  figure = figures / f'{outcome["name"]}-{outcome["scale"]}.png'
+  return (
+    f'\n## {_title(outcome)}\n\n{outcome["title"]}. {outcome["paper"]}.\n\n'
+    f'![{outcome["title"]}]({figure})\n\n'
+    '| the paper | measured | reproduced | rule, or what was tried |\n'
+    f'|---|---|---|---|\n{claims}\n'
+    f'`python -m experiments.reproduce --targets={outcome["name"]} '
+    f'--scale={outcome["scale"]}`: {outcome["seconds"]:.0f} s, '
+    f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
+    f'seeds {", ".join(map(str, seeds))}, commit {outcome["commit"]}.\n'
+  )

@@ -1,0 +1,65 @@
+"""Tests of `experiments/reproduce/simulation.py`."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.reproduce.simulation import simulate
+import prsgd_jax as pr
+
+N = 4
+
+
+def pulled_apart(x, step, replica, key):
+  """Replica i is drawn to i, with noise."""
+  noise = jax.random.normal(key, x.shape)
+  return ((x - replica) ** 2 / 2 + 0.1 * noise * x).sum()
+
+
+def run(make, settings=(0.1,), seeds=(0,), **kwargs):
+  arguments = {
+    'loss_fn': pulled_apart, 'start': jnp.zeros(3), 'num_replicas': N,
+    'num_steps': 12, 'observe': lambda x: x, **kwargs,
+  }  # fmt: skip
+  return simulate(make, settings, seeds, **arguments)
+
+
+def synchronous(rate):
+  return pr.ssgd(optax.sgd(rate))
+
+
+class SimulateTest(parameterized.TestCase):
+  @parameterized.parameters(
+    lambda tx: pr.ssgd(tx),
+    lambda tx: pr.hier_avg(tx, local_period=1, global_period=2, group_size=2),
+    lambda tx: pr.d_psgd(tx, mixing=pr.random_matching()),
+    lambda tx: pr.sgp(tx, mixing=pr.exponential()),
+  )
+  def test_runs_every_kind_of_communication(self, make):
+    x = run(lambda rate: make(optax.sgd(rate)), seeds=(0, 1))
+    self.assertEqual(x.shape, (1, 2, 12, N, 3))
+    self.assertTrue(np.isfinite(x).all())
+    self.assertGreater(np.abs(x[0, 0] - x[0, 1]).max(), 1e-3)
+
+  def test_is_local_sgd(self):
+    x = run(lambda rate: pr.k_avg(optax.sgd(rate), period=4))[0, 0]
+    for t in range(12):
+      self.assertEqual((x[t] == x[t][0]).all(), (t + 1) % 4 == 0)
+
+  def test_settings_and_seeds_are_independent_runs(self):
+    both = run(synchronous, settings=(0.1, 0.2), seeds=(3, 4))
+    np.testing.assert_allclose(
+      both[1, 0], run(synchronous, settings=(0.2,), seeds=(3,))[0, 0], rtol=1e-6
+    )
+
+  def test_observations_are_the_last_of_their_stretch(self):
+    all_steps, some = run(synchronous), run(synchronous, every=4)
+    np.testing.assert_allclose(some[0, 0], all_steps[0, 0, 3::4], rtol=1e-6)
+    with self.assertRaisesRegex(ValueError, 'multiple of every=5, got 12'):
+      run(synchronous, every=5)
+
+
+if __name__ == '__main__':
+  absltest.main()
