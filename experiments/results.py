@@ -26,8 +26,11 @@ README = HERE / 'README.md'
 RESULTS = HERE / 'results'
 BEGIN, END = '<!-- results: begin -->\n', '<!-- results: end -->\n'
 
+# Stands for the presets of one digits run each, one for every algorithm.
+EACH = 'digits_each'
 # Preset -> its seeds: one where a run takes minutes.
 SEEDS = {
+  EACH: (0,),
   'digits_mlp': (0, 1, 2),
   'digits_lenet': (0, 1, 2),
   'mnist_lenet': (0,),
@@ -56,24 +59,50 @@ def main() -> None:
   print(f'table: {README}')
 
 
+def single_runs() -> list[str]:
+  """The presets of one digits run each."""
+  return [
+    path.stem
+    for path in sorted((HERE / 'presets').glob('digits_*.flags'))
+    if '\n--algorithm=' in path.read_text()
+  ]
+
+
 def _run(preset: str, seed: int) -> None:
-  """Runs a comparison and keeps its outcome."""
+  """Runs a preset and keeps its outcome: a list of summaries."""
   name = f'{preset}-seed{seed}'
   workdir = pathlib.Path(FLAGS.workdir or 'runs/results') / name
+  RESULTS.mkdir(exist_ok=True)
+  if preset != EACH:
+    _call('compare.py', preset, seed, workdir)
+    shutil.copy(workdir / 'comparison.json', RESULTS / f'{name}.json')
+    return
+  summaries = []
+  for single in single_runs():
+    again = (workdir / single / records.CONFIG).exists()
+    _call('train.py', single, seed, workdir / single, *['--resume'] * again)
+    summaries.append(records.read_summary(workdir / single))
+  whole = json.dumps(summaries, indent=1) + '\n'
+  (RESULTS / f'{name}.json').write_text(whole)
+
+
+def _call(
+  program: str, preset: str, seed: int, workdir: pathlib.Path, *more: str
+) -> None:
+  """Runs a binary with a preset."""
   command = [
     sys.executable,
-    str(HERE / 'compare.py'),
+    str(HERE / program),
     f'--flagfile={HERE / "presets" / preset}.flags',
     f'--seed={seed}',
     f'--workdir={workdir}',
+    *more,
   ]
   if FLAGS.data_dir is not None:
     command.append(f'--data_dir={FLAGS.data_dir}')
   done = subprocess.run(command, check=False)
   if done.returncode:
     cli.fail(f'{preset} with seed {seed} did not end; see above')
-  RESULTS.mkdir(exist_ok=True)
-  shutil.copy(workdir / 'comparison.json', RESULTS / f'{name}.json')
 
 
 def read_results() -> dict[str, list[list[records.Record]]]:

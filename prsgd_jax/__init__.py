@@ -5,7 +5,6 @@ from prsgd_jax.algorithms import (
   bmuf,
   choco_sgd,
   d_psgd,
-  delay_weights,
   diffusion,
   diloco,
   dynamic_averaging,
@@ -38,6 +37,7 @@ from prsgd_jax.algorithms import (
   weighted_averaging,
   wp_sgd,
 )
+from prsgd_jax.algorithms.corrected import delay_weights
 from prsgd_jax.analysis import (
   consensus_distance,
   spectral_gap,

@@ -2,7 +2,7 @@
 
 from absl.testing import absltest
 
-from experiments import results
+from experiments import algorithm_flags, results
 from tests import binaries
 
 
@@ -33,9 +33,13 @@ class ResultsTest(absltest.TestCase):
     self.assertNotIn('old', new)
 
   def test_every_preset_of_the_table_is_there(self):
-    for preset in results.SEEDS:
+    for preset in {*results.SEEDS, *results.single_runs()} - {results.EACH}:
       path = results.HERE / 'presets' / f'{preset}.flags'
       self.assertTrue(path.exists(), path)
+
+  def test_every_algorithm_has_a_run_of_its_own(self):
+    named = {f'digits_{name}' for name in algorithm_flags.ALGORITHMS}
+    self.assertEqual({*results.single_runs()}, named)
 
   def test_unknown_preset_is_one_line(self):
     outcome = binaries.call(results, '--presets=foo')

@@ -42,7 +42,6 @@ from prsgd_jax.algorithms.compressed import (
   terngrad,
 )
 from prsgd_jax.algorithms.corrected import (
-  delay_weights,
   natural_gradient_averaging,
   scaffold,
   tail_averaging,
@@ -75,7 +74,6 @@ __all__ = (
   'bmuf',
   'choco_sgd',
   'd_psgd',
-  'delay_weights',
   'diffusion',
   'diloco',
   'dynamic_averaging',
