@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -230,7 +231,17 @@ def _has_convolution(
   fn: Callable[..., Any], static_argnums: tuple[int, ...], *args: Any
 ) -> bool:
   traced = jax.make_jaxpr(fn, static_argnums=static_argnums)(*args)
-  return 'conv_general_dilated' in str(traced)
+  return 'conv_general_dilated' in _primitives(traced.jaxpr)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+  """The names of all primitives of a jaxpr and of those inside it."""
+  names = set()
+  for eqn in jaxpr.eqns:
+    names.add(eqn.primitive.name)
+    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+      names |= _primitives(inner)
+  return names
 
 
 def make_evaluate(

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
+from prsgd_jax import training
 from tests import harness, reference
 
 N = 8
@@ -480,6 +481,33 @@ class EvalFnTest(parameterized.TestCase):
     )
     with self.assertRaisesRegex(ValueError, "'active' is the engine's own"):
       train_steps(state, mesh.place_per_device(np.ones((2, 1, 4))))
+
+
+class ConvolutionTest(absltest.TestCase):
+  """What decides whether a program is kept out of a loop on CPU."""
+
+  def test_is_found_wherever_it_is(self):
+    kernel = np.ones((1, 1, 3, 3), np.float32)
+
+    def inside(x, _):
+      return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME'), None
+
+    def fn(x):
+      return jax.lax.cond(
+        x.sum() > 0,
+        lambda x: jax.lax.scan(inside, x, None, length=2)[0],
+        lambda x: x,
+        x,
+      )
+
+    image = np.ones((1, 1, 1, 8, 8), np.float32)
+    self.assertTrue(training._has_convolution(jax.pmap(fn), (), image))
+
+    def conv_general_dilated(x):  # a name is not a primitive
+      return x + 1
+
+    named = jax.jit(conv_general_dilated)
+    self.assertFalse(training._has_convolution(named, (), image))
 
 
 class ShardExamplesTest(parameterized.TestCase):
