@@ -123,5 +123,70 @@ class ModelsTest(parameterized.TestCase):
     self.assertFalse(np.allclose(logits, reversed_rows, atol=1e-4))
 
 
+class TransformerTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 7)
+
+  @parameterized.product(
+    vocabulary=[7, 65], length=[12, 64], width=[8, 32], num_blocks=[1, 3]
+  )
+  def test_number_of_parameters(self, vocabulary, length, width, num_blocks):
+    model = models.Transformer(vocabulary, length, width, num_blocks)
+    variables = jax.eval_shape(
+      lambda key: model.init(key, self.tokens, train=False), jax.random.key(0)
+    )
+    expected = (
+      2 * vocabulary * width
+      + vocabulary
+      + length * width
+      + num_blocks * (12 * width**2 + 13 * width)
+      + 2 * width
+    )
+    self.assertEqual(num_params(variables), expected)
+
+  def test_default_size(self):
+    variables = jax.eval_shape(
+      lambda key: models.Transformer(65).init(key, self.tokens, train=False),
+      jax.random.key(0),
+    )
+    self.assertEqual(num_params(variables), 112_577)
+
+  @parameterized.parameters(jnp.float32, jnp.bfloat16)
+  def test_later_characters_do_not_change_earlier_logits(self, dtype):
+    model = models.Transformer(7, max_length=12, width=16, dtype=dtype)
+    variables = model.init(jax.random.key(0), self.tokens, train=False)
+    self.assertEqual(
+      {x.dtype for x in jax.tree.leaves(variables)}, {jnp.dtype(jnp.float32)}
+    )
+    logits = model.apply(variables, self.tokens, train=False)
+    self.assertEqual((logits.shape, logits.dtype), ((2, 12, 7), jnp.float32))
+    for t in (0, 5, 11):
+      tokens = self.tokens.at[:, t].set((self.tokens[:, t] + 1) % 7)
+      changed = model.apply(variables, tokens, train=False)
+      np.testing.assert_array_equal(changed[:, :t], logits[:, :t])
+      for later in range(t, 12):
+        self.assertFalse(np.array_equal(changed[:, later], logits[:, later]))
+
+  def test_order_of_what_was_read_counts(self):
+    model = models.Transformer(7, max_length=12, width=16)
+    variables = model.init(jax.random.key(0), self.tokens, train=False)
+    swapped = self.tokens[:, jnp.array([1, 0, *range(2, 12)])]
+    logits, other = (
+      model.apply(variables, x, train=False) for x in (self.tokens, swapped)
+    )
+    self.assertFalse(np.allclose(logits[:, -1], other[:, -1], atol=1e-5))
+
+  def test_shorter_sequences_are_prefixes_and_longer_ones_are_refused(self):
+    model = models.Transformer(7, max_length=12, width=16)
+    variables = model.init(jax.random.key(0), self.tokens, train=False)
+    logits = model.apply(variables, self.tokens, train=False)
+    prefix = model.apply(variables, self.tokens[:, :5], train=False)
+    np.testing.assert_allclose(prefix, logits[:, :5], atol=1e-5)
+    longer = jnp.zeros((1, 13), jnp.int32)
+    with self.assertRaisesRegex(ValueError, 'max_length=12 long, got 13'):
+      model.apply(variables, longer, train=False)
+
+
 if __name__ == '__main__':
   absltest.main()
