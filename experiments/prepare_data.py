@@ -6,6 +6,7 @@ NAME is one of:
 
   digits         8x8 digits that come with scikit-learn; no download. It is
                  also prepared by itself the first time it is used.
+  text           a million characters of Shakespeare; likewise.
   mnist          the official archive is downloaded (11 MB),
   fashion_mnist  likewise (30 MB),
   cifar10        likewise (163 MB),
@@ -69,16 +70,16 @@ def prepare(
     DatasetError: It cannot be prepared; or what is there is damaged.
   """
   root = storage.resolve_data_dir(data_dir)
-  if name == 'digits' and from_archive is not None:
-    raise DatasetError('digits has no archive: leave out --from_archive')
+  if name in loading.INSTALLED and from_archive is not None:
+    raise DatasetError(f'{name} has no archive: leave out --from_archive')
   if directory := loading.find_dataset(name, root):
     load_dataset(name, root)  # raises if it is damaged
     _say(f'{name} is already prepared in {directory}, left as it is')
     return
   preparing.check_writable(root)  # before a long download, not after
   start = time.time()
-  if name == 'digits':
-    directory = loading.prepare_digits(root)
+  if name in loading.INSTALLED:
+    directory = loading.prepare_installed(name, root)
   else:
     splits = _read_splits(name, from_archive, verify)
     _say(f'{name}: writing to {root}, about a minute')

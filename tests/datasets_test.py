@@ -22,6 +22,7 @@ from prsgd_jax.datasets import (
   preparing,
   stock_builders,
   storage,
+  texts,
 )
 
 _ROOT = pathlib.Path(__file__).parents[1]
@@ -364,6 +365,59 @@ class StockTest(DatasetsTestCase):
     with self.assertRaisesRegex(DatasetError, 'reads back differently'):
       preparing.prepare(builder, other, self.data_dir)
     self.assertIsNone(storage.find_prepared('mnist', self.data_dir))
+
+
+class TextTest(DatasetsTestCase):
+  def test_sequences_are_of_the_given_length_and_in_the_order_of_the_text(self):
+    whole = texts.shakespeare_splits()
+    for length, dataset in (
+      (64, load_dataset('text', self.data_dir)),
+      (50, load_dataset('text', self.data_dir, sequence_length=50)),
+    ):
+      self.assertEqual(dataset.num_classes, 65)
+      for split in ('train', 'test'):
+        array = getattr(dataset, split)['text']
+        n = (whole[split]['text'].size - 1) // length
+        self.assertEqual(array.shape, (n, length + 1))
+        self.assertEqual(array.dtype, np.uint8)
+        text = whole[split]['text'][0, : n * length].tobytes().decode()
+        self.assertEqual(texts.decode(array[:, :-1].ravel()), text)
+      self.assertEqual(dataset.num_examples, len(dataset.train['text']))
+
+  def test_the_directory_is_the_stock_one_and_plain_tfds_reads_it(self):
+    load_dataset('text', self.data_dir)
+    import tensorflow_datasets as tfds
+
+    for split, text in texts.shakespeare_splits().items():
+      source = tfds.data_source(
+        'tiny_shakespeare', split=split, data_dir=self.data_dir, download=False
+      )
+      self.assertLen(source, 1)
+      self.assertEqual(source[0]['text'], text['text'].tobytes())
+
+  def test_a_second_load_agrees_and_reads_the_cache(self):
+    first = load_dataset('text', self.data_dir)
+    with mock.patch.object(
+      storage, 'read_prepared', side_effect=AssertionError
+    ):
+      second = load_dataset('text', self.data_dir)
+    np.testing.assert_array_equal(first.train['text'], second.train['text'])
+    np.testing.assert_array_equal(first.test['text'], second.test['text'])
+
+  def test_a_truncated_record_file_says_what_to_do(self):
+    load_dataset('text', self.data_dir)
+    directory = self.data_dir / 'tiny_shakespeare' / '1.0.0'
+    os.truncate(next(directory.glob('*train*')), 1000)
+    self.assert_fails('text', 'move that directory away', 'prepare_data.py')
+
+  @parameterized.parameters(
+    ('digits', 64, 'digits has no sequences of text; leave out'),
+    ('text', 0, 'must be in 1..1003853, got 0'),
+    ('text', 60_000, 'must be in 1..55769, got 60000'),
+  )
+  def test_bad_lengths_are_refused(self, name, length, message):
+    with self.assertRaisesRegex(DatasetError, message):
+      load_dataset(name, self.data_dir, sequence_length=length)
 
 
 class CacheTest(DatasetsTestCase):

@@ -203,11 +203,14 @@ class PrepareDataTest(PrepareDataTestCase):
       '--noverify',
     )
 
-  def test_digits_needs_no_archive(self):
-    code, out, err = self.run_main('digits')
+  @parameterized.parameters(
+    ('digits', 'optical_digits'), ('text', 'tiny_shakespeare')
+  )
+  def test_what_is_installed_needs_no_archive(self, name, builder):
+    code, out, err = self.run_main(name)
     self.assertEqual((code, err), (0, ''))
-    self.assertIn(str(self.data_dir / 'optical_digits' / '1.0.0'), out)
-    self.assert_fails(('digits', '--from_archive=x'), 'digits has no archive')
+    self.assertIn(str(self.data_dir / builder / '1.0.0'), out)
+    self.assert_fails((name, '--from_archive=x'), f'{name} has no archive')
 
   def test_a_good_dataset_is_left_as_it_is(self):
     self.run_main('digits')

@@ -1,4 +1,4 @@
-"""`load_dataset`: a prepared TFDS image dataset as NumPy arrays in memory.
+"""`load_dataset`: a prepared TFDS dataset as NumPy arrays in memory.
 
 Decoding 60000 PNG images takes ten seconds and more, so what was read is kept
 beside the dataset: `<data_dir>/<name>/.prsgd_jax-<version>.npz`. That file is
@@ -18,7 +18,7 @@ import zipfile
 from absl import logging
 import numpy as np
 
-from prsgd_jax.datasets import preparing, storage
+from prsgd_jax.datasets import preparing, storage, texts
 from prsgd_jax.datasets.storage import DatasetError
 
 # Our name -> the name of the TFDS builder.
@@ -27,21 +27,27 @@ _BUILDERS = {
   'digits': 'optical_digits',
   'fashion_mnist': 'fashion_mnist',
   'mnist': 'mnist',
+  'text': 'tiny_shakespeare',
 }
 
 DATASETS = tuple(_BUILDERS)
+# Those whose contents are installed with the packages: prepared when missing.
+INSTALLED = ('digits', 'text')
+
+_SEQUENCE_LENGTH = 64
 
 _CACHE_FORMAT = 1
 
 
 class Dataset(NamedTuple):
-  """Labelled images in memory.
+  """Labelled images, or sequences of characters, in memory.
 
   Attributes:
     name: One of `DATASETS`.
-    train: `{'image': uint8[n, h, w, c], 'label': int32[n]}`.
+    train: `{'image': uint8[n, h, w, c], 'label': int32[n]}`, or `{'text':
+      uint8[n, length + 1]}`, characters as their places in `texts.VOCABULARY`.
     test: The same for the test split.
-    num_classes: Labels are in 0..num_classes - 1.
+    num_classes: Labels, or characters, are in 0..num_classes - 1.
   """
 
   name: str
@@ -49,15 +55,23 @@ class Dataset(NamedTuple):
   test: dict[str, np.ndarray]
   num_classes: int
 
+  @property
+  def num_examples(self) -> int:
+    """Of the training split."""
+    return len(next(iter(self.train.values())))
+
 
 def load_dataset(
-  name: str, data_dir: str | os.PathLike[str] | None = None
+  name: str,
+  data_dir: str | os.PathLike[str] | None = None,
+  *,
+  sequence_length: int | None = None,
 ) -> Dataset:
   """Reads a dataset from TFDS' data directory, without tensorflow or network.
 
-  `digits` is prepared when it is missing, in about a second; the others by
-  `experiments/prepare_data.py`. The order of the examples is that of the TFDS
-  directory.
+  `digits` and `text` are prepared when they are missing, in about a second; the
+  others by `experiments/prepare_data.py`. The order of the examples is that of
+  the TFDS directory; that of the sequences of a text is the text's.
 
   Example:
 
@@ -68,23 +82,33 @@ def load_dataset(
     name: One of `DATASETS`.
     data_dir: TFDS' data directory; by default `$TFDS_DATA_DIR`, or
       `~/tensorflow_datasets`.
+    sequence_length: Of a text: how many characters of a sequence are predicted,
+      by default 64 (see `texts.cut`). For `text` alone.
 
   Returns:
     Both splits, whole.
 
   Raises:
     DatasetError: The name is unknown, or the dataset is missing, half-prepared
-      or damaged; the message says what to run.
+      or damaged, or does not have such sequences; the message says what to do.
   """
   root = storage.resolve_data_dir(data_dir)
   directory = find_dataset(name, root)
-  if directory is None and name == 'digits':
-    directory = prepare_digits(root)
+  if name != 'text' and sequence_length is not None:
+    raise DatasetError(
+      f'{name} has no sequences of text; leave out sequence_length'
+    )
+  if directory is None and name in INSTALLED:
+    directory = prepare_installed(name, root)
   if directory is None:
     raise DatasetError(
       f'{name} is not prepared in {root}; run: {prepare_command(name, root)}'
     )
-  return _load(name, directory, root)
+  dataset = _load(name, directory, root)
+  if name == 'text':
+    length = _SEQUENCE_LENGTH if sequence_length is None else sequence_length
+    return _cut(dataset, length)
+  return dataset
 
 
 def find_dataset(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
@@ -100,18 +124,22 @@ def find_dataset(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
   return storage.find_prepared(_BUILDERS[name], data_dir)
 
 
-def prepare_digits(data_dir: pathlib.Path) -> pathlib.Path:
-  """Makes the TFDS directory of `digits`; several processes may do so at once.
+def prepare_installed(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+  """Makes the TFDS directory of one of `INSTALLED`; processes may race for it.
 
   Raises:
     DatasetError: It cannot be written, or a package is missing.
   """
   storage.import_tfds()
-  from prsgd_jax.datasets import optical_digits
+  from prsgd_jax.datasets import optical_digits, stock_builders
 
-  return preparing.prepare(
-    optical_digits.OpticalDigits, optical_digits.digits_splits(), data_dir
-  )
+  if name == 'text':
+    splits = texts.shakespeare_splits()
+    builder = stock_builders.make_builder(name, splits)
+  else:
+    splits = optical_digits.digits_splits()
+    builder = optical_digits.OpticalDigits
+  return preparing.prepare(builder, splits, data_dir)
 
 
 def prepare_command(name: str, data_dir: pathlib.Path) -> str:
@@ -119,6 +147,21 @@ def prepare_command(name: str, data_dir: pathlib.Path) -> str:
   return (
     f'python experiments/prepare_data.py {shlex.quote(name)}'
     f' --data_dir={shlex.quote(str(data_dir))}'
+  )
+
+
+def _cut(dataset: Dataset, sequence_length: int) -> Dataset:
+  """Of whole texts of bytes, sequences in the vocabulary."""
+
+  def sequences(split: storage.Split) -> storage.Split:
+    text = split['text'].tobytes().decode('latin-1')
+    return {'text': texts.cut(texts.encode(text), sequence_length)}
+
+  return Dataset(
+    dataset.name,
+    sequences(dataset.train),
+    sequences(dataset.test),
+    len(texts.VOCABULARY),
   )
 
 
@@ -146,6 +189,10 @@ def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
   return dataset
 
 
+def _keys(name: str) -> tuple[str, ...]:
+  return ('text',) if name == 'text' else ('image', 'label')
+
+
 def _fingerprint(directory: pathlib.Path) -> str:
   """Returns what changes whenever a file of the dataset does."""
   files = []
@@ -170,7 +217,7 @@ def _read_cache(
       if bad := cache.zip.testzip():
         raise zipfile.BadZipFile(f'bad CRC-32 for {bad}')
       train, test = (
-        {key: cache[f'{split}_{key}'] for key in ('image', 'label')}
+        {key: cache[f'{split}_{key}'] for key in _keys(name)}
         for split in storage.SPLITS
       )
       return Dataset(name, train, test, int(cache['num_classes']))
@@ -196,10 +243,8 @@ def _write_cache(
         file,
         fingerprint=np.array(fingerprint),
         num_classes=np.array(dataset.num_classes),
-        train_image=dataset.train['image'],
-        train_label=dataset.train['label'],
-        test_image=dataset.test['image'],
-        test_label=dataset.test['label'],
+        **{f'train_{key}': dataset.train[key] for key in _keys(dataset.name)},
+        **{f'test_{key}': dataset.test[key] for key in _keys(dataset.name)},
       )
     os.replace(temporary, path)
   except OSError as error:

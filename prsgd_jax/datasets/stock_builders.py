@@ -24,12 +24,16 @@ _CIFAR10_CLASSES = (
 def make_builder(name: str, splits: Mapping[str, storage.Split]) -> Any:
   """Returns the stock TFDS builder class, but generating `splits`."""
   storage.import_tfds()
+  from tensorflow_datasets.datasets.tiny_shakespeare import (
+    tiny_shakespeare_dataset_builder as tiny_shakespeare,
+  )
   from tensorflow_datasets.image_classification import cifar, mnist
 
   stocks = {
     'cifar10': cifar.Cifar10,
     'fashion_mnist': mnist.FashionMNIST,
     'mnist': mnist.MNIST,
+    'text': tiny_shakespeare.Builder,
   }
   stock: Any = stocks[name]
 
@@ -43,6 +47,9 @@ def make_builder(name: str, splits: Mapping[str, storage.Split]) -> Any:
       return {split: self._generate_examples(split) for split in splits}
 
     def _generate_examples(self, split: str) -> Iterator[Any]:
+      if name == 'text':
+        yield split, {'text': splits[split]['text'][0].tobytes()}
+        return
       images, labels = splits[split]['image'], splits[split]['label']
       for i, (image, label) in enumerate(zip(images, labels)):
         example = {'image': _png(image), 'label': int(label)}

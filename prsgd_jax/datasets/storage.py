@@ -18,6 +18,7 @@ import numpy as np
 Split = dict[str, np.ndarray]
 
 SPLITS = ('train', 'test')
+_KINDS = ({'image', 'label'}, {'text'})
 _METADATA = ('dataset_info.json', 'features.json')
 
 
@@ -72,18 +73,19 @@ def find_prepared(
 
 
 def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
-  """Reads all of a prepared image dataset into memory.
+  """Reads all of a prepared dataset, of images or of one text, into memory.
 
   Args:
     directory: `<data_dir>/<name>/<version>`.
 
   Returns:
     The splits by name, each `{'image': uint8[n, h, w, c], 'label': int32[n]}`,
-    and the number of classes.
+    and the number of classes; or each `{'text': uint8[1, n]}`, one example of n
+    bytes, of which there are 256.
 
   Raises:
     DamagedError: The directory is half-prepared, damaged, of another file
-      format, or holds something other than labelled images.
+      format, or holds something other than labelled images, or a text.
     DatasetError: A file cannot be read, or a package is missing.
   """
   for name in _METADATA:
@@ -95,6 +97,8 @@ def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
     with without_tfds_logs():
       builder = tfds.builder_from_directory(directory)
       _check_info(builder.info)
+      if 'text' in builder.info.features:
+        return {s: _read_text(builder, s) for s in SPLITS}, 256
       num_classes = builder.info.features['label'].num_classes
       splits = {s: _read_split(builder, s, num_classes) for s in SPLITS}
   except (DamagedError, MemoryError):
@@ -149,9 +153,9 @@ def _check_info(info: Any) -> None:
       f'its file format is {file_format}, which needs tensorflow, not'
       ' array_record'
     )
-  if not {'image', 'label'} <= set(info.features):
+  if not any(kind <= set(info.features) for kind in _KINDS):
     raise DamagedError(
-      f'it holds {sorted(info.features)}, not images with labels'
+      f'it holds {sorted(info.features)}, not images with labels, or text'
     )
   for split in SPLITS:
     if split not in info.splits:
@@ -197,6 +201,13 @@ def _read_split(builder: Any, split: str, num_classes: int) -> Split:
   ):
     raise DamagedError(f'its labels are not one of 0..{num_classes - 1} each')
   return {'image': image, 'label': label}
+
+
+def _read_text(builder: Any, split: str) -> Split:
+  source = builder.as_data_source(split)
+  if len(source) != 1:
+    raise DamagedError(f'its split {split} has {len(source)} texts, not one')
+  return {'text': np.frombuffer(source[0]['text'], np.uint8)[np.newaxis]}
 
 
 @contextlib.contextmanager
