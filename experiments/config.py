@@ -15,12 +15,20 @@ from experiments import algorithm_flags, cli, network
 from prsgd_jax import models
 from prsgd_jax.datasets import Dataset
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
   'mlp': models.MLP,
   'lenet': models.LeNet5,
   'resnet20': models.ResNet20,
+  'resnet18': models.ResNet18,
   'lstm': models.LSTMClassifier,
 }
+LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
+  'transformer': models.Transformer,
+}
+MODELS = {**CLASSIFIERS, **LANGUAGE_MODELS}
+# The dataset that language models read; the others are of images.
+TEXT = 'text'
+OPTIMIZERS = ('sgd', 'adam', 'adamw')
 PARTITIONS = ('shared', 'sharded', 'dirichlet')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -45,7 +53,9 @@ flags.DEFINE_enum(
   'What an average does to the batch statistics [local].',
 )
 flags.DEFINE_string(
-  'dataset', 'digits', 'digits, or cifar10, mnist, fashion_mnist in data_dir.'
+  'dataset',
+  'digits',
+  'digits, text, or cifar10, mnist, fashion_mnist in data_dir.',
 )
 flags.DEFINE_string('model', 'mlp', f'One of {", ".join(MODELS)}.')
 flags.DEFINE_integer('num_replicas', 8, 'N, replicas of the model.')
@@ -73,9 +83,14 @@ flags.DEFINE_float('learning_rate', 0.1, 'gamma, at the start.')
 flags.DEFINE_list(
   'learning_rate_drops', [], 'Epochs after which it is divided by 10.'
 )
-flags.DEFINE_float('momentum', 0.9, 'Of every replica; 0 for none.')
+flags.DEFINE_enum('optimizer', 'sgd', OPTIMIZERS, 'Of every replica.')
+flags.DEFINE_float('momentum', 0.9, 'Of --optimizer=sgd; 0 for none.')
 flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
-flags.DEFINE_float('weight_decay', 0.0, 'Coupled L2, part of the gradient.')
+flags.DEFINE_float(
+  'weight_decay',
+  0.0,
+  'Coupled L2, part of the gradient; with adamw decoupled, part of the step.',
+)
 flags.DEFINE_enum(
   'dtype',
   'float32',
@@ -118,6 +133,7 @@ class RunConfig:
   augment: bool
   learning_rate: float
   learning_rate_drops: tuple[float, ...]
+  optimizer: str
   momentum: float
   nesterov: bool
   weight_decay: float
@@ -163,6 +179,8 @@ def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
     _number('learning_rate_drops', d) for d in values.learning_rate_drops
   ]
   fields['learning_rate_drops'] = tuple(drops)
+  if values.optimizer != 'sgd' and not values['momentum'].present:
+    fields['momentum'] = 0.0
   return check(RunConfig(**fields, options=given))
 
 
@@ -174,6 +192,7 @@ def check(config: RunConfig) -> RunConfig:
   """
   algorithm_flags.check_name(config.algorithm)
   _choose('model', MODELS, config.model)
+  _check_task(config)
   options = dict(config.options)
   keywords = algorithm_flags.keywords(config.algorithm)
   for name, keyword in _average_options(options).items():
@@ -208,13 +227,51 @@ def check(config: RunConfig) -> RunConfig:
       '--learning_rate_drops must be epochs > 0 that increase, got '
       f'{",".join(map(str, config.learning_rate_drops))}'
     )
+  _check_optimizer(config)
+  return config
+
+
+def _check_task(config: RunConfig) -> None:
+  """Raises ValueError if the dataset is of another kind than the model."""
+  is_text = config.dataset == TEXT
+  fitting = LANGUAGE_MODELS if is_text else CLASSIFIERS
+  if config.model not in fitting:
+    raise ValueError(
+      f'--model={config.model} does not read --dataset={config.dataset}; use '
+      f'--model={" or ".join(fitting)}'
+    )
+  if is_text and config.augment:
+    raise ValueError(f'--augment is of images; leave it out with {TEXT}')
+  if is_text and config.partition == 'dirichlet':
+    raise ValueError(
+      f'--partition=dirichlet skews labels, which --dataset={TEXT} has not; '
+      'use shared or sharded'
+    )
+
+
+def _check_optimizer(config: RunConfig) -> None:
+  """Raises ValueError if the flags of the optimizer do not fit together."""
   if not 0 <= config.momentum < 1:
     raise ValueError(f'--momentum must be in [0, 1), got {config.momentum}')
-  if config.options.get('buffers', 'keep') != 'keep' and not config.momentum:
-    raise ValueError('--buffers does nothing without --momentum')
-  if config.nesterov and not config.momentum:
-    raise ValueError('--nesterov does nothing without --momentum')
-  return config
+  if config.optimizer == 'sgd':
+    for name, given in (
+      ('buffers', config.options.get('buffers', 'keep') != 'keep'),
+      ('nesterov', config.nesterov),
+    ):
+      if given and not config.momentum:
+        raise ValueError(f'--{name} does nothing without --momentum')
+    return
+  for name in ('momentum', 'nesterov'):
+    if getattr(config, name):
+      raise ValueError(
+        f'--{name} does nothing for --optimizer={config.optimizer}; '
+        'leave it out'
+      )
+  if 'momentum' in algorithm_flags.keywords(config.algorithm):
+    raise ValueError(
+      f'--algorithm={config.algorithm} has momentum of its own, which goes '
+      f'with --optimizer=sgd, not {config.optimizer}'
+    )
 
 
 def total_steps(config: RunConfig, num_examples: int) -> int:

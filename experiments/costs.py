@@ -10,6 +10,7 @@ until the last replica has done its steps.
 
 from collections.abc import Sequence
 import pathlib
+from typing import NamedTuple
 
 from absl import flags
 import jax
@@ -30,14 +31,28 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(compare)
 
 PRESETS = pathlib.Path(__file__).parent / 'presets'
-# Shape of an image, and examples of the training split.
-IMAGES = {
-  'digits': ((8, 8, 1), 1437),
-  'mnist': ((28, 28, 1), 60_000),
-  'fashion_mnist': ((28, 28, 1), 60_000),
-  'cifar10': ((32, 32, 3), 50_000),
+
+
+class Shape(NamedTuple):
+  """Of a dataset: one example as models read it, the training split, labels."""
+
+  batch: dict[str, jax.ShapeDtypeStruct]
+  num_examples: int
+  num_classes: int
+
+
+def _images(*shape: int, num_examples: int) -> Shape:
+  batch = {'image': jax.ShapeDtypeStruct((1, *shape), jnp.float32)}
+  return Shape(batch, num_examples, num_classes=10)
+
+
+DATASETS = {
+  'digits': _images(8, 8, 1, num_examples=1437),
+  'mnist': _images(28, 28, 1, num_examples=60_000),
+  'fashion_mnist': _images(28, 28, 1, num_examples=60_000),
+  'cifar10': _images(32, 32, 3, num_examples=50_000),
+  'text': Shape({'text': jax.ShapeDtypeStruct((1, 65), jnp.uint8)}, 15_685, 65),
 }
-CLASSES = 10
 
 
 def main() -> None:
@@ -70,18 +85,19 @@ def account(run_config: config.RunConfig, machines: pr.Network) -> pr.Account:
   """The account of a run that is not run.
 
   Raises:
-    ValueError: if the shape of the dataset's images is not known here.
+    ValueError: if the shape of the dataset is not known here.
   """
-  if run_config.dataset not in IMAGES:
+  if run_config.dataset not in DATASETS:
     raise ValueError(
-      f'--dataset must be one of {", ".join(IMAGES)}, got {run_config.dataset}'
+      f'--dataset must be one of {", ".join(DATASETS)}, got '
+      f'{run_config.dataset}'
     )
-  shape, num_examples = IMAGES[run_config.dataset]
+  batch, num_examples, num_classes = DATASETS[run_config.dataset]
   plan = experiment.build_plan(run_config, num_examples)
   params, model_state = jax.eval_shape(
-    experiment.build_task(run_config, CLASSES).init,
+    experiment.build_task(run_config, num_classes, batch).init,
     jax.eval_shape(lambda: jax.random.key(0)),
-    jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+    batch,
   )
   n = run_config.num_replicas
   shapes = experiment.replica_shapes(plan.algorithm, n, params, model_state)

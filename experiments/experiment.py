@@ -5,15 +5,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import algorithm_flags
 from experiments import config as configs
 import prsgd_jax as pr
 from prsgd_jax import augmentation, input_pipeline
-from prsgd_jax.classification import Classifier, classifier
+from prsgd_jax.classification import Task, classifier
 from prsgd_jax.datasets import Dataset
-from prsgd_jax.input_pipeline import Sampler, dirichlet, sharded, shared
+from prsgd_jax.input_pipeline import (
+  Sampler,
+  Transform,
+  dirichlet,
+  sharded,
+  shared,
+)
+from prsgd_jax.language_modelling import language_model
 
 # The value of --epoch_lengths that stands for the paper's own.
 THEORY = 'theory'
@@ -68,10 +76,20 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
     provided['reset'] = pr.every(_interval(options))
   # Of an algorithm that has it as a keyword the momentum is its own.
   own = 'momentum' in algorithm_flags.keywords(config.algorithm)
-  momentum = None if own else config.momentum or None
-  tx = optax.sgd(schedule, momentum, config.nesterov)
+  tx = build_optimizer(config, schedule, 0.0 if own else config.momentum)
   algorithm = algorithm_flags.build(config.algorithm, tx, options, provided)
   return Plan(algorithm, schedule, num_steps)
+
+
+def build_optimizer(
+  config: configs.RunConfig, schedule: optax.Schedule, momentum: float
+) -> optax.GradientTransformation:
+  """The optimizer of every replica."""
+  if config.optimizer == 'adam':
+    return optax.adam(schedule)
+  if config.optimizer == 'adamw':
+    return optax.adamw(schedule, weight_decay=config.weight_decay)
+  return optax.sgd(schedule, momentum or None, config.nesterov)
 
 
 def _interval(options: Mapping[str, Any]) -> int:
@@ -88,12 +106,58 @@ def _interval(options: Mapping[str, Any]) -> int:
   )
 
 
-def build_task(config: configs.RunConfig, num_classes: int) -> Classifier:
-  """The model and the loss that the flags name."""
-  model = configs.MODELS[config.model](
-    num_classes, dtype=configs.DTYPES[config.dtype]
-  )
-  return classifier(model, weight_decay=config.weight_decay)
+def build_task(
+  config: configs.RunConfig, num_classes: int, batch: Mapping[str, Any]
+) -> Task:
+  """The model and the loss that the flags name.
+
+  Args:
+    config: the run.
+    num_classes: of the labels, or the characters.
+    batch: arrays of the shapes that the model reads, or their shapes.
+  """
+  build = configs.MODELS[config.model]
+  dtype = configs.DTYPES[config.dtype]
+  # That of adamw is of the optimizer.
+  decay = 0.0 if config.optimizer == 'adamw' else config.weight_decay
+  if 'text' in batch:
+    length = batch['text'].shape[1] - 1
+    model = build(num_classes, max_length=length, dtype=dtype)
+    return language_model(model, weight_decay=decay)
+  return classifier(build(num_classes, dtype=dtype), weight_decay=decay)
+
+
+def batch_shapes(dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of a batch of one example, as models read it: pixels are float32."""
+
+  def shape(name: str, x: np.ndarray) -> jax.ShapeDtypeStruct:
+    dtype = np.float32 if name == 'image' else x.dtype
+    return jax.ShapeDtypeStruct((1, *x.shape[1:]), dtype)
+
+  return {name: shape(name, x) for name, x in dataset.train.items()}
+
+
+def build_transforms(
+  config: configs.RunConfig, dataset: Dataset
+) -> tuple[Callable[[Any], Any], Transform]:
+  """What is done to a batch before evaluation, and before training."""
+  if 'text' in dataset.train:
+    return lambda batch: batch, lambda key, batch: batch
+  statistics = augmentation.channel_statistics(dataset.train['image'])
+
+  def normalised(batch: Any) -> Any:
+    image = augmentation.normalise(batch['image'], *statistics)
+    return {**batch, 'image': image}
+
+  def augmented(key: jax.Array, batch: Any) -> Any:
+    batch = normalised(batch)
+    if not config.augment:
+      return batch
+    crop_key, flip_key = jax.random.split(key)
+    image = augmentation.random_crop(crop_key, batch['image'], padding=4)
+    return {**batch, 'image': augmentation.random_flip(flip_key, image)}
+
+  return normalised, augmented
 
 
 def build_sampler(config: configs.RunConfig, dataset: Dataset) -> Sampler:
@@ -103,13 +167,13 @@ def build_sampler(config: configs.RunConfig, dataset: Dataset) -> Sampler:
     ValueError: if there are too few examples for the replicas and the batch.
   """
   sizes = (config.num_replicas, config.batch_size)
-  labels = dataset.train['label']
   if config.partition == 'dirichlet':
+    labels = dataset.train['label']
     return dirichlet(
       labels, *sizes, alpha=config.dirichlet_alpha or 0, seed=config.seed
     )
   sampler = {'shared': shared, 'sharded': sharded}[config.partition]
-  return sampler(len(labels), *sizes, seed=config.seed)
+  return sampler(dataset.num_examples, *sizes, seed=config.seed)
 
 
 class Parts(NamedTuple):
@@ -122,13 +186,13 @@ class Parts(NamedTuple):
   sampler: Sampler
   mesh: pr.ReplicaMesh
   network: pr.Network
-  task: Classifier
+  task: Task
   shapes: pr.Replica  # of one replica, as the ledger takes them
 
   def epoch(self, step: int) -> float:
     """Passes over the data after so many steps, all replicas together."""
     per_step = self.config.num_replicas * self.config.batch_size
-    return step * per_step / len(self.dataset.train['label'])
+    return step * per_step / self.dataset.num_examples
 
 
 class Experiment(NamedTuple):
@@ -154,12 +218,11 @@ def assemble(
     ValueError: if they do not; the message says what to change.
   """
   network.check(config.num_replicas)
-  plan = build_plan(config, len(dataset.train['label']))
-  task = build_task(config, dataset.num_classes)
+  plan = build_plan(config, dataset.num_examples)
+  batch = batch_shapes(dataset)
+  task = build_task(config, dataset.num_classes, batch)
   params, model_state = jax.eval_shape(
-    task.init,
-    jax.eval_shape(lambda: jax.random.key(0)),
-    jax.ShapeDtypeStruct((1, *dataset.train['image'].shape[1:]), jnp.float32),
+    task.init, jax.eval_shape(lambda: jax.random.key(0)), batch
   )
   if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
     raise ValueError(
@@ -211,23 +274,10 @@ def prepare(parts: Parts) -> Experiment:
   """Puts the data and the first state of a run on the devices."""
   config, dataset, mesh = parts.config, parts.dataset, parts.mesh
   algorithm, task = parts.plan.algorithm, parts.task
-  statistics = augmentation.channel_statistics(dataset.train['image'])
-
-  def normalised(batch: Any) -> Any:
-    image = augmentation.normalise(batch['image'], *statistics)
-    return {**batch, 'image': image}
-
-  def transform(key: jax.Array, batch: Any) -> Any:
-    batch = normalised(batch)
-    if not config.augment:
-      return batch
-    crop_key, flip_key = jax.random.split(key)
-    image = augmentation.random_crop(crop_key, batch['image'], padding=4)
-    return {**batch, 'image': augmentation.random_flip(flip_key, image)}
-
-  example = normalised({'image': jnp.asarray(dataset.train['image'][:1])})
+  normalised, transform = build_transforms(config, dataset)
+  example = {name: jnp.asarray(x[:1]) for name, x in dataset.train.items()}
   params, model_state = jax.jit(task.init)(
-    jax.random.key(config.seed, impl='threefry2x32'), example['image']
+    jax.random.key(config.seed, impl='threefry2x32'), normalised(example)
   )
   return Experiment(
     parts=parts,

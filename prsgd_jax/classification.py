@@ -12,34 +12,63 @@ from prsgd_jax.base import Array, ArrayTree
 Batch = dict[str, Array]
 
 
-class Classifier(NamedTuple):
-  """What `training` asks of a model.
+class Task(NamedTuple):
+  """What `training` asks of a model and of its loss.
 
   Attributes:
-    init: `(key, images) -> (params, model_state)`, images `[batch, ...]`.
+    init: `(key, batch) -> (params, model_state)`; what is to be predicted may
+      be left out of the batch.
     loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
-      metrics))` with the metric `accuracy`.
+      metrics))` with the metrics `accuracy` and `loss`.
     eval_fn: `(params, model_state, batch) -> {'loss', 'accuracy'}`, `[batch]`.
   """
 
-  init: Callable[[Array, Array], tuple[ArrayTree, ArrayTree]]
+  init: Callable[[Array, Batch], tuple[ArrayTree, ArrayTree]]
   loss_fn: Callable[[ArrayTree, ArrayTree, Batch, Array], Any]
   eval_fn: Callable[[ArrayTree, ArrayTree, Batch], dict[str, Array]]
 
 
-def classifier(model: nn.Module, *, weight_decay: float = 0.0) -> Classifier:
+def classifier(model: nn.Module, *, weight_decay: float = 0.0) -> Task:
   """Cross-entropy of a flax module called as `model(x, train=...)`.
 
   Args:
     model: maps images to logits; its collections other than 'params' (batch
       statistics) become the `model_state`.
+    weight_decay: as of `cross_entropy`.
+
+  Returns:
+    The task, for batches `{'image': [batch, ...], 'label': int[batch]}`.
+  """
+  return cross_entropy(
+    model,
+    lambda batch: batch['image'],
+    lambda batch: batch['label'],
+    weight_decay=weight_decay,
+  )
+
+
+def cross_entropy(
+  model: nn.Module,
+  inputs: Callable[[Batch], Array],
+  labels: Callable[[Batch], Array],
+  *,
+  weight_decay: float = 0.0,
+) -> Task:
+  """The mean of -log p(label), in nats, of a flax module.
+
+  Args:
+    model: called as `model(inputs, train=...)`, gives logits `[batch, ...,
+      classes]`; its collections other than 'params' become the `model_state`.
+    inputs: of a batch, what the model reads.
+    labels: of a batch, int[batch, ...], one for each of the model's
+      predictions. The values of an example are the means over its labels.
     weight_decay: coupled L2 of all parameters: (weight_decay / 2) |x|^2 is part
       of what is differentiated, so its gradient is taken at the point where the
       loss's is. The loss that is reported is without it.
   """
 
-  def init(key: Array, images: Array) -> tuple[ArrayTree, ArrayTree]:
-    variables = dict(model.init(key, images, train=False))
+  def init(key: Array, batch: Batch) -> tuple[ArrayTree, ArrayTree]:
+    variables = dict(model.init(key, inputs(batch), train=False))
     params = variables.pop('params')
     return params, variables
 
@@ -48,12 +77,12 @@ def classifier(model: nn.Module, *, weight_decay: float = 0.0) -> Classifier:
   ) -> Any:
     logits, model_state = model.apply(
       {'params': params, **model_state},
-      batch['image'],
+      inputs(batch),
       train=True,
       mutable=list(model_state),
       rngs={'dropout': key},
     )
-    values = _values(jnp.asarray(logits), batch['label'])
+    values = _values(jnp.asarray(logits), labels(batch))
     loss = values['loss'].mean()
     penalised = loss
     if weight_decay:
@@ -66,13 +95,15 @@ def classifier(model: nn.Module, *, weight_decay: float = 0.0) -> Classifier:
     params: ArrayTree, model_state: ArrayTree, batch: Batch
   ) -> dict[str, Array]:
     variables = {'params': params, **model_state}
-    logits = model.apply(variables, batch['image'], train=False)
-    return _values(jnp.asarray(logits), batch['label'])
+    logits = model.apply(variables, inputs(batch), train=False)
+    return _values(jnp.asarray(logits), labels(batch))
 
-  return Classifier(init, loss_fn, eval_fn)
+  return Task(init, loss_fn, eval_fn)
 
 
-def _values(logits: Array, label: Array) -> dict[str, Array]:
-  """Loss and accuracy of each example."""
-  loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-  return {'loss': loss, 'accuracy': jnp.equal(logits.argmax(-1), label) * 1.0}
+def _values(logits: Array, labels: Array) -> dict[str, Array]:
+  """Loss and accuracy of each example, means over its labels."""
+  loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  correct = jnp.equal(logits.argmax(-1), labels) * 1.0
+  own = tuple(range(1, labels.ndim))
+  return {'loss': loss.mean(own), 'accuracy': correct.mean(own)}

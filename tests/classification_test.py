@@ -28,7 +28,7 @@ class ClassifierTest(absltest.TestCase):
 
   def test_loss_is_the_mean_cross_entropy(self):
     task = classifier(Linear())
-    params, model_state = task.init(self.key, self.batch['image'])
+    params, model_state = task.init(self.key, self.batch)
     loss, (_, metrics) = task.loss_fn(params, model_state, self.batch, self.key)
     kernel, bias = params['Dense_0']['kernel'], params['Dense_0']['bias']
     logits = np.asarray(self.batch['image'] @ kernel + bias, np.float64)
@@ -45,7 +45,7 @@ class ClassifierTest(absltest.TestCase):
       classifier(Linear()),
       classifier(Linear(), weight_decay=0.1),
     )
-    params, model_state = plain.init(self.key, self.batch['image'])
+    params, model_state = plain.init(self.key, self.batch)
     args = (params, model_state, self.batch, self.key)
     grads, _ = jax.grad(plain.loss_fn, has_aux=True)(*args)
     penalised, (_, metrics) = jax.grad(decayed.loss_fn, has_aux=True)(*args)
@@ -60,7 +60,7 @@ class ClassifierTest(absltest.TestCase):
 
   def test_evaluation_gives_a_value_for_each_example(self):
     task = classifier(Linear())
-    params, model_state = task.init(self.key, self.batch['image'])
+    params, model_state = task.init(self.key, self.batch)
     values = task.eval_fn(params, model_state, self.batch)
     self.assertEqual(
       {k: v.shape for k, v in values.items()}, {'loss': (6,), 'accuracy': (6,)}

@@ -18,6 +18,7 @@ DEFAULTS = config.RunConfig(
   augment=False,
   learning_rate=0.1,
   learning_rate_drops=(),
+  optimizer='sgd',
   momentum=0.9,
   nesterov=False,
   weight_decay=0.0,
