@@ -46,9 +46,12 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 def run(main: Callable[..., None]) -> None:
   """Parses the flags and runs `main`; a wrong flag is one line.
 
-  The parameters of `main` are the arguments that are no flags.
+  The parameters of `main` are the arguments that are no flags; `*paths` are any
+  number of them.
   """
-  names = [name.upper() for name in inspect.signature(main).parameters]
+  parameters = inspect.signature(main).parameters.values()
+  names = [p.name.upper() for p in parameters]
+  any_number = any(p.kind == p.VAR_POSITIONAL for p in parameters)
 
   def parse(argv: list[str]) -> list[str]:
     try:
@@ -58,7 +61,7 @@ def run(main: Callable[..., None]) -> None:
       fail(f'there is no preset {path}; there are {_presets()}')
     except flags.Error as error:
       fail(f'{error}; see --help')
-    if len(rest) != 1 + len(names):
+    if len(rest) != 1 + len(names) and not any_number:
       wanted = ' '.join((*names, '--flag=value ...'))
       got = ' '.join(rest[1:]) or 'no name'
       fail(f'expected {wanted}, got {got!r}; see --help')

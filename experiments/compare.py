@@ -17,14 +17,13 @@ import json
 import pathlib
 
 from absl import flags
-import matplotlib
-from matplotlib import pyplot as plt
 
 from experiments import (
   algorithm_flags,
   cli,
   config,
   experiment,
+  figures,
   network,
   records,
   runs,
@@ -56,16 +55,13 @@ def main() -> None:
     ]
   workdir = pathlib.Path(FLAGS.workdir)
   print(f'{len(run_configs)} runs, written to {workdir}')
-  summaries, histories = [], []
-  for parts in assembled:
-    run_dir = workdir / parts.config.slug()
-    summaries.append(_run(parts, run_dir, intervals))
-    histories.append(records.read_records(run_dir))
+  run_dirs = [workdir / parts.config.slug() for parts in assembled]
+  summaries = [_run(p, d, intervals) for p, d in zip(assembled, run_dirs)]
   table = format_table(summaries)
   (workdir / 'comparison.md').write_text(table)
   whole = json.dumps(summaries, indent=1) + '\n'
   (workdir / 'comparison.json').write_text(whole)
-  draw([s['label'] for s in summaries], histories, workdir / 'comparison.png')
+  figures.draw(figures.read_runs(run_dirs), workdir / 'comparison.png')
   print(f'\n{table}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')
@@ -74,20 +70,26 @@ def main() -> None:
     cli.fail(f'{", ".join(failed)} did not end; see above')
 
 
-def parse_runs(given: Sequence[str]) -> list[config.RunConfig]:
+def parse_runs(
+  given: Sequence[str], values: flags.FlagValues = FLAGS
+) -> list[config.RunConfig]:
   """One config for every run, given as --run has it.
+
+  Args:
+    given: an algorithm and its options each, such as 'pr_sgd,period=4'.
+    values: the flags that hold for all of them.
 
   Raises:
     ValueError: if there is none, or one is wrong.
   """
   if not given:
-    raise ValueError('compare.py needs --run, such as --run=pr_sgd,period=4')
+    raise ValueError('there is no --run; pass some, as --run=pr_sgd,period=4')
   for name in ('algorithm', *config.OPTIONS):
-    if FLAGS[name].present:
+    if values[name].present:
       raise ValueError(
         f'--{name} belongs to one run; write --run=ALGORITHM,{name}=...'
       )
-  common = config.from_flags(FLAGS, algorithm='ssgd')
+  common = config.from_flags(values, algorithm='ssgd')
   run_configs = [_parse_run(text, common) for text in given]
   labels = [c.label() for c in run_configs]
   for label in labels:
@@ -163,40 +165,6 @@ def _row(summary: records.Record) -> str:
     records.format_bytes(summary['bytes_sent']),
   )
   return f'| {" | ".join(cells)} |\n'
-
-
-def draw(
-  labels: Sequence[str],
-  histories: Sequence[Sequence[records.Record]],
-  path: pathlib.Path,
-) -> None:
-  """Loss and accuracy, against steps and against bytes."""
-  matplotlib.use('Agg')
-  figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout='constrained')
-  measures = (
-    ('loss', 'training loss of the replicas', 'log'),
-    ('test_accuracy', 'test accuracy of their average', 'linear'),
-  )
-  for row, (measure, title, scale) in zip(axes, measures, strict=True):
-    for axis, against in zip(row, ('step', 'bytes_sent'), strict=True):
-      for label, history in zip(labels, histories, strict=True):
-        shown = [r for r in history if measure in r]
-        x = [
-          r[against] / (2**20 if against == 'bytes_sent' else 1) for r in shown
-        ]
-        axis.plot(x, [r[measure] for r in shown], marker='.', label=label)
-      axis.set_yscale(scale)
-      axis.set_ylabel(title)
-      if against == 'bytes_sent':
-        axis.set_xscale('symlog', linthresh=0.1)
-        axis.set_xlim(left=0)
-        axis.set_xlabel('MiB sent per replica')
-      else:
-        axis.set_xlabel('steps')
-      axis.grid(alpha=0.3)
-  axes[0, 0].legend()
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
 
 
 if __name__ == '__main__':

@@ -22,7 +22,15 @@ MAX_STEPS_PER_DISPATCH = 64
 
 
 class NonFinite(ValueError):
-  """The loss or the parameters of a replica are no longer numbers."""
+  """The loss or the parameters of a replica are no longer numbers.
+
+  Attributes:
+    step: the first at which they are not.
+  """
+
+  def __init__(self, message: str, step: int):
+    super().__init__(message)
+    self.step = step
 
 
 class Intervals(NamedTuple):
@@ -80,6 +88,7 @@ def open_workdir(
     workdir,
     describe(parts, intervals),
     configs.all_flags(),
+    label=parts.config.label(),
     num_steps=parts.plan.num_steps,
     resume=resume,
   )
@@ -117,10 +126,26 @@ def execute(
     The summary, which is also in the directory.
 
   Raises:
-    NonFinite: if the loss is; the last good checkpoint stays.
+    NonFinite: if the loss is; the last good checkpoint stays, and the directory
+      says so.
     CheckpointError: if the newest checkpoint cannot be used.
   """
   intervals.check()
+  records.write_failure(workdir, None)
+  try:
+    return _execute(experiment, workdir, intervals, progress)
+  except NonFinite as error:
+    failure = {'step': error.step, 'failed': str(error)}
+    records.write_failure(workdir, failure)
+    raise
+
+
+def _execute(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  intervals: Intervals,
+  progress: bool,
+) -> records.Record:
   num_steps = experiment.parts.plan.num_steps
   state, start = _restore(experiment, workdir)
   done_before = records.read_summary(workdir)
@@ -302,7 +327,8 @@ def _non_finite(
   )
   return NonFinite(
     f'the {what} not finite at step {step} on replica '
-    f'{int(np.argmin(finite))}; try a lower --learning_rate; {saved}'
+    f'{int(np.argmin(finite))}; try a lower --learning_rate; {saved}',
+    step,
   )
 
 

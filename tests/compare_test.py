@@ -56,7 +56,7 @@ class CompareTest(parameterized.TestCase):
     self.assertRegex(outcome.err, 'seed=0, this one has 3; pass another')
 
   @parameterized.parameters(
-    ('needs --run, such as', ()),
+    ('there is no --run; pass some', ()),
     ('unknown --algorithm=foo', ('--run=foo',)),
     ('--period does nothing for --algorithm=ssgd', ('--run=ssgd,period=4',)),
     ('expected option=value with an option of pr_sgd, one of period',
