@@ -1,0 +1,298 @@
+"""What the papers' theorems promise: their right-hand sides.
+
+Every term by itself, in a NamedTuple whose `sum` is the bound, so that a check
+can leave one out and must then fail somewhere. The constants of a problem at
+hand are measured by `analysis`; what is known exactly is in `laws`.
+"""
+
+import math
+from typing import NamedTuple
+
+from prsgd_jax.base import check_positive_int
+from prsgd_jax.transforms.common import check_number
+
+
+class GradientBound(NamedTuple):
+  """The terms of a bound on a mean of E|grad f|^2; their `sum` is the bound.
+
+  Attributes:
+    start: what the distance of the first loss from the optimum costs.
+    noise: what the variance of the averaged gradient costs.
+    drift: what it costs that the replicas are apart.
+  """
+
+  start: float
+  noise: float
+  drift: float
+
+
+class Corollary(NamedTuple):
+  """The choices for which Theorem 1 of PR-SGD gives O(1 / sqrt(N T)).
+
+  Attributes:
+    learning_rate: gamma.
+    period: the longest I, not rounded.
+    rounds: T / I, the fewest averages.
+  """
+
+  learning_rate: float
+  period: float
+  rounds: float
+
+
+def drift_bound(
+  *, learning_rate: float, period: int, second_moment: float
+) -> float:
+  """PR-SGD's lemma: E|xbar^t - x_i^t|^2 <= 4 gamma^2 I^2 G^2 at every t.
+
+  Args:
+    learning_rate: gamma.
+    period: I.
+    second_moment: G^2, where E|G_i|^2 <= G^2 (`analysis.second_moment_bound`).
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Reference:
+    Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
+    communication (arXiv 1807.06629), the lemma before Theorem 1.
+  """
+  gamma = _positive('learning_rate', learning_rate)
+  period = check_positive_int('period', period)
+  return (
+    4 * gamma**2 * period**2 * _not_negative('second_moment', second_moment)
+  )
+
+
+def pr_sgd_bound(
+  *,
+  num_replicas: int,
+  num_steps: int,
+  period: int,
+  learning_rate: float,
+  smoothness: float,
+  initial_gap: float,
+  variance: float,
+  second_moment: float,
+) -> GradientBound:
+  """PR-SGD's Theorem 1, for 0 < gamma <= 1 / L.
+
+  (1/T) sum_{t=1..T} E|grad f(xbar^{t-1})|^2 <=
+    2 (f(xbar^0) - f*) / (gamma T) + L gamma sigma^2 / N + 4 gamma^2 I^2 G^2 L^2
+
+  Its authors' slides print L for L^2 in the last term, which is the drift's;
+  their corollary, and the units, need L^2.
+
+  Args:
+    num_replicas: N.
+    num_steps: T.
+    period: I.
+    learning_rate: gamma.
+    smoothness: L, the Lipschitz constant of grad f_i.
+    initial_gap: f(xbar^0) - f*.
+    variance: sigma^2, where E|G_i - grad f_i|^2 <= sigma^2.
+    second_moment: G^2, where E|G_i|^2 <= G^2.
+
+  Raises:
+    ValueError: if an argument is out of its range, gamma above 1 / L.
+
+  Example:
+    >>> bound = pr_sgd_bound(
+    ...     num_replicas=4, num_steps=1000, period=5, learning_rate=0.01,
+    ...     smoothness=1, initial_gap=1, variance=1, second_moment=2)
+    >>> round(bound.drift, 4), round(sum(bound), 4)
+    (0.02, 0.2225)
+
+  Reference:
+    Yu, Yang, Zhu 2019 (arXiv 1807.06629), Theorem 1.
+  """
+  n = check_positive_int('num_replicas', num_replicas)
+  num_steps = check_positive_int('num_steps', num_steps)
+  smoothness = _positive('smoothness', smoothness)
+  # A millionth more than 1 / L, which may have been rounded.
+  gamma = check_number(
+    'learning_rate',
+    learning_rate,
+    lambda x: 0 < x * smoothness <= 1 + 1e-6,
+    f'in (0, 1 / smoothness] = (0, {1 / smoothness:g}]',
+  )
+  drift = drift_bound(
+    learning_rate=gamma, period=period, second_moment=second_moment
+  )
+  return GradientBound(
+    start=2 * _not_negative('initial_gap', initial_gap) / (gamma * num_steps),
+    noise=smoothness * gamma * _not_negative('variance', variance) / n,
+    drift=drift * smoothness**2,
+  )
+
+
+def pr_sgd_corollary(
+  *, num_replicas: int, num_steps: int, smoothness: float
+) -> Corollary:
+  """gamma = sqrt(N) / (L sqrt(T)), I <= T^{1/4} / N^{3/4}.
+
+  With them Theorem 1 gives (2 L (f(xbar^0) - f*) + 4 G^2 + sigma^2) / sqrt(N T)
+  after N^{3/4} T^{3/4} averages.
+
+  Raises:
+    ValueError: if an argument is out of its range, or T < N^3, where not even
+      I = 1 is allowed.
+
+  Reference:
+    Yu, Yang, Zhu 2019 (arXiv 1807.06629), the corollary of Theorem 1.
+  """
+  n = check_positive_int('num_replicas', num_replicas)
+  num_steps = check_positive_int('num_steps', num_steps)
+  smoothness = _positive('smoothness', smoothness)
+  if num_steps < n**3:
+    raise ValueError(
+      f'num_steps must be >= num_replicas^3 = {n**3}, for which the corollary '
+      f'allows a period of 1, got {num_steps}'
+    )
+  return Corollary(
+    learning_rate=math.sqrt(n / num_steps) / smoothness,
+    period=(num_steps / n**3) ** 0.25,
+    rounds=(n * num_steps) ** 0.75,
+  )
+
+
+def k_avg_bound(
+  *,
+  num_replicas: int,
+  num_rounds: int,
+  period: int,
+  learning_rate: float,
+  smoothness: float,
+  initial_gap: float,
+  variance: float,
+  batch_size: int = 1,
+  delta: float = 0.5,
+) -> GradientBound:
+  """K-AVG's bound on the mean of E|grad F|^2 over R averages.
+
+  2 dF / (R (K - 1 + d) gamma) +
+    L K gamma M / (B (K - 1 + d)) * (K / P + L (2 K - 1) (K - 1) gamma / 6)
+
+  Recalled, not verified in the paper, nor are the conditions on gamma checked.
+
+  Args:
+    num_replicas: P.
+    num_rounds: R.
+    period: K.
+    learning_rate: gamma.
+    smoothness: L.
+    initial_gap: dF = F(w_1) - F*.
+    variance: M, of the gradient of one example.
+    batch_size: B, examples in a gradient.
+    delta: d in (0, 1).
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Reference:
+    Zhou, Cong 2018, On the convergence properties of a K-step averaging
+    stochastic gradient descent algorithm (arXiv 1708.01012).
+  """
+  p = check_positive_int('num_replicas', num_replicas)
+  k = check_positive_int('period', period)
+  num_rounds = check_positive_int('num_rounds', num_rounds)
+  gamma = _positive('learning_rate', learning_rate)
+  smoothness = _positive('smoothness', smoothness)
+  gap = _not_negative('initial_gap', initial_gap)
+  noise = _not_negative('variance', variance)
+  noise /= check_positive_int('batch_size', batch_size)
+  length = k - 1 + _fraction('delta', delta)
+  scale = smoothness * k * gamma * noise / length
+  return GradientBound(
+    start=2 * gap / (num_rounds * length * gamma),
+    noise=scale * k / p,
+    drift=scale * smoothness * (2 * k - 1) * (k - 1) * gamma / 6,
+  )
+
+
+def hier_avg_bound(
+  *,
+  num_replicas: int,
+  num_rounds: int,
+  local_period: int,
+  global_period: int,
+  group_size: int,
+  learning_rate: float,
+  smoothness: float,
+  initial_gap: float,
+  variance: float,
+  batch_size: int = 1,
+  delta: float = 0.5,
+) -> GradientBound:
+  """Hier-AVG's bound on the mean of E|grad F|^2 over R global averages.
+
+  2 dF / (R (K2 - 1 + d) gamma) + L gamma M K2^2 / (P B (K2 - 1 + d)) +
+    L^2 gamma^2 M K2 / (12 B (K2 - 1 + d)) *
+    [(K2 - K1) (4 K2 + K1 - 3) / S + (K1 - 1) (3 K2 + K1 - 2)]
+
+  Recalled, not verified in the paper, nor are the conditions on gamma checked.
+  It is K-AVG's at S = 1 and at K1 = K2; it falls with S and rises with K1.
+
+  Args:
+    local_period, global_period, group_size: K1, K2 and S.
+    num_replicas: P; this and the rest as in `k_avg_bound`.
+
+  Raises:
+    ValueError: if an argument is out of its range, K1 does not divide K2 or S
+      does not divide P.
+
+  Reference:
+    Zhou, Cong 2019, A distributed hierarchical SGD algorithm with sparse global
+    reduction (arXiv 1903.05133).
+  """
+  p, k1, k2, size = check_hierarchy(
+    num_replicas, local_period, global_period, group_size
+  )
+  num_rounds = check_positive_int('num_rounds', num_rounds)
+  gamma = _positive('learning_rate', learning_rate)
+  smoothness = _positive('smoothness', smoothness)
+  gap = _not_negative('initial_gap', initial_gap)
+  noise = _not_negative('variance', variance)
+  noise /= check_positive_int('batch_size', batch_size)
+  length = k2 - 1 + _fraction('delta', delta)
+  in_groups = (k2 - k1) * (4 * k2 + k1 - 3) / size
+  alone = (k1 - 1) * (3 * k2 + k1 - 2)
+  scale = (smoothness * gamma) ** 2 * noise * k2 / (12 * length)
+  return GradientBound(
+    start=2 * gap / (num_rounds * length * gamma),
+    noise=smoothness * gamma * noise * k2**2 / (p * length),
+    drift=scale * (in_groups + alone),
+  )
+
+
+def check_hierarchy(
+  num_replicas: int, local_period: int, global_period: int, group_size: int
+) -> tuple[int, int, int, int]:
+  """Returns P, K1, K2 and S as integers.
+
+  Raises:
+    ValueError: if one is not >= 1, K1 does not divide K2 or S not P.
+  """
+  p = check_positive_int('num_replicas', num_replicas)
+  k1 = check_positive_int('local_period', local_period)
+  k2 = check_positive_int('global_period', global_period)
+  size = check_positive_int('group_size', group_size)
+  if k2 % k1:
+    raise ValueError(f'local_period must divide global_period {k2}, got {k1}')
+  if p % size:
+    raise ValueError(f'group_size must divide the {p} replicas, got {size}')
+  return p, k1, k2, size
+
+
+def _positive(name: str, value: float) -> float:
+  return check_number(name, value, lambda x: 0 < x < math.inf, '> 0 and finite')
+
+
+def _not_negative(name: str, value: float) -> float:
+  return check_number(
+    name, value, lambda x: 0 <= x < math.inf, '>= 0 and finite'
+  )
+
+
+def _fraction(name: str, value: float) -> float:
+  return check_number(name, value, lambda x: 0 < x < 1, 'in (0, 1)')
