@@ -1,5 +1,6 @@
 """Data-parallel SGD that communicates less, on JAX."""
 
+from prsgd_jax import landscape, laws, noise, theory
 from prsgd_jax.algorithms import (
   ad_psgd,
   bmuf,
@@ -215,6 +216,8 @@ __all__ = (
   'hypercube',
   'intervals',
   'k_avg',
+  'landscape',
+  'laws',
   'limit_change',
   'linear_growth',
   'load_dataset',
@@ -230,6 +233,7 @@ __all__ = (
   'multi_level_avg',
   'natural_gradient_averaging',
   'never',
+  'noise',
   'one_peer_exponential',
   'one_shot_averaging',
   'post_local',
@@ -270,6 +274,7 @@ __all__ = (
   'tail_averaging',
   'ternary',
   'terngrad',
+  'theory',
   'theory_schedule',
   'top_k',
   'torus',
