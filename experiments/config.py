@@ -251,6 +251,11 @@ def _check_task(config: RunConfig) -> None:
 
 def _check_optimizer(config: RunConfig) -> None:
   """Raises ValueError if the flags of the optimizer do not fit together."""
+  if config.optimizer not in OPTIMIZERS:
+    raise ValueError(
+      f'unknown --optimizer={config.optimizer}; use one of '
+      f'{", ".join(OPTIMIZERS)}'
+    )
   if not 0 <= config.momentum < 1:
     raise ValueError(f'--momentum must be in [0, 1), got {config.momentum}')
   if config.optimizer == 'sgd':

@@ -1,7 +1,9 @@
 """Tests of `experiments/config.py`."""
 
 from absl.testing import absltest, parameterized
+import jax
 import numpy as np
+import optax
 
 from experiments import config, experiment
 import prsgd_jax as pr
@@ -80,9 +82,24 @@ class ConfigTest(parameterized.TestCase):
     ({'learning_rate': float('inf')}, 'learning_rate must be > 0'),
     ({'weight_decay': -1.0}, 'weight_decay must be >= 0'),
     ({'weight_decay': float('nan')}, 'weight_decay must be >= 0'),
+    ({'optimizer': 'adam'}, '--momentum does nothing for --optimizer=adam'),
+    ({'optimizer': 'adamw', 'momentum': 0.0, 'nesterov': True},
+     '--nesterov does nothing for --optimizer=adamw'),
+    ({'optimizer': 'adam', 'momentum': 0.0, 'algorithm': 'eamsgd',
+      'options': {'period': 4, 'alpha': 0.1}},
+     'eamsgd has momentum of its own, which goes with --optimizer=sgd'),
+    ({'optimizer': 'adma', 'momentum': 0.0}, 'unknown --optimizer=adma; use'),
+    ({'dataset': 'text'}, '--model=mlp does not read --dataset=text; use '
+     '--model=transformer'),
+    ({'model': 'transformer'}, '--model=transformer does not read '
+     '--dataset=digits; use --model=mlp or lenet or resnet20'),
+    ({'dataset': 'text', 'model': 'transformer', 'augment': True},
+     '--augment is of images; leave it out'),
+    ({'dataset': 'text', 'model': 'transformer', 'partition': 'dirichlet',
+      'dirichlet_alpha': 0.1}, 'skews labels, which --dataset=text has not'),
     ({'seed': -1}, 'seed must be in'),
     ({'seed': 2**32}, 'seed must be in'),
-  )
+  )  # fmt: skip
   def test_refuses_what_has_no_sense(self, fields, pattern):
     with self.assertRaisesRegex(ValueError, pattern):
       changed(**fields)
@@ -96,6 +113,50 @@ class ConfigTest(parameterized.TestCase):
     longer = changed(algorithm='one_shot_averaging', options={}, num_epochs=3.0)
     self.assertNotEqual(
       one_shot.description(dataset()), longer.description(dataset())
+    )
+
+  def test_buffers_are_those_of_momentum_or_of_adam(self):
+    options = {'period': 4, 'buffers': 'reset'}
+    with self.assertRaisesRegex(ValueError, 'does nothing without --momentum'):
+      changed(options=options, momentum=0.0)
+    changed(options=options, momentum=0.0, optimizer='adam')
+
+
+class OptimizerTest(parameterized.TestCase):
+  def step(self, run_config, x, g):
+    """Where the first step goes from x."""
+    plan = experiment.build_plan(run_config, 1280)
+    tx = experiment.build_optimizer(run_config, plan.schedule, 0.0)
+    updates, _ = tx.update(g, tx.init(x), x)
+    return x + updates
+
+  def test_adam_and_adamw_step_as_their_papers_do(self):
+    x, g = np.float32([2.0, -1.0]), np.float32([0.3, -5.0])
+    fields = {'momentum': 0.0, 'weight_decay': 0.5, 'learning_rate': 0.01}
+    # The first step: m / (sqrt(v) + eps) is the sign of the gradient.
+    adam = self.step(changed(optimizer='adam', **fields), x, g)
+    np.testing.assert_allclose(adam, x - 0.01 * np.sign(g), rtol=1e-5)
+    adamw = self.step(changed(optimizer='adamw', **fields), x, g)
+    decayed = x - 0.01 * (np.sign(g) + 0.5 * x)
+    np.testing.assert_allclose(adamw, decayed, rtol=1e-5)
+    sgd = self.step(changed(**fields), x, g)
+    np.testing.assert_allclose(sgd, x - 0.01 * g, rtol=1e-5)
+
+  @parameterized.parameters(('sgd', 0.5), ('adam', 0.5), ('adamw', 0.0))
+  def test_decay_is_in_the_loss_unless_it_is_decoupled(self, optimizer, decay):
+    run_config = changed(optimizer=optimizer, momentum=0.0, weight_decay=0.5)
+    batch = {
+      'image': np.ones((2, 2, 2, 1), np.float32),
+      'label': np.zeros(2, np.int32),
+    }
+    task = experiment.build_task(run_config, 10, batch)
+    params, model_state = task.init(jax.random.key(0), batch)
+    loss, (_, metrics) = task.loss_fn(
+      params, model_state, batch, jax.random.key(0)
+    )
+    squares = optax.tree.norm(params, squared=True)
+    np.testing.assert_allclose(
+      loss - metrics['loss'], 0.5 * decay * squares, rtol=1e-4, atol=1e-6
     )
 
 

@@ -2,7 +2,8 @@
 
 from absl.testing import absltest, parameterized
 
-from experiments import costs
+from experiments import algorithm_flags, costs, experiment
+from prsgd_jax.datasets import load_dataset
 from tests import binaries
 
 
@@ -30,7 +31,25 @@ class CostsTest(parameterized.TestCase):
   def test_without_runs_it_has_every_algorithm(self):
     rows = self.cells('--num_steps=8')
     named = {row[0].split()[0] for row in rows}
-    self.assertEqual(named, set(costs.algorithm_flags.ALGORITHMS))
+    self.assertEqual(named, set(algorithm_flags.ALGORITHMS))
+
+  def test_shapes_are_those_of_the_datasets(self):
+    for name in ('digits', 'text'):
+      dataset = load_dataset(name, binaries.digits_dir())
+      shape = costs.DATASETS[name]
+      known = experiment.batch_shapes(dataset)
+      for key, value in shape.batch.items():
+        self.assertEqual(known[key], value)
+      self.assertEqual(shape.num_examples, dataset.num_examples)
+      self.assertEqual(shape.num_classes, dataset.num_classes)
+
+  def test_language_models_have_their_size(self):
+    (row,) = self.cells(
+      '--dataset=text', '--model=transformer', '--run=k_avg,period=8',
+      '--num_steps=8',
+    )  # fmt: skip
+    # 112577 parameters of 4 bytes, 2 * 7 / 8 of them sent.
+    self.assertEqual(row[1:3], ['1', '769.6 KiB'])
 
   @parameterized.parameters(
     ('dataset must be one of digits', '--dataset=imagenet'),

@@ -12,7 +12,7 @@ import os
 import pathlib
 import secrets
 import shlex
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zipfile
 
 from absl import logging
@@ -236,6 +236,11 @@ def _read_cache(
 def _write_cache(
   path: pathlib.Path, dataset: Dataset, fingerprint: str
 ) -> None:
+  arrays: dict[str, Any] = {
+    f'{split}_{key}': getattr(dataset, split)[key]
+    for split in storage.SPLITS
+    for key in _keys(dataset.name)
+  }
   temporary = path.with_name(f'{path.name}.{secrets.token_hex(8)}')
   try:
     with temporary.open('xb') as file:
@@ -243,8 +248,7 @@ def _write_cache(
         file,
         fingerprint=np.array(fingerprint),
         num_classes=np.array(dataset.num_classes),
-        **{f'train_{key}': dataset.train[key] for key in _keys(dataset.name)},
-        **{f'test_{key}': dataset.test[key] for key in _keys(dataset.name)},
+        **arrays,
       )
     os.replace(temporary, path)
   except OSError as error:
