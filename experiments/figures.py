@@ -74,6 +74,7 @@ class Curve(NamedTuple):
   Attributes:
     label: of the runs.
     seeds: how many they are.
+    diverged: how many of them did, where the curve ends.
     x: float[points], in the units shown; the mean over the seeds.
     y: float[points], likewise.
     low, high: float[points], the ends of the band.
@@ -81,6 +82,7 @@ class Curve(NamedTuple):
 
   label: str
   seeds: int
+  diverged: int
   x: np.ndarray
   y: np.ndarray
   low: np.ndarray
@@ -130,9 +132,11 @@ def _flat(
 ) -> Iterable[tuple[str, Any]]:
   """The leaves of nested mappings, by their names joined with points."""
   for name, value in tree.items():
+    if name in without:
+      continue
     if isinstance(value, Mapping):
       yield from _flat(value, (), f'{prefix}{name}.')
-    elif name not in without:
+    else:
       yield prefix + name, value
 
 
@@ -164,7 +168,9 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _text(value: Any) -> str:
   """A setting as the command line has it."""
-  return ','.join(map(_text, value)) if isinstance(value, list) else str(value)
+  if isinstance(value, list):
+    return ','.join(map(_text, value))
+  return f'{value:g}' if isinstance(value, float) else str(value)
 
 
 def curves(
@@ -173,7 +179,7 @@ def curves(
   """One curve for all seeds of what is the same otherwise.
 
   Points are the records that have the measure, at the steps that all the seeds
-  have: where one diverged, the curve ends, and its label says so.
+  have: where one diverged, the curve ends, and the legend says so.
 
   Args:
     runs: as read.
@@ -211,10 +217,8 @@ def _curve(label: str, runs: Sequence[Run], x: str, y: str, band: str) -> Curve:
   elif band == 'std':
     deviation = values.std(axis=0)
     low, high = mean - deviation, mean + deviation
-  failed = sum(run.failed is not None for run in runs)
-  if failed:
-    label += f' ({failed} of {len(runs)} diverged)'
-  return Curve(label, len(runs), at.mean(axis=0), mean, low, high)
+  diverged = sum(run.failed is not None for run in runs)
+  return Curve(label, len(runs), diverged, at.mean(axis=0), mean, low, high)
 
 
 def draw(
@@ -245,8 +249,13 @@ def draw(
       for j, panel in enumerate(row):
         _draw_panel(axes[i, j], panel, x[j], y[i])
     handles, labels = axes[0, 0].get_legend_handles_labels()
+    widest = 0.6 + 0.08 * max(map(len, labels))  # inches, about
     figure.legend(
-      handles, labels, loc='outside lower center', ncols=2, fontsize='small'
+      handles,
+      labels,
+      loc='outside lower center',
+      ncols=max(1, int(size[0] / widest)),
+      fontsize='small',
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -256,11 +265,16 @@ def draw(
     ) from error
 
 
+def _legend(curve: Curve) -> str:
+  if curve.diverged:
+    return f'{curve.label} ({curve.diverged} of {curve.seeds} diverged)'
+  return curve.label + (f' ({curve.seeds} seeds)' if curve.seeds > 1 else '')
+
+
 def _draw_panel(axis: Any, panel: Sequence[Curve], x: str, y: str) -> None:
   for curve in panel:
-    seeds = f' ({curve.seeds} seeds)' if curve.seeds > 1 else ''
     (line,) = axis.plot(
-      curve.x, curve.y, marker='.', markersize=3, label=curve.label + seeds
+      curve.x, curve.y, marker='.', markersize=3, label=_legend(curve)
     )
     if (curve.low < curve.high).any():
       axis.fill_between(

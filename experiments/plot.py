@@ -1,0 +1,55 @@
+r"""Draws the standard figures of any runs: of train.py, compare.py or sweep.py.
+
+  python experiments/plot.py runs/a runs/b --x=epoch,modelled_seconds \
+    --y=loss,test_accuracy --output=fig.png
+
+has a row of panels for each --y and a column for each --x. Runs that differ in
+the seed alone are one curve, with a band; where other settings differ the label
+says which.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli, figures
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list(
+  'x', ['step', 'bytes_sent'], f'Some of {", ".join(figures.X)}.'
+)
+flags.DEFINE_list(
+  'y', ['loss', 'test_accuracy'], f'Some of {", ".join(figures.Y)}.'
+)
+flags.DEFINE_enum(
+  'band',
+  'range',
+  figures.BANDS,
+  'Over the seeds: from least to most, one standard deviation, or none.',
+)
+flags.DEFINE_string(
+  'output', None, 'The file to write [figure.png of plot.py, report.html].'
+)
+
+
+def main(*paths: str) -> None:
+  with cli.one_line_errors(ValueError):
+    check()
+    if not paths:
+      raise ValueError('plot.py needs directories of runs, as plot.py runs/a')
+    runs = figures.read_runs(figures.find_runs(paths))
+    output = pathlib.Path(FLAGS.output or 'figure.png')
+    figures.draw(runs, output, x=FLAGS.x, y=FLAGS.y, band=FLAGS.band)
+  print(f'figure of {len(runs)} runs: {output}')
+
+
+def check() -> None:
+  """Raises ValueError unless there are axes to draw."""
+  for name in ('x', 'y'):
+    if not FLAGS[name].value:
+      raise ValueError(f'--{name} is empty; pass some names, or leave it out')
+
+
+if __name__ == '__main__':
+  cli.run(main)
