@@ -1,0 +1,151 @@
+"""A smooth loss that is not convex, all of whose constants are known.
+
+f(x) = (1/M) sum_m (s(a_m . x) - y_m)^2 / 2 with the logistic function s and
+y_m = 1 with probability s(a_m . w), else 0. A stochastic gradient is that of
+one example, so that its moments at a point are sums over all M.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+NUM_STARTS = 24
+
+
+class Problem(NamedTuple):
+  """Examples, and what is known of their loss.
+
+  Attributes:
+    features: a_m, float64[M, d].
+    labels: y_m, float64[M].
+    smoothness: L, above all |Hessian f(x)|.
+    minimum: f*, the lowest of the minima found from many starts.
+    minimizer: where that is, float64[d].
+  """
+
+  features: np.ndarray
+  labels: np.ndarray
+  smoothness: float
+  minimum: float
+  minimizer: np.ndarray
+
+
+def make_problem(
+  num_examples: int = 128, dimension: int = 5, seed: int = 0
+) -> Problem:
+  """A problem of Gaussian features; `num_examples` must be a power of two."""
+  rng = np.random.default_rng(seed)
+  features = rng.normal(size=(num_examples, dimension))
+  true = 2 * rng.normal(size=dimension) / np.sqrt(dimension)
+  labels = (rng.random(num_examples) < expit(features @ true)) * 1.0
+  second = features.T @ features / num_examples
+  smoothness = _largest_curvature() * float(np.linalg.eigvalsh(second)[-1])
+  problem = Problem(features, labels, smoothness, 0.0, np.zeros(dimension))
+  starts = 3 * rng.normal(size=(NUM_STARTS, dimension))
+  found = [
+    minimize(
+      lambda x: float(loss(problem, x)),
+      x0,
+      jac=lambda x: gradient(problem, x),
+      tol=1e-12,
+    )
+    for x0 in starts
+  ]
+  best = min(found, key=lambda result: result.fun)
+  return problem._replace(minimum=float(best.fun), minimizer=best.x)
+
+
+def loss(problem: Problem, x: np.ndarray) -> np.ndarray:
+  """f at points [..., d]."""
+  residual = expit(x @ problem.features.T) - problem.labels
+  return np.square(residual).mean(axis=-1) / 2
+
+
+def gradient(problem: Problem, x: np.ndarray) -> np.ndarray:
+  """grad f at points [..., d], float64[..., d]."""
+  slopes = _slopes(problem, x)
+  return slopes @ problem.features / len(problem.labels)
+
+
+def second_moment(problem: Problem, x: np.ndarray) -> np.ndarray:
+  """E|G|^2 at points [..., d]: the mean over all examples."""
+  lengths = np.square(problem.features).sum(axis=-1)
+  return np.square(_slopes(problem, x)) @ lengths / len(problem.labels)
+
+
+def variance(problem: Problem, x: np.ndarray) -> np.ndarray:
+  """E|G - grad f|^2 at points [..., d]."""
+  slope = np.square(gradient(problem, x)).sum(axis=-1)
+  return second_moment(problem, x) - slope
+
+
+def shard(problem: Problem, index: int, num_shards: int) -> Problem:
+  """The examples index, index + num_shards, ...; constants are the whole's."""
+  return problem._replace(
+    features=problem.features[index::num_shards],
+    labels=problem.labels[index::num_shards],
+  )
+
+
+def sampled_loss(problem: Problem) -> Any:
+  """A `simulation.LossFn`: of one example, which every replica draws of all.
+
+  Raises:
+    ValueError: if the number of examples is not a power of two, of which the
+      lowest bits of a random integer are uniform.
+  """
+  size = len(problem.labels)
+  if size & (size - 1):
+    raise ValueError(f'num_examples must be a power of two, got {size}')
+  features, labels = _as_float32(problem)
+
+  def loss_fn(
+    x: jax.Array, step: jax.Array, replica: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    del step, replica
+    m = jax.random.bits(key) % size
+    residual = jax.nn.sigmoid(features[m] @ x) - labels[m]
+    return jnp.square(residual) / 2
+
+  return loss_fn
+
+
+def own_loss(problem: Problem, num_replicas: int) -> Any:
+  """A `simulation.LossFn`: replica i has all of its own shard, no noise."""
+  features, labels = _as_float32(problem)
+  features = features.reshape(-1, num_replicas, features.shape[-1])
+  labels = labels.reshape(-1, num_replicas)
+
+  def loss_fn(
+    x: jax.Array, step: jax.Array, replica: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    del step, key
+    own = lax.dynamic_index_in_dim(features, replica, 1, keepdims=False)
+    targets = lax.dynamic_index_in_dim(labels, replica, 1, keepdims=False)
+    return jnp.square(jax.nn.sigmoid(own @ x) - targets).mean() / 2
+
+  return loss_fn
+
+
+def _as_float32(problem: Problem) -> tuple[jax.Array, jax.Array]:
+  return (
+    jnp.asarray(problem.features, jnp.float32),
+    jnp.asarray(problem.labels, jnp.float32),
+  )
+
+
+def _slopes(problem: Problem, x: np.ndarray) -> np.ndarray:
+  """d/dz (s(z) - y)^2 / 2 at z = a_m . x, [..., M]."""
+  s = expit(np.asarray(x, np.float64) @ problem.features.T)
+  return (s - problem.labels) * s * (1 - s)
+
+
+def _largest_curvature() -> float:
+  """sup_z |d^2/dz^2 (s(z) - y)^2 / 2|; the same for y = 0 and 1."""
+  s = np.linspace(0, 1, 100_001)
+  return float(np.abs(s**2 * (1 - s) * (2 - 3 * s)).max())
