@@ -116,8 +116,8 @@ def consensus_variance(mixing: Mixing, num_replicas: int) -> ConsensusVariance:
   matrices that take turns, one at every step, it is the mean over their cycle.
 
   Raises:
-    ValueError: if rows of the mixing do not sum to 1, it does not fit the
-      number of replicas, or it never brings them together.
+    ValueError: if the mixing is not doubly stochastic, does not fit the number
+      of replicas, or never brings them together.
 
   Example:
     >>> import prsgd_jax as pr
@@ -130,10 +130,10 @@ def consensus_variance(mixing: Mixing, num_replicas: int) -> ConsensusVariance:
     the setting of Zhang et al. 2021 (arXiv 2112.01433).
   """
   matrices = mixing.matrices(num_replicas)
-  if not sums_to_one(matrices, -1):
+  if not (sums_to_one(matrices, -1) and sums_to_one(matrices, -2)):
     raise ValueError(
-      'consensus_variance expects a mixing whose rows sum to 1, got one whose '
-      'rows do not; push-sum has no such variance'
+      'consensus_variance expects a doubly stochastic mixing, got one whose '
+      'rows or columns do not sum to 1'
     )
   if mixing.random:
     cycle = [matrices]
@@ -159,13 +159,14 @@ def _noise_left(cycle: Sequence[np.ndarray], n: int) -> float:
   left = float(np.trace(apart))
   while left > GONE * (total + n):
     before = left
-    # A direction that N cycles leave as long as it was stays so for ever.
-    for choices in list(cycle) * n:
+    for choices in cycle:
       projected = apart @ choices
       moved = projected @ covariance @ projected.swapaxes(-1, -2)
       covariance = moved.mean(axis=0)
       left = float(np.trace(covariance))
       total += left
+    # W lengthens nothing. Where a whole cycle takes nothing off either, what is
+    # left is mapped onto itself, and no later cycle will.
     if left > (1 - STUCK) * before:
       raise ValueError(
         'consensus_variance expects a mixing that brings replicas together, '
