@@ -73,6 +73,18 @@ class CurvatureTest(parameterized.TestCase):
     gaps = np.abs(np.array([1, 0.99, 0.98, 0.5, 0]) - short.sharpness)
     self.assertLess(gaps.min(), short.residual)
 
+  @parameterized.parameters(
+    ([-1, -0.97, 0.5, 0.5, 0.5], 'sharpness', 0.5),
+    ([-3, 1, 0.9, 0.8, 0.7], 'smoothness', 3),
+  )
+  def test_says_that_one_of_the_two_has_not(self, values, found, value):
+    hessian = with_eigenvalues(values).astype(np.float32)
+    params = to_tree(np.ones(5, np.float32))
+    batch = (hessian, np.ones(5, np.float32))
+    got = landscape.curvature(quadratic, params, batch, KEY, max_iterations=6)
+    np.testing.assert_allclose(getattr(got, found), value, rtol=1e-3)
+    self.assertGreater(got.residual, 1e-3)
+
   @parameterized.parameters(np.float32, jnp.bfloat16)
   def test_network(self, dtype):
     rng = np.random.default_rng(3)
