@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo '== running the tests'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
