@@ -1,0 +1,305 @@
+r"""Runs a grid: algorithms, and any settings of train.py.
+
+  python experiments/sweep.py --run=ssgd --run=pr_sgd,period=4 \
+    --grid=seed=0,1,2 --grid=learning_rate=0.01,0.02,0.04 \
+    --best_by=learning_rate --workdir=runs/sweep
+
+makes every combination of the runs and the axes, each a process of train.py,
+and writes to --workdir a directory and a log of each, `sweep.csv` (a row for
+each run), `records.csv` (a row for each of their records) and, with --best_by,
+`best.json` and `best.md`: for every method the best value, its choice from the
+stated grid. Axes are also
+
+  --grid=num_replicas:batch_size=4:32,8:16  flags that change together
+  --grid=learning_rate_drops=40+60,80       lists, with + for their commas
+  --grid=period=4,16                        an option, for the runs that take it
+                                            and do not say it themselves
+
+A sweep that was killed goes on with the same command: what is done is read,
+what was cut off goes on from its checkpoint, what diverged stays so. A run that
+diverges is a row that says so. --jobs=4 runs four at a time, each on a GPU of
+its own where there are as many.
+"""
+
+from collections.abc import Callable, Sequence
+import csv
+import functools
+import json
+import pathlib
+import sys
+from typing import NamedTuple
+
+from absl import flags
+import jax
+import tqdm
+
+from experiments import (
+  cli,
+  compare,
+  config,
+  experiment,
+  grids,
+  jobs,
+  network,
+  records,
+  runs,
+  tuning,
+)
+from prsgd_jax.datasets import Dataset, load_dataset
+
+FLAGS = flags.FLAGS
+TRAIN = pathlib.Path(__file__).with_name('train.py')
+
+flags.adopt_module_key_flags(compare)
+flags.DEFINE_multi_string(
+  'grid', [], 'An axis, such as seed=0,1,2 of any flag of train.py; repeated.'
+)
+flags.DEFINE_integer(
+  'jobs', 1, 'Runs at a time; 0 for as many as there are GPUs.'
+)
+flags.DEFINE_list(
+  'best_by', [], 'Axes whose best value is chosen for every method.'
+)
+flags.DEFINE_enum(
+  'best_measure',
+  'loss',
+  list(tuning.MEASURES),
+  'By which, at the end of the runs; the mean over seeds.',
+)
+
+
+class Trial(NamedTuple):
+  """A run of the sweep, checked."""
+
+  point: grids.Point
+  workdir: pathlib.Path
+  num_steps: int
+
+
+def main() -> None:
+  # The processes of the runs have the accelerators; this one needs none.
+  jax.config.update('jax_platforms', 'cpu')
+  with cli.one_line_errors(ValueError):
+    if FLAGS.workdir is None:
+      raise ValueError('sweep.py needs --workdir, a directory to write to')
+    if FLAGS.jobs < 0:
+      raise ValueError(f'--jobs must be >= 0, got {FLAGS.jobs}')
+    workdir = pathlib.Path(FLAGS.workdir)
+    points = grids.points(FLAGS.run, FLAGS.grid, FLAGS)
+    names = list(points[0].values)
+    _check_best_by(names)
+    trials = check(points, workdir)
+  print(f'{len(trials)} runs, written to {workdir}', flush=True)
+  _run(trials, workdir)
+  rows = [row(trial) for trial in trials]
+  _write_records(workdir / 'records.csv', trials, rows)
+  _tell(rows, workdir)
+  if FLAGS.best_by:
+    _choose(rows, names, workdir)
+  failed = [r['directory'] for r in rows if r['status'] == 'failed']
+  if failed:
+    cli.fail(
+      f'{len(failed)} of {len(rows)} runs did not end, such as {failed[0]}; '
+      f'see {workdir / "logs"}'
+    )
+
+
+def _check_best_by(names: Sequence[str]) -> None:
+  for name in FLAGS.best_by:
+    if name not in names or name in ('seed', *config.OPTIONS):
+      axes = [n for n in names if n not in ('seed', *config.OPTIONS)]
+      raise ValueError(
+        f'--best_by={name} is no axis of the grid; use one of '
+        f'{", ".join(axes) or "none: add a --grid"}'
+      )
+
+
+def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
+  """Looks whether all the runs may be made, before the first one is.
+
+  Raises:
+    ValueError: if one may not, as of train.py, or another run has its place.
+  """
+  load: Callable[[str], Dataset] = functools.cache(
+    lambda name: load_dataset(name, FLAGS.data_dir)
+  )
+  trials = []
+  for point in points:
+    machines = network.from_flags(point.flags, point.config.num_replicas)
+    intervals = runs.Intervals.from_flags(point.flags)
+    dataset = load(point.config.dataset)
+    parts = experiment.assemble(point.config, dataset, 1, machines)
+    trial = Trial(point, workdir / point.slug(), parts.plan.num_steps)
+    records.check_workdir(
+      trial.workdir,
+      runs.describe(parts, intervals),
+      num_steps=trial.num_steps,
+      resume=True,
+    )
+    trials.append(trial)
+  return trials
+
+
+def _run(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
+  """Runs what is not done yet; keeps `sweep.csv` as it goes."""
+  waiting = [t for t in trials if row(t)['status'] not in ('done', 'diverged')]
+  by_name = {trial.workdir.name: trial for trial in waiting}
+  bar = tqdm.tqdm(
+    total=len(trials),
+    initial=len(trials) - len(waiting),
+    unit='run',
+    disable=not FLAGS.progress,
+  )
+
+  def on_end(job: jobs.Job, code: int) -> None:
+    trial = by_name[job.name]
+    found = row(trial)
+    if found['status'] == 'failed':
+      cli.warn(f'{job.name}: exit code {code}; {found["failed"]}')
+    elif found['status'] == 'diverged':
+      cli.warn(f'{job.name}: {found["failed"]}')
+    bar.update()
+    write_csv(workdir / 'sweep.csv', [row(t) for t in trials])
+
+  def on_wait(running: Sequence[jobs.Job]) -> None:
+    steps = [f'{job.name} {_steps_done(by_name[job.name])}' for job in running]
+    bar.set_postfix_str(', '.join(steps), refresh=False)
+
+  gpus = jobs.visible_gpus()
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_csv(workdir / 'sweep.csv', [row(t) for t in trials])
+  jobs.run_all(
+    [_job(trial, workdir) for trial in waiting],
+    at_once=FLAGS.jobs or max(1, len(gpus)),
+    gpus=gpus,
+    on_end=on_end,
+    on_wait=on_wait,
+  )
+  bar.close()
+
+
+def _job(trial: Trial, workdir: pathlib.Path) -> jobs.Job:
+  def command() -> list[str]:
+    resume = (trial.workdir / records.CONFIG).exists()
+    return [
+      sys.executable,
+      str(TRAIN),
+      *grids.command(trial.point),
+      f'--workdir={trial.workdir}',
+      f'--resume={resume}',
+      '--noprogress',
+    ]
+
+  name = trial.workdir.name
+  return jobs.Job(name, command, _log(workdir, name))
+
+
+def _log(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  return workdir / 'logs' / f'{name}.log'
+
+
+def _steps_done(trial: Trial) -> str:
+  found = records.read_records(trial.workdir)
+  return f'{found[-1]["step"] if found else 0}/{trial.num_steps}'
+
+
+def row(trial: Trial) -> records.Record:
+  """What is known of a run: its place in the grid, and how it ended."""
+  point = trial.point
+  summary = records.read_summary(trial.workdir)
+  failure = records.read_failure(trial.workdir)
+  found = {
+    'label': point.config.label(),
+    'algorithm': point.config.algorithm,
+    **point.config.options,
+    **point.values,
+    'status': 'missing',
+    'directory': str(trial.workdir),
+  }
+  if failure is not None:
+    return {**found, 'status': 'diverged', **failure}
+  if summary is not None and summary['step'] == trial.num_steps:
+    return {**found, 'status': 'done', **_flat(summary)}
+  log = _log(trial.workdir.parent, trial.workdir.name)
+  if log.exists():
+    last = log.read_text().strip().rpartition('\n')[2]
+    return {**found, 'status': 'failed', 'failed': last}
+  return found
+
+
+def _flat(summary: records.Record) -> records.Record:
+  """Without the label, and with names that no setting has."""
+  flat: records.Record = {}
+  for name, value in summary.items():
+    if isinstance(value, dict):
+      flat |= {f'{name}.{key}': inner for key, inner in value.items()}
+    elif name != 'label':
+      renamed = {'learning_rate': 'final_learning_rate'}
+      flat[renamed.get(name, name)] = value
+  return flat
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[records.Record]) -> None:
+  """Writes a table whole or not at all; an empty cell is what a row has not."""
+  columns = dict.fromkeys(name for found in rows for name in found)
+  last = [name for name in ('directory', 'failed') if name in columns]
+  names = [name for name in columns if name not in last] + last
+  staging = path.with_name(path.name + records.PARTIAL)
+  with open(staging, 'w', newline='') as file:
+    writer = csv.DictWriter(file, names, restval='')
+    writer.writeheader()
+    writer.writerows(rows)
+  staging.rename(path)
+
+
+def _write_records(
+  path: pathlib.Path,
+  trials: Sequence[Trial],
+  rows: Sequence[records.Record],
+) -> None:
+  """The records of all runs, each with its place in the grid."""
+  table = []
+  for trial, found in zip(trials, rows, strict=True):
+    names = ('label', 'algorithm', *trial.point.config.options)
+    place = {n: found[n] for n in (*names, *trial.point.values)}
+    table += [
+      {**place, **_flat(record), 'directory': found['directory']}
+      for record in records.read_records(trial.workdir)
+    ]
+  write_csv(path, table)
+
+
+def _tell(rows: Sequence[records.Record], workdir: pathlib.Path) -> None:
+  for status in ('done', 'diverged', 'failed'):
+    count = sum(found['status'] == status for found in rows)
+    if count:
+      print(f'{status + ":":10}{count} of {len(rows)} runs')
+  print(f'table:    {workdir / "sweep.csv"}')
+  print(f'records:  {workdir / "records.csv"}')
+
+
+def _choose(
+  rows: Sequence[records.Record],
+  names: Sequence[str],
+  workdir: pathlib.Path,
+) -> None:
+  """Writes and prints the best values, with the grid that they are from."""
+  options = ('seed', *FLAGS.best_by, *config.OPTIONS)
+  over = [name for name in names if name not in options]
+  measure = FLAGS.best_measure
+  chosen = tuning.choose(rows, by=FLAGS.best_by, over=over, measure=measure)
+  whole = {
+    'by': FLAGS.best_by,
+    'measure': measure,
+    'grid': FLAGS.grid,
+    'commit': records.commit(),
+    'methods': chosen,
+  }
+  (workdir / 'best.json').write_text(json.dumps(whole, indent=1) + '\n')
+  table = tuning.format_table(chosen, measure)
+  (workdir / 'best.md').write_text(table)
+  print(f'\n{table}\nbest:     {workdir / "best.json"}')
+
+
+if __name__ == '__main__':
+  cli.run(main)
