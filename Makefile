@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint faults benchmark results clean
+.PHONY: help install demo test lint faults benchmark results report clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
+	@echo 'make report     an HTML page of all reproductions'
 
 install: $(INSTALLED)
 
@@ -45,6 +46,9 @@ benchmark: $(INSTALLED)
 
 results: $(INSTALLED)
 	$(BIN)/python experiments/results.py --data_dir=$(DATA_DIR)
+
+report: $(INSTALLED)
+	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,235 @@
+"""Tests of `experiments/report.py`, as a user calls it and in a browser.
+
+The browser is Chromium, by selenium (`pip install -e .[browser]`, Debian
+packages chromium and chromium-driver); where there is none these are skipped.
+"""
+
+import base64
+import importlib.util
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+
+from absl.testing import absltest, parameterized
+
+from experiments import figures, report, sweep
+from tests import binaries, written_runs
+
+REPRODUCTION = {
+  'name': 't99', 'title': 'Loss <flat> in I', 'paper': 'Yu 2019, figure 1',
+  'scale': 'cpu', 'seconds': 12.5, 'machine': {'cpus': 2, 'device': 'cpu'},
+  'commit': 'abc', 'seeds': [0, 1], 'data': {'curve': [0.125] * 9},
+  'claims': [
+    {'says': 'flat', 'measured': '0.1 & 0.1', 'reproduced': 'yes',
+     'tried': ''},
+    {'says': 'faster', 'measured': '1.0', 'reproduced': 'no',
+     'tried': 'I = 4'},
+  ],
+}  # fmt: skip
+
+
+def why_no_browser():
+  """What is missing for a test in a browser, or None."""
+  if importlib.util.find_spec('selenium') is None:
+    return 'selenium is not installed: pip install -e .[browser]'
+  for programs in (('chromium', 'google-chrome'), ('chromedriver',)):
+    if not any(map(shutil.which, programs)):
+      return (
+        f'there is no {" or ".join(programs)}: apt-get install chromium '
+        'chromium-driver'
+      )
+  return None
+
+
+class PageTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.output = self.root / 'report.html'
+
+  def report(self, *args):
+    return binaries.call(report, f'--output={self.output}', *args)
+
+  def write_sweep(self):
+    """A sweep of two methods, as its files have it; one run diverged."""
+    path = self.root / 'sweep'
+    write = written_runs.write
+    write(path, 'a', seed=0, losses=(0.9, 0.8))
+    write(path, 'b', seed=1, losses=(0.7, 0.6))
+    write(path, 'c', label='k_avg period=2', losses=(12.0, 10.5))
+    write(path, 'd', label='k_avg period=4', failed='not finite')
+    statuses = ('done', 'done', 'done', 'diverged')
+    sweep.write_csv(
+      path / 'sweep.csv',
+      [
+        {'label': name, 'status': status, 'directory': str(path / name)}
+        for name, status in zip('abcd', statuses)
+      ],
+    )
+    (path / 'best.json').write_text(
+      json.dumps(
+        {
+          'by': ['learning_rate'],
+          'measure': 'loss',
+          'grid': ['learning_rate=0.1,0.2'],
+          'methods': sweep.tuning.choose(
+            [{'label': 'ssgd', 'learning_rate': rate, 'status': 'done',
+              'loss': float(rate)} for rate in ('0.1', '0.2')],
+            by=['learning_rate'], over=[], measure='loss',
+          ),
+        }
+      )
+    )  # fmt: skip
+    return path
+
+  def write_reproduction(self, **changes):
+    directory = self.root / 'reproduce'
+    directory.mkdir(exist_ok=True)
+    path = directory / 't99-cpu.json'
+    path.write_text(json.dumps(REPRODUCTION | changes))
+    runs = figures.read_runs(figures.find_runs([self.write_sweep()]))
+    figures.draw(runs, path.with_suffix('.png'))
+    return directory
+
+
+class ReportTest(PageTest):
+  def test_page_of_a_sweep_holds_all_in_one_file(self):
+    outcome = self.report(str(self.write_sweep()))
+    self.assertEqual(outcome.code, 0, outcome.err)
+    text = self.output.read_text()
+    (data,) = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    self.assertStartsWith(base64.b64decode(data), b'\x89PNG')
+    self.assertNotRegex(text, r'(src|href)="(?!data:|#)')
+    self.assertNotIn('http:', text)
+    self.assertNotIn('https:', text)
+    self.assertIn('data-value="0.7"', text)  # mean of the last losses of a, b
+    self.assertIn('0.6 to 0.8', text)
+    self.assertIn('--grid=learning_rate=0.1,0.2', text)
+    self.assertIn('diverged', text)
+
+  def test_methods_have_the_spread_over_seeds(self):
+    runs = figures.read_runs(figures.find_runs([self.write_sweep()]))
+    rows = {row['method']: row for row in report.method_rows(runs)}
+    ssgd = rows['ssgd']
+    self.assertEqual((ssgd['runs'], ssgd['done'], ssgd['diverged']), (2, 2, 0))
+    self.assertAlmostEqual(ssgd['loss'], 0.7)
+    self.assertEqual(ssgd['rounds'], 20)
+    diverged = rows['k_avg period=4']
+    self.assertEqual((diverged['done'], diverged['diverged']), (0, 1))
+    self.assertNotIn('loss', diverged)
+
+  def test_page_of_reproductions(self):
+    directory = self.write_reproduction()
+    where = f'--reproductions_dir={directory}'
+    outcome = self.report('--reproductions', where)
+    self.assertEqual(outcome.code, 0, outcome.err)
+    text = self.output.read_text()
+    self.assertIn('Loss &lt;flat&gt; in I', text)
+    self.assertIn('0.1 &amp; 0.1', text)
+    self.assertIn('<td class="no" data-value="no">no</td>', text)
+    self.assertIn('cpus: 2, device: cpu', text)
+    self.assertNotIn('0.125', text)  # the data of the figure
+
+  @parameterized.parameters(
+    ('needs directories of runs', ()),
+    ('there is no run in .*nothing', ('nothing',)),
+    ('there is no reproduction in', ('--reproductions',)),
+    ('unknown --y=foo', ('sweep', '--y=foo')),
+  )
+  def test_bad_input_is_one_line(self, message, args):
+    self.write_sweep()
+    placed = [a if a[0] == '-' else str(self.root / a) for a in args]
+    outcome = self.report(f'--reproductions_dir={self.root / "no"}', *placed)
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(outcome.err, f'^report.py: error: .*{message}')
+    self.assertEqual(outcome.err.count('\n'), 1)
+    self.assertFalse(self.output.exists())
+
+  @parameterized.parameters(
+    ('reproduced must be one of yes, partly, no', {
+      'claims': [{'says': '', 'measured': '', 'reproduced': 'maybe'}]
+    }),
+    ('is no reproduction: expected name, title', {'claims': [{'says': ''}]}),
+  )  # fmt: skip
+  def test_a_file_of_another_form_is_refused(self, message, changes):
+    directory = self.write_reproduction(**changes)
+    where = f'--reproductions_dir={directory}'
+    outcome = self.report('--reproductions', where)
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(outcome.err, message)
+
+
+class BrowserTest(PageTest):
+  """The page, opened."""
+
+  def setUp(self):
+    super().setUp()
+    if missing := why_no_browser():
+      self.skipTest(missing)
+
+  def open(self):
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    # Chromium's sandbox refuses to run as root, as in a container.
+    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu'):
+      options.add_argument(argument)
+    options.add_argument('--disable-dev-shm-usage')
+    options.binary_location = shutil.which('chromium') or shutil.which(
+      'google-chrome'
+    )
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+    service = webdriver.ChromeService(shutil.which('chromedriver'))
+    driver = webdriver.Chrome(options=options, service=service)
+    self.addCleanup(driver.quit)
+    driver.get(self.output.as_uri())
+    return driver
+
+  def test_opens_without_errors_and_with_its_images(self):
+    directory = self.write_reproduction()
+    where = f'--reproductions_dir={directory}'
+    outcome = self.report('--reproductions', where, str(self.root / 'sweep'))
+    self.assertEqual(outcome.code, 0, outcome.err)
+    driver = self.open()
+    self.assertEqual(driver.title, 'Reproductions')
+    widths = driver.execute_script(
+      'return [...document.images].map(image => image.naturalWidth)'
+    )
+    self.assertLen(widths, 2)
+    self.assertGreater(min(widths), 100)
+    fetched = driver.execute_script(
+      'return performance.getEntriesByType("resource").map(e => e.name)'
+      '.filter(name => !name.startsWith("data:"))'
+    )
+    self.assertEqual(fetched, [])
+    self.assertEqual(driver.get_log('browser'), [])
+
+  def test_a_click_sorts_numbers_and_words_with_the_empty_last(self):
+    self.report(str(self.write_sweep()))
+    driver = self.open()
+    table, *_ = driver.find_elements('tag name', 'table')
+
+    def click(name):
+      (head,) = [
+        h for h in table.find_elements('tag name', 'th') if h.text == name
+      ]
+      head.find_element('tag name', 'button').click()
+      rows = table.find_elements('css selector', 'tbody tr')
+      methods = [row.find_element('tag name', 'td').text for row in rows]
+      return methods, head.get_attribute('aria-sort')
+
+    two, four = 'k_avg period=2', 'k_avg period=4'
+    # By number 0.7 < 10.5, which words would have the other way for "10.5".
+    self.assertEqual(click('loss'), (['ssgd', two, four], 'ascending'))
+    self.assertEqual(click('loss'), ([two, 'ssgd', four], 'descending'))
+    self.assertEqual(click('method'), ([two, four, 'ssgd'], 'ascending'))
+    self.assertEqual(click('runs')[0][-1], 'ssgd')
+    sorted_by = table.find_elements('css selector', '[aria-sort]')
+    self.assertLen(sorted_by, 1)
+    self.assertEqual(driver.get_log('browser'), [])
+
+
+if __name__ == '__main__':
+  absltest.main()
