@@ -78,6 +78,7 @@ ALGORITHMS = {
   'fedavg': lambda: pr.fedavg(SGD, period=4),
   'fedavg_weights_alike': lambda: pr.fedavg(SGD, period=4, weights=[3.0] * N),
   'fedavg_kept': lambda: pr.fedavg(SGD, period=4, reset=pr.never()),
+  'fedavg_all': lambda: pr.fedavg(SGD, period=4, what=('params', 'opt_state')),
   'fedavg_server': lambda: pr.fedavg(
     SGD, period=4, server=optax.sgd(0.7, momentum=0.9), reset=pr.never()
   ),
@@ -109,6 +110,7 @@ class IdentitiesTest(parameterized.TestCase):
     ('fedavg', 'local_sgd_reset'),
     ('fedavg_weights_alike', 'local_sgd_reset'),
     ('fedavg_kept', 'local_sgd'),
+    ('fedavg_all', 'local_sgd_all'),
     ('fedavg_server', 'diloco_outer'),
     ('fedavg_server', 'bmuf_scaled'),
   )

@@ -168,7 +168,8 @@ def fedavg(
       not correct the bias of Adam's moments, `optax.adam` does.
     what: the fields that the average covers.
     reset: when the optimizer's buffers start anew; after every round if None,
-      since the paper's clients keep nothing between rounds.
+      since the paper's clients keep nothing between rounds, but never if `what`
+      has them averaged.
 
   Raises:
     ValueError: if `period` is not an integer >= 1, C not in (0, 1] or a weight
@@ -183,6 +184,8 @@ def fedavg(
     all replicas.
   """
   at_end = every(period)
+  if reset is None:
+    reset = NEVER if 'opt_state' in what else at_end
   return chain(
     while_sampled(
       gradient(),
@@ -193,7 +196,7 @@ def fedavg(
       what=what,
     ),
     sync(mean(), when=at_end, what=what, outer=server),
-    reset_buffers(tx, when=at_end if reset is None else reset),
+    reset_buffers(tx, when=reset),
   )
 
 
@@ -348,7 +351,8 @@ def eamsgd(
 
   Raises:
     ValueError: if `period` is not an integer >= 1, alpha not in (0, 1] or delta
-      not in [0, 1); from `init`, if N alpha is more than 1.
+      not in [0, 1); from `init`, if N alpha is more than 1; from `update`, if
+      `tx` has momentum of its own.
 
   Reference:
     Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
