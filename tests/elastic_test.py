@@ -131,6 +131,13 @@ class GradientAheadTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, r'optax.trace\(0.9\)'):
       harness.run_problem(algorithm, reference.make_problem(4, 1))
 
+  @parameterized.parameters((0.9, False), (0.0, True))
+  def test_needs_an_optimizer_without_momentum(self, momentum, nesterov):
+    tx = optax.sgd(0.1, momentum, nesterov)
+    algorithm = pr.eamsgd(tx, period=2, alpha=0.1, momentum=0.5)
+    with self.assertRaisesRegex(ValueError, 'without, such as optax.sgd'):
+      harness.run_problem(algorithm, reference.make_problem(4, 1))
+
   def test_needs_an_optimizer(self):
     algorithm = pr.gradient_ahead(0.9)
     with self.assertRaisesRegex(ValueError, r'optax.trace\(0.9\)'):

@@ -1,6 +1,7 @@
 """ELASTIC: replicas tied to a centre, and a gradient taken ahead of them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,7 +104,7 @@ def gradient_ahead(momentum: float) -> ReplicaTransformation:
 
   Raises:
     ValueError: if `momentum` is not in [0, 1); from `update`, if the optimizer
-      does not end so.
+      does not end so, or has another velocity before.
   """
   delta = check_number('momentum', momentum, lambda x: 0 <= x < 1, 'in [0, 1)')
   inner = gradient()
@@ -111,11 +112,16 @@ def gradient_ahead(momentum: float) -> ReplicaTransformation:
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    last = (replica.opt_state or (None,))[-1]
+    *before, last = replica.opt_state or (None,)
     if not isinstance(last, optax.TraceState):
       raise ValueError(
         'gradient_ahead needs the velocity; use it with a local_update of '
         f'optax.chain(tx, optax.trace({delta}))'
+      )
+    if any(map(_is_trace, jax.tree.leaves(before, is_leaf=_is_trace))):
+      raise ValueError(
+        'gradient_ahead has the momentum; give an optimizer without, such as '
+        'optax.sgd(0.1), got one with a velocity of its own'
       )
     velocity = last.trace
     ahead = jax.tree.map(lambda x, v: x + delta * v, replica.params, velocity)
@@ -123,3 +129,7 @@ def gradient_ahead(momentum: float) -> ReplicaTransformation:
     return after._replace(params=replica.params), state
 
   return ReplicaTransformation(update, cost=inner.cost)
+
+
+def _is_trace(node: Any) -> bool:
+  return isinstance(node, optax.TraceState)
