@@ -228,6 +228,8 @@ def with_decided(
   }
   rounds, seconds = int(spent.rounds[step]), float(spent.seconds[step])
   for count, (tier, size, lasts) in zip(counts, spent.decided, strict=True):
+    if not size:
+      continue  # of one replica
     rounds += count
     by_tier[tier] = by_tier.get(tier, 0.0) + count * size
     seconds += count * lasts

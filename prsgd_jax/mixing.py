@@ -161,6 +161,9 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
 def group_mean(size: int) -> Mixing:
   """The mean of each group of `size` consecutive replicas (Hier-AVG's S).
 
+  The message is a ring all-reduce on the links inside a group; that of a group
+  of all replicas is that of `mean`.
+
   Raises:
     ValueError: if `size` is not an integer >= 1; from `matrices`, if it does
       not divide the number of replicas; from `apply`, if it is given codes.
@@ -185,8 +188,8 @@ def group_mean(size: int) -> Mixing:
     return np.kron(np.eye(num_replicas // size), group)[None]
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
-    del num_replicas
-    return _all_reduce(payload_bytes, size, 'group')
+    tier = 'global' if size == num_replicas else 'group'
+    return _all_reduce(payload_bytes, size, tier)
 
   return Mixing(apply, matrices, message, message)
 

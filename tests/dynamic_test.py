@@ -91,6 +91,20 @@ class RoundsTest(parameterized.TestCase):
       spent.bytes_sent, all_reduce * (T // 2 * 4 + averages * 24)
     )
 
+  def test_one_replica_has_no_rounds(self):
+    algorithm = pr.dynamic_averaging(SGD, check_period=1, threshold=0.0)
+    mesh = pr.ReplicaMesh(1)
+    state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
+    account = pr.account(algorithm, pr.replica_shapes(state), 1, 3)
+    train_steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    batch = mesh.place_per_device(np.ones((1, 3, 1, 2), np.float32))
+    state, _ = train_steps(
+      state.replace(model_state=mesh.place(np.zeros(1))), batch
+    )
+    self.assertEqual(decided(state)[0][0], 3)
+    spent = pr.ledger.with_decided(account, 3, state.algorithm_state)
+    self.assertEqual((spent.rounds, spent.bytes_sent), (0, 0.0))
+
 
 def linear_loss(params, model_state, batch, key):
   """The gradient is the batch."""

@@ -125,6 +125,19 @@ class CostTest(parameterized.TestCase):
     self.assertAlmostEqual(got.bytes_by_tier['group'][-1], pairs + fours)
     self.assertAlmostEqual(got.bytes_by_tier['global'][-1], 2 * (7 / 8) * 48)
 
+  def test_a_group_of_all_is_not_inside_a_group(self):
+    totals = []
+    for group_sizes in ((2,), (2, N)):
+      algorithm = pr.multi_level_avg(
+        SGD, periods=(2, 4), group_sizes=group_sizes
+      )
+      state = pr.create_train_state(
+        pr.ReplicaMesh(N, 2), algorithm, np.zeros(12, np.float32)
+      )
+      got = pr.account(algorithm, pr.replica_shapes(state), N, 4)
+      totals.append((got.bytes_by_tier['global'][-1], got.seconds[-1]))
+    self.assertEqual(*totals)
+
   def test_blocks_send_nothing_before_the_switch(self):
     algorithm = pr.hierarchical_local_sgd(
       SGD, period=2, block_steps=2, group_size=4, switch_step=3
