@@ -44,15 +44,21 @@ def _by_family() -> dict[str, Callable[..., pr.ReplicaTransformation]]:
   return {name: found[name] for name in sorted(found, key=place)}
 
 
+def _whole(number: Any) -> Any:
+  """A whole number as an int; any other as it is, for the library to refuse."""
+  is_whole = isinstance(number, float) and number.is_integer()
+  return int(number) if is_whole else number
+
+
 ALGORITHMS = _by_family()
 MIXINGS: dict[str, Callable[..., pr.Mixing]] = {
   'ring': pr.ring,
-  'torus': lambda num_rows=None: pr.torus(num_rows and int(num_rows)),
+  'torus': lambda num_rows=None: pr.torus(_whole(num_rows)),
   'exponential': pr.exponential,
   'hypercube': pr.hypercube,
   'star': pr.star,
   'complete': pr.complete,
-  'erdos_renyi': lambda p, seed=0: pr.erdos_renyi(p, seed=int(seed)),
+  'erdos_renyi': lambda p, seed=0: pr.erdos_renyi(p, seed=_whole(seed)),
   'one_peer_exponential': pr.one_peer_exponential,
   'random_matching': pr.random_matching,
   'random_neighbour': pr.random_neighbour,
@@ -61,7 +67,7 @@ MIXINGS: dict[str, Callable[..., pr.Mixing]] = {
 COMPRESSORS: dict[str, Callable[..., compression.Compressor]] = {
   'uncompressed': compression.uncompressed,
   'stochastic_levels': lambda levels: compression.stochastic_levels(
-    int(levels)
+    _whole(levels)
   ),
   'ternary': compression.ternary,
   'signs': compression.signs,

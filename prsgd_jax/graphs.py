@@ -156,13 +156,15 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
   """A random graph that is drawn once, each edge by itself.
 
   Raises:
-    ValueError: if the probability is not in (0, 1]; from `matrices`, if the
-      graph that the seed gives is not connected.
+    ValueError: if the probability is not in (0, 1] or the seed not an integer;
+      from `matrices`, if the graph that the seed gives is not connected.
   """
   if not 0 < edge_probability <= 1:
     raise ValueError(
       f'edge_probability must be in (0, 1], got {edge_probability!r}'
     )
+  if not isinstance(seed, int | np.integer):
+    raise ValueError(f'seed must be an integer, got {seed!r}')
 
   def make(num_replicas: int) -> nx.Graph:
     made = nx.gnp_random_graph(num_replicas, edge_probability, seed=seed)
@@ -231,7 +233,9 @@ def random_matching(graph: nx.Graph | None = None) -> Mixing:
     if num_replicas % 2:
       raise ValueError(
         'random_matching needs an even number of replicas, got '
-        f'{num_replicas}; use pr.random_neighbour()'
+        f'{num_replicas}; give it networkx.complete_graph({num_replicas}), '
+        'which leaves one replica alone in each round, or use '
+        'pr.random_neighbour()'
       )
     return np.stack([_pairs(p) for p in _circle_method(num_replicas)])
 

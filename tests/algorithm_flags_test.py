@@ -49,6 +49,14 @@ class AlgorithmFlagsTest(parameterized.TestCase):
     ('d_psgd', {'mixing': 'rung'}, 'unknown --mixing=rung; use one of ring'),
     ('d_psgd', {'mixing': 'ring:x'}, "--mixing expects float numbers, got 'x'"),
     ('d_psgd', {'mixing': 'mean:1:2'}, '--mixing=mean:1:2: too many'),
+    ('d_psgd', {'mixing': 'torus:2.5'}, 'num_rows must be an int.*, got 2.5'),
+    ('d_psgd', {'mixing': 'torus:0'}, 'num_rows must be an int.*, got 0'),
+    ('d_psgd', {'mixing': 'erdos_renyi:1:0.5'}, 'seed must be an .*, got 0.5'),
+    (
+      'fedpaq',
+      {'period': 4, 'compressor': 'stochastic_levels:7.9'},
+      'levels must be an integer >= 1, got 7.9',
+    ),
     ('pr_sgd_heterogeneous', {'local_steps': '1,a'}, "int numbers, got 'a'"),
   )
   def test_refused(self, name, options, message):

@@ -432,7 +432,7 @@ class ErrorsTest(parameterized.TestCase):
     (lambda: pr.hypercube().matrices(6), 'power of two of replicas, got 6'),
     (
       lambda: pr.random_matching().matrices(5),
-      r'even number of replicas, got 5; use pr.random_neighbour\(\)',
+      r'even number of replicas, got 5; .* networkx.complete_graph\(5\)',
     ),
     (
       lambda: pr.erdos_renyi(0.01).matrices(8),
