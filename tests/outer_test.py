@@ -43,6 +43,19 @@ class SlowUpdateTest(parameterized.TestCase):
     # u = -1 - 0.5 / gamma = -3, x = 0.5 + 0.5 / 4 * 3 = 0.875.
     np.testing.assert_allclose(np.asarray(state.params), 0.875, rtol=1e-6)
 
+  def test_a_learning_rate_of_zero_is_the_limit(self):
+    # gamma = 1/2 first: u = -2, x = 0.5; then gamma = 0: u = -1 and x = 0.5 +
+    # 0.5 * 0.5.
+    state = pulled(
+      lambda step: 0.5 * (step < 2),
+      4,
+      slow_learning_rate=0.5,
+      slow_momentum=0.5,
+    )
+    np.testing.assert_allclose(np.asarray(state.params), 0.75, rtol=1e-6)
+    momentum = state.algorithm_state[1].momentum
+    np.testing.assert_allclose(np.asarray(momentum), -1, rtol=1e-6)
+
   def test_between_rounds_the_parameters_are_left_alone(self):
     state = pulled(0.1, 1, slow_momentum=0.5)
     np.testing.assert_array_equal(np.asarray(state.params), 1)

@@ -45,8 +45,8 @@ def slowmo(
   Args:
     tx: the optimizer of every replica.
     learning_rate: gamma, what `tx` steps by: a number, or its schedule of the
-      engine's step, read in the last step of the round and not zero there. The
-      paper's gamma is one number for a round.
+      engine's step, read in the last step of the round. The paper's gamma is
+      one number for a round.
     period: tau, steps between averages.
     slow_learning_rate: alpha.
     slow_momentum: beta.

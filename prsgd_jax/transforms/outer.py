@@ -40,12 +40,12 @@ def slow_update(
 
   u <- beta u + (x_0 - x) / gamma;  x <- x_0 - alpha gamma u, with x_0 the
   parameters after the last such step and gamma the learning rate of this step,
-  the last of its round. Sends nothing: chain it after what averages x.
+  the last of its round. Where gamma is 0, u <- beta u and x <- x_0 - alpha (x_0
+  - x), the limit of x. Sends nothing: chain it after what averages x.
 
   Args:
     when: the steps, those of the average that comes before.
-    learning_rate: gamma, a number or a schedule of the engine's step; not zero
-      at a step of `when`.
+    learning_rate: gamma, a number or a schedule of the engine's step.
     slow_learning_rate: alpha.
     slow_momentum: beta.
 
@@ -81,14 +81,18 @@ def slow_update(
       )
 
       def accumulate(u: Array, x_0: Array, x: Array) -> Array:
-        return beta * u + (x_0 - x) / jnp.asarray(gamma, u.dtype)
+        rate = jnp.asarray(gamma, u.dtype)
+        added = (x_0 - x) / jnp.where(rate > 0, rate, 1)
+        return beta * u + jnp.where(rate > 0, added, 0)
 
-      def move(u: Array, x_0: Array) -> Array:
-        return x_0 - alpha * jnp.asarray(gamma, u.dtype) * u
+      # x_0 - alpha gamma u, also where gamma is 0.
+      def move(u: Array, x_0: Array, x: Array) -> Array:
+        rate = jnp.asarray(gamma, u.dtype)
+        return x_0 - alpha * (beta * rate * u + (x_0 - x))
 
-      start = widen(state.anchor)
-      momentum = jax.tree.map(accumulate, state.momentum, start, widen(params))
-      moved = cast_like(jax.tree.map(move, momentum, start), params)
+      points = (state.momentum, widen(state.anchor), widen(params))
+      momentum = jax.tree.map(accumulate, *points)
+      moved = cast_like(jax.tree.map(move, *points), params)
       return moved, SlowState(moved, momentum)
 
     params, state = at_steps(when, context.step, step, (replica.params, state))
