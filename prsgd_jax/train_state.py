@@ -68,7 +68,10 @@ def create_train_state(
       points, every leaf `[N, ...]`.
     model_state: batch statistics and the like, in the same form.
     seed: of all randomness of the run.
-    per_replica: whether `params` and `model_state` have the leading axis N.
+    per_replica: whether `params` and `model_state` have the leading axis N. An
+      algorithm that keeps the last agreed point (`outer`, SlowMo, FedPAQ, an
+      elastic centre) takes a replica's own start for it: from different points
+      its replicas agree late or never.
 
   Raises:
     ValueError: if the algorithm does not fit the number of replicas, or leaves
