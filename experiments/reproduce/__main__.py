@@ -31,7 +31,7 @@ flags.DEFINE_enum(
   'scale', 'cpu', ['cpu', 'full'], 'Minutes on a CPU, or as in the paper.'
 )
 flags.DEFINE_bool('again', False, 'Run targets anew that are done.')
-flags.DEFINE_bool('run', True, 'Run what is missing, or write the page only.')
+flags.DEFINE_bool('page_only', False, 'Run nothing, write the page alone.')
 
 
 def all_targets() -> dict[str, Target]:
@@ -48,7 +48,7 @@ def all_targets() -> dict[str, Target]:
 def main() -> None:
   with cli.one_line_errors(ValueError):
     targets = _chosen(all_targets())
-  if FLAGS.run:
+  if not FLAGS.page_only:
     for target in targets:
       with cli.one_line_errors(ValueError):
         _run(target)
