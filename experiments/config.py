@@ -83,6 +83,9 @@ flags.DEFINE_float('learning_rate', 0.1, 'gamma, at the start.')
 flags.DEFINE_list(
   'learning_rate_drops', [], 'Epochs after which it is divided by 10.'
 )
+flags.DEFINE_float(
+  'warmup_epochs', 0.0, 'Epochs in which it rises, step by step from near 0.'
+)
 flags.DEFINE_enum('optimizer', 'sgd', OPTIMIZERS, 'Of every replica.')
 flags.DEFINE_float('momentum', 0.9, 'Of --optimizer=sgd; 0 for none.')
 flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
@@ -133,6 +136,7 @@ class RunConfig:
   augment: bool
   learning_rate: float
   learning_rate_drops: tuple[float, ...]
+  warmup_epochs: float = 0.0
   optimizer: str
   momentum: float
   nesterov: bool
@@ -226,6 +230,11 @@ def check(config: RunConfig) -> RunConfig:
     raise ValueError(
       '--learning_rate_drops must be epochs > 0 that increase, got '
       f'{",".join(map(str, config.learning_rate_drops))}'
+    )
+  if not 0 <= config.warmup_epochs < grid[1]:
+    raise ValueError(
+      '--warmup_epochs must be >= 0 and end before the first of '
+      f'--learning_rate_drops, got {config.warmup_epochs}'
     )
   _check_optimizer(config)
   return config

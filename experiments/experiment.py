@@ -36,7 +36,11 @@ def build_schedule(
   for epochs in config.learning_rate_drops:
     step = configs.steps_of_epochs(config, num_examples, epochs)
     drops[step] = 0.1 * drops.get(step, 1.0)
-  return optax.piecewise_constant_schedule(config.learning_rate, drops)
+  constant = optax.piecewise_constant_schedule(config.learning_rate, drops)
+  if not config.warmup_epochs:
+    return constant
+  rise = configs.steps_of_epochs(config, num_examples, config.warmup_epochs)
+  return lambda step: constant(step) * jnp.minimum((step + 1) / rise, 1)
 
 
 class Plan(NamedTuple):

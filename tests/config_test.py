@@ -54,6 +54,13 @@ class ConfigTest(parameterized.TestCase):
     rates = [float(schedule(step)) for step in (0, 9, 10, 14, 15, 19)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
 
+  def test_learning_rate_rises_in_the_warmup(self):
+    schedule = experiment.build_schedule(
+      changed(warmup_epochs=0.5, learning_rate_drops=(1.0,)), 1280
+    )
+    rates = [float(schedule(step)) for step in (0, 1, 4, 5, 9, 10)]
+    np.testing.assert_allclose(rates, [0.02, 0.04, 0.1, 0.1, 0.1, 0.01])
+
   def test_label_and_description_tell_runs_apart(self):
     self.assertEqual(DEFAULTS.label(), 'k_avg period=4')
     other = changed(options={'period': 8})
@@ -79,6 +86,8 @@ class ConfigTest(parameterized.TestCase):
     ({'learning_rate_drops': (0.0,)}, 'increase'),
     ({'learning_rate_drops': (float('nan'),)}, 'increase'),
     ({'learning_rate_drops': (float('inf'),)}, 'increase'),
+    ({'learning_rate_drops': (2.0,), 'warmup_epochs': 2.0}, 'before the first'),
+    ({'warmup_epochs': -1.0}, 'warmup_epochs must be >= 0'),
     ({'learning_rate': float('inf')}, 'learning_rate must be > 0'),
     ({'weight_decay': -1.0}, 'weight_decay must be >= 0'),
     ({'weight_decay': float('nan')}, 'weight_decay must be >= 0'),
