@@ -75,6 +75,18 @@ class Target(NamedTuple):
   scales: tuple[str, ...] = ('cpu',)
 
 
+class Variant(NamedTuple):
+  """An algorithm that no flags name, in place of one whose state it has.
+
+  Attributes:
+    name: what tells it from that one.
+    make: from that one's plan, of which it has the learning rate.
+  """
+
+  name: str
+  make: Callable[[experiment.Plan], pr.ReplicaTransformation]
+
+
 def verdict(holds: bool, partly: bool = False) -> Verdict:
   """'yes' if it holds, else 'partly' if that does."""
   return 'yes' if holds else 'partly' if partly else 'no'
@@ -85,6 +97,7 @@ def train(
   algorithm: str,
   options: Mapping[str, Any],
   network: pr.Network = pr.ledger.NETWORK,
+  variant: Variant | None = None,
   **fields: Any,
 ) -> list[records.Record]:
   """Trains as train.py does, from where it was cut off; its records.
@@ -94,6 +107,7 @@ def train(
     algorithm: its name.
     options: of the algorithm, by the names of the flags.
     network: for the modelled time.
+    variant: what the run differs in from the algorithm, if it does.
     **fields: flags of train.py, by name; the others have their defaults.
   """
   given = {flag: fields.pop(flag) for flag in INTERVALS if flag in fields}
@@ -103,8 +117,16 @@ def train(
   run_config = make_config(algorithm, options, **fields)
   dataset = load_dataset(run_config.dataset, setting.data_dir)
   parts = experiment.assemble(run_config, dataset, num_devices, network)
+  name = run_config.slug()
+  if variant is not None:
+    name = variant.name
+    made = variant.make(parts.plan)
+    parts = parts._replace(
+      plan=parts.plan._replace(algorithm=made),
+      description={**parts.description, 'variant': name},
+    )
   named = '-'.join(f'{k}{v}' for k, v in fields.items()).replace('/', '_')
-  workdir = setting.workdir / f'{run_config.slug()}-{named}'
+  workdir = setting.workdir / f'{name}-{named}'
   runs.open_workdir(parts, workdir, intervals, resume=True)
   runs.execute(experiment.prepare(parts), workdir, intervals, progress=False)
   return records.read_records(workdir)
