@@ -90,8 +90,7 @@ def main() -> None:
     _check_best_by(names)
     trials = check(points, workdir)
   print(f'{len(trials)} runs, written to {workdir}', flush=True)
-  _run(trials, workdir)
-  rows = [row(trial) for trial in trials]
+  rows = _run(trials, workdir)
   _write_records(workdir / 'records.csv', trials, rows)
   _tell(rows, workdir)
   if FLAGS.best_by:
@@ -140,8 +139,11 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
   return trials
 
 
-def _run(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
-  """Runs what is not done yet; keeps `sweep.csv` as it goes."""
+def _run(
+  trials: Sequence[Trial], workdir: pathlib.Path
+) -> list[records.Record]:
+  """Runs what is not done yet, keeps `sweep.csv` as it goes; its rows."""
+  codes: dict[str, int] = {}  # of the processes that ended, by name
   waiting = [t for t in trials if row(t)['status'] not in ('done', 'diverged')]
   by_name = {trial.workdir.name: trial for trial in waiting}
   bar = tqdm.tqdm(
@@ -151,15 +153,18 @@ def _run(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
     disable=not FLAGS.progress,
   )
 
+  def keep() -> list[records.Record]:
+    rows = [row(t, codes.get(t.workdir.name)) for t in trials]
+    write_csv(workdir / 'sweep.csv', rows)
+    return rows
+
   def on_end(job: jobs.Job, code: int) -> None:
-    trial = by_name[job.name]
-    found = row(trial)
-    if found['status'] == 'failed':
-      cli.warn(f'{job.name}: exit code {code}; {found["failed"]}')
-    elif found['status'] == 'diverged':
+    codes[job.name] = code
+    found = row(by_name[job.name], code)
+    if found['status'] != 'done':
       cli.warn(f'{job.name}: {found["failed"]}')
     bar.update()
-    write_csv(workdir / 'sweep.csv', [row(t) for t in trials])
+    keep()
 
   def on_wait(running: Sequence[jobs.Job]) -> None:
     steps = [f'{job.name} {_steps_done(by_name[job.name])}' for job in running]
@@ -167,7 +172,7 @@ def _run(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
 
   gpus = jobs.visible_gpus()
   workdir.mkdir(parents=True, exist_ok=True)
-  write_csv(workdir / 'sweep.csv', [row(t) for t in trials])
+  keep()
   jobs.run_all(
     [_job(trial, workdir) for trial in waiting],
     at_once=FLAGS.jobs or max(1, len(gpus)),
@@ -176,6 +181,7 @@ def _run(trials: Sequence[Trial], workdir: pathlib.Path) -> None:
     on_wait=on_wait,
   )
   bar.close()
+  return keep()
 
 
 def _job(trial: Trial, workdir: pathlib.Path) -> jobs.Job:
@@ -203,8 +209,17 @@ def _steps_done(trial: Trial) -> str:
   return f'{found[-1]["step"] if found else 0}/{trial.num_steps}'
 
 
-def row(trial: Trial) -> records.Record:
-  """What is known of a run: its place in the grid, and how it ended."""
+def row(trial: Trial, code: int | None = None) -> records.Record:
+  """What is known of a run: its place in the grid, and how it ended.
+
+  Args:
+    trial: the run.
+    code: the exit code of its process, None before it ended.
+
+  Returns:
+    With the `status` done, diverged, failed (its process broke; it is tried
+    again with the next start of the sweep) or missing.
+  """
   point = trial.point
   summary = records.read_summary(trial.workdir)
   failure = records.read_failure(trial.workdir)
@@ -220,11 +235,11 @@ def row(trial: Trial) -> records.Record:
     return {**found, 'status': 'diverged', **failure}
   if summary is not None and summary['step'] == trial.num_steps:
     return {**found, 'status': 'done', **_flat(summary)}
+  if code is None:
+    return found
   log = _log(trial.workdir.parent, trial.workdir.name)
-  if log.exists():
-    last = log.read_text().strip().rpartition('\n')[2]
-    return {**found, 'status': 'failed', 'failed': last}
-  return found
+  last = log.read_text().strip().rpartition('\n')[2]
+  return {**found, 'status': 'failed', 'failed': f'exit code {code}; {last}'}
 
 
 def _flat(summary: records.Record) -> records.Record:

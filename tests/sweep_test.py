@@ -99,7 +99,9 @@ class SweepTest(parameterized.TestCase):
     rows = read(self.workdir / 'sweep.csv')
     self.assertEqual([r['status'] for r in rows], ['failed', 'failed'])
     for row, devices in zip(rows, ('3', '5')):
-      self.assertRegex(row['failed'], f'train.py: error: .*{devices}')
+      self.assertRegex(
+        row['failed'], f'^exit code 1; train.py: error: .*{devices}'
+      )
 
   @parameterized.parameters(
     ('there is no --run', ()),
