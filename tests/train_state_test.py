@@ -116,7 +116,7 @@ class CreateTest(parameterized.TestCase):
     state = pr.create_train_state(
       mesh, outer_algorithm(), points, per_replica=True
     )
-    outer = state.algorithm_state[-1]
+    outer = state.algorithm_state[-1].outer
     jax.tree.map(
       np.testing.assert_array_equal, mesh.gather(outer.anchor), points
     )
