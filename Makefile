@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint faults benchmark results report clean
+.PHONY: help install demo test lint faults benchmark results report notebooks clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make report     an HTML page of all reproductions'
+	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
 
 install: $(INSTALLED)
 
@@ -49,6 +50,9 @@ results: $(INSTALLED)
 
 report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html
+
+notebooks: $(INSTALLED)
+	$(BIN)/python experiments/execute_notebooks.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
