@@ -177,62 +177,71 @@ def _law(gamma: float) -> np.ndarray:
   )
 
 
-def _mean_seconds(row: Sequence[float | None]) -> float:
-  return float(np.mean([np.inf if s is None else s for s in row]))
+def _seconds(method: Mapping[str, Any], rate: int) -> np.ndarray:
+  """Until the target, by seed; infinity if it was never reached."""
+  given = method['seconds'][rate]
+  return np.array([np.inf if s is None else s for s in given])
 
 
 def _speed_claims(methods: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
-  waiting, ours = methods['waiting'], methods['Algorithm 3']
-  times = [
-    (_mean_seconds(w), _mean_seconds(o))
-    for w, o in zip(waiting['seconds'], ours['seconds'], strict=True)
-  ]
-  both = [i for i, pair in enumerate(times) if np.isfinite(pair).all()]
-  settled = [i for i in both if waiting['settled'][i] and ours['settled'][i]]
-  gains = [times[i][0] / times[i][1] for i in settled]
-
-  def show(chosen: Sequence[int]) -> str:
-    return ', '.join(
-      f'{RATES[i]:g}: {times[i][0] / times[i][1]:.2f}' for i in chosen
-    )
-
-  by_chance = show([i for i in both if i not in settled])
   rule = (
     f'time on the modelled clock (10 ms a step at speed 1) until the excess '
     f'loss is {FRACTION:.0%} of that at the start, mean of {len(SEEDS)} seeds'
   )
-  chosen = [
-    [np.inf if s is None else s for s in m['seconds'][m['best']]]
-    for m in (waiting, ours)
-  ]
-  tuned = float(np.mean(chosen[0]) / np.mean(chosen[1]))
-  each = '; '.join(
-    f'{name} {np.mean(c):.2f} s (± {np.ptp(c) / 2:.2f}) at gamma L = '
-    f'{RATES[m["best"]]:g}'
-    for (name, m), c in zip(methods.items(), chosen, strict=True)
-  )
+  waiting, ours = methods.values()
   return [
-    Claim(
-      says=f'with I_i matched to speeds {SPEEDS} and like f_i, Algorithm 3 is '
-      'faster from a poor start than waiting for the slowest (as such)',
-      measured=f'times faster by gamma L: {show(settled)}',
-      reproduced=verdict(
-        bool(gains) and min(gains) > 1, any(gain > 1 for gain in gains)
-      ),
-      tried=f'above 1 at every gamma at which both arrive and stay; {rule}. In '
-      'a round it takes twice as many gradients in the same time. Where the '
-      'noise alone is above the target, which is then met by chance: '
-      f'{by_chance}',
-    ),
-    Claim(
-      says='the same, each method at its own best step size (our condition)',
-      measured=f'{tuned:.2f} times faster: {each}',
-      reproduced=verdict(tuned > 1),
-      tried='above 1; the best of gamma L = '
-      f'{", ".join(f"{r:g}" for r in RATES)} of those at which the excess '
-      f'stays at the target; {rule}',
-    ),
+    _equal_rate_claim(waiting, ours, rule),
+    _best_rate_claim(methods, rule),
   ]
+
+
+def _equal_rate_claim(
+  waiting: Mapping[str, Any], ours: Mapping[str, Any], rule: str
+) -> Claim:
+  settled: dict[float, float] = {}
+  by_chance: dict[float, float] = {}
+  for i, rate in enumerate(RATES):
+    times = [_seconds(method, i).mean() for method in (waiting, ours)]
+    if np.isfinite(times).all():
+      both = waiting['settled'][i] and ours['settled'][i]
+      (settled if both else by_chance)[rate] = times[0] / times[1]
+  gains = list(settled.values())
+  return Claim(
+    says=f'with I_i matched to speeds {SPEEDS} and like f_i, Algorithm 3 is '
+    'faster from a poor start than waiting for the slowest (as such)',
+    measured=f'times faster by gamma L: {_by_rate(settled)}',
+    reproduced=verdict(
+      bool(gains) and min(gains) > 1, any(gain > 1 for gain in gains)
+    ),
+    tried=f'above 1 at every gamma at which both arrive and stay; {rule}. In a '
+    'round it takes twice as many gradients in the same time. Where the noise '
+    'alone is above the target, which is then met by chance: '
+    f'{_by_rate(by_chance)}',
+  )
+
+
+def _best_rate_claim(
+  methods: Mapping[str, Mapping[str, Any]], rule: str
+) -> Claim:
+  chosen = {name: _seconds(m, m['best']) for name, m in methods.items()}
+  waiting, ours = (seconds.mean() for seconds in chosen.values())
+  each = '; '.join(
+    f'{name} {seconds.mean():.2f} s (± {np.ptp(seconds) / 2:.2f}) at gamma L = '
+    f'{RATES[methods[name]["best"]]:g}'
+    for name, seconds in chosen.items()
+  )
+  return Claim(
+    says='the same, each method at its own best step size (our condition)',
+    measured=f'{waiting / ours:.2f} times faster: {each}',
+    reproduced=verdict(bool(waiting > ours)),
+    tried='above 1; the best of gamma L = '
+    f'{", ".join(f"{r:g}" for r in RATES)} of those at which the excess stays '
+    f'at the target; {rule}',
+  )
+
+
+def _by_rate(values: Mapping[float, float]) -> str:
+  return ', '.join(f'{rate:g}: {v:.2f}' for rate, v in values.items())
 
 
 def _good_claim(methods: Mapping[str, Mapping[str, Any]]) -> Claim:
@@ -244,8 +253,8 @@ def _good_claim(methods: Mapping[str, Mapping[str, Any]]) -> Claim:
     for rate, ratio, s in zip(RATES, ratios, spread, strict=True)
   )
   return Claim(
-    says='at least as fast as waiting (as such), also where there is nothing '
-    'to gain: from the minimum its noise is no larger',
+    says='at least as fast as waiting (as such); our reading where there is '
+    'nothing to gain: from the minimum its noise is no larger',
     measured='excess loss over that of waiting, second half of the run, by '
     f'gamma L: {shown}',
     reproduced=verdict(ratios.max() < 1 + WORSE, ratios.min() < 1 + WORSE),
