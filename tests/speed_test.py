@@ -1,0 +1,35 @@
+"""Tests of `experiments/reproduce/speed.py`."""
+
+from absl.testing import absltest, parameterized
+
+from experiments.reproduce import speed
+
+
+class SpeedTest(parameterized.TestCase):
+  def test_target_is_the_least_so_far(self):
+    losses = [4.0, 2.0, 3.0, 2.5, 1.0, 0.5]
+    self.assertEqual(speed.target_loss(losses, 0.6), 2.0)
+    self.assertEqual(speed.target_loss(losses, 1.0), 0.5)
+
+  @parameterized.parameters(
+    (5.0, 10.0),  # at the first point
+    (2.0, 20.0),  # at a point
+    (3.0, 15.0),  # between two
+    (1.5, 35.0),  # after the loss went up and came down again
+    (0.5, float('inf')),
+  )
+  def test_when_a_loss_is_reached(self, target, x):
+    found = speed.when_reached([10, 20, 30, 40], [4.0, 2.0, 3.0, 1.0], target)
+    self.assertEqual(found, x)
+
+  def test_runs_that_are_not_numbers_do_not_arrive(self):
+    found = speed.when_reached([1, 2], [4.0, float('nan')], 5.0)
+    self.assertEqual(found, float('inf'))
+
+  def test_spread_is_told_of_several(self):
+    self.assertEqual(speed.spread([2.0], '.1f'), '2.0')
+    self.assertEqual(speed.spread([1.0, 3.0], '.1f'), '2.0 (1.0 to 3.0)')
+
+
+if __name__ == '__main__':
+  absltest.main()
