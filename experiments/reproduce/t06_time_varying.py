@@ -117,8 +117,8 @@ def _slope_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
   return [
     Claim(
       says='Algorithm 2 with K^s = floor(s^(1/3) / N), gamma^s = N / s^(2/3): '
-      'E abs(grad f(xbar))^2 falls as T^(-1/2) (choices as such, slope derived; '
-      'at least 1 local step and gamma^s <= 1 / L are ours)',
+      'E abs(grad f(xbar))^2 falls as T^(-1/2) (choices as such, slope '
+      'derived; at least 1 local step and gamma^s <= 1 / L are ours)',
       measured=f'slopes of the mean over the last half of T steps: {last}',
       reproduced=verdict(
         last_off < SLOPE_TOLERANCE, last_off < 2 * SLOPE_TOLERANCE
