@@ -193,6 +193,8 @@ def _value(flag: str, kind: Any, given: Any) -> Any:
     inspect.signature(table[name]).bind(*values)
   except TypeError as error:
     raise ValueError(f'--{flag}={given}: {error}') from None
+  if table is OUTER and not all(v > 0 for v in values):
+    raise ValueError(f'--{flag}={given}: the numbers must be > 0')
   return table[name](*values)
 
 

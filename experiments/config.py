@@ -274,6 +274,13 @@ def _check_optimizer(config: RunConfig) -> None:
     ):
       if given and not config.momentum:
         raise ValueError(f'--{name} does nothing without --momentum')
+    if config.nesterov and 'momentum' in algorithm_flags.keywords(
+      config.algorithm
+    ):
+      raise ValueError(
+        f'--nesterov does nothing for --algorithm={config.algorithm}, whose '
+        'momentum is of that form; leave it out'
+      )
     return
   for name in ('momentum', 'nesterov'):
     if getattr(config, name):

@@ -4,9 +4,9 @@
 
 Without names, all of `experiments/notebooks`. Each runs from the start, in a
 kernel and in the directory of its own; one that fails is left as it was. What
-is written is what the code says and shows, without times, versions and warnings
-(which go to stderr), so that the same outputs are the same file. A digest of
-the code lets the tests tell outputs that are stale.
+is written is what the code says and shows, without times, versions and
+warnings (which go to stderr), so that the same outputs are the same file. A
+digest of the code lets the tests tell outputs that are stale.
 """
 
 import hashlib

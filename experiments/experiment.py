@@ -12,6 +12,7 @@ from experiments import algorithm_flags
 from experiments import config as configs
 import prsgd_jax as pr
 from prsgd_jax import augmentation, input_pipeline
+from prsgd_jax.base import Schedule
 from prsgd_jax.classification import Task, classifier
 from prsgd_jax.datasets import Dataset
 from prsgd_jax.input_pipeline import (
@@ -61,6 +62,11 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
   schedule = build_schedule(config, num_examples)
   options = dict(config.options)
   if options.get('epoch_lengths') == THEORY:
+    if config.learning_rate_drops or config.warmup_epochs:
+      raise ValueError(
+        f'--epoch_lengths={THEORY} has a learning rate of its own; leave out '
+        '--learning_rate_drops and --warmup_epochs'
+      )
     theory = pr.theory_schedule(
       config.num_replicas, num_steps, smoothness=1 / config.learning_rate
     )
@@ -77,7 +83,9 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
   if len(what) > 1:
     provided['what'] = what
   if config.options.get('buffers') == 'reset':
-    provided['reset'] = pr.every(_interval(options))
+    provided['reset'] = _averages(config.algorithm, options)
+  elif config.options.get('buffers') == 'keep':
+    provided['reset'] = pr.never()
   # Of an algorithm that has it as a keyword the momentum is its own.
   own = 'momentum' in algorithm_flags.keywords(config.algorithm)
   tx = build_optimizer(config, schedule, 0.0 if own else config.momentum)
@@ -96,17 +104,20 @@ def build_optimizer(
   return optax.sgd(schedule, momentum or None, config.nesterov)
 
 
-def _interval(options: Mapping[str, Any]) -> int:
-  """Steps between averages, where buffers start anew.
+def _averages(algorithm: str, options: Mapping[str, Any]) -> Schedule:
+  """When the algorithm averages, and buffers are to start anew.
 
   Raises:
-    ValueError: if the algorithm has no such constant.
+    ValueError: if that is not at the steps of one of its periods.
   """
+  if algorithm == 'post_local_sgd':
+    return pr.post_local(options['switch_step'], options['period'])
   for name in ('period', 'local_period'):
-    if name in options:
-      return options[name]
+    if name in options and 'switch_step' not in options:
+      return pr.every(options[name])
   raise ValueError(
-    '--buffers=reset needs an algorithm with --period or --local_period'
+    f'--buffers=reset is not offered for --algorithm={algorithm}, whose '
+    'averages have no constant period'
   )
 
 
@@ -191,12 +202,12 @@ class Parts(NamedTuple):
   mesh: pr.ReplicaMesh
   network: pr.Network
   task: Task
-  shapes: pr.Replica  # of one replica, as the ledger takes them
+  account: pr.Account
 
   def epoch(self, step: int) -> float:
-    """Passes over the data after so many steps, all replicas together."""
-    per_step = self.config.num_replicas * self.config.batch_size
-    return step * per_step / self.dataset.num_examples
+    """Passes over the data after so many steps, of all gradients taken."""
+    examples = self.account.gradients[step] * self.config.batch_size
+    return float(examples / self.dataset.num_examples)
 
 
 class Experiment(NamedTuple):
@@ -221,7 +232,8 @@ def assemble(
   Raises:
     ValueError: if they do not; the message says what to change.
   """
-  network.check(config.num_replicas)
+  n = config.num_replicas
+  network.check(n)
   plan = build_plan(config, dataset.num_examples)
   batch = batch_shapes(dataset)
   task = build_task(config, dataset.num_classes, batch)
@@ -238,11 +250,15 @@ def assemble(
     dataset=dataset,
     plan=plan,
     sampler=build_sampler(config, dataset),
-    mesh=pr.ReplicaMesh(config.num_replicas, num_devices),
+    mesh=pr.ReplicaMesh(n, num_devices),
     network=network,
     task=task,
-    shapes=replica_shapes(
-      plan.algorithm, config.num_replicas, params, model_state
+    account=pr.account(
+      plan.algorithm,
+      replica_shapes(plan.algorithm, n, params, model_state),
+      n,
+      plan.num_steps,
+      network,
     ),
   )
 

@@ -1,6 +1,7 @@
 """One run: the loop over the steps, and what it writes."""
 
 from collections.abc import Iterator
+import math
 import os
 import pathlib
 import time
@@ -151,13 +152,7 @@ def _execute(
   done_before = records.read_summary(workdir)
   if done_before is not None and done_before['step'] == num_steps == start:
     return done_before
-  account = pr.account(
-    experiment.parts.plan.algorithm,
-    experiment.parts.shapes,
-    experiment.parts.mesh.num_replicas,
-    num_steps,
-    experiment.parts.network,
-  )
+  account = experiment.parts.account
   log = records.Log(
     workdir,
     label=experiment.parts.config.label(),
@@ -225,7 +220,7 @@ class _Means:
   def pop(self) -> dict[str, float]:
     """The means since the last call."""
     sums, self._sums = self._sums, {}
-    active = sums.pop('active')
+    active = sums.pop('active') or math.nan  # nobody began a gradient
     return {name: value / active for name, value in sums.items()}
 
 

@@ -106,6 +106,7 @@ class Account(NamedTuple):
   What the data decide is not in the totals: `with_decided` adds it.
 
   Attributes:
+    gradients: int64[num_steps + 1], those of all replicas together.
     rounds: int64[num_steps + 1], communications.
     bytes_sent: float64[num_steps + 1].
     bytes_by_tier: tier -> float64[num_steps + 1]; they add up to `bytes_sent`.
@@ -114,6 +115,7 @@ class Account(NamedTuple):
       for each stage that has such, in the order of the chain.
   """
 
+  gradients: np.ndarray
   rounds: np.ndarray
   bytes_sent: np.ndarray
   bytes_by_tier: dict[str, np.ndarray]
@@ -154,11 +156,13 @@ def account(
   """
   network.check(num_replicas)
   costs = algorithm.cost(shapes, num_replicas, np.arange(num_steps))
+  gradients = np.zeros(num_steps + 1, np.int64)
   rounds = np.zeros(num_steps + 1, np.int64)
   by_tier: dict[str, np.ndarray] = {}
   decided = []
   for sent in costs:
     if isinstance(sent, Work):
+      gradients[1:] += np.cumsum(sent.active.sum(axis=1))
       continue
     if sent.fires is None:
       decided.append((sent.tier, sent.bytes_sent, network.seconds(sent)))
@@ -171,7 +175,7 @@ def account(
     spent += done * sent.bytes_sent
   total = sum(by_tier.values(), np.zeros(num_steps + 1))
   seconds = _clock(costs, network, num_replicas, num_steps)
-  return Account(rounds, total, by_tier, seconds, tuple(decided))
+  return Account(gradients, rounds, total, by_tier, seconds, tuple(decided))
 
 
 def _clock(

@@ -57,6 +57,7 @@ class AlgorithmFlagsTest(parameterized.TestCase):
       {'period': 4, 'compressor': 'stochastic_levels:7.9'},
       'levels must be an integer >= 1, got 7.9',
     ),
+    ('diloco', {'period': 4, 'outer': 'sgd:-1'}, 'numbers must be > 0'),
     ('pr_sgd_heterogeneous', {'local_steps': '1,a'}, "int numbers, got 'a'"),
   )
   def test_refused(self, name, options, message):

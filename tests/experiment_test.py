@@ -1,0 +1,85 @@
+"""Tests of `experiments/experiment.py`."""
+
+import dataclasses
+
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from experiments import config, experiment
+import prsgd_jax as pr
+from tests.config_test import DEFAULTS
+
+
+def build_plan(algorithm, momentum=0.9, **options):
+  changed = dataclasses.replace(
+    DEFAULTS, algorithm=algorithm, options=options, momentum=momentum
+  )
+  return experiment.build_plan(config.check(changed), 1280)
+
+
+class PlanTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ('hierarchical_local_sgd', 'is not offered for --algorithm=hierarchical'),
+    ('pr_sgd_time_varying', 'is not offered for --algorithm=pr_sgd_time'),
+  )
+  def test_buffers_are_reset_where_averages_are_known(self, name, message):
+    options = {
+      'hierarchical_local_sgd': {
+        'period': 4, 'block_steps': 2, 'group_size': 2, 'switch_step': 5,
+      },
+      'pr_sgd_time_varying': {'epoch_lengths': '1,2'},
+    }[name]  # fmt: skip
+    with self.assertRaisesRegex(ValueError, message):
+      build_plan(name, buffers='reset', **options)
+
+  @parameterized.parameters(
+    ('k_avg', {'period': 4}, [3, 7]),
+    ('hier_avg', {'local_period': 2, 'global_period': 4, 'group_size': 2},
+     [1, 3, 5, 7]),
+    ('post_local_sgd', {'switch_step': 2, 'period': 4}, [0, 1, 5]),
+  )  # fmt: skip
+  def test_buffers_start_anew_after_the_averages(self, name, options, steps):
+    when = experiment._averages(name, options)
+    self.assertEqual(np.flatnonzero(when(np.arange(9))).tolist(), steps)
+
+  def test_the_theorys_schedule_is_its_own(self):
+    config_ = dataclasses.replace(
+      DEFAULTS,
+      algorithm='pr_sgd_time_varying',
+      options={'epoch_lengths': 'theory'},
+      learning_rate_drops=(1.0,),
+    )
+    with self.assertRaisesRegex(ValueError, 'learning rate of its own'):
+      experiment.build_plan(config.check(config_), 1280)
+
+  def test_eamsgd_has_the_momentum_for_itself(self):
+    build_plan('eamsgd', period=4, alpha=0.1)
+    with self.assertRaisesRegex(ValueError, 'nesterov does nothing'):
+      changed = dataclasses.replace(
+        DEFAULTS,
+        algorithm='eamsgd',
+        options={'period': 4, 'alpha': 0.1},
+        nesterov=True,
+      )
+      config.check(changed)
+
+  def test_epochs_are_those_of_the_gradients_taken(self):
+    # 8 replicas of batch 16; half of them take one step of two.
+    split = {
+      'image': np.zeros((1280, 8, 8, 1), np.uint8),
+      'label': np.zeros(1280, np.int32),
+    }
+    dataset = pr.Dataset('digits', split, split, 10)
+
+    def epochs(algorithm, **options):
+      run = dataclasses.replace(DEFAULTS, algorithm=algorithm, options=options)
+      parts = experiment.assemble(run, dataset, 1, pr.Network())
+      return parts.epoch(20)
+
+    self.assertEqual(epochs('k_avg', period=4), 2.0)
+    unequal = epochs('pr_sgd_heterogeneous', local_steps='1,1,1,1,2,2,2,2')
+    self.assertEqual(unequal, 1.5)
+
+
+if __name__ == '__main__':
+  absltest.main()
