@@ -48,6 +48,14 @@ class SimulateTest(parameterized.TestCase):
     for t in range(12):
       self.assertEqual((x[t] == x[t][0]).all(), (t + 1) % 4 == 0)
 
+  def test_every_replica_may_have_a_start_of_its_own(self):
+    def make(rate):
+      return pr.one_shot_averaging(optax.sgd(rate), num_steps=20)
+
+    start = 1.0 * jnp.arange(N * 3).reshape(N, 3)
+    x = run(make, settings=(0.0,), start=start, per_replica=True)
+    np.testing.assert_array_equal(x[0, 0, -1], start)
+
   def test_settings_and_seeds_are_independent_runs(self):
     both = run(synchronous, settings=(0.1, 0.2), seeds=(3, 4))
     np.testing.assert_allclose(

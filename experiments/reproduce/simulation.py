@@ -30,6 +30,7 @@ def simulate(
   num_steps: int,
   observe: Callable[[Any], Any],
   every: int = 1,
+  per_replica: bool = False,
 ) -> Any:
   """Runs an algorithm for every setting and seed.
 
@@ -44,6 +45,7 @@ def simulate(
     num_steps: T, a multiple of `every`.
     observe: what to keep of the outputs, a function of leaves `[N, ...]`.
     every: steps between observations, the last of which is kept.
+    per_replica: whether `start` is N points, leaves `[N, ...]`.
 
   Returns:
     What was observed, leaves `[K, S, T / every, ...]`.
@@ -62,8 +64,12 @@ def simulate(
     point = (
       start(jax.random.fold_in(root, num_steps)) if callable(start) else (start)
     )
-    block = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, (num_replicas, *jnp.shape(x))) * 1, point
+    block = (
+      point
+      if per_replica
+      else jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (num_replicas, *jnp.shape(x))) * 1, point
+      )
     )
     replica, state = algorithm.init(pr.Replica(params=block), num_replicas)
 
