@@ -226,15 +226,23 @@ def assemble(
   dataset: Dataset,
   num_devices: int | None,
   network: pr.Network,
+  plan: Plan | None = None,
 ) -> Parts:
   """Looks whether the parts of a run fit together.
+
+  Args:
+    config: the run.
+    dataset: that it names.
+    num_devices: D, or None for the most there are that fit.
+    network: for the modelled time.
+    plan: in place of the config's own.
 
   Raises:
     ValueError: if they do not; the message says what to change.
   """
   n = config.num_replicas
   network.check(n)
-  plan = build_plan(config, dataset.num_examples)
+  plan = plan or build_plan(config, dataset.num_examples)
   batch = batch_shapes(dataset)
   task = build_task(config, dataset.num_classes, batch)
   params, model_state = jax.eval_shape(

@@ -74,13 +74,7 @@ def _train(
 ) -> list[records.Record]:
   """One run, by the last program at every `period`-th step, else the first."""
   num_steps = parts.plan.num_steps
-  account = pr.account(
-    parts.plan.algorithm,
-    parts.shapes,
-    parts.config.num_replicas,
-    num_steps,
-    parts.network,
-  )
+  account = parts.account
   averages = pr.every(period)
   local, common = programs[0], programs[-1]
   # A copy, for the state that a step is given is used up.

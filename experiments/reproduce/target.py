@@ -1,6 +1,7 @@
 """What a reproduction is: claims, measured numbers, and a figure of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+import hashlib
 import pathlib
 from typing import Any, Literal, NamedTuple
 
@@ -116,17 +117,17 @@ def train(
   intervals = runs.Intervals(**{**defaults, **given})
   run_config = make_config(algorithm, options, **fields)
   dataset = load_dataset(run_config.dataset, setting.data_dir)
-  parts = experiment.assemble(run_config, dataset, num_devices, network)
-  name = run_config.slug()
+  plan, name = None, run_config.slug()
   if variant is not None:
-    name = variant.name
-    made = variant.make(parts.plan)
-    parts = parts._replace(
-      plan=parts.plan._replace(algorithm=made),
-      description={**parts.description, 'variant': name},
-    )
-  named = '-'.join(f'{k}{v}' for k, v in fields.items()).replace('/', '_')
-  workdir = setting.workdir / f'{name}-{named}'
+    base = experiment.build_plan(run_config, dataset.num_examples)
+    plan, name = base._replace(algorithm=variant.make(base)), variant.name
+  parts = experiment.assemble(run_config, dataset, num_devices, network, plan)
+  if variant is not None:
+    told = {**parts.description, 'variant': name}
+    parts = parts._replace(description=told)
+  # The fields by a digest, for all their names are too long for a file's.
+  digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
+  workdir = setting.workdir / f'{name}-seed{run_config.seed}-{digest[:8]}'
   runs.open_workdir(parts, workdir, intervals, resume=True)
   runs.execute(experiment.prepare(parts), workdir, intervals, progress=False)
   return records.read_records(workdir)
