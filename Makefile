@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint faults benchmark results report notebooks clean
+.PHONY: help install demo test lint faults benchmark results reproduce report \
+  notebooks clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
@@ -14,6 +15,7 @@ help:
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
+	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; half an hour)'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
 
@@ -47,6 +49,9 @@ benchmark: $(INSTALLED)
 
 results: $(INSTALLED)
 	$(BIN)/python experiments/results.py --data_dir=$(DATA_DIR)
+
+reproduce: $(INSTALLED)
+	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR)
 
 report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html
