@@ -407,7 +407,7 @@ def _lenet(setting: Setting) -> dict[str, Any]:
   points = jax.vmap(lambda key: task.init(key, example)[0])(keys)
   tx = optax.sgd(LENET_RATE, LENET_MOMENTUM)
   algorithms = {
-    'once': pr.one_shot_averaging(tx, num_steps=steps),
+    'once': pr.k_avg(tx, period=steps),
     'every 10': pr.k_avg(tx, period=LENET['period']),
   }
 

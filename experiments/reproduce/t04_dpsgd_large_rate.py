@@ -28,7 +28,7 @@ from prsgd_jax import landscape, models
 from prsgd_jax.classification import classifier
 from prsgd_jax.datasets import load_dataset
 
-TOTAL_BATCH, NUM_STEPS, EVERY = 2000, 300, 5
+TOTAL_BATCH, NUM_STEPS, EVERY = 2000, 240, 5
 RATES = (0.2, 1.0, 1.25, 1.5)
 # Of the controls two are enough: where all train, and where SSGD does not.
 CONTROL_RATES = (1.0, 1.5)
