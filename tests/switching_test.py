@@ -1,6 +1,7 @@
 """Tests of `experiments/reproduce/switching.py`."""
 
 import pathlib
+import tempfile
 
 from absl.testing import absltest
 import numpy as np
@@ -18,7 +19,9 @@ RUNS = (
 
 class SwitchingTest(absltest.TestCase):
   def test_trajectories_are_those_of_one_program_each(self):
-    directory = pathlib.Path(self.create_tempdir().full_path)
+    root = tempfile.TemporaryDirectory()
+    self.addCleanup(root.cleanup)
+    directory = pathlib.Path(root.name)
     setting = target.Setting('cpu', binaries.digits_dir(), directory)
     configs = [target.make_config(a, o, **FIELDS) for a, o in RUNS]
     dataset = load_dataset('digits', binaries.digits_dir())

@@ -1,13 +1,16 @@
 """T1: the figure of PR-SGD, loss and accuracy against epochs and time."""
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 from matplotlib.figure import Figure
 import numpy as np
+import optax
 
-from experiments import records
-from experiments.reproduce import speed, switching
+from experiments import experiment, records
+from experiments.reproduce import classifying, speed, switching
+from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
   Claim,
   Outcome,
@@ -18,6 +21,7 @@ from experiments.reproduce.target import (
   verdict,
 )
 import prsgd_jax as pr
+from prsgd_jax import models
 from prsgd_jax.datasets import load_dataset
 from prsgd_jax.ledger import ETHERNET, Link
 
@@ -41,8 +45,8 @@ FULL_NETWORK = pr.Network(
   step_time=15e-3,
 )
 
-COMMON = {'num_replicas': 8, 'momentum': 0.9}
-LENET = {
+COMMON: dict[str, Any] = {'num_replicas': 8, 'momentum': 0.9}
+LENET: dict[str, Any] = {
   **COMMON,
   'dataset': 'mnist',
   'model': 'lenet',
@@ -52,16 +56,16 @@ LENET = {
 }
 # Of MNIST: 50 steps are an epoch.
 LENET_SIZES = (6400, 1000)
-MLP = {
+MLP: dict[str, Any] = {
   **COMMON,
   'dataset': 'digits',
   'model': 'mlp',
   'batch_size': 16,
   'learning_rate': 0.02,
-  'num_epochs': 20.0,
+  'num_steps': 640,
 }
-MLP_SEEDS = (0, 1, 2)
-FULL = {
+MLP_SEEDS, MLP_EVERY = (0, 1, 2, 3, 4), 16
+FULL: dict[str, Any] = {
   **COMMON,
   'dataset': 'cifar10',
   'model': 'resnet20',
@@ -91,9 +95,8 @@ def measure(setting: Setting) -> Outcome:
   """Trains with every interval, and without any."""
   if setting.scale == 'cpu':
     # The one first whose seeds tell the spread.
-    data = {'MLP, digits': _small(setting, MLP, MLP_SEEDS, None, 9)}
-    data['LeNet-5, MNIST'] = _small(setting, LENET, (0,), LENET_SIZES, 10)
-    seeds = MLP_SEEDS
+    data = {'MLP, digits': _mlp(setting), 'LeNet-5, MNIST': _lenet(setting)}
+    seeds: Sequence[int] = MLP_SEEDS
   else:
     seeds = FULL_SEEDS if setting.scale == 'full' else (0,)
     data = {'ResNet-20, CIFAR-10': _full(setting, seeds)}
@@ -108,28 +111,67 @@ def _runs() -> list[tuple[str, str, dict[str, int]]]:
   return [('SSGD', 'ssgd', {}), *averaged]
 
 
-def _small(
-  setting: Setting,
-  fields: Mapping[str, Any],
-  seeds: Sequence[int],
-  sizes: tuple[int, int] | None,
-  log_every: int,
-) -> Histories:
-  dataset = load_dataset(fields['dataset'], setting.data_dir)
-  if sizes is not None:
-    dataset = switching.subset(dataset, *sizes)
-  histories: Histories = {label: [] for label, _, _ in _runs()}
-  for seed in seeds:
-    configs = [make_config(a, o, **fields, seed=seed) for _, a, o in _runs()]
-    trained = switching.train_all(
-      configs,
-      dataset,
-      log_every=log_every,
-      eval_every=3 * log_every,
-      network=NETWORK,
+def _lenet(setting: Setting) -> Histories:
+  """Of one seed; the loss is that of the replicas' own batches."""
+  whole = load_dataset(LENET['dataset'], setting.data_dir)
+  trained = switching.train_all(
+    [make_config(a, o, **LENET) for _, a, o in _runs()],
+    switching.subset(whole, *LENET_SIZES),
+    log_every=10,
+    eval_every=30,
+    network=NETWORK,
+  )
+  return {
+    label: [history]
+    for (label, _, _), history in zip(_runs(), trained, strict=True)
+  }
+
+
+def _mlp(setting: Setting) -> Histories:
+  """Of several seeds at once; the loss is that of the average."""
+  digits = load_dataset(MLP['dataset'], setting.data_dir)
+  problem = classifying.problem(
+    models.MLP(digits.num_classes), digits, batch_size=MLP['batch_size']
+  )
+  tx = optax.sgd(MLP['learning_rate'], momentum=MLP['momentum'])
+
+  def run(make: Any, settings: Sequence[float]) -> Any:
+    return simulate(
+      make,
+      settings,
+      MLP_SEEDS,
+      loss_fn=problem.loss_fn,
+      start=problem.start,
+      num_replicas=MLP['num_replicas'],
+      num_steps=MLP['num_steps'],
+      observe=problem.observe,
+      every=MLP_EVERY,
     )
-    for label, history in zip(histories, trained, strict=True):
-      histories[label].append(history)
+
+  synchronous = run(lambda _: pr.ssgd(tx), (0,))
+  averaged = run(functools.partial(classifying.pr_sgd, tx), PERIODS)
+  found = {
+    name: np.concatenate([synchronous[name], averaged[name]])
+    for name in averaged
+  }
+  histories: Histories = {}
+  for i, (label, algorithm, options) in enumerate(_runs()):
+    run_config = make_config(algorithm, options, **MLP)
+    parts = experiment.assemble(run_config, digits, None, NETWORK)
+    histories[label] = [
+      [
+        {
+          'step': step,
+          'epoch': parts.epoch(step),
+          'modelled_seconds': float(parts.account.seconds[step]),
+          **{name: float(of[i, k, point]) for name, of in found.items()},
+        }
+        for point, step in enumerate(
+          range(MLP_EVERY, MLP['num_steps'] + 1, MLP_EVERY)
+        )
+      ]
+      for k in range(len(MLP_SEEDS))
+    ]
   return histories
 
 

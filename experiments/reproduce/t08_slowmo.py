@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments.reproduce import classifying
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
   Claim,
@@ -20,10 +20,10 @@ from experiments.reproduce.target import (
   verdict,
 )
 import prsgd_jax as pr
-from prsgd_jax import augmentation, classification, models
+from prsgd_jax import models
 from prsgd_jax.datasets import load_dataset
 
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS: Sequence[int] = (0, 1, 2, 3, 4)
 PERIOD = 12  # tau of the paper's table
 NUM_REPLICAS, BATCH_SIZE = 8, 16
 NUM_STEPS = 20 * PERIOD
@@ -97,43 +97,26 @@ def _methods() -> dict[str, Make]:
 
 def _cpu(setting: Setting) -> Outcome:
   digits = load_dataset('digits', setting.data_dir)
-  mean, deviation = augmentation.channel_statistics(digits.train['image'])
-  images = augmentation.normalise(
-    jnp.asarray(digits.train['image']), mean, deviation
+  problem = classifying.problem(
+    models.MLP(digits.num_classes, hidden=(HIDDEN,)),
+    digits,
+    batch_size=BATCH_SIZE,
   )
-  labels = jnp.asarray(digits.train['label'])
-  task = classification.classifier(
-    models.MLP(digits.num_classes, hidden=(HIDDEN,))
-  )
-
-  def loss_fn(
-    params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
-  ) -> jax.Array:
-    del step, replica
-    row = jax.random.randint(key, (BATCH_SIZE,), 0, len(labels))
-    batch = {'image': images[row], 'label': labels[row]}
-    return task.loss_fn(params, {}, batch, key)[0]
-
-  def training_loss(params: Any) -> jax.Array:
-    average = jax.tree.map(lambda x: x.mean(axis=0), params)
-    batch = {'image': images, 'label': labels}
-    return task.eval_fn(average, {}, batch)['loss'].mean()
-
   losses = {}
   for name, make in _methods().items():
     found = simulate(
       make,
       RATES,
       SEEDS,
-      loss_fn=loss_fn,
-      start=lambda key: task.init(key, {'image': images[:1]})[0],
+      loss_fn=problem.loss_fn,
+      start=problem.start,
       num_replicas=NUM_REPLICAS,
       num_steps=NUM_STEPS,
-      observe=training_loss,
+      observe=problem.observe,
       every=PERIOD,
     )
     # Of a run that diverged the loss is as large as a float can say.
-    losses[name] = np.nan_to_num(found, nan=1e9, posinf=1e9).tolist()
+    losses[name] = np.nan_to_num(found['loss'], nan=1e9, posinf=1e9).tolist()
   best = {name: _best(values) for name, values in losses.items()}
   data = {'losses': losses, 'best': best, 'rates': RATES, 'period': PERIOD}
   return Outcome(_cpu_claims(losses, best), data, SEEDS)

@@ -1,6 +1,6 @@
 """T9: post-local SGD and the quadratic rule against large batches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import functools
 from typing import Any
 
@@ -22,7 +22,7 @@ from experiments.reproduce.target import (
 import prsgd_jax as pr
 from prsgd_jax.datasets import load_dataset
 
-SEEDS = (0, 1, 2)
+SEEDS: Sequence[int] = (0, 1, 2)
 PERIODS = (16, 32)
 # Of test accuracy, in points, from which local steps are said to gain.
 GAIN = 0.3

@@ -1,15 +1,15 @@
 """T13: PR-SGD and K-AVG on a recurrent network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from matplotlib.figure import Figure
 import numpy as np
 import optax
 
-from experiments.reproduce import speed
+from experiments.reproduce import classifying, speed
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
   Claim,
@@ -18,158 +18,125 @@ from experiments.reproduce.target import (
   Target,
   verdict,
 )
-import prsgd_jax as pr
-from prsgd_jax import augmentation, classification, models
+from prsgd_jax import models
 from prsgd_jax.datasets import load_dataset
 
-SEEDS = (0, 1, 2)
+SEEDS = (0,)
 MODERATE = (4, 16)
 PERIODS = (1, *MODERATE, 64)
+METHODS = {'PR-SGD': classifying.pr_sgd, 'K-AVG': classifying.k_avg}
 # More steps than K-AVG with K = 1, at most, to be called flat.
 FLAT = 1.25
 
 NUM_REPLICAS, BATCH_SIZE, HIDDEN = 8, 16, 32
-RATE, MOMENTUM = 0.2, 0.9
-NUM_STEPS, EVERY = 384, 16
-NUM_TRAIN, NUM_LOOKED_AT = 8192, 1024
+MOMENTUM = 0.9
+# Learning rate -> steps. Replicas drift apart by rate times period.
+RATES = {0.2: 384, 0.05: 768}
+EVERY = 16
+NUM_TRAIN, NUM_OBSERVED = 8192, 1024
 
 
 def measure(setting: Setting) -> Outcome:
   """Trains an LSTM over the rows of MNIST with every period."""
   mnist = load_dataset('mnist', setting.data_dir)
-  statistics = augmentation.channel_statistics(mnist.train['image'][:NUM_TRAIN])
-
-  def batch(split: Mapping[str, np.ndarray], size: int) -> dict[str, jax.Array]:
-    images = jnp.asarray(split['image'][:size])
-    return {
-      'image': augmentation.normalise(images, *statistics),
-      'label': jnp.asarray(split['label'][:size]),
-    }
-
-  examples = batch(mnist.train, NUM_TRAIN)
-  seen = batch(mnist.train, NUM_LOOKED_AT)
-  unseen = batch(mnist.test, NUM_LOOKED_AT)
-  task = classification.classifier(
-    models.LSTMClassifier(mnist.num_classes, hidden=HIDDEN)
+  problem = classifying.problem(
+    models.LSTMClassifier(mnist.num_classes, hidden=HIDDEN),
+    mnist,
+    batch_size=BATCH_SIZE,
+    num_train=NUM_TRAIN,
+    num_observed=NUM_OBSERVED,
   )
-
-  def loss_fn(
-    params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
-  ) -> jax.Array:
-    del step, replica
-    row = jax.random.randint(key, (BATCH_SIZE,), 0, NUM_TRAIN)
-    drawn = jax.tree.map(lambda x: x[row], examples)
-    return task.loss_fn(params, {}, drawn, key)[0]
-
-  def observe(params: Any) -> dict[str, jax.Array]:
-    average = jax.tree.map(lambda x: x.mean(axis=0), params)
-    return {
-      'loss': task.eval_fn(average, {}, seen)['loss'].mean(),
-      'accuracy': task.eval_fn(average, {}, unseen)['accuracy'].mean(),
-    }
-
-  curves = {}
-  for name, make in (('PR-SGD', pr_sgd), ('K-AVG', k_avg)):
-    found = simulate(
-      make,
-      PERIODS,
-      SEEDS,
-      loss_fn=loss_fn,
-      start=lambda key: task.init(key, {'image': seen['image'][:1]})[0],
-      num_replicas=NUM_REPLICAS,
-      num_steps=NUM_STEPS,
-      observe=observe,
-      every=EVERY,
-    )
-    curves[name] = jax.tree.map(np.ndarray.tolist, found)
+  curves: dict[str, Any] = {str(rate): {} for rate in RATES}
+  for rate, num_steps in RATES.items():
+    tx = optax.sgd(rate, momentum=MOMENTUM)
+    for name, chain in METHODS.items():
+      found = simulate(
+        functools.partial(chain, tx),
+        PERIODS,
+        SEEDS,
+        loss_fn=problem.loss_fn,
+        start=problem.start,
+        num_replicas=NUM_REPLICAS,
+        num_steps=num_steps,
+        observe=problem.observe,
+        every=EVERY,
+      )
+      curves[str(rate)][name] = jax.tree.map(np.ndarray.tolist, found)
   data = {'curves': curves, 'periods': PERIODS, 'every': EVERY}
-  return Outcome([_claim(name, curves) for name in curves], data, SEEDS)
+  claims = [
+    _claim(rate, name, curves[str(rate)]) for rate in RATES for name in METHODS
+  ]
+  return Outcome(claims, data, SEEDS)
 
 
-# The chains of `pr.pr_sgd` and `pr.k_avg`, with the period a number that the
-# compiled program is given: one program for all periods.
-
-
-def pr_sgd(period: jax.Array) -> pr.ReplicaTransformation:
-  """Order A: the gradient is of the point before the average."""
-  return pr.chain(
-    pr.gradient(), pr.sync(pr.mean(), when=_every(period)), _local_update()
-  )
-
-
-def k_avg(period: jax.Array) -> pr.ReplicaTransformation:
-  """Order C: the average is of what the steps have made."""
-  return pr.chain(
-    pr.gradient(), _local_update(), pr.sync(pr.mean(), when=_every(period))
-  )
-
-
-def _local_update() -> pr.ReplicaTransformation:
-  return pr.local_update(optax.sgd(RATE, momentum=MOMENTUM))
-
-
-def _every(period: jax.Array) -> Callable[[Any], Any]:
-  return lambda step: (step + 1) % period == 0
-
-
-def _claim(name: str, curves: Mapping[str, Any]) -> Claim:
+def _claim(rate: float, name: str, curves: Mapping[str, Any]) -> Claim:
   """Whether the steps to a loss hardly depend on the period."""
-  steps = EVERY * np.arange(1, NUM_STEPS // EVERY + 1)
-  synchronous = np.array(curves['K-AVG']['loss'])[0]
-  losses = np.array(curves[name]['loss'])
-  taken: dict[int, np.ndarray] = {}
-  for period, runs in zip(PERIODS, losses, strict=True):
-    pairs = [(s, r, speed.target_loss(s)) for s, r in zip(synchronous, runs)]
-    ratios = [
-      speed.when_reached(steps, r, t) / speed.when_reached(steps, s, t)
-      for s, r, t in pairs
-    ]
-    taken[period] = np.array(ratios)
-  flat = [bool(taken[period].mean() <= FLAT) for period in MODERATE]
-  told = ', '.join(f'{p} {speed.spread(v, ".2f")}' for p, v in taken.items())
-  ends = ', '.join(
-    f'{p} {speed.spread(v, ".4f")}'
-    for p, v in zip(PERIODS, losses[:, :, -1], strict=True)
-  )
-  accuracy = np.array(curves[name]['accuracy'])[:, :, -1]
-  tests = ', '.join(
-    f'{p} {speed.spread(v, ".1%")}'
-    for p, v in zip(PERIODS, accuracy, strict=True)
-  )
+  steps = EVERY * np.arange(1, RATES[rate] // EVERY + 1)
+  losses = np.array(curves[name]['loss'])  # [periods, seeds, points]
+  taken = np.zeros(losses.shape[:2])
+  for i, synchronous in enumerate(np.array(curves['K-AVG']['loss'])[0]):
+    least = speed.target_loss(synchronous)
+    unit = speed.when_reached(steps, synchronous, least)
+    for k in range(len(PERIODS)):
+      taken[k, i] = speed.when_reached(steps, losses[k, i], least) / unit
+  flat = [bool(taken[PERIODS.index(p)].mean() <= FLAT) for p in MODERATE]
+  accuracy = np.array(curves[name]['test_accuracy'])
   return Claim(
     f'{name} trains recurrent networks as well, with an average every few '
     'steps (the speech and language side of the papers; no number of theirs)',
-    f'steps to the same training loss, in those of SSGD, by period: {told}; '
-    f'loss at the end: {ends}; test accuracy: {tests}',
+    f'rate {rate}: steps to the same training loss, in those of SSGD, by '
+    f'period: {_listed(taken, ".2f")}; loss of the average at the end: '
+    f'{_listed(losses[:, :, -1], ".4f")}; its test accuracy: '
+    f'{_listed(accuracy[:, :, -1], ".1%")}',
     verdict(all(flat), any(flat)),
     f'yes if at most {FLAT} for the periods {MODERATE}, partly if for one. The '
-    f'loss is the least of SSGD (K = 1) after {speed.SHARE:.0%} of '
-    f'{NUM_STEPS} steps. LSTM with {HIDDEN} units over the rows of {NUM_TRAIN} '
-    f'images of MNIST, {NUM_REPLICAS} x {BATCH_SIZE} drawn with replacement, '
-    f'rate {RATE} and momentum {MOMENTUM} for all',
+    f'loss is the least of SSGD (K = 1) after {speed.SHARE:.0%} of the '
+    f'{RATES[rate]} steps. LSTM with {HIDDEN} units over the rows of '
+    f'{NUM_TRAIN} images of MNIST, {NUM_REPLICAS} x {BATCH_SIZE} drawn with '
+    f'replacement, momentum {MOMENTUM}. Rates tried: {_rates()}',
   )
+
+
+def _rates() -> str:
+  return ', '.join(f'{rate} for {steps} steps' for rate, steps in RATES.items())
+
+
+def _listed(values: np.ndarray, form: str) -> str:
+  """Each period with its values, one for each seed."""
+  pairs = zip(PERIODS, values, strict=True)
+  return ', '.join(f'{p}: {speed.spread(v, form)}' for p, v in pairs)
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """Training loss against steps and against rounds of communication."""
-  figure.set_size_inches(11, 6.5)
-  axes = figure.subplots(2, 2, sharey=True)
-  for row, (name, found) in zip(axes, data['curves'].items(), strict=True):
-    for period, runs in zip(data['periods'], found['loss'], strict=True):
-      losses = np.array(runs)
-      steps = data['every'] * np.arange(1, losses.shape[1] + 1)
-      for axis, x in zip(row, (steps, steps / period), strict=True):
-        (line,) = axis.plot(x, losses.mean(axis=0), label=f'{period}')
-        low, high = losses.min(axis=0), losses.max(axis=0)
-        axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
-    row[0].set_ylabel(f'{name}: training loss\nof the average, nats')
-    row[0].set_xlabel('steps')
-    row[1].set_xlabel('rounds of communication')
-    row[1].set_xscale('log')
-    for axis in row:
-      axis.set_yscale('log')
-      axis.grid(alpha=0.3)
-    row[0].legend(title='period', fontsize='small')
+  figure.set_size_inches(15, 6.5)
+  axes = figure.subplots(2, 4, sharey=True)
+  for i, (rate, methods) in enumerate(data['curves'].items()):
+    for row, (name, found) in zip(axes, methods.items(), strict=True):
+      pair = row[2 * i : 2 * i + 2]
+      for period, runs in zip(data['periods'], found['loss'], strict=True):
+        _draw_curve(pair, period, data['every'], np.array(runs))
+      for axis, title in zip(pair, ('steps', 'rounds'), strict=True):
+        axis.set_xlabel(title)
+        axis.set_title(f'{name}, rate {rate}')
+        axis.set_yscale('log')
+        axis.grid(alpha=0.3)
+      pair[1].set_xscale('log')
+  for row in axes:
+    row[0].set_ylabel('training loss of the average, nats')
+  axes[0, 0].legend(title='period', fontsize='small')
+
+
+def _draw_curve(
+  axes: Sequence[Any], period: int, every: int, losses: np.ndarray
+) -> None:
+  """The mean of the seeds from the first average on, and their range."""
+  steps = every * np.arange(1, losses.shape[1] + 1)
+  kept = steps >= period
+  for axis, x in zip(axes, (steps[kept], steps[kept] / period), strict=True):
+    (line,) = axis.plot(x, losses.mean(axis=0)[kept], label=f'{period}')
+    low, high = losses.min(axis=0)[kept], losses.max(axis=0)[kept]
+    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
 
 
 TARGET = Target(

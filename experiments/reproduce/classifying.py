@@ -1,0 +1,112 @@
+"""Small classifiers for `simulate`, and chains whose period is a setting."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax import augmentation, classification
+from prsgd_jax.datasets import Dataset
+
+
+class Problem(NamedTuple):
+  """What `simulate` asks of a problem.
+
+  Attributes:
+    loss_fn: of one replica, on examples drawn with replacement.
+    start: key -> the model's parameters.
+    observe: of the replicas' average, `loss` on training examples and
+      `test_accuracy`.
+  """
+
+  loss_fn: Callable[..., jax.Array]
+  start: Callable[[jax.Array], Any]
+  observe: Callable[[Any], dict[str, jax.Array]]
+
+
+def problem(
+  model: nn.Module,
+  dataset: Dataset,
+  *,
+  batch_size: int,
+  num_train: int | None = None,
+  num_observed: int | None = None,
+) -> Problem:
+  """A classifier of images.
+
+  Args:
+    model: without batch statistics.
+    dataset: of images.
+    batch_size: examples per replica and step.
+    num_train: how many training examples there are, the first [all].
+    num_observed: how many of them, and of the test examples, are looked at.
+  """
+  statistics = augmentation.channel_statistics(dataset.train['image'])
+  task = classification.classifier(model)
+
+  def first(split: Mapping[str, np.ndarray], size: int | None) -> Any:
+    images = jnp.asarray(split['image'][:size])
+    return {
+      'image': augmentation.normalise(images, *statistics),
+      'label': jnp.asarray(split['label'][:size]),
+    }
+
+  examples = first(dataset.train, num_train)
+  size = len(examples['label'])
+  seen = jax.tree.map(lambda x: x[:num_observed], examples)
+  unseen = first(dataset.test, num_observed)
+
+  def loss_fn(
+    params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    del step, replica
+    row = jax.random.randint(key, (batch_size,), 0, size)
+    batch = jax.tree.map(lambda x: x[row], examples)
+    return task.loss_fn(params, {}, batch, key)[0]
+
+  def start(key: jax.Array) -> Any:
+    return task.init(key, jax.tree.map(lambda x: x[:1], seen))[0]
+
+  def observe(params: Any) -> dict[str, jax.Array]:
+    average = jax.tree.map(lambda x: x.mean(axis=0), params)
+    return {
+      'loss': task.eval_fn(average, {}, seen)['loss'].mean(),
+      'test_accuracy': task.eval_fn(average, {}, unseen)['accuracy'].mean(),
+    }
+
+  return Problem(loss_fn, start, observe)
+
+
+# The chains of the library, with the period a number that the compiled program
+# is given: one program for all periods.
+
+
+def pr_sgd(
+  tx: optax.GradientTransformation, period: jax.Array
+) -> pr.ReplicaTransformation:
+  """`pr.pr_sgd`, whose average comes before the step (order A)."""
+  return pr.chain(
+    pr.gradient(),
+    pr.sync(pr.mean(), when=_every(period)),
+    pr.local_update(tx),
+  )
+
+
+def k_avg(
+  tx: optax.GradientTransformation, period: jax.Array
+) -> pr.ReplicaTransformation:
+  """`pr.k_avg`, whose average comes after the step (order C)."""
+  return pr.chain(
+    pr.gradient(),
+    pr.local_update(tx),
+    pr.sync(pr.mean(), when=_every(period)),
+  )
+
+
+def _every(period: jax.Array) -> Callable[[Any], Any]:
+  return lambda step: (step + 1) % period == 0
