@@ -31,7 +31,7 @@ PERIODS = (1, *MODERATE, 128)
 # More passes over the data than SSGD needs, at most, to be called almost flat.
 FLAT = 1.25
 # Times faster than SSGD to the same loss, at least, to be called a large gain.
-LARGE = 1.5
+LARGE = 2.0
 
 # One machine for each replica, on 1 Gb/s Ethernet: the small models' gradients
 # take 1 ms, about what an accelerator needs to start their kernels.
@@ -64,6 +64,14 @@ MLP: dict[str, Any] = {
   'learning_rate': 0.02,
   'num_steps': 640,
 }
+MLP_TASK = 'MLP, digits, loss of the average'
+LENET_TASK = 'LeNet-5, MNIST, loss of the replicas'
+# What was changed after a first run, and why.
+TRIALS = {
+  MLP_TASK: '. A first trial, a third as long and judged by the loss of the '
+  'replicas, was partly: I = 32 was just above the bar',
+  LENET_TASK: '. At twice the rate SSGD rose at first; not tuned further',
+}
 MLP_SEEDS, MLP_EVERY = (0, 1, 2, 3, 4), 16
 FULL: dict[str, Any] = {
   **COMMON,
@@ -95,10 +103,7 @@ def measure(setting: Setting) -> Outcome:
   """Trains with every interval, and without any."""
   if setting.scale == 'cpu':
     # The one first whose seeds tell the spread.
-    data = {
-      'MLP, digits, loss of the average': _mlp(setting),
-      'LeNet-5, MNIST, loss of the replicas': _lenet(setting),
-    }
+    data = {MLP_TASK: _mlp(setting), LENET_TASK: _lenet(setting)}
     seeds: Sequence[int] = MLP_SEEDS
   else:
     seeds = FULL_SEEDS if setting.scale == 'full' else (0,)
@@ -220,7 +225,7 @@ def _claims(
       f'yes if at most {FLAT} for I in {MODERATE}, partly if for some. The '
       f'loss is the least of SSGD after {speed.SHARE:.0%} of the run. '
       'The learning rate is the same for all, as in the paper. Averages in a '
-      f'run of {num_steps} steps: {averages}',
+      f'run of {num_steps} steps: {averages}{TRIALS.get(task, "")}',
     ),
     Claim(
       'against time PR-SGD is much faster than SSGD [S: figure]',
@@ -228,7 +233,8 @@ def _claims(
       f'test accuracy {_ends(histories, "test_accuracy", ".1%")}',
       verdict(bool(large) and all(large), any(large)),
       f'yes if at least {LARGE} for I in {MODERATE}, partly if for some. The '
-      f'time is modelled: {_told(network)}',
+      f'time is modelled: {_told(network)}. No more is to be gained than what '
+      'communication takes of the time of SSGD',
     ),
   ]
 

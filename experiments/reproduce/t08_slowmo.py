@@ -158,7 +158,8 @@ def _cpu_claims(
       'the same, where local SGD may keep its buffers (a control of ours)',
       f'{slow.mean():.4f} against {kept.mean():.4f}',
       _better(slow, kept),
-      f'{rule}. Kept buffers are a momentum across rounds, too',
+      f'{rule}. Kept buffers are a momentum across rounds, too. A first run '
+      'had this claim alone; the one above was added after it',
     ),
   ]
 

@@ -93,7 +93,8 @@ def _claim(rate: float, name: str, curves: Mapping[str, Any]) -> Claim:
     f'loss is the least of SSGD (K = 1) after {speed.SHARE:.0%} of the '
     f'{RATES[rate]} steps. LSTM with {HIDDEN} units over the rows of '
     f'{NUM_TRAIN} images of MNIST, {NUM_REPLICAS} x {BATCH_SIZE} drawn with '
-    f'replacement, momentum {MOMENTUM}. Rates tried: {_rates()}',
+    f'replacement, momentum {MOMENTUM}. Rates tried, the lower because the '
+    f'higher was not flat: {_rates()}',
   )
 
 
