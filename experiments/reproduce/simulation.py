@@ -75,7 +75,8 @@ def simulate(
 
     def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
       context = _context(loss_fn, num_replicas, root, t)
-      replica, state = algorithm.update(*carry, context)
+      replica, state = carry
+      replica, state = algorithm.update(replica, state, context)
       return (replica._replace(grads=(), metrics=()), state), None
 
     def stretch(carry: Any, first: jax.Array) -> tuple[Any, Any]:
