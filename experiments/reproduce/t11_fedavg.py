@@ -59,8 +59,8 @@ PARTITIONS = ('like', 'unlike')
 # What else was run of them, once.
 TRIED = {
   'like': '',
-  'unlike': '. With C = 0.5, 10 clients in a round, they do not fall throughout '
-  'either: 16.7, 12.1, 20.8 and 18.6 rounds',
+  'unlike': '. With C = 0.5, 10 clients in a round, they do not fall '
+  'throughout either: 16.7, 12.1, 20.8 and 18.6 rounds',
 }
 
 
