@@ -62,6 +62,28 @@ class SimulateTest(parameterized.TestCase):
       both[1, 0], run(synchronous, settings=(0.2,), seeds=(3,))[0, 0], rtol=1e-6
     )
 
+  def test_many_settings_and_seeds_of_a_wide_problem_are_too(self):
+    shape = (16, 4, 10)
+
+    def loss(e, step, replica, key):
+      x = jax.random.normal(key, shape)
+      return ((x * e).sum(-1) ** 2).sum() / 2
+
+    def final(seeds):
+      return run(
+        synchronous,
+        settings=np.geomspace(2e-4, 0.01, 14),
+        seeds=seeds,
+        loss_fn=loss,
+        start=jnp.ones(shape),
+        num_replicas=8,
+        num_steps=60,
+        every=60,
+        observe=lambda e: (e[0] ** 2).sum(-1).mean(),
+      )[:, 0, 0]
+
+    np.testing.assert_allclose(final((0, 1)), final((0,)), rtol=1e-4)
+
   def test_observations_are_the_last_of_their_stretch(self):
     all_steps, some = run(synchronous), run(synchronous, every=4)
     np.testing.assert_allclose(some[0, 0], all_steps[0, 0, 3::4], rtol=1e-6)

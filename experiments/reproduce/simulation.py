@@ -92,8 +92,20 @@ def simulate(
   alone: Callable[..., Any] = jax.vmap(
     over_all, in_axes=None, axis_name=pr.AXIS_NAME, axis_size=1
   )
-  out = jax.jit(alone)(jnp.asarray(settings, float), jnp.asarray(seeds))
+  compiled = jax.jit(alone, compiler_options=_compiler_options())
+  out = compiled(jnp.asarray(settings, float), jnp.asarray(seeds))
   return jax.tree.map(lambda x: jax.device_get(x)[0], out)
+
+
+def _compiler_options() -> dict[str, str] | None:
+  """From 0.10.2 on, jaxlib's sums of products may be wrong on a CPU.
+
+  Here runs of several seeds took all their gradients at the start. It is what
+  is handed to YNNPACK (jax-ml/jax, issue 39103), so nothing is.
+  """
+  if jax.default_backend() == 'cpu' and jax.__version_info__ >= (0, 10, 2):
+    return {'xla_cpu_experimental_ynn_fusion_type': ''}
+  return None
 
 
 def _context(
