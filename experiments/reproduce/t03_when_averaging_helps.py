@@ -546,11 +546,11 @@ def _draw_law(points: Sequence[Mapping[str, Any]], ax: Axes) -> None:
       color=f'C{i}',
       label=rf'measured, $\beta^2$ = {beta_squared:g}',
     )
-  _probability_axis(ax, 1e-2)
+  _probability_axis(ax, 1e-2, 1.3)
   ax.set(
-    ylabel='lim E[wbar²]', title='Quadratic, noisy curvature', ylim=(0, None)
+    ylabel='lim E[wbar²]', title='Quadratic, noisy curvature', ylim=(0, 0.02)
   )
-  ax.legend()
+  ax.legend(loc='upper right', fontsize=8)
 
 
 def _draw_two_optima(data: Mapping[str, Any], ax: Axes) -> None:
@@ -567,7 +567,7 @@ def _draw_two_optima(data: Mapping[str, Any], ax: Axes) -> None:
   ax.axhline(
     data['one_shot'], color='k', ls=':', lw=1, label='derived, one average'
   )
-  _probability_axis(ax, 1e-3)
+  _probability_axis(ax, 1e-3, 0.1)
   ax.set(
     ylabel='loss of the mean / loss at 0',
     title='Two optima',
@@ -576,9 +576,9 @@ def _draw_two_optima(data: Mapping[str, Any], ax: Axes) -> None:
   ax.legend()
 
 
-def _probability_axis(ax: Axes, first: float) -> None:
+def _probability_axis(ax: Axes, first: float, last: float) -> None:
   ax.set_xscale('symlog', linthresh=first)
-  ax.set_xlim(-first / 10, None)
+  ax.set_xlim(-first / 10, last)
   ax.set_xlabel(r'$\zeta$, probability of an average at a step')
 
 
