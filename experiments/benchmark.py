@@ -38,7 +38,7 @@ flags.DEFINE_list(
   'cases', ['mlp2', 'mlp8', 'resnet2'], 'Which of mlp2, mlp8 and resnet2.'
 )
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_string('output', None, 'JSON file to write.')
+flags.DEFINE_string('json', None, 'The file to write the numbers to.')
 
 PERIOD = 4
 
@@ -271,8 +271,8 @@ def main() -> None:
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   whole = {'machine': records.machine(), 'peak_rss_mib': peak, 'cases': results}
   print(f'\n{records.machine()}, peak resident memory {peak:.0f} MiB')
-  if FLAGS.output is not None:
-    path = pathlib.Path(FLAGS.output)
+  if FLAGS.json is not None:
+    path = pathlib.Path(FLAGS.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole, indent=1) + '\n')
 
