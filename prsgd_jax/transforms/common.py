@@ -14,6 +14,7 @@ from prsgd_jax.base import (
   ArrayTree,
   Context,
   Replica,
+  ReplicaTransformation,
   Schedule,
   Traffic,
 )
@@ -84,6 +85,21 @@ def check_rows(mixing: Mixing, num_replicas: int) -> None:
     raise ValueError(
       'a mixing must have rows that sum to 1, got one whose columns alone do; '
       'use it with pr.sgp, which weighs the replicas'
+    )
+
+
+def check_silent(
+  name: str,
+  stages: ReplicaTransformation,
+  replica: Replica,
+  num_replicas: int,
+) -> None:
+  """Raises ValueError if stages that not all replicas run communicate."""
+  spent = stages.cost(replica, num_replicas, np.arange(1))
+  if any(isinstance(entry, Traffic) for entry in spent):
+    raise ValueError(
+      f'{name} takes stages that do not communicate, got one that does; chain '
+      f'sync after {name}'
     )
 
 

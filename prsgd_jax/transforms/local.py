@@ -17,7 +17,6 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
   Schedule,
-  Traffic,
   Work,
   chain,
   check_positive_int,
@@ -28,6 +27,7 @@ from prsgd_jax.transforms.common import (
   check_gradient,
   check_optax,
   check_schedule,
+  check_silent,
 )
 
 
@@ -194,12 +194,7 @@ def while_active(
         f'local_steps must have one number for each of the {num_replicas} '
         f'replicas, got {len(counts)}'
       )
-    spent = inner.cost(replica, num_replicas, np.arange(1))
-    if any(isinstance(entry, Traffic) for entry in spent):
-      raise ValueError(
-        'while_active takes stages that do not communicate, got one that '
-        'does; chain sync after while_active'
-      )
+    check_silent('while_active', inner, replica, num_replicas)
     return inner.init(replica, num_replicas)
 
   def update(

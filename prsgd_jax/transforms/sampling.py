@@ -15,14 +15,13 @@ from prsgd_jax.base import (
   Cost,
   Replica,
   ReplicaTransformation,
-  Traffic,
   Work,
   chain,
   check_positive_int,
   over_block,
 )
 from prsgd_jax.mixing import mix_inexact
-from prsgd_jax.transforms.common import at_steps, check_number
+from prsgd_jax.transforms.common import at_steps, check_number, check_silent
 from prsgd_jax.transforms.local import update_where
 
 
@@ -87,12 +86,7 @@ def while_sampled(
         f'weights must have one number for each of the {num_replicas} '
         f'replicas, got {len(sizes)}'
       )
-    spent = inner.cost(replica, num_replicas, np.arange(1))
-    if any(isinstance(entry, Traffic) for entry in spent):
-      raise ValueError(
-        'while_sampled takes stages that do not communicate, got one that '
-        'does; chain sync after while_sampled'
-      )
+    check_silent('while_sampled', inner, replica, num_replicas)
     replica, state = inner.init(replica, num_replicas)
     block = jax.tree.leaves(replica.params)[0].shape[:1]
     return replica, SampledState(jnp.zeros(block), state)
