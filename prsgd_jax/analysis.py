@@ -7,7 +7,9 @@ import numpy as np
 
 from prsgd_jax import collectives
 from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
-from prsgd_jax.mixing import Mixing, is_inexact, sums_to_one, wire_dtype
+from prsgd_jax.matrices import sums_to_one
+from prsgd_jax.mixing import Mixing
+from prsgd_jax.payload import is_inexact, wire_dtype
 
 
 def consensus_distance(params: ArrayTree) -> Array:

@@ -5,7 +5,7 @@ device r // V. Each primitive takes a tree of `[V, ...]` leaves inside the
 mapped axis `AXIS_NAME`, combines the block with the axis of devices, and sends
 only the rows that must move. With V = 1 it is exactly the collective of its
 name. Leaves are taken as they are: who averages bfloat16 casts first (see
-`mixing.mix_inexact`).
+`payload.mix_inexact`).
 """
 
 from collections.abc import Sequence

@@ -14,13 +14,8 @@ import networkx as nx
 import numpy as np
 
 from prsgd_jax.base import check_positive_int
-from prsgd_jax.mixing import (
-  Mixing,
-  check_connected,
-  check_stochastic,
-  of_size,
-  sparse,
-)
+from prsgd_jax.matrices import check_connected, check_stochastic, of_size
+from prsgd_jax.mixing import Mixing, sparse
 
 
 def graph(graph: nx.Graph | np.ndarray) -> Mixing:

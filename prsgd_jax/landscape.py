@@ -14,8 +14,8 @@ from jax.flatten_util import ravel_pytree
 import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, check_positive_int
-from prsgd_jax.mixing import wire_dtype
 from prsgd_jax.noise import GradFn, gradients, length, rows
+from prsgd_jax.payload import wire_dtype
 
 
 class Curvature(NamedTuple):

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from prsgd_jax.base import check_positive_int
-from prsgd_jax.mixing import Mixing, sums_to_one
+from prsgd_jax.matrices import sums_to_one
+from prsgd_jax.mixing import Mixing
 from prsgd_jax.theory import check_hierarchy
 from prsgd_jax.transforms.common import check_number
 

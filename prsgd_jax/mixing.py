@@ -14,8 +14,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse.csgraph import connected_components
 
 from prsgd_jax import collectives
 from prsgd_jax.base import (
@@ -25,9 +23,8 @@ from prsgd_jax.base import (
   check_positive_int,
   over_block,
 )
+from prsgd_jax.matrices import check_stochastic, links, of_size, permutations
 
-# What has a dtype: on a device, on the host, or described only.
-AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 # One replica's codes -> its tree of floats.
 Decode = Callable[[ArrayTree], ArrayTree]
 
@@ -267,17 +264,12 @@ def sparse(
     return lax.switch(turn, branches, tree)
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
-    links = _links(matrices(num_replicas))
-    most_sent, most_received = (int(links.sum(axis).max()) for axis in (1, 2))
+    sent = links(matrices(num_replicas))
+    most_sent, most_received = (int(sent.sum(axis).max()) for axis in (1, 2))
     messages = max(most_sent, most_received)
     return Message(most_sent * payload_bytes, messages, 'neighbour')
 
   return Mixing(apply, matrices, message, message, random)
-
-
-def _links(matrices: np.ndarray) -> np.ndarray:
-  """bool[..., N, N]: whether replica i receives from another replica j."""
-  return (matrices != 0) & ~np.eye(matrices.shape[-1], dtype=bool)
 
 
 def _send_and_add(
@@ -306,42 +298,11 @@ def _send_and_add(
 
   terms = [
     weighted(collectives.permute(tree, source), source)
-    for source in _permutations(weights)
+    for source in permutations(weights)
   ]
   if weights.diagonal().any() or not terms:
     terms = [weighted(tree, index), *terms]
   return jax.tree.map(lambda *xs: functools.reduce(operator.add, xs), *terms)
-
-
-def _permutations(weights: np.ndarray) -> list[np.ndarray]:
-  """Splits the links of W into partial permutations.
-
-  Returns:
-    int[N] each: whom replica i receives from, -1 for nobody. Where W looks the
-    same from every replica, these are shifts.
-  """
-  links = _links(weights).astype(int)
-  n = len(links)
-  first = np.flatnonzero(links[0])
-  shifts = [(np.arange(n) + k) % n for k in first.tolist()]
-  if links.sum() == n * len(shifts) and all(
-    links[np.arange(n), source].all() for source in shifts
-  ):
-    return shifts
-  degree = int(max(links.sum(axis=0).max(), links.sum(axis=1).max()))
-  # Made regular by links that are not used, it has perfect matchings.
-  filled = links.copy()
-  for i in range(n):
-    while (missing := degree - filled[i].sum()) > 0:
-      j = int(filled.sum(axis=0).argmin())
-      filled[i, j] += min(missing, degree - filled[:, j].sum())
-  rounds = []
-  for _ in range(degree):
-    _, source = linear_sum_assignment(filled == 0)
-    filled[np.arange(n), source] -= 1
-    rounds.append(np.where(links[np.arange(n), source] > 0, source, -1))
-    links[np.arange(n), source] = 0
-  return [source for source in rounds if (source >= 0).any()]
 
 
 def _combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
@@ -375,99 +336,6 @@ def _combine_codes_alike(
   return jax.tree.map(
     lambda x: jnp.broadcast_to(x, (block, *x.shape[1:])), once
   )
-
-
-def check_stochastic(matrix: np.ndarray) -> np.ndarray:
-  """A copy of the matrix as float64[N, N].
-
-  Raises:
-    ValueError: if it is not square, not finite, or neither its rows nor its
-      columns sum to one.
-  """
-  weights = np.array(matrix, np.float64)
-  if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
-    raise ValueError(
-      'a mixing matrix must be a square matrix [N, N], got shape '
-      f'{weights.shape}'
-    )
-  if not np.isfinite(weights).all():
-    raise ValueError(
-      'a mixing matrix must have finite weights, got NaN or infinity'
-    )
-  if not (sums_to_one(weights, 1) or sums_to_one(weights, 0)):
-    row_sums = weights.sum(axis=1)
-    row = int(np.abs(row_sums - 1).argmax())
-    raise ValueError(
-      'a mixing matrix must have rows (or columns) that sum to 1, got '
-      f'{row_sums[row]:.6g} in row {row}; divide each row by its sum'
-    )
-  return weights
-
-
-def sums_to_one(matrices: np.ndarray, axis: int) -> bool:
-  """Whether the sums over an axis of a matrix are 1: rows for 1 or -1."""
-  return np.allclose(matrices.sum(axis=axis), 1, rtol=0, atol=1e-6)
-
-
-def check_connected(matrices: np.ndarray) -> None:
-  """Raises ValueError unless all replicas reach each other, over all W."""
-  links = (matrices != 0).any(axis=0)
-  count, part = connected_components(links, connection='strong')
-  if count > 1:
-    lone = np.flatnonzero(part == part[0]).tolist()
-    raise ValueError(
-      'the graph of a mixing must connect all replicas both ways, got '
-      f'{count} parts, one of them {lone}; add edges between them'
-    )
-
-
-def of_size(weights: np.ndarray) -> Callable[[int], np.ndarray]:
-  """`matrices` of the W given, [N, N] or [K, N, N], for their own N."""
-  size = weights.shape[-1]
-
-  def matrices(num_replicas: int) -> np.ndarray:
-    if size != num_replicas:
-      raise ValueError(
-        f'the mixing matrix must be [{num_replicas}, {num_replicas}], one row '
-        f'per replica, got {(size, size)}'
-      )
-    return weights.reshape((-1, size, size))
-
-  return matrices
-
-
-def mix_inexact(
-  mix: Callable[[ArrayTree], ArrayTree], tree: ArrayTree
-) -> ArrayTree:
-  """Applies `mix` to the floating leaves alone, in float32 or wider.
-
-  Counters and other integers stay each replica's own; half precision is
-  combined in float32 and cast back, so that a mean does not depend on how the
-  replicas lie on the devices.
-  """
-  leaves, treedef = jax.tree.flatten(tree)
-  floats = [i for i, x in enumerate(leaves) if is_inexact(x)]
-  mixed = mix([leaves[i].astype(wire_dtype(leaves[i])) for i in floats])
-  for i, new in zip(floats, mixed, strict=True):
-    leaves[i] = new.astype(leaves[i].dtype)
-  return jax.tree.unflatten(treedef, leaves)
-
-
-def payload_bytes(shapes: ArrayTree) -> int:
-  """Bytes of the leaves that `mix_inexact` combines, as they are sent."""
-  return sum(
-    x.size * wire_dtype(x).itemsize
-    for x in jax.tree.leaves(shapes)
-    if is_inexact(x)
-  )
-
-
-def is_inexact(x: AnyArray) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.inexact)
-
-
-def wire_dtype(x: AnyArray) -> np.dtype:
-  return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _all_reduce(payload: float, size: int, tier: str) -> Message:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from prsgd_jax.base import Array, ArrayTree, check_positive_int
-from prsgd_jax.mixing import wire_dtype
+from prsgd_jax.payload import wire_dtype
 from prsgd_jax.transforms.common import cast_like, check_number, widen
 
 # The identity's part of a factor, at least this much of the largest eigenvalue:

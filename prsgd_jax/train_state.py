@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Replica, ReplicaTransformation
-from prsgd_jax.mixing import is_inexact, wire_dtype
+from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
 
 

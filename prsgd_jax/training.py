@@ -32,7 +32,7 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   check_positive_int,
 )
-from prsgd_jax.mixing import is_inexact, wire_dtype
+from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState
 

@@ -13,7 +13,8 @@ import numpy as np
 
 import prsgd_jax as pr
 from prsgd_jax import laws
-from prsgd_jax.mixing import of_size, sparse
+from prsgd_jax.matrices import of_size
+from prsgd_jax.mixing import sparse
 from tests import reference
 
 

@@ -18,7 +18,9 @@ from prsgd_jax.base import (
   Schedule,
   Traffic,
 )
-from prsgd_jax.mixing import Mixing, sums_to_one, wire_dtype
+from prsgd_jax.matrices import sums_to_one
+from prsgd_jax.mixing import Mixing
+from prsgd_jax.payload import wire_dtype
 
 
 def check_gradient(name: str, replica: Replica) -> None:

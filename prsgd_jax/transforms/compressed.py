@@ -25,7 +25,8 @@ from prsgd_jax.compression import (
   check_compressor,
   coded_bytes,
 )
-from prsgd_jax.mixing import Mixing, mean, mix_inexact
+from prsgd_jax.mixing import Mixing, mean
+from prsgd_jax.payload import mix_inexact
 from prsgd_jax.schedules import always
 from prsgd_jax.transforms.common import (
   at_steps,

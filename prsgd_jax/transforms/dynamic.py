@@ -21,7 +21,8 @@ from prsgd_jax.base import (
   Schedule,
   over_block,
 )
-from prsgd_jax.mixing import is_inexact, mean, payload_bytes, wire_dtype
+from prsgd_jax.mixing import mean
+from prsgd_jax.payload import is_inexact, payload_bytes, wire_dtype
 from prsgd_jax.transforms.common import (
   at_steps,
   check_number,

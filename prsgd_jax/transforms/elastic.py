@@ -17,7 +17,8 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Schedule,
 )
-from prsgd_jax.mixing import mean, mix_inexact, payload_bytes
+from prsgd_jax.mixing import mean
+from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.transforms.common import (
   at_steps,
   cast_like,

@@ -17,14 +17,9 @@ from prsgd_jax.base import (
   chain,
   over_block,
 )
-from prsgd_jax.mixing import (
-  Mixing,
-  is_inexact,
-  mix_inexact,
-  payload_bytes,
-  sums_to_one,
-  wire_dtype,
-)
+from prsgd_jax.matrices import sums_to_one
+from prsgd_jax.mixing import Mixing
+from prsgd_jax.payload import is_inexact, mix_inexact, payload_bytes, wire_dtype
 from prsgd_jax.schedules import always
 from prsgd_jax.transforms.common import start_turns, take_turn, traffic
 

@@ -20,7 +20,7 @@ from prsgd_jax.base import (
   check_positive_int,
   over_block,
 )
-from prsgd_jax.mixing import mix_inexact
+from prsgd_jax.payload import mix_inexact
 from prsgd_jax.transforms.common import at_steps, check_number, check_silent
 from prsgd_jax.transforms.local import update_where
 

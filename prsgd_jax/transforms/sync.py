@@ -18,7 +18,8 @@ from prsgd_jax.base import (
   Schedule,
   over_block,
 )
-from prsgd_jax.mixing import Mixing, mix_inexact, payload_bytes
+from prsgd_jax.mixing import Mixing
+from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.transforms.common import (
   at_steps,
   check_gradient,

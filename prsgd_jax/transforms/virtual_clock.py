@@ -24,7 +24,8 @@ from prsgd_jax.base import (
   chain,
   check_positive_int,
 )
-from prsgd_jax.mixing import Mixing, mix_inexact, payload_bytes
+from prsgd_jax.mixing import Mixing
+from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.schedules import any_of, every
 from prsgd_jax.transforms.common import (
   at_steps,
