@@ -79,7 +79,7 @@ def make_case(name: str, data_dir: str | None) -> Case:
   if name in ('mlp2', 'mlp8'):
     digits = load_dataset('digits', data_dir).train
     num_devices = int(name.removeprefix('mlp'))
-    return Case(models.MLP(10), digits, num_devices, 32, 64, 8, 25)
+    return Case(models.MLP(10), digits, num_devices, 32, 64, 8, 101)
   raise ValueError(f'unknown case {name!r}; use mlp2, mlp8 or resnet2')
 
 
