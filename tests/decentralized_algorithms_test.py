@@ -10,6 +10,7 @@ import optax
 
 import prsgd_jax as pr
 from tests import harness, reference
+from tests.algorithms_test import assert_close
 from tests.rows.decentralized import DIRECTED, DURATIONS, SPEEDS
 from tests.rows.row import LEARNING_RATE, MOMENTUM, SGD, J, N, T
 
@@ -29,11 +30,6 @@ def x_of(make):
 
 def d_psgd_matching():
   return pr.d_psgd(SGD, mixing=pr.random_matching())
-
-
-def assert_close(actual, desired):
-  # float64 sums of 8 terms in another order, over 24 steps of values near 1.
-  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-12)
 
 
 class SpecialCasesTest(parameterized.TestCase):

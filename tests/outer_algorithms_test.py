@@ -9,6 +9,7 @@ import optax
 
 import prsgd_jax as pr
 from tests import harness, reference
+from tests.algorithms_test import assert_close
 from tests.rows import LEARNING_RATE, MOMENTUM, PLAIN, SGD, N, T
 
 PROBLEM = reference.make_problem(N, T)
@@ -88,11 +89,6 @@ ALGORITHMS = {
 @functools.cache
 def trajectory(name):
   return harness.run_problem(ALGORITHMS[name](), PROBLEM).x
-
-
-def assert_close(actual, desired):
-  # float64 sums of 8 terms in another order, over 24 steps of values near 1.
-  np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-12)
 
 
 class IdentitiesTest(parameterized.TestCase):
