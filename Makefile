@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
 .PHONY: help install demo test lint faults benchmark results reproduce report \
-  notebooks clean
+  notebooks browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; half an hour)'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
+	@echo 'make browser    Chromium, in which tests open the report (Debian, root)'
 
 install: $(INSTALLED)
 
@@ -58,6 +59,11 @@ report: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python experiments/execute_notebooks.py
+
+browser:
+	@echo '== installing Chromium and its driver from Debian'
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver
 
 clean:
 	rm -rf $(VENV) build *.egg-info

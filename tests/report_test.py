@@ -1,7 +1,7 @@
 """Tests of `experiments/report.py`, as a user calls it and in a browser.
 
-The browser is Chromium, by selenium (`pip install -e .[browser]`, Debian
-packages chromium and chromium-driver); where there is none these are skipped.
+The browser is Chromium, by selenium (`make browser`); where there is none these
+are skipped.
 """
 
 import base64
@@ -33,13 +33,10 @@ REPRODUCTION = {
 def why_no_browser():
   """What is missing for a test in a browser, or None."""
   if importlib.util.find_spec('selenium') is None:
-    return 'selenium is not installed: pip install -e .[browser]'
+    return 'selenium is not installed: pip install selenium'
   for programs in (('chromium', 'google-chrome'), ('chromedriver',)):
     if not any(map(shutil.which, programs)):
-      return (
-        f'there is no {" or ".join(programs)}: apt-get install chromium '
-        'chromium-driver'
-      )
+      return f'there is no {" or ".join(programs)}: make browser'
   return None
 
 
