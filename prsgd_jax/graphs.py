@@ -76,7 +76,8 @@ def exponential() -> Mixing:
 
   Reference:
     Ying, Yuan, Chen, Hu, Pan, Yin 2021, Exponential graph is provably efficient
-    for decentralized deep training (arXiv 2110.13363), equation 5.
+    for decentralized deep training (arXiv 2110.13363), equation 5 (its
+    number was not verified).
   """
 
   def matrices(num_replicas: int) -> np.ndarray:
@@ -182,8 +183,9 @@ def one_peer_exponential() -> Mixing:
 
   Reference:
     Ying, Yuan, Chen, Hu, Pan, Yin 2021, Exponential graph is provably efficient
-    for decentralized deep training (arXiv 2110.13363), equation 7; Assran,
-    Loizou, Ballas, Rabbat 2019, Stochastic gradient push (arXiv 1811.10792).
+    for decentralized deep training (arXiv 2110.13363), equation 7 (its
+    number was not verified); Assran, Loizou, Ballas, Rabbat 2019, Stochastic
+    gradient push (arXiv 1811.10792).
   """
 
   def matrices(num_replicas: int) -> np.ndarray:
