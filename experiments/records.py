@@ -148,14 +148,24 @@ def read_config(workdir: pathlib.Path) -> Record:
 
 
 def commit() -> str:
-  """The commit of the code that runs, 'unknown' outside of a clone."""
-  here = pathlib.Path(__file__).parent
-  command = ['git', '-C', str(here), 'describe', '--always', '--dirty']
-  try:
+  """The commit of the code that runs, 'unknown' outside of a clone.
+
+  It ends in '-dirty' where programs or presets differ from it; results that
+  were written since do not count.
+  """
+
+  def git(*args: str) -> str:
+    here = pathlib.Path(__file__).parent
+    command = ['git', '-C', str(here), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+  try:
+    name = git('describe', '--always')
+    edited = git('status', '--porcelain', '--', ':/*.py', ':/*.flags')
   except (OSError, subprocess.CalledProcessError):
     return 'unknown'
-  return done.stdout.strip()
+  return f'{name}-dirty' if edited else name
 
 
 def machine() -> Record:
