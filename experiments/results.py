@@ -35,6 +35,7 @@ SEEDS = {
   'digits_lenet': (0, 1, 2),
   'mnist_lenet': (0,),
   'cifar10_resnet20': (0,),
+  'text_diloco': (0,),
 }
 
 flags.adopt_module_key_flags(cli)
