@@ -1,0 +1,43 @@
+"""Local SGD whose averages come by chance, and what the problems share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from matplotlib.axes import Axes
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+
+SEEDS = (0, 1, 2, 3, 4)
+
+
+def averaging(
+  rate: Any, probability: float, num_steps: int
+) -> pr.ReplicaTransformation:
+  """Local SGD, averaged with a probability and at the end (order C)."""
+  tosses = pr.with_probability(probability, num_steps=num_steps)
+  return pr.chain(
+    pr.gradient(),
+    pr.local_update(optax.sgd(rate)),
+    pr.sync(pr.mean(), when=pr.any_of(tosses, pr.at([num_steps - 1]))),
+  )
+
+
+def signs(key: jax.Array, shape: Sequence[int], count: int) -> list[jax.Array]:
+  """Random signs of which one draw of bits is enough."""
+  bits = jax.random.bits(key, tuple(shape), 'uint8')
+  return [2.0 * ((bits >> i) & 1) - 1 for i in range(count)]
+
+
+def standard_error(values: np.ndarray) -> float:
+  """Of the mean of independent values."""
+  return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def probability_axis(ax: Axes, first: float, last: float) -> None:
+  """An axis of zeta with a place for 0."""
+  ax.set_xscale('symlog', linthresh=first)
+  ax.set_xlim(-first / 10, last)
+  ax.set_xlabel(r'$\zeta$, probability of an average at a step')

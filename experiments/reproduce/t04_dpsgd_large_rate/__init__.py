@@ -1,0 +1,55 @@
+"""T4: DPSGD against SSGD at large batch and learning rate, Zhang et al. 2021.
+
+On the CPU an MLP on MNIST with raw pixels, at a total batch of 2000; at full
+scale the one row of the table of Zhu et al. 2023 that needs no pretrained
+weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.reproduce.t04_dpsgd_large_rate import full, trace, window
+from experiments.reproduce.t04_dpsgd_large_rate.mnist import (
+  NUM_STEPS,
+  SEEDS,
+  Pixels,
+)
+from experiments.reproduce.target import Outcome, Setting, Target
+
+
+def _measure(setting: Setting) -> Outcome:
+  if setting.scale != 'cpu':
+    return full.measure(setting)
+  pixels = Pixels(setting.data_dir)
+  ends, path = window.measure(pixels), trace.measure(pixels)
+  data = {
+    'steps': list(range(window.EVERY, NUM_STEPS + 1, window.EVERY)),
+    'window': ends,
+    'trace': path,
+  }
+  return Outcome([*window.claims(ends), *trace.claims(path)], data, SEEDS)
+
+
+def _draw(data: Mapping[str, Any], figure: Figure) -> None:
+  if 'full' in data:
+    full.draw(data['full'], figure)
+    return
+  figure.set_size_inches(11, 8)
+  axes = figure.subplots(2, 2)
+  window.draw(data['window'], data['steps'], axes[0, 0], axes[0, 1])
+  trace.draw(data['trace'], axes[1, 0], axes[1, 1])
+
+
+TARGET = Target(
+  name='t04_dpsgd_large_rate',
+  title='DPSGD against SSGD at large batch and learning rate',
+  paper=(
+    'Zhang et al. 2021 (arXiv 2112.01433); at full scale Zhu et al. 2023 '
+    '(arXiv 2306.02913)'
+  ),
+  measure=_measure,
+  draw=_draw,
+  scales=('cpu', 'full'),
+)
