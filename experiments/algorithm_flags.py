@@ -136,13 +136,24 @@ def build(
   Raises:
     ValueError: if a value is not what the keyword takes, or the factory's own.
   """
-  arguments = {}
-  for name, parameter in keywords(algorithm).items():
-    if name in provided:
-      arguments[name] = provided[name]
-    elif (flag := RENAMED.get(name, name)) in options:
-      arguments[name] = _value(flag, _kind(parameter), options[flag])
-  return ALGORITHMS[algorithm](tx, **arguments)
+  taken = keywords(algorithm)
+  arguments = {n: provided[n] for n in taken if n in provided}
+  return ALGORITHMS[algorithm](
+    tx, **{**values(algorithm, options), **arguments}
+  )
+
+
+def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """What an algorithm's keywords are given, from its flags as parsed.
+
+  Raises:
+    ValueError: if a value is not what the keyword takes.
+  """
+  return {
+    name: _value(flag, _kind(parameter), options[flag])
+    for name, parameter in keywords(algorithm).items()
+    if (flag := RENAMED.get(name, name)) in options
+  }
 
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:

@@ -83,7 +83,9 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
   if len(what) > 1:
     provided['what'] = what
   if config.options.get('buffers') == 'reset':
-    provided['reset'] = _averages(config.algorithm, options)
+    provided['reset'] = _averages(
+      config.algorithm, algorithm_flags.values(config.algorithm, options)
+    )
   elif config.options.get('buffers') == 'keep':
     provided['reset'] = pr.never()
   # Of an algorithm that has it as a keyword the momentum is its own.
@@ -104,21 +106,34 @@ def build_optimizer(
   return optax.sgd(schedule, momentum or None, config.nesterov)
 
 
-def _averages(algorithm: str, options: Mapping[str, Any]) -> Schedule:
-  """When the algorithm averages, and buffers are to start anew.
+def _every_period(*, period: int, **_: Any) -> Schedule:
+  return pr.every(period)
 
-  Raises:
-    ValueError: if that is not at the steps of one of its periods.
-  """
-  if algorithm == 'post_local_sgd':
-    return pr.post_local(options['switch_step'], options['period'])
-  for name in ('period', 'local_period'):
-    if name in options and 'switch_step' not in options:
-      return pr.every(options[name])
-  raise ValueError(
-    f'--buffers=reset is not offered for --algorithm={algorithm}, whose '
-    'averages have no constant period'
-  )
+
+def _hierarchical_local(
+  *, period: int, block_steps: int, switch_step: int = 0, **_: Any
+) -> Schedule:
+  inside = pr.after(switch_step, pr.every(period))
+  return pr.any_of(inside, pr.post_local(switch_step, period * block_steps))
+
+
+# When an algorithm averages at any level, from its keywords; the others do so
+# every `period` steps.
+AVERAGES: dict[str, Callable[..., Schedule]] = {
+  'hier_avg': lambda *, local_period, **_: pr.every(local_period),
+  'hierarchical_local_sgd': _hierarchical_local,
+  'multi_level_avg': lambda *, periods, **_: pr.every(periods[0]),
+  'post_local_sgd': lambda *, switch_step, period: pr.post_local(
+    switch_step, period
+  ),
+  'pr_sgd_heterogeneous': lambda *, local_steps: pr.every(max(local_steps)),
+  'pr_sgd_time_varying': lambda *, epoch_lengths: pr.intervals(epoch_lengths),
+}
+
+
+def _averages(algorithm: str, values: Mapping[str, Any]) -> Schedule:
+  """When an algorithm averages, from its keywords: buffers start anew then."""
+  return AVERAGES.get(algorithm, _every_period)(**values)
 
 
 def build_task(

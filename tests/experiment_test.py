@@ -5,7 +5,7 @@ import dataclasses
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import config, experiment
+from experiments import algorithm_flags, config, experiment
 import prsgd_jax as pr
 from tests.config_test import DEFAULTS
 
@@ -18,28 +18,30 @@ def build_plan(algorithm, momentum=0.9, **options):
 
 
 class PlanTest(parameterized.TestCase):
-  @parameterized.parameters(
-    ('hierarchical_local_sgd', 'is not offered for --algorithm=hierarchical'),
-    ('pr_sgd_time_varying', 'is not offered for --algorithm=pr_sgd_time'),
-  )
-  def test_buffers_are_reset_where_averages_are_known(self, name, message):
-    options = {
-      'hierarchical_local_sgd': {
-        'period': 4, 'block_steps': 2, 'group_size': 2, 'switch_step': 5,
-      },
-      'pr_sgd_time_varying': {'epoch_lengths': '1,2'},
-    }[name]  # fmt: skip
-    with self.assertRaisesRegex(ValueError, message):
-      build_plan(name, buffers='reset', **options)
+  def test_every_algorithm_that_resets_says_when_it_averages(self):
+    for name in algorithm_flags.ALGORITHMS:
+      keywords = algorithm_flags.keywords(name)
+      if 'reset' in keywords:
+        self.assertTrue('period' in keywords or name in experiment.AVERAGES)
 
   @parameterized.parameters(
     ('k_avg', {'period': 4}, [3, 7]),
     ('hier_avg', {'local_period': 2, 'global_period': 4, 'group_size': 2},
      [1, 3, 5, 7]),
     ('post_local_sgd', {'switch_step': 2, 'period': 4}, [0, 1, 5]),
+    ('hierarchical_local_sgd',
+     {'period': 2, 'block_steps': 2, 'group_size': 2}, [1, 3, 5, 7]),
+    ('hierarchical_local_sgd',
+     {'period': 2, 'block_steps': 2, 'group_size': 2, 'switch_step': 3},
+     [0, 1, 2, 4, 6, 8]),
+    ('multi_level_avg', {'periods': '2,4', 'group_sizes': '2'}, [1, 3, 5, 7]),
+    ('pr_sgd_heterogeneous', {'local_steps': '1,4,2,4'}, [3, 7]),
+    ('pr_sgd_time_varying', {'epoch_lengths': '1,2,3'}, [0, 2, 5, 8]),
   )  # fmt: skip
   def test_buffers_start_anew_after_the_averages(self, name, options, steps):
-    when = experiment._averages(name, options)
+    plan = build_plan(name, buffers='reset', **options)
+    self.assertIsNotNone(plan)
+    when = experiment._averages(name, algorithm_flags.values(name, options))
     self.assertEqual(np.flatnonzero(when(np.arange(9))).tolist(), steps)
 
   def test_the_theorys_schedule_is_its_own(self):
