@@ -5,7 +5,8 @@
 One row for each --run (see compare.py); without any, for the preset of every
 algorithm. Rounds and bytes are what the chains that run would send; the time is
 that of a model of the machines (see the flags of the network): the seconds
-until the last replica has done its steps.
+until the last replica has done its steps. The speeds of the replicas are those
+of --replica_speeds, not of the presets; AD-PSGD has its own.
 """
 
 from collections.abc import Sequence
@@ -100,6 +101,7 @@ def account(run_config: config.RunConfig, machines: pr.Network) -> pr.Account:
     batch,
   )
   n = run_config.num_replicas
+  machines = experiment.with_own_speeds(run_config, machines)
   shapes = experiment.replica_shapes(plan.algorithm, n, params, model_state)
   return pr.account(plan.algorithm, shapes, n, plan.num_steps, machines)
 

@@ -256,6 +256,7 @@ def assemble(
     ValueError: if they do not; the message says what to change.
   """
   n = config.num_replicas
+  network = with_own_speeds(config, network)
   network.check(n)
   plan = plan or build_plan(config, dataset.num_examples)
   batch = batch_shapes(dataset)
@@ -267,6 +268,14 @@ def assemble(
     raise ValueError(
       f'--batch_stats does nothing: --model={config.model} has none'
     )
+  account = pr.account(
+    plan.algorithm,
+    replica_shapes(plan.algorithm, n, params, model_state),
+    n,
+    plan.num_steps,
+    network,
+  )
+  _check_epochs(config, account.gradients[-1] / (n * plan.num_steps))
   return Parts(
     config=config,
     description=config.description(dataset),
@@ -276,14 +285,46 @@ def assemble(
     mesh=pr.ReplicaMesh(n, num_devices),
     network=network,
     task=task,
-    account=pr.account(
-      plan.algorithm,
-      replica_shapes(plan.algorithm, n, params, model_state),
-      n,
-      plan.num_steps,
-      network,
-    ),
+    account=account,
   )
+
+
+def with_own_speeds(
+  config: configs.RunConfig, network: pr.Network
+) -> pr.Network:
+  """The network, with the replica speeds that the algorithm has of its own.
+
+  Raises:
+    ValueError: if it has others already.
+  """
+  if 'speeds' not in config.options:
+    return network
+  own = algorithm_flags.values(config.algorithm, config.options)['speeds']
+  if not network.speeds:
+    return network._replace(speeds=tuple(map(float, own)))
+  same = len(own) == len(network.speeds)
+  if not same or np.ptp(np.divide(own, network.speeds)) > 1e-6:
+    raise ValueError(
+      '--replica_speeds must be in the ratios of --speeds='
+      f'{config.options["speeds"]}, got {network.speeds}; leave it out'
+    )
+  return network
+
+
+def _check_epochs(config: configs.RunConfig, working: float) -> None:
+  """Raises ValueError if epochs are counted and not all replicas work."""
+  lengths = {
+    'num_epochs': config.num_steps is None,
+    'learning_rate_drops': config.learning_rate_drops,
+    'warmup_epochs': config.warmup_epochs,
+  }
+  given = [f'--{name}' for name, value in lengths.items() if value]
+  if given and working < 0.999:
+    raise ValueError(
+      f'{" and ".join(given)} must be of replicas that all work at every step; '
+      f'those of --algorithm={config.algorithm} do at {working:.0%} of them: '
+      'give --num_steps, and a constant learning rate'
+    )
 
 
 def replica_shapes(

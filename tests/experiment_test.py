@@ -17,6 +17,22 @@ def build_plan(algorithm, momentum=0.9, **options):
   return experiment.build_plan(config.check(changed), 1280)
 
 
+def assemble(algorithm, network=None, **changes):
+  """The parts of a run on 1280 images that are all zero."""
+  names = {field.name for field in dataclasses.fields(DEFAULTS)}
+  fields = {k: v for k, v in changes.items() if k in names}
+  options = {k: v for k, v in changes.items() if k not in names}
+  run = dataclasses.replace(
+    DEFAULTS, algorithm=algorithm, options=options, **fields
+  )
+  split = {
+    'image': np.zeros((1280, 8, 8, 1), np.uint8),
+    'label': np.zeros(1280, np.int32),
+  }
+  dataset = pr.Dataset('digits', split, split, 10)
+  return experiment.assemble(run, dataset, 1, network or pr.Network())
+
+
 class PlanTest(parameterized.TestCase):
   def test_every_algorithm_that_resets_says_when_it_averages(self):
     for name in algorithm_flags.ALGORITHMS:
@@ -67,20 +83,32 @@ class PlanTest(parameterized.TestCase):
 
   def test_epochs_are_those_of_the_gradients_taken(self):
     # 8 replicas of batch 16; half of them take one step of two.
-    split = {
-      'image': np.zeros((1280, 8, 8, 1), np.uint8),
-      'label': np.zeros(1280, np.int32),
-    }
-    dataset = pr.Dataset('digits', split, split, 10)
-
     def epochs(algorithm, **options):
-      run = dataclasses.replace(DEFAULTS, algorithm=algorithm, options=options)
-      parts = experiment.assemble(run, dataset, 1, pr.Network())
-      return parts.epoch(20)
+      return assemble(algorithm, num_steps=20, **options).epoch(20)
 
     self.assertEqual(epochs('k_avg', period=4), 2.0)
     unequal = epochs('pr_sgd_heterogeneous', local_steps='1,1,1,1,2,2,2,2')
     self.assertEqual(unequal, 1.5)
+
+  @parameterized.parameters(
+    ({}, '--num_epochs must be'),
+    ({'num_steps': 20, 'learning_rate_drops': (1.0,)}, '--learning_rate_drops'),
+    ({'warmup_epochs': 1.0}, '--num_epochs and --warmup_epochs must be'),
+  )
+  def test_epochs_are_not_counted_where_replicas_rest(self, fields, message):
+    with self.assertRaisesRegex(ValueError, f'{message}.* do at 75% of them'):
+      assemble('pr_sgd_heterogeneous', local_steps='1,1,1,1,2,2,2,2', **fields)
+
+  def test_asynchronous_replicas_have_their_own_speeds_on_the_clock(self):
+    options = {'speeds': '2,2,2,2,1,1,1,1', 'num_steps': 4}
+    own = assemble('ad_psgd', **options)
+    self.assertEqual(own.network.speeds, (2, 2, 2, 2, 1, 1, 1, 1))
+    slower = pr.Network(speeds=(1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5))
+    same = assemble('ad_psgd', slower, **options)
+    self.assertEqual(same.network, slower)
+    for speeds in ((1,) * 8, (1, 2)):
+      with self.assertRaisesRegex(ValueError, 'in the ratios of --speeds=2,2'):
+        assemble('ad_psgd', pr.Network(speeds=speeds), **options)
 
 
 if __name__ == '__main__':
