@@ -274,9 +274,10 @@ def random_neighbour() -> Mixing:
   """x_i <- (x_i + x_{i - k}) / 2 with k in 1 .. N - 1 drawn for all in a round.
 
   Each replica's neighbour is uniform among the others, and is not in turn mixed
-  with it: the other reading of DPSGD (see `random_matching`). Neighbours that
-  are drawn for each replica by itself would load some with many messages; here
-  each sends one model, and the mean is kept.
+  with it. DPSGD's paper (see `random_matching`) may also mean a neighbour that
+  each replica draws by itself: a W whose columns do not sum to 1, which loads
+  some with many messages. That is not offered; here each sends one model, and
+  the mean is kept.
   """
 
   def matrices(num_replicas: int) -> np.ndarray:
@@ -292,6 +293,11 @@ def _check_graph(graph: nx.Graph) -> None:
     raise ValueError(
       'graph must be an undirected networkx graph, got '
       f'{type(graph).__name__}; of directed links give the matrix to pr.graph'
+    )
+  if any('weight' in data for _, _, data in graph.edges(data=True)):
+    raise ValueError(
+      'graph must have edges without weights, which get those of '
+      'Metropolis-Hastings; to use your own give the matrix W to pr.graph'
     )
 
 

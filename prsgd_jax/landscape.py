@@ -164,7 +164,8 @@ def effective_step(
   Reference:
     Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
     dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433), the section on DPSGD's dynamics.
+    descent (arXiv 2112.01433), the section on DPSGD's dynamics
+    (its equations' numbers were not verified).
   """
   if length(points) != length(batches):
     raise ValueError(

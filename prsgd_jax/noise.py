@@ -151,7 +151,8 @@ def variance_envelope(
 
   Reference:
     Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?
-    (arXiv 1606.07365), the model of the variance.
+    (arXiv 1606.07365), the model of the variance (its equation's number was not
+    verified).
   """
   distance = np.asarray(square_distances, np.float64)
   variance = np.asarray(variances, np.float64)

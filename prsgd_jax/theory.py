@@ -55,7 +55,8 @@ def drift_bound(
 
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
-    communication (arXiv 1807.06629), the lemma before Theorem 1.
+    communication (arXiv 1807.06629), the lemma before Theorem 1
+    (its number was not verified).
   """
   gamma = _positive('learning_rate', learning_rate)
   period = check_positive_int('period', period)
@@ -139,7 +140,8 @@ def pr_sgd_corollary(
       I = 1 is allowed.
 
   Reference:
-    Yu, Yang, Zhu 2019 (arXiv 1807.06629), the corollary of Theorem 1.
+    Yu, Yang, Zhu 2019 (arXiv 1807.06629), the corollary of Theorem 1 (its
+    number was not verified).
   """
   n = check_positive_int('num_replicas', num_replicas)
   num_steps = check_positive_int('num_steps', num_steps)
@@ -191,7 +193,8 @@ def k_avg_bound(
 
   Reference:
     Zhou, Cong 2018, On the convergence properties of a K-step averaging
-    stochastic gradient descent algorithm (arXiv 1708.01012).
+    stochastic gradient descent algorithm (arXiv 1708.01012); the number of the
+    theorem was not verified.
   """
   p = check_positive_int('num_replicas', num_replicas)
   k = check_positive_int('period', period)
@@ -243,7 +246,7 @@ def hier_avg_bound(
 
   Reference:
     Zhou, Cong 2019, A distributed hierarchical SGD algorithm with sparse global
-    reduction (arXiv 1903.05133).
+    reduction (arXiv 1903.05133); the number of the theorem was not verified.
   """
   p, k1, k2, size = check_hierarchy(
     num_replicas, local_period, global_period, group_size

@@ -421,6 +421,10 @@ class ErrorsTest(parameterized.TestCase):
     ),
     (lambda: pr.graph(nx.empty_graph(2)), 'got 2 parts'),
     (lambda: pr.graph(nx.DiGraph([(0, 1)])), 'undirected .*, got DiGraph'),
+    (
+      lambda: pr.graph(nx.from_numpy_array(np.full((2, 2), 0.5))),
+      'edges without weights, .* give the matrix W',
+    ),
     (lambda: pr.random_matching(nx.DiGraph([(0, 1)])), 'got DiGraph'),
     (lambda: pr.random_matching(np.eye(2)), 'undirected .*, got ndarray'),
     (lambda: pr.random_matching(nx.empty_graph(2)), 'got 2 parts'),
