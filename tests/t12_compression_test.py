@@ -1,9 +1,9 @@
-"""Tests of `experiments/reproduce/t12_compression.py`."""
+"""Tests of `experiments/reproduce/t12_compression`."""
 
 from absl.testing import absltest
 import jax.numpy as jnp
 
-from experiments.reproduce import t12_compression
+from experiments.reproduce.t12_compression import codes
 import prsgd_jax as pr
 
 V = jnp.array([3.0, -4.0])
@@ -12,19 +12,19 @@ V = jnp.array([3.0, -4.0])
 class MomentsTest(absltest.TestCase):
   def test_variance_of_two_entries(self):
     # One level: |v| = 5 with probability 3/5 and 4/5.
-    seen = t12_compression._moments(pr.stochastic_levels(1), V)
-    exact = t12_compression._theory('QSGD, s = 1', V)['exact']
+    seen = codes._moments(pr.stochastic_levels(1), V)
+    exact = codes._theory('QSGD, s = 1', V)['exact']
     self.assertAlmostEqual(exact, 0.6 * 0.4 + 0.8 * 0.2)
     self.assertAlmostEqual(seen['error'], exact, delta=0.03)
 
   def test_a_biased_compressor_is_seen_to_be(self):
     self.assertGreater(
-      t12_compression._moments(pr.random_k(0.5), V)['bias'],
-      10 * t12_compression.UNBIASED,
+      codes._moments(pr.random_k(0.5), V)['bias'],
+      10 * codes.UNBIASED,
     )
 
   def test_terngrad_has_one_level_of_the_largest_entry(self):
-    exact = t12_compression._theory('TernGrad', V)['exact']
+    exact = codes._theory('TernGrad', V)['exact']
     self.assertAlmostEqual(exact, (4 * 7 - 25) / 25)
 
 

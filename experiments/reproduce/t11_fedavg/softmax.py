@@ -1,4 +1,4 @@
-"""T11: how many rounds FedAvg needs, by the work of a client in each."""
+"""On the CPU: softmax regression on 4000 images of MNIST, 20 clients."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from experiments.reproduce.target import (
   Claim,
   Outcome,
   Setting,
-  Target,
   verdict,
 )
 import prsgd_jax as pr
@@ -233,13 +232,3 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   last.set_xlabel('u = E n / (K B), steps in a round')
   last.set_ylabel(f'rounds to {data["target"]:.0%}')
   last.legend(fontsize=8)
-
-
-TARGET = Target(
-  name='t11_fedavg',
-  title='FedAvg: rounds against the work of a client, like and unlike data',
-  paper='McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017 (arXiv '
-  '1602.05629); softmax regression on 4000 images of MNIST at 14 x 14 pixels',
-  measure=measure,
-  draw=draw,
-)
