@@ -1,17 +1,40 @@
 """Tests of the targets of `experiments/reproduce`, one table of all."""
 
+import dataclasses
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import matplotlib.figure
+import numpy as np
 
+from experiments import config, costs, experiment, records, runs
 from experiments.reproduce import __main__ as reproduce
-from experiments.reproduce import results_page
+from experiments.reproduce import results_page, t09_post_local, target
 from experiments.reproduce.target import Setting
+import prsgd_jax as pr
 from prsgd_jax.datasets import DatasetError
 from tests import binaries
+
+
+def without_images(name, data_dir):
+  """A dataset of the size that it has, all black."""
+  del data_dir
+  shape = costs.DATASETS[name]
+  (kind,) = shape.batch
+
+  def split(size):
+    return {
+      kind: np.zeros((size, *shape.batch[kind].shape[1:]), np.uint8),
+      'label': (np.arange(size) % shape.num_classes).astype(np.int32),
+    }
+
+  return pr.Dataset(
+    name, split(shape.num_examples), split(10_000), shape.num_classes
+  )
+
 
 TARGETS = reproduce.all_targets()
 FULL = [name for name, target in TARGETS.items() if 'full' in target.scales]
@@ -39,6 +62,64 @@ class TargetTest(parameterized.TestCase):
     data = json.loads(json.dumps(outcome.data))
     TARGETS[name].draw(data, matplotlib.figure.Figure())
     self.assertNotEmpty(outcome.claims)
+
+
+class FullSettingTest(parameterized.TestCase):
+  """The full settings as they are, up to the first step: nothing is trained."""
+
+  def setUp(self):
+    super().setUp()
+    self.assembled = []
+    assemble, known = experiment.assemble, {}
+
+    def assemble_once(run, *args):
+      """Runs that differ by seed or rate alone fit together alike."""
+      alike = dataclasses.replace(run, seed=0, learning_rate=1.0)
+      own_plan = args[-1] is not None
+      key = repr((alike, own_plan and len(self.assembled)))
+      if key not in known:
+        known[key] = assemble(run, *args)
+      self.assembled.append(known[key])
+      return known[key]
+
+    for module, name, fake in (
+      (experiment, 'assemble', assemble_once),
+      (experiment, 'prepare', lambda parts: parts),
+      (config, '_fingerprint', lambda dataset: ''),
+      (target, 'load_dataset', without_images),
+      (t09_post_local, 'load_dataset', without_images),
+      (runs, 'open_workdir', lambda *args, **kwargs: None),
+      (runs, 'execute', lambda *args, **kwargs: None),
+      (records, 'read_records', lambda workdir: self.made_records()),
+    ):
+      self.enterContext(mock.patch.object(module, name, fake))
+
+  def made_records(self):
+    """Two evaluations of the last run, as if it had been trained."""
+    parts = self.assembled[-1]
+    steps = (parts.plan.num_steps // 2, parts.plan.num_steps)
+    return [
+      {
+        'step': step, 'epoch': parts.epoch(step), 'loss': 0.5,
+        'rounds': int(parts.account.rounds[step]),
+        'bytes_sent': float(parts.account.bytes_sent[step]),
+        'bytes_by_tier': {}, 'seconds': 1.0, 'consensus_distance': 0.0,
+        'modelled_seconds': float(parts.account.seconds[step]),
+        'test_accuracy': 0.9, 'test_loss': 0.5,
+      }
+      for step in steps
+    ]  # fmt: skip
+
+  @parameterized.parameters(*FULL)
+  def test_every_run_fits_together(self, name):
+    setting = Setting('full', None, pathlib.Path('nowhere'))
+    outcome = TARGETS[name].measure(setting)
+    data = json.loads(json.dumps(outcome.data))
+    TARGETS[name].draw(data, matplotlib.figure.Figure())
+    self.assertNotEmpty(outcome.claims)
+    for parts in self.assembled:
+      self.assertNotEqual(parts.config.model, 'mlp')
+      self.assertGreaterEqual(parts.plan.num_steps, 1000)
 
 
 class KeptTest(parameterized.TestCase):

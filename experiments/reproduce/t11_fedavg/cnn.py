@@ -105,7 +105,9 @@ def _reached(run: Mapping[str, Any]) -> list[float]:
 
 
 def _claim(found: Mapping[str, list[dict[str, Any]]], name: str) -> Claim:
-  means = np.array([np.mean(_reached(run)) for run in found[name]])
+  # A run that never was there is as long as can be.
+  reached = [np.nan_to_num(_reached(run), posinf=1e9) for run in found[name]]
+  means = np.array([own.mean() for own in reached])
   shown = '; '.join(
     f'E = {run["epochs"]}, B = {run["batch"]}: '
     f'{speed.spread(_reached(run), ".0f")} at rate {run["rate"]:g}'
