@@ -147,10 +147,29 @@ class KeptTest(parameterized.TestCase):
 
   def test_page_has_all_of_them(self):
     page = results_page.format_page(
-      results_page.read(reproduce.RESULTS), pathlib.Path('results/reproduce')
+      results_page.read(reproduce.RESULTS),
+      pathlib.Path('results/reproduce'),
+      TARGETS,
     )
     for path in KEPT:
       self.assertIn(f'results/reproduce/{path.stem}.png', page)
+    self.assertEqual(results_page.PAGE.read_text(), page)
+
+  def test_every_setting_is_kept_or_named_as_not_run(self):
+    page = results_page.PAGE.read_text()
+    done = {path.stem for path in KEPT}
+    for name, one in TARGETS.items():
+      for scale in one.scales:
+        told = f'`python -m experiments.reproduce --targets={name} --scale='
+        self.assertIn(f'{told}{scale}`', page)
+      self.assertTrue('cpu' not in one.scales or f'{name}-cpu' in done)
+
+  def test_numbers_are_of_a_commit_and_of_a_jax_that_sums(self):
+    for path in KEPT:
+      kept = json.loads(path.read_text())
+      with self.subTest(path.name):
+        self.assertRegex(kept['commit'], '^[0-9a-f]{7,}$')
+        self.assertNotEqual(kept['machine']['jax'], '0.10.2')
 
 
 if __name__ == '__main__':

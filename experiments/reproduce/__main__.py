@@ -46,13 +46,14 @@ def all_targets() -> dict[str, Target]:
 
 
 def main() -> None:
+  known = all_targets()
   with cli.one_line_errors(ValueError):
-    targets = _chosen(all_targets())
+    targets = _chosen(known)
   if not FLAGS.page_only:
     for target in targets:
       with cli.one_line_errors(ValueError):
         _run(target)
-  page = results_page.write(RESULTS)
+  page = results_page.write(RESULTS, known)
   print(f'page: {page}')
 
 

@@ -1,9 +1,11 @@
 """experiments/RESULTS.md, from the files of the reproductions alone."""
 
+from collections.abc import Mapping
 import json
 import pathlib
 
 from experiments import records
+from experiments.reproduce.target import Target
 
 PAGE = pathlib.Path(__file__).parents[1] / 'RESULTS.md'
 HEAD = """# Results
@@ -16,9 +18,23 @@ decided by the numbers, by the rule that the last column states.
 """
 
 
-def write(results: pathlib.Path, page: pathlib.Path = PAGE) -> pathlib.Path:
+# What the papers have, and what was not attempted for want of data or weights.
+OUT_OF_REACH = """
+Not attempted, for want of the data or the weights: the papers' runs on ImageNet
+(among them Zhou and Cong 2019, Zhang et al. 2021) and on speech (SWB300 and
+SWB2000), and the rows of Zhu et al. 2023 that begin from pretrained weights; for
+want of an algorithm, SlowMo around SGP.
+"""
+
+
+def write(
+  results: pathlib.Path,
+  targets: Mapping[str, Target],
+  page: pathlib.Path = PAGE,
+) -> pathlib.Path:
   """Writes the page from all outcomes in a directory; returns its path."""
-  page.write_text(format_page(read(results), results.relative_to(page.parent)))
+  figures = results.relative_to(page.parent)
+  page.write_text(format_page(read(results), figures, targets))
   return page
 
 
@@ -28,8 +44,12 @@ def read(results: pathlib.Path) -> list[records.Record]:
   return [json.loads(path.read_text()) for path in paths]
 
 
-def format_page(outcomes: list[records.Record], figures: pathlib.Path) -> str:
-  """Markdown: a summary, and a section for each outcome."""
+def format_page(
+  outcomes: list[records.Record],
+  figures: pathlib.Path,
+  targets: Mapping[str, Target],
+) -> str:
+  """Markdown: a summary, what was not run, and a section for each outcome."""
   rows = [
     f'| [{o["name"]}](#{_anchor(o)}) | {o["title"]} | {o["scale"]} '
     f'| {_verdicts(o)} | {o["seconds"]:.0f} |\n'
@@ -37,7 +57,28 @@ def format_page(outcomes: list[records.Record], figures: pathlib.Path) -> str:
   ]
   head = '| target | | scale | reproduced | seconds |\n|---|---|---|---|---|\n'
   sections = [_section(o, figures) for o in outcomes]
-  return HEAD + head + ''.join(rows) + ''.join(sections)
+  parts = (HEAD, head, *rows, _not_run(outcomes, targets), *sections)
+  return ''.join(parts)
+
+
+def _not_run(
+  outcomes: list[records.Record], targets: Mapping[str, Target]
+) -> str:
+  """The settings without an outcome, and what no target has."""
+  done = {(o['name'], o['scale']) for o in outcomes}
+  rows = [
+    f'| {name} | {target.title} '
+    f'| `python -m experiments.reproduce --targets={name} --scale={scale}` |\n'
+    for name, target in targets.items()
+    for scale in target.scales
+    if (name, scale) not in done
+  ]
+  table = (
+    '\nWritten, and not run: no accelerator was at hand. The tests start each '
+    'in small,\nand put together every run of it.\n\n'
+    '| target | | command |\n|---|---|---|\n'
+  )
+  return (table + ''.join(rows) if rows else '') + OUT_OF_REACH
 
 
 def _verdicts(outcome: records.Record) -> str:
