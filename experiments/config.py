@@ -49,8 +49,10 @@ flags.DEFINE_enum(
 flags.DEFINE_enum(
   'batch_stats',
   None,
-  ['local', 'average'],
-  'What an average does to the batch statistics [local].',
+  ['local', 'average', 'reestimate'],
+  'What an average does to the batch statistics [local]; reestimate: they stay '
+  'local, and every evaluation takes those of the averaged model from '
+  'training batches.',
 )
 flags.DEFINE_string(
   'dataset',
@@ -201,7 +203,7 @@ def check(config: RunConfig) -> RunConfig:
   keywords = algorithm_flags.keywords(config.algorithm)
   for name, keyword in _average_options(options).items():
     del options[name]
-    if keyword not in keywords:
+    if keyword is not None and keyword not in keywords:
       raise ValueError(
         f'--{name} does nothing for --algorithm={config.algorithm}; '
         'leave it out'
@@ -308,14 +310,16 @@ def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
   return max(1, math.ceil(round(epochs * num_examples / per_step, 6)))
 
 
-def _average_options(options: Mapping[str, Any]) -> dict[str, str]:
+def _average_options(options: Mapping[str, Any]) -> dict[str, str | None]:
   """Options that say what an average does besides -> keyword that does it."""
-  found = {}
+  found: dict[str, str | None] = {}
   if 'buffers' in options:
     resets = options['buffers'] == 'reset'
     found['buffers'] = 'reset' if resets else 'what'
   if 'batch_stats' in options:
-    found['batch_stats'] = 'what'
+    # Estimated anew they are at evaluation, whatever the algorithm.
+    anew = options['batch_stats'] == 'reestimate'
+    found['batch_stats'] = None if anew else 'what'
   return found
 
 

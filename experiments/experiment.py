@@ -363,20 +363,25 @@ def prepare(parts: Parts) -> Experiment:
   params, model_state = jax.jit(task.init)(
     jax.random.key(config.seed, impl='threefry2x32'), normalised(example)
   )
+  batch_fn = input_pipeline.make_batch_fn(mesh, parts.sampler, transform)
+  data = mesh.replicate(dataset.train)
+  refresh = None
+  if config.options.get('batch_stats') == 'reestimate':
+    refresh = pr.make_reestimate(mesh, task.loss_fn, batch_fn, data)
   return Experiment(
     parts=parts,
     state=pr.create_train_state(
       mesh, algorithm, params, model_state, seed=config.seed
     ),
     train_steps=pr.make_resident_train_steps(
-      mesh,
-      algorithm,
-      task.loss_fn,
-      input_pipeline.make_batch_fn(mesh, parts.sampler, transform),
+      mesh, algorithm, task.loss_fn, batch_fn
     ),
     evaluate=pr.make_evaluate(
-      mesh, algorithm, lambda p, s, b: task.eval_fn(p, s, normalised(b))
+      mesh,
+      algorithm,
+      lambda p, s, b: task.eval_fn(p, s, normalised(b)),
+      refresh=refresh,
     ),
-    data=mesh.replicate(dataset.train),
+    data=data,
     test_data=pr.shard_examples(mesh, dataset.test, EVAL_BATCH),
   )

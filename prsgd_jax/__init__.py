@@ -52,6 +52,7 @@ from prsgd_jax.base import (
   Work,
   chain,
 )
+from prsgd_jax.batch_statistics import make_reestimate
 from prsgd_jax.compression import (
   Compressor,
   coded_bytes,
@@ -226,6 +227,7 @@ __all__ = (
   'make_batch_fn',
   'make_evaluate',
   'make_evaluate_replicas',
+  'make_reestimate',
   'make_resident_train_steps',
   'make_train_steps',
   'mean',

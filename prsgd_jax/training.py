@@ -245,7 +245,11 @@ def _primitives(jaxpr: Any) -> set[str]:
 
 
 def make_evaluate(
-  mesh: ReplicaMesh, algorithm: ReplicaTransformation, eval_fn: EvalFn
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  eval_fn: EvalFn,
+  *,
+  refresh: Callable[[Any], Any] | None = None,
 ) -> Callable[[TrainState, Any], dict[str, float]]:
   """Evaluation of the averaged output, the examples shared by the devices.
 
@@ -253,6 +257,8 @@ def make_evaluate(
     mesh: where the replicas live.
     algorithm: whose output is averaged.
     eval_fn: values `[batch]` of one model on a batch.
+    refresh: what is done to the averaged (params, model_state), leaves
+      `[D, ...]`, before; such as `make_reestimate`'s on the training data.
 
   Returns:
     `(state, examples) -> dict of means` over the examples, which
@@ -272,6 +278,8 @@ def make_evaluate(
 
   def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
     point, distance = mapped_average(state)
+    if refresh is not None:
+      point = refresh(point)
     sums = [mapped_sums(point, batch) for batch in _batches(examples)]
     # [D] of each batch; on the host, so that no loop is around `eval_fn`.
     means = _means([jax.tree.map(np.sum, jax.device_get(s)) for s in sums])

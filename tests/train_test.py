@@ -165,6 +165,17 @@ class TrainTest(parameterized.TestCase):
       losses.add(records.read_records(workdir)[-1]['loss'])
     self.assertLen(losses, 9)
 
+  def test_batch_statistics_are_estimated_anew_at_evaluation(self):
+    args = (
+      '--algorithm=k_avg', '--period=2', '--model=resnet20', '--num_steps=2',
+      '--batch_size=4', '--num_replicas=1', '--num_devices=1',
+    )  # fmt: skip
+    local = self.train(*args, workdir='local')
+    anew = self.train(*args, '--batch_stats=reestimate', workdir='anew')
+    one, other = (records.read_records(w)[-1] for w in (local, anew))
+    self.assertEqual(one['loss'], other['loss'])
+    self.assertNotEqual(one['test_loss'], other['test_loss'])
+
   def test_language_model_is_trained_and_measured(self):
     workdir = self.train(
       '--dataset=text', '--model=transformer', '--optimizer=adamw',

@@ -22,8 +22,8 @@ decided by the numbers, by the rule that the last column states.
 OUT_OF_REACH = """
 Not attempted, for want of the data or the weights: the papers' runs on ImageNet
 (among them Zhou and Cong 2019, Zhang et al. 2021) and on speech (SWB300 and
-SWB2000), and the rows of Zhu et al. 2023 that begin from pretrained weights; for
-want of an algorithm, SlowMo around SGP.
+SWB2000), and the rows of Zhu et al. 2023 from pretrained weights; for want of
+an algorithm, SlowMo around SGP.
 """
 
 
