@@ -41,6 +41,18 @@ class ResultsTest(absltest.TestCase):
     named = {f'digits_{name}' for name in algorithm_flags.ALGORITHMS}
     self.assertEqual({*results.single_runs()}, named)
 
+  def test_every_run_of_the_table_is_kept(self):
+    for preset, seeds in results.SEEDS.items():
+      for seed in seeds:
+        path = results.RESULTS / f'{preset}-seed{seed}.json'
+        self.assertTrue(path.exists(), path)
+
+  def test_every_algorithm_has_learnt_the_digits(self):
+    (runs,) = results.read_results()[results.EACH]
+    accuracy = {run['label'].split()[0]: run['test_accuracy'] for run in runs}
+    self.assertEqual({*accuracy}, {*algorithm_flags.ALGORITHMS})
+    self.assertGreaterEqual(min(accuracy.values()), 0.95)
+
   def test_unknown_preset_is_one_line(self):
     outcome = binaries.call(results, '--presets=foo')
     self.assertEqual(outcome.code, 1)
