@@ -15,7 +15,7 @@ help:
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
-	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; half an hour)'
+	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
 	@echo 'make browser    Chromium, in which tests open the report (Debian, root)'

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import tempfile
 from unittest import mock
 
@@ -154,6 +155,14 @@ class KeptTest(parameterized.TestCase):
     for path in KEPT:
       self.assertIn(f'results/reproduce/{path.stem}.png', page)
     self.assertEqual(results_page.PAGE.read_text(), page)
+
+  def test_bars_do_not_end_the_cells_of_a_claim(self):
+    page = results_page.PAGE.read_text()
+    _, *sections = page.split('\n## ')
+    for section in sections:
+      for line in section.splitlines():
+        if line.startswith('| '):
+          self.assertLen(re.findall(r'(?<!\\)\|', line), 5, line)
 
   def test_every_setting_is_kept_or_named_as_not_run(self):
     page = results_page.PAGE.read_text()

@@ -87,6 +87,11 @@ def _verdicts(outcome: records.Record) -> str:
   return ', '.join(f'{n} {v}' for v, n in counts if n)
 
 
+def _cell(text: str) -> str:
+  """The text as a cell of a table, which a bar would end."""
+  return text.replace('|', '\\|')
+
+
 def _title(outcome: records.Record) -> str:
   return f'{outcome["name"]} {outcome["scale"]}'
 
@@ -98,7 +103,8 @@ def _anchor(outcome: records.Record) -> str:
 def _section(outcome: records.Record, figures: pathlib.Path) -> str:
   machine, seeds = outcome['machine'], outcome['seeds']
   claims = ''.join(
-    f'| {c["says"]} | {c["measured"]} | {c["reproduced"]} | {c["tried"]} |\n'
+    f'| {_cell(c["says"])} | {_cell(c["measured"])} | {c["reproduced"]} '
+    f'| {_cell(c["tried"])} |\n'
     for c in outcome['claims']
   )
   figure = figures / f'{outcome["name"]}-{outcome["scale"]}.png'
