@@ -110,8 +110,8 @@ class FiguresTest(parameterized.TestCase):
     figures.draw(self.read(), small, x=['step'], y=['loss'])
     shapes = [matplotlib.image.imread(p).shape for p in (path, small)]
     self.assertEqual(shapes[0][1], 6 * shapes[1][1])  # columns of a width
-    pixels = matplotlib.image.imread(path)[..., :3].reshape(-1, 3)
-    self.assertGreater(len(np.unique(pixels, axis=0)), 10)
+    reds = matplotlib.image.imread(path)[..., 0]
+    self.assertGreater(len(np.unique(reds)), 10)
 
 
 if __name__ == '__main__':

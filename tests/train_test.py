@@ -1,5 +1,6 @@
 """Tests of `experiments/train.py`, as a user calls it."""
 
+import functools
 import json
 import os
 import pathlib
@@ -8,14 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import records, train
+from experiments import config, records, train
+from prsgd_jax import models
 from tests import binaries
 
+SHALLOW = functools.partial(models.ResNet20, blocks_per_stage=1)
+NARROW = functools.partial(models.Transformer, width=8, num_blocks=1)
 SCRIPT = pathlib.Path(train.__file__)
 SMALL = (
   '--algorithm=pr_sgd', '--period=4', '--num_devices=2', '--batch_size=8',
@@ -110,10 +115,10 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual((workdir / 'metrics.jsonl').read_bytes(), before)
 
   def test_killed_run_resumes_and_ends_as_the_uninterrupted_one(self):
-    whole = self.train('--num_steps=400', workdir='whole')
+    whole = self.train('--num_steps=200', workdir='whole')
     killed = self.root / 'killed'
     command = [
-      sys.executable, SCRIPT, *SMALL, '--num_steps=400',
+      sys.executable, SCRIPT, *SMALL, '--num_steps=200',
       f'--data_dir={binaries.digits_dir()}', f'--workdir={killed}',
     ]  # fmt: skip
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
@@ -125,9 +130,9 @@ class TrainTest(parameterized.TestCase):
       time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    self.assertFalse((directory / '400').exists(), 'killed too late')
+    self.assertFalse((directory / '200').exists(), 'killed too late')
     subprocess.run([*command, '--resume'], env=environment, check=True)
-    self.assert_same_run(whole, killed, 400)
+    self.assert_same_run(whole, killed, 200)
 
   def test_loss_that_is_no_number_ends_the_run(self):
     workdir = self.root / 'run'
@@ -165,6 +170,7 @@ class TrainTest(parameterized.TestCase):
       losses.add(records.read_records(workdir)[-1]['loss'])
     self.assertLen(losses, 9)
 
+  @mock.patch.dict(config.MODELS, resnet20=SHALLOW)
   def test_batch_statistics_are_estimated_anew_at_evaluation(self):
     args = (
       '--algorithm=k_avg', '--period=2', '--model=resnet20', '--num_steps=2',
@@ -192,6 +198,7 @@ class TrainTest(parameterized.TestCase):
     payload = 4 * 112_577
     self.assertEqual(last['bytes_sent'], 10 * payload)
 
+  @mock.patch.dict(config.MODELS, transformer=NARROW)
   def test_resumed_language_model_equals_the_uninterrupted_one(self):
     args = (
       '--dataset=text', '--model=transformer', '--optimizer=adam',
