@@ -2,13 +2,13 @@
 
 Compiled programs are shared by the tests of a session, which compile many of
 them again and again: every call of a binary has jitted functions of its own.
-They run for a moment each, and most of the time goes into compiling them: the
-compiler's last optimizations are left out, and with them, where a flag can turn
-them off, the emitters of fused loops that double its time.
+They run for a moment each, and most of the time goes into compiling them: each
+is compiled in one piece, without the compiler's last optimizations and, where a
+flag can turn them off, the emitters of fused loops that double its time.
 
 A file's programs are dropped after it: a process may have so many memory maps
-(Linux: 65 530), a compiled program takes some two hundred, and a process that
-has none left dies of a segmentation fault.
+(Linux: 65 530), a program takes some thirty (in the usual pieces a hundred or
+two), and a process that has none left dies of a segmentation fault.
 """
 
 from importlib import metadata
@@ -17,10 +17,11 @@ import tempfile
 
 # Of the environment, so that programs which tests start compile alike.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_parallel_codegen_split_count=1'
+)
 if metadata.version('jaxlib').startswith('0.10.'):  # later ones refuse it
-  os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
-  )
+  os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
 import jax
 import pytest
