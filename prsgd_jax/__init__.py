@@ -64,6 +64,11 @@ from prsgd_jax.compression import (
   uncompressed,
 )
 from prsgd_jax.datasets import Dataset, load_dataset
+from prsgd_jax.evaluation import (
+  make_evaluate,
+  make_evaluate_replicas,
+  shard_examples,
+)
 from prsgd_jax.graphs import (
   complete,
   erdos_renyi,
@@ -119,13 +124,7 @@ from prsgd_jax.train_state import (
   create_train_state,
   replica_shapes,
 )
-from prsgd_jax.training import (
-  make_evaluate,
-  make_evaluate_replicas,
-  make_resident_train_steps,
-  make_train_steps,
-  shard_examples,
-)
+from prsgd_jax.training import make_resident_train_steps, make_train_steps
 from prsgd_jax.transforms import (
   apply_done,
   average_codes,

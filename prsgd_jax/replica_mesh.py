@@ -6,6 +6,7 @@ V = N / D replicas. Replica r is row r mod V of device r // V.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -110,6 +111,26 @@ class ReplicaMesh:
       donate_argnums=tuple(donate_argnums),
       static_broadcasted_argnums=tuple(static_argnums),
     )
+
+  def map_block(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps `fn` of one replica over its block, the fastest way known.
+
+    On CPU a vmap over convolutions' weights becomes a grouped convolution, five
+    times slower than one replica after the other, and a loop around
+    convolutions is slower still: the block is written out.
+    """
+
+    def mapped(*args: Any) -> Any:
+      if self.block_size > 1 and self.devices[0].platform != 'cpu':
+        return jax.vmap(fn)(*args)
+      once = jax.jit(fn, inline=True)  # traced once for the rows
+      rows = [
+        once(*jax.tree.map(operator.itemgetter(i), args))
+        for i in range(self.block_size)
+      ]
+      return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+
+    return mapped
 
   def replica_index(self) -> Array:
     """int32[V], inside a mapped function: the block's replicas."""
