@@ -13,7 +13,7 @@ from jax import lax
 import numpy as np
 
 from prsgd_jax.base import AXIS_NAME, check_positive_int
-from prsgd_jax.payload import is_inexact
+from prsgd_jax.payload import mix_inexact
 from prsgd_jax.replica_mesh import ReplicaMesh
 
 # What is left of the old statistics with flax's momentum of 0.9: 0.1 %.
@@ -63,10 +63,7 @@ def make_reestimate(
 
   def average(point: Any) -> Any:
     params, model_state = point
-    mean = jax.tree.map(
-      lambda x: lax.pmean(x, AXIS_NAME) if is_inexact(x) else x, model_state
-    )
-    return params, mean
+    return params, mix_inexact(lambda x: lax.pmean(x, AXIS_NAME), model_state)
 
   mapped_move, mapped_average = mesh.map(move), mesh.map(average)
 

@@ -13,7 +13,7 @@ Batch = dict[str, Array]
 
 
 class Task(NamedTuple):
-  """What `training` asks of a model and of its loss.
+  """What `training` and `evaluation` ask of a model and of its loss.
 
   Attributes:
     init: `(key, batch) -> (params, model_state)`; what is to be predicted may
