@@ -1,21 +1,24 @@
 """Replicas, their transformations, and `chain`: optax, one level up.
 
 optax makes an optimizer a chain of gradient transformations. Here an
-*algorithm* is a chain of replica transformations. A stage maps what a replica
-holds to the next one, possibly talking to the other replicas, and the order of
-the chain is the order of the paper's pseudocode.
+*algorithm* is a chain of replica transformations. A replica holds named
+*registers*; a *stage* reads some of them and assigns others, and only the stage
+`sync` communicates. The order of the chain is the order of the paper's
+pseudocode.
 
 Stages see *blocks*: a device holds V = N / D of the N replicas, and every leaf
 has the leading axis V. Elementwise maths needs no care; what reduces over a
 replica's own axes goes through `over_block`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from prsgd_jax.names import FIELDS, Names, check_writes, joined
 
 # The axis of devices, and the only name of it: every collective uses it.
 AXIS_NAME = 'replica'
@@ -28,10 +31,13 @@ Schedule = Callable[[Step], Any]
 
 
 class Replica(NamedTuple):
-  """What one worker holds; in a stage, a block of V of them.
+  """The registers of one worker; in a stage, of a block of V of them.
 
-  `params`, `opt_state` and `model_state` last; `grads` and `metrics` belong to
-  the step and are empty until the stage `gradient` fills them.
+  Attributes:
+    params, opt_state, model_state: last for the whole run.
+    grads, metrics: belong to the step; empty until `gradient` fills them.
+    registers: all others by name. Those that `remember` declares last for the
+      whole run; others end with the step, or with the `at` that assigns them.
   """
 
   params: ArrayTree
@@ -39,6 +45,23 @@ class Replica(NamedTuple):
   opt_state: ArrayTree = ()
   model_state: ArrayTree = ()
   metrics: ArrayTree = ()
+  registers: Mapping[str, ArrayTree] = {}
+
+  def has(self, name: str) -> bool:
+    """Returns whether the register holds anything at this point of a step."""
+    if name in FIELDS:
+      return bool(jax.tree.leaves(getattr(self, name)))
+    return name in self.registers
+
+  def get(self, name: str) -> ArrayTree:
+    """Returns a register: a field, or an entry of `registers`."""
+    return getattr(self, name) if name in FIELDS else self.registers[name]
+
+  def set(self, values: Mapping[str, ArrayTree]) -> 'Replica':
+    """Returns this replica with some registers assigned."""
+    fields = {name: x for name, x in values.items() if name in FIELDS}
+    others = {name: x for name, x in values.items() if name not in FIELDS}
+    return self._replace(**fields, registers={**self.registers, **others})
 
 
 class Context(NamedTuple):
@@ -52,6 +75,8 @@ class Context(NamedTuple):
       both `chain` gives every stage its own.
     value_and_grad: `(params, model_state) -> ((loss, (model_state, metrics)),
       grads)` on this step's batch, over the block (every leaf `[V, ...]`).
+    round: int32 scalar, how often the `sync` that reads it has run before. It
+      selects the matrix of a graph whose matrices take turns.
   """
 
   step: Array
@@ -59,6 +84,7 @@ class Context(NamedTuple):
   key: Array
   shared_key: Array
   value_and_grad: Callable[[ArrayTree, ArrayTree], Any]
+  round: Array | int = 0
 
 
 class Work(NamedTuple):
@@ -138,19 +164,26 @@ class ReplicaTransformation(NamedTuple):
       order in which they are done, where `shapes` is one replica's `Replica` of
       `jax.ShapeDtypeStruct` and `steps` an integer NumPy array.
     output: `(replica, state) -> replica`, the replica to evaluate.
+    names: the registers that the stage reads and assigns (`names.names` makes
+      them); None for a stage that knows the five fields only.
+    talks: for each `Traffic` of its cost, whether it is sent every time the
+      stage runs. A stage without `Traffic` does not talk.
   """
 
   update: Callable[[Replica, ArrayTree, Context], tuple[Replica, ArrayTree]]
   init: Callable[[Replica, int], tuple[Replica, ArrayTree]] = _no_init
   cost: Callable[[Replica, int, np.ndarray], tuple[Cost, ...]] = _no_cost
   output: Callable[[Replica, ArrayTree], Replica] = _same_output
+  names: Names | None = None
+  talks: tuple[bool, ...] = ()
 
 
 def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
-  """Applies the stages in order, at every step.
+  """Runs the stages in order, at every step.
 
-  Updates, initialisations and outputs run in the order of the arguments and
-  what the stages cost is listed in order. A chain is a stage: chains nest.
+  A chain is a stage: chains nest, and all stages see the same registers.
+  Updates, initializations and outputs run in the order of the arguments, and
+  costs are listed in that order.
 
   Args:
     *stages: the stages, in the order of the paper's pseudocode.
@@ -159,13 +192,14 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     A `ReplicaTransformation` whose state is the tuple of the stages' states.
 
   Raises:
-    ValueError: if an argument is not a `ReplicaTransformation`.
+    ValueError: if an argument is not a `ReplicaTransformation`, or two stages
+      declare one register.
 
   Example:
     >>> import optax, prsgd_jax as pr
     >>> local_sgd = pr.chain(
     ...     pr.gradient(), pr.local_update(optax.sgd(0.1)),
-    ...     pr.sync(pr.mean(), when=pr.every(4)))
+    ...     pr.at(pr.every(4), pr.sync(pr.mean())))
   """
   for stage in stages:
     if not isinstance(stage, ReplicaTransformation):
@@ -186,26 +220,67 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
   ) -> tuple[Replica, ArrayTree]:
     new_states: Sequence[ArrayTree] = ()
     for i, (stage, state) in enumerate(zip(stages, states, strict=True)):
-      own = _with_own_keys(context, i)
+      own = _with_own_keys(context, i) if _draws(stage) else context
+      before = replica
       replica, state = stage.update(replica, state, own)
+      if stage.names is not None:
+        check_writes(stage.names, before, replica)
       new_states = (*new_states, state)
     return replica, new_states
 
   def cost(
     shapes: Replica, num_replicas: int, steps: np.ndarray
   ) -> tuple[Cost, ...]:
-    return tuple(
-      entry
-      for stage in stages
-      for entry in stage.cost(shapes, num_replicas, steps)
-    )
+    spent: tuple[Cost, ...] = ()
+    for stage in stages:
+      spent += stage.cost(shapes, num_replicas, steps)
+      shapes = _shapes_after(stage, shapes, num_replicas)
+    return spent
 
   def output(replica: Replica, states: ArrayTree) -> Replica:
     for stage, state in zip(stages, states, strict=True):
       replica = stage.output(replica, state)
     return replica
 
-  return ReplicaTransformation(update, init, cost, output)
+  return ReplicaTransformation(
+    update,
+    init,
+    cost,
+    output,
+    joined([_OLD if s.names is None else s.names for s in stages]),
+    tuple(sent for stage in stages for sent in stage.talks),
+  )
+
+
+# A stage that knows no registers may use all fields.
+_OLD = Names(
+  uses=frozenset((*FIELDS, 'key', 'shared_key')),
+  writes=frozenset(FIELDS),
+  assigns=frozenset(FIELDS),
+)
+
+
+def _shapes_after(
+  stage: ReplicaTransformation, shapes: Replica, num_replicas: int
+) -> Replica:
+  """One replica's shapes after a stage, whose `init` says what it assigns."""
+  if stage.names is None:
+    return shapes
+  block = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), shapes
+  )
+  after = jax.eval_shape(lambda r: stage.init(r, num_replicas)[0], block)
+  new = {n: x for n, x in after.registers.items() if not shapes.has(n)}
+  return shapes.set(
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), new)
+  )
+
+
+def _draws(stage: ReplicaTransformation) -> bool:
+  """Whether a stage may draw random numbers."""
+  if stage.names is None:
+    return True
+  return bool(stage.names.uses & {'key', 'shared_key'})
 
 
 def _with_own_keys(context: Context, i: int) -> Context:
@@ -219,15 +294,3 @@ def _with_own_keys(context: Context, i: int) -> Context:
 def over_block(fn: Callable[..., Any]) -> Callable[..., Any]:
   """Maps a function of one replica's trees over the block axis V."""
   return jax.vmap(fn)
-
-
-def check_positive_int(name: str, value: Any) -> int:
-  """Returns `value` as an int.
-
-  Raises:
-    ValueError: if it is not an integer of at least 1.
-  """
-  is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-  if not is_int or value < 1:
-    raise ValueError(f'{name} must be an integer >= 1, got {value!r}')
-  return int(value)

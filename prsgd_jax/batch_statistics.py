@@ -12,7 +12,10 @@ import jax
 from jax import lax
 import numpy as np
 
-from prsgd_jax.base import AXIS_NAME, check_positive_int
+from prsgd_jax.base import (
+  AXIS_NAME,
+)
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.payload import mix_inexact
 from prsgd_jax.replica_mesh import ReplicaMesh
 

@@ -18,7 +18,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from prsgd_jax.base import Array, ArrayTree, check_positive_int
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+)
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.payload import wire_dtype
 
 MAX_LEVELS = 2**15 - 1  # 16 bits with the sign

@@ -19,8 +19,8 @@ from prsgd_jax.base import (
   Array,
   ArrayTree,
   ReplicaTransformation,
-  check_positive_int,
 )
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState

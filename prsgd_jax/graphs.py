@@ -13,7 +13,7 @@ import math
 import networkx as nx
 import numpy as np
 
-from prsgd_jax.base import check_positive_int
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.matrices import check_connected, check_stochastic, of_size
 from prsgd_jax.mixing import Mixing, sparse
 

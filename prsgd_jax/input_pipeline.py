@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import Array, check_positive_int
+from prsgd_jax.base import (
+  Array,
+)
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.replica_mesh import ReplicaMesh
 
 Transform = Callable[[Array, Any], Any]

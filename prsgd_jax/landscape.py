@@ -13,7 +13,11 @@ import jax
 from jax.flatten_util import ravel_pytree
 import numpy as np
 
-from prsgd_jax.base import Array, ArrayTree, check_positive_int
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+)
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.noise import GradFn, gradients, length, rows
 from prsgd_jax.payload import wire_dtype
 

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prsgd_jax.base import check_positive_int
+from prsgd_jax.checks import check_number, check_positive_int
 from prsgd_jax.matrices import sums_to_one
 from prsgd_jax.mixing import Mixing
 from prsgd_jax.theory import check_hierarchy
-from prsgd_jax.transforms.common import check_number
 
 # How much of noise is left, relative to all there was, when it counts as gone;
 # and how much of it must go meanwhile, or it never will.

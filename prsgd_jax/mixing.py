@@ -20,9 +20,10 @@ from prsgd_jax.base import (
   Array,
   ArrayTree,
   Context,
-  check_positive_int,
+  Traffic,
   over_block,
 )
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.matrices import check_stochastic, links, of_size, permutations
 
 # One replica's codes -> its tree of floats.
@@ -57,7 +58,7 @@ class Mixing(NamedTuple):
 
   Attributes:
     apply: applies W; of the context it reads `replica`, and where there are
-      several W `shared_key`, or `step` as the number of the round.
+      several W `shared_key`, or `round`.
     matrices: `num_replicas -> float64[K, N, N]`, the W that `apply` uses;
       raises `ValueError` where the mixing does not fit that many replicas.
     message: `(payload_bytes, num_replicas) -> Message`, replicas counted as
@@ -256,11 +257,11 @@ def sparse(
       return branches[0](tree)
     if random:
       # int32 whether or not x64 is enabled, or the draws would differ.
-      turn = jax.random.randint(
+      turn: Array | int = jax.random.randint(
         context.shared_key, (), 0, len(branches), jnp.int32
       )
     else:
-      turn = context.step % len(branches)
+      turn = context.round % len(branches)
     return lax.switch(turn, branches, tree)
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
@@ -336,6 +337,30 @@ def _combine_codes_alike(
   return jax.tree.map(
     lambda x: jnp.broadcast_to(x, (block, *x.shape[1:])), once
   )
+
+
+def traffic(
+  mixing: Mixing,
+  payload: float,
+  num_replicas: int,
+  steps: np.ndarray,
+  *,
+  coded: bool = False,
+) -> Traffic:
+  """Returns what mixing a payload at each of the steps sends.
+
+  Args:
+    mixing: with whom.
+    payload: bytes of one replica's message.
+    num_replicas: N.
+    steps: the steps, an integer array.
+    coded: whether the payload is codes, which are not added up on the way.
+  """
+  fires = np.ones(len(steps), bool)
+  waits = mixing.matrices(num_replicas) != 0
+  message = mixing.coded_message if coded else mixing.message
+  sent = message(payload, num_replicas)
+  return Traffic(fires, *sent, waits, mixing.random)
 
 
 def _all_reduce(payload: float, size: int, tier: str) -> Message:

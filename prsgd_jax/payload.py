@@ -38,6 +38,18 @@ def payload_bytes(shapes: ArrayTree) -> int:
   )
 
 
+def widen(tree: ArrayTree) -> ArrayTree:
+  """Returns the tree with its floating leaves in float32 or wider."""
+  return jax.tree.map(
+    lambda x: x.astype(wire_dtype(x)) if is_inexact(x) else x, tree
+  )
+
+
+def cast_like(tree: ArrayTree, other: ArrayTree) -> ArrayTree:
+  """Returns the tree with its leaves in the dtypes of another tree's."""
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
+
+
 def is_inexact(x: AnyArray) -> bool:
   return jnp.issubdtype(x.dtype, jnp.inexact)
 

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prsgd_jax.base import Array, ArrayTree, check_positive_int
-from prsgd_jax.payload import wire_dtype
-from prsgd_jax.transforms.common import cast_like, check_number, widen
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+)
+from prsgd_jax.checks import check_number, check_positive_int
+from prsgd_jax.payload import cast_like, widen, wire_dtype
 
 # The identity's part of a factor, at least this much of the largest eigenvalue:
 # Kaldi's delta.

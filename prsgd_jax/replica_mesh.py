@@ -15,7 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from prsgd_jax.base import AXIS_NAME, Array, ArrayTree, check_positive_int
+from prsgd_jax.base import (
+  AXIS_NAME,
+  Array,
+  ArrayTree,
+)
+from prsgd_jax.checks import check_positive_int
 
 
 @dataclasses.dataclass(frozen=True, init=False)

@@ -16,7 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import Schedule, Step, check_positive_int
+from prsgd_jax.base import (
+  Schedule,
+  Step,
+)
+from prsgd_jax.checks import check_positive_int, check_step
 
 
 def always() -> Schedule:
@@ -41,10 +45,41 @@ def every(period: int) -> Schedule:
     [3, 7, 11]
   """
   period = check_positive_int('period', period)
+  if period == 1:
+    return always()
   return lambda step: (step + 1) % period == 0
 
 
-def at(steps: Sequence[int] | np.ndarray) -> Schedule:
+def rounds(period: int | Schedule) -> Schedule:
+  """Returns the schedule of the ends of rounds.
+
+  Args:
+    period: steps of a round, an integer >= 1; or the schedule itself, such as
+      `doubling(4, num_steps=1000)`.
+
+  Raises:
+    ValueError: if it is neither.
+
+  Example:
+    >>> import numpy as np
+    >>> np.flatnonzero(rounds(4)(np.arange(12))).tolist()
+    [3, 7, 11]
+  """
+  return period if callable(period) else every(period)
+
+
+def starts(ends: Schedule) -> Schedule:
+  """Returns the schedule of the first steps of rounds, from that of their ends.
+
+  Example:
+    >>> import numpy as np
+    >>> np.flatnonzero(starts(every(4))(np.arange(12))).tolist()
+    [0, 4, 8]
+  """
+  return lambda step: (step == 0) | ends(step - (step > 0))
+
+
+def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
   """At the given 0-based steps and no others.
 
   The table of steps is a constant of the compiled program, one byte for each
@@ -57,7 +92,7 @@ def at(steps: Sequence[int] | np.ndarray) -> Schedule:
   if listed.size and (
     not np.issubdtype(listed.dtype, np.integer) or listed.min() < 0
   ):
-    raise ValueError(f'at(steps) expects integers >= 0, got {steps!r}')
+    raise ValueError(f'at_steps(steps) expects integers >= 0, got {steps!r}')
   # One entry more than the last step, False: where later steps are looked up.
   table = np.zeros(int(listed.max(initial=-1)) + 2, bool)
   table[listed.astype(int)] = True
@@ -82,7 +117,7 @@ def after(start_step: int, schedule: Schedule) -> Schedule:
     >>> np.flatnonzero(after(5, every(4))(np.arange(16))).tolist()
     [8, 12]
   """
-  start_step = _check_step('start_step', start_step)
+  start_step = check_step('start_step', start_step)
   if not callable(schedule):
     raise ValueError(
       f'after expects a schedule such as pr.every(4), got {schedule!r}'
@@ -111,7 +146,7 @@ def intervals(lengths: Sequence[int]) -> Schedule:
   """
   ends = _ends(lengths)
   last = int(ends[-1]) - int(ends[-2] if len(ends) > 1 else 0)
-  return any_of(at(ends - 1), after(int(ends[-1]), every(last)))
+  return any_of(at_steps(ends - 1), after(int(ends[-1]), every(last)))
 
 
 def doubling(first: int, *, num_steps: int, rounds_each: int = 1) -> Schedule:
@@ -188,7 +223,7 @@ def with_probability(
   num_steps = check_positive_int('num_steps', num_steps)
   # Uniform in [0, 1): never for 0, always for 1.
   tosses = np.random.default_rng(seed).random(num_steps) < probability
-  fires = at(np.flatnonzero(tosses))
+  fires = at_steps(np.flatnonzero(tosses))
   return lambda step: fires(step % num_steps)
 
 
@@ -234,7 +269,7 @@ def qsr(
     raise ValueError(f'alpha must be > 0, got {alpha!r}')
   base_period = check_positive_int('base_period', base_period)
   num_steps = check_positive_int('num_steps', num_steps)
-  warmup_steps = _check_step('warmup_steps', warmup_steps)
+  warmup_steps = check_step('warmup_steps', warmup_steps)
   ends = []
   done = 0
   while done < num_steps:
@@ -247,7 +282,7 @@ def qsr(
     period = max(base_period, int(longest * (1 + 1e-6)))
     done = min(done + period, num_steps)
     ends.append(done)
-  return at(np.array(ends) - 1)
+  return at_steps(np.array(ends) - 1)
 
 
 def post_local(switch_step: int, period: int) -> Schedule:
@@ -264,7 +299,7 @@ def post_local(switch_step: int, period: int) -> Schedule:
     >>> np.flatnonzero(post_local(3, period=4)(np.arange(12))).tolist()
     [0, 1, 2, 6, 10]
   """
-  local = after(_check_step('switch_step', switch_step), every(period))
+  local = after(check_step('switch_step', switch_step), every(period))
   return lambda step: (step < switch_step) | local(step)
 
 
@@ -368,11 +403,3 @@ def _until(num_steps: int, lengths: Iterable[int]) -> list[int]:
     if total >= num_steps:
       break
   return taken
-
-
-def _check_step(name: str, value: Any) -> int:
-  """A number of steps, which may be none."""
-  is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
-  if not is_int or value < 0:
-    raise ValueError(f'{name} must be an integer >= 0, got {value!r}')
-  return int(value)

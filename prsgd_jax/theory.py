@@ -8,8 +8,7 @@ hand are measured by `analysis`; what is known exactly is in `laws`.
 import math
 from typing import NamedTuple
 
-from prsgd_jax.base import check_positive_int
-from prsgd_jax.transforms.common import check_number
+from prsgd_jax.checks import check_number, check_positive_int
 
 
 class GradientBound(NamedTuple):

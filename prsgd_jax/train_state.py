@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Replica, ReplicaTransformation
+from prsgd_jax.names import check_complete
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
 
@@ -17,7 +18,9 @@ class TrainState(struct.PyTreeNode):
     step: int32[D], steps done: the one clock, the same on all devices.
     key: key[D], made of the seed, the same on all devices.
     params, opt_state, model_state: `[D, V, ...]`.
-    algorithm_state: the states of the chain's stages, `[D, V, ...]`.
+    algorithm_state: the private states of the stages, `[D, V, ...]`.
+    registers: name -> tree, the registers that `remember` declares, `[D, V,
+      ...]`.
   """
 
   step: Array
@@ -26,6 +29,7 @@ class TrainState(struct.PyTreeNode):
   opt_state: ArrayTree
   model_state: ArrayTree
   algorithm_state: ArrayTree
+  registers: dict[str, ArrayTree] = struct.field(default_factory=dict)
 
   def replica(self) -> Replica:
     """The replicas as the first stage of a step finds them."""
@@ -33,6 +37,7 @@ class TrainState(struct.PyTreeNode):
       params=self.params,
       opt_state=self.opt_state,
       model_state=self.model_state,
+      registers=self.registers,
     )
 
   def advance(
@@ -45,6 +50,8 @@ class TrainState(struct.PyTreeNode):
       opt_state=replica.opt_state,
       model_state=replica.model_state,
       algorithm_state=algorithm_state,
+      # What belongs to the step ends with it.
+      registers={name: replica.registers[name] for name in self.registers},
     )
 
 
@@ -74,9 +81,14 @@ def create_train_state(
       its replicas agree late or never.
 
   Raises:
-    ValueError: if the algorithm does not fit the number of replicas, or leaves
-      lack the leading axis N where it is promised.
+    ValueError: if a stage reads a register that holds nothing, or assigns one
+      that nobody reads; if the algorithm does not fit the number of replicas;
+      if leaves lack the leading axis N where it is promised.
   """
+  lasting: frozenset[str] = frozenset()
+  if algorithm.names is not None:
+    check_complete(algorithm.names)
+    lasting = algorithm.names.declares
   point = (params, model_state)
   if not per_replica:
     shape = (mesh.num_replicas,)
@@ -94,6 +106,7 @@ def create_train_state(
       opt_state=replica.opt_state,
       model_state=replica.model_state,
       algorithm_state=algorithm_state,
+      registers={n: x for n, x in replica.registers.items() if n in lasting},
     )
     return jax.tree.map(_strong, state)
 
@@ -116,6 +129,7 @@ def replica_shapes(state: TrainState) -> Replica:
     grads=jax.tree.map(shape, state.params),
     opt_state=jax.tree.map(shape, state.opt_state),
     model_state=jax.tree.map(shape, state.model_state),
+    registers=jax.tree.map(shape, state.registers),
   )
 
 

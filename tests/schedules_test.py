@@ -19,10 +19,10 @@ TABLE = {
   'every_4': (pr.every(4), lambda s: s in range(3, 40, 4)),
   'every_100': (pr.every(100), lambda s: False),
   'every_numpy': (pr.every(np.int64(7)), lambda s: s in range(6, 40, 7)),
-  'at': (pr.at([0, 5, 39]), lambda s: s in (0, 5, 39)),
-  'at_unordered': (pr.at([9, 2, 2]), lambda s: s in (2, 9)),
-  'at_nothing': (pr.at([]), lambda s: False),
-  'at_array': (pr.at(np.array([3, 4])), lambda s: s in (3, 4)),
+  'at': (pr.at_steps([0, 5, 39]), lambda s: s in (0, 5, 39)),
+  'at_unordered': (pr.at_steps([9, 2, 2]), lambda s: s in (2, 9)),
+  'at_nothing': (pr.at_steps([]), lambda s: False),
+  'at_array': (pr.at_steps(np.array([3, 4])), lambda s: s in (3, 4)),
   'post_local': (
     pr.post_local(3, period=4),
     lambda s: s in (0, 1, 2, *range(6, 40, 4)),
@@ -30,7 +30,7 @@ TABLE = {
   'post_local_at_once': (pr.post_local(0, period=4), lambda s: s % 4 == 3),
   'post_local_1': (pr.post_local(5, period=1), lambda s: True),
   'any_of': (
-    pr.any_of(pr.every(6), pr.at([0, 1])),
+    pr.any_of(pr.every(6), pr.at_steps([0, 1])),
     lambda s: s in (0, 1) or s % 6 == 5,
   ),
   'any_of_constants': (
@@ -41,7 +41,7 @@ TABLE = {
   'any_of_always': (pr.any_of(pr.every(3), pr.always()), lambda s: True),
   'after': (pr.after(5, pr.every(4)), lambda s: s in range(8, 40, 4)),
   'after_0': (pr.after(0, pr.every(4)), lambda s: s in range(3, 40, 4)),
-  'after_at': (pr.after(6, pr.at([0, 2])), lambda s: s in (6, 8)),
+  'after_at': (pr.after(6, pr.at_steps([0, 2])), lambda s: s in (6, 8)),
   'after_always': (pr.after(7, pr.always()), lambda s: s >= 7),
   'intervals': (
     pr.intervals((1, 3, 4)),
@@ -139,14 +139,14 @@ class ConstantTest(parameterized.TestCase):
 
 class AtTest(parameterized.TestCase):
   def test_steps_after_the_last_do_not_fire(self):
-    schedule = pr.at([2])
+    schedule = pr.at_steps([2])
     late = 2**31 - 1
     self.assertFalse(schedule(np.array([3, late])).any())
     self.assertFalse(bool(jax.jit(schedule)(jnp.asarray(late, jnp.int32))))
 
   def test_callers_list_is_copied(self):
     steps = np.array([2])
-    schedule = pr.at(steps)
+    schedule = pr.at_steps(steps)
     steps[0] = 3
     self.assertEqual(np.flatnonzero(schedule(STEPS)).tolist(), [2])
 
@@ -155,7 +155,7 @@ class AtTest(parameterized.TestCase):
   )
   def test_steps_are_integers_from_zero(self, steps):
     with self.assertRaisesRegex(ValueError, r'expects integers >= 0, got \['):
-      pr.at(steps)
+      pr.at_steps(steps)
 
 
 class IntervalsTest(parameterized.TestCase):

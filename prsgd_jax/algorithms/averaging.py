@@ -1,25 +1,42 @@
 """Averages of all replicas, once or at the steps of a schedule."""
 
 from collections.abc import Sequence
+import math
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from prsgd_jax.algorithms.common import NEVER, PARAMS
+from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.base import (
+  Array,
+  ArrayTree,
   ReplicaTransformation,
   Schedule,
-  chain,
-  check_positive_int,
 )
+from prsgd_jax.checks import check_number, check_positive_int
 from prsgd_jax.mixing import mean
-from prsgd_jax.schedules import at, every, intervals, post_local
-from prsgd_jax.transforms import (
+from prsgd_jax.payload import is_inexact
+from prsgd_jax.schedules import (
+  at_steps,
+  every,
+  intervals,
+  post_local,
+  rounds,
+)
+from prsgd_jax.stages import (
+  algorithm,
+  anyone,
+  at,
+  compute,
+  first_steps,
   gradient,
+  let,
   local_update,
-  reset_buffers,
+  remember,
+  step,
   sync,
-  sync_on_drift,
-  while_active,
+  where,
 )
 
 
@@ -27,163 +44,191 @@ def ssgd(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """Synchronous SGD: x <- x - gamma mean_i G_i, at every step.
 
   Args:
-    tx: the optimizer of every replica; all of them see the mean gradient.
+    tx: the optimizer of every replica. All of them see the mean gradient.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation.
+
+  Example:
+    >>> import optax
+    >>> algorithm = ssgd(optax.sgd(0.1, momentum=0.9))
 
   Reference:
     Dekel, Gilad-Bachrach, Shamir, Xiao 2012, Optimal distributed online
     prediction using mini-batches (arXiv 1012.1367).
   """
-  return chain(gradient(), sync(mean(), what=('grads',)), local_update(tx))
+  return algorithm(
+    'ssgd',
+    gradient(),
+    sync(mean(), 'grads'),
+    local_update(tx),
+  )
 
 
 def one_shot_averaging(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   num_steps: int,
-  what: Sequence[str] = PARAMS,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """N independent runs, averaged once after T steps.
 
   Args:
-    tx: the optimizer of every replica.
-    num_steps: T, the length of the run.
-    what: the fields that the average covers.
+    local: the optimizer of every replica, or a stage that is its local step.
+    num_steps: T, the length of the run, an integer >= 1.
+    average: what the replicas do at the end; their mean by default.
 
   Raises:
-    ValueError: if `num_steps` is not an integer >= 1.
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax
+    >>> algorithm = one_shot_averaging(optax.sgd(0.1), num_steps=1000)
 
   Reference:
     Zinkevich, Weimer, Li, Smola 2010, Parallelized stochastic gradient descent,
     Algorithm 3.
   """
   last = check_positive_int('num_steps', num_steps) - 1
-  return chain(
-    gradient(), local_update(tx), sync(mean(), when=at([last]), what=what)
+  return algorithm(
+    'one_shot_averaging',
+    step(local),
+    at(at_steps([last]), average),
   )
 
 
 def pr_sgd(
   tx: optax.GradientTransformation,
   *,
-  period: int,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  period: int | Schedule,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Parallel Restarted SGD, Algorithm 1 (order A).
 
   If t mod I = 0:  x_i^t = mean_j x_j^{t-1} - gamma G_i^t
   else:            x_i^t = x_i^{t-1} - gamma G_i^t,  G_i^t taken at x_i^{t-1}.
 
-  Right after an average each replica takes its own gradient step, so replicas
+  Each replica takes its own gradient step right after an average. So replicas
   are never equal at the end of a step, and I = 1 is not synchronous SGD.
 
   Args:
     tx: the optimizer of every replica.
-    period: I, steps between averages.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    period: I, steps between averages, an integer >= 1; or a schedule.
+    average: what the replicas do in such a step; their mean by default.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1.
+    ValueError: if an argument is not what it should be.
 
   Example:
-    >>> import optax
-    >>> algorithm = pr_sgd(optax.sgd(0.1, momentum=0.9), period=4)
+    >>> import optax, prsgd_jax as pr
+    >>> tx = optax.sgd(0.1, momentum=0.9)
+    >>> algorithm = pr_sgd(tx, period=4)
+    >>> averaged_momentum = pr_sgd(
+    ...     tx, period=4, average=pr.sync(pr.mean(), ('params', 'opt_state')))
+    >>> restarted_momentum = pr_sgd(
+    ...     tx, period=4, average=pr.chain(pr.sync(pr.mean()), pr.restart(tx)))
 
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
     communication (arXiv 1807.06629), Algorithm 1. The paper's theory has no
-    momentum; its experiment uses 0.9 and does not say what an average does to
-    the buffers: here they are kept unless `what` or `reset` say otherwise.
+    momentum. Its experiment uses 0.9 and does not say what an average does to
+    the buffers: here they stay local unless `average` says otherwise.
   """
-  return chain(
+  return algorithm(
+    'pr_sgd',
     gradient(),
-    sync(mean(), when=every(period), what=what),
-    reset_buffers(tx, when=reset),
+    at(rounds(period), average),
     local_update(tx),
   )
 
 
 def pr_sgd_time_varying(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   epoch_lengths: Sequence[int],
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Parallel Restarted SGD, Algorithm 2: epochs of different lengths (order C).
 
   For s = 1 .. S:  x_i^{s,0} = mean_j x_j^{s-1,K^{s-1}}, then K^s local steps
   x_i^{s,k} = x_i^{s,k-1} - gamma^s G_i^{s,k}.
 
-  The mean is taken at the end of an epoch, where the paper takes it at the
-  start of the next: the same points, and the last epoch is averaged too.
+  The paper takes the mean at the start of the next epoch, this function at the
+  end of an epoch. The points are the same, and the last epoch is averaged too.
 
   Args:
-    tx: the optimizer of every replica, with gamma^s for its learning rate;
-      `theory_schedule` gives the paper's.
-    epoch_lengths: K^s, steps in epoch s; the last repeats after them.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    local: the optimizer of every replica, with gamma^s as its learning rate, or
+      a stage that is its local step. `theory_schedule` gives the paper's rate.
+    epoch_lengths: K^s, steps in epoch s, each an integer >= 1. The last one
+      repeats.
+    average: what the replicas do at the end of an epoch; their mean by default.
 
   Raises:
-    ValueError: if there are no lengths, or one is not an integer >= 1.
+    ValueError: if there are no lengths, or an argument is not what it should
+      be.
+
+  Example:
+    >>> import optax
+    >>> algorithm = pr_sgd_time_varying(
+    ...     optax.sgd(0.1), epoch_lengths=[1, 2, 4, 8])
 
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
     communication (arXiv 1807.06629), Algorithm 2.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(mean(), when=intervals(epoch_lengths), what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'pr_sgd_time_varying',
+    step(local),
+    at(intervals(epoch_lengths), average),
   )
 
 
 def pr_sgd_heterogeneous(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   local_steps: Sequence[int],
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Parallel Restarted SGD, Algorithm 3: I_i steps on replica i (order C).
 
   From a common point replica i takes I_i steps; then x_i <- mean_j x_j, the
-  plain mean. A round is max_i I_i steps of the clock; who is done waits.
+  plain mean. A round is max_i I_i steps of the clock; a finished replica waits.
 
-  With all I_i the same it is `k_avg`. Where the replicas' losses differ the
-  mean leans to those that take more steps: its fixed point is not the minimum
-  (Wang, Liu, Liang, Joshi, Poor 2020, arXiv 2007.07481, Lemma 1).
+  With all I_i equal it is `k_avg`. Where the replicas' losses differ, the mean
+  leans to those that take more steps: its fixed point is not the minimum (Wang,
+  Liu, Liang, Joshi, Poor 2020, arXiv 2007.07481, Lemma 1).
 
   Args:
-    tx: the optimizer of every replica.
-    local_steps: I_i, one for each replica, matched to their speeds.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    local: the optimizer of every replica, or a stage that is its local step.
+    local_steps: I_i, one integer >= 1 for each replica, matched to their
+      speeds.
+    average: what the replicas do at the end of a round; their mean by default.
 
   Raises:
     ValueError: if a number of steps is not an integer >= 1; from `init`, if
       there is not one per replica.
 
+  Example:
+    >>> import optax
+    >>> algorithm = pr_sgd_heterogeneous(
+    ...     optax.sgd(0.1), local_steps=[4, 4, 8, 16])
+
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
     communication (arXiv 1807.06629), Algorithm 3.
   """
-  return chain(
-    while_active(local_steps, gradient(), local_update(tx)),
-    sync(mean(), when=every(max(local_steps)), what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'pr_sgd_heterogeneous',
+    where(first_steps(local_steps), step(local)),
+    at(every(max(local_steps)), average),
   )
 
 
 def k_avg(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
-  period: int,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  period: int | Schedule,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """K-step averaging, also known as local SGD (order C).
 
@@ -192,13 +237,20 @@ def k_avg(
   With K = 1 and an optimizer linear in the gradient it is synchronous SGD.
 
   Args:
-    tx: the optimizer of every replica.
-    period: K (H in local SGD), steps between averages.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    local: the optimizer of every replica, or a stage that is its local step.
+    period: K (H in local SGD), steps between averages, an integer >= 1; or a
+      schedule.
+    average: what the replicas do at the end of a round; their mean by default.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1.
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = k_avg(optax.sgd(0.1), period=8)
+    >>> growing = k_avg(
+    ...     optax.sgd(0.1), period=pr.doubling(4, num_steps=1000))
+    >>> gossip = k_avg(optax.sgd(0.1), period=8, average=pr.sync(pr.ring()))
 
   Reference:
     Zhou, Cong 2018, On the convergence properties of a K-step averaging
@@ -206,11 +258,10 @@ def k_avg(
     Stich 2019, Local SGD converges fast and communicates little (arXiv
     1805.09767), Algorithm 1.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(mean(), when=every(period), what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'k_avg',
+    step(local),
+    at(rounds(period), average),
   )
 
 
@@ -218,81 +269,109 @@ local_sgd = k_avg
 
 
 def post_local_sgd(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   switch_step: int,
   period: int,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Post-local SGD: synchronous first, then an average every H steps (order C).
 
   x_i <- x_i - gamma G_i; for t <= t' and then every H steps x_i <- mean_j x_j.
 
   In the paper t' is the first decay of the learning rate. As in the authors'
-  code the synchronous steps average the models and not the gradients, which is
-  the same for optimizers linear in the gradient, and momentum stays local.
-  There the steps of the second part are counted from the start of the run, here
-  from t': the same if H divides t'.
+  code, the synchronous steps average the models, not the gradients, which is
+  the same for optimizers linear in the gradient, and momentum stays local. The
+  authors count the steps of the second part from the start of the run, this
+  function from t'. Both agree if H divides t'.
 
   Args:
-    tx: the optimizer of every replica.
-    switch_step: t', synchronous steps.
-    period: H, steps between the averages that follow.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    local: the optimizer of every replica, or a stage that is its local step.
+    switch_step: t', the number of synchronous steps, an integer >= 0.
+    period: H, steps between the averages that follow, an integer >= 1.
+    average: what the replicas do at the end of a round; their mean by default.
 
   Raises:
     ValueError: if `period` is not an integer >= 1 or `switch_step` is negative.
+
+  Example:
+    >>> import optax
+    >>> algorithm = post_local_sgd(
+    ...     optax.sgd(0.1), switch_step=1000, period=16)
 
   Reference:
     Lin, Stich, Patel, Jaggi 2020, Don't use large mini-batches, use local SGD
     (arXiv 1808.07217), equation 3 (its number was not verified); the authors'
     code, epfml/LocalSGD-Code, optim/local_sgd.py.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(mean(), when=post_local(switch_step, period), what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'post_local_sgd',
+    step(local),
+    at(post_local(switch_step, period), average),
   )
 
 
 def dynamic_averaging(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
-  check_period: int,
+  check_period: int | Schedule,
   threshold: float,
-  what: Sequence[str] = PARAMS,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Dynamic averaging: only when a replica has gone far (order C).
 
   x_i <- x_i - gamma G_i; every b steps, if |x_i - r|^2 > Delta for some i:
   x_i <- mean_j x_j for all i, and r is that mean.
 
-  With Delta = 0 it is `k_avg` with period b. In the paper a coordinator first
-  tries to keep the peace by averaging only some of the replicas, those that
-  went far and others that it adds one by one until their mean is near r; here
-  all are averaged at once, which that comes to if all are added.
+  With Delta = 0 it is `k_avg` with period b. The paper's coordinator first
+  tries to restore balance by averaging only some replicas: those that went far,
+  and others that it adds one by one until their mean is near r. Here all are
+  averaged at once, which is the same if all are added.
 
   Args:
-    tx: the optimizer of every replica.
-    check_period: b, steps between the checks, each of which sends one flag.
-    threshold: Delta, of the squared distance from the last average.
-    what: the fields that the average covers.
+    local: the optimizer of every replica, or a stage that is its local step.
+    check_period: b, steps between checks, an integer >= 1; or a schedule. A
+      check sends one flag of four bytes.
+    threshold: Delta >= 0, of the squared distance from the last average.
+    average: what the replicas do when one has gone far; their mean by default.
 
   Raises:
-    ValueError: if `check_period` is not an integer >= 1, or `threshold` not a
-      finite number >= 0.
+    ValueError: if `check_period` is not an integer >= 1, or `threshold` is not
+      a finite number >= 0.
+
+  Example:
+    >>> import optax
+    >>> algorithm = dynamic_averaging(
+    ...     optax.sgd(0.1), check_period=4, threshold=0.5)
 
   Reference:
     Kamp, Adilova, Sicking, Hueger, Schlicht, Wirtz, Wrobel 2018, Efficient
     decentralized deep learning by dynamic model averaging (arXiv 1807.03210),
     Algorithm 1 (its number was not verified).
   """
-  check_period = check_positive_int('check_period', check_period)
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync_on_drift(threshold=threshold, when=every(check_period), what=what),
+  if not callable(check_period):
+    check_period = check_positive_int('check_period', check_period)
+  threshold = check_number(
+    'threshold', threshold, lambda d: 0 <= d < math.inf, '>= 0 and finite'
   )
+
+  def far(params: ArrayTree, reference: ArrayTree) -> Array:
+    return _squared_distance(params, reference) > threshold
+
+  return algorithm(
+    'dynamic_averaging',
+    remember(reference='params'),
+    step(local),
+    at(
+      rounds(check_period),
+      compute(far=far),
+      at(anyone('far'), average, let(reference='params')),
+    ),
+  )
+
+
+def _squared_distance(x: ArrayTree, y: ArrayTree) -> Array:
+  """|x - y|^2 of the floating leaves of one replica."""
+  pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+  parts = [jnp.square(jnp.abs(x - y)).sum() for x, y in pairs if is_inexact(x)]
+  return sum(parts, jnp.zeros((), jnp.float32))

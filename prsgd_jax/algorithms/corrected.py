@@ -10,8 +10,8 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Schedule,
   chain,
-  check_positive_int,
 )
+from prsgd_jax.checks import check_number, check_optax, check_positive_int
 from prsgd_jax.mixing import mean, weighted_mean
 from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
 from prsgd_jax.schedules import every
@@ -24,7 +24,6 @@ from prsgd_jax.transforms import (
   sync,
   while_active,
 )
-from prsgd_jax.transforms.common import check_number, check_optax
 
 
 def scaffold(

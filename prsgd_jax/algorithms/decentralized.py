@@ -9,8 +9,8 @@ from prsgd_jax.algorithms.common import PARAMS
 from prsgd_jax.base import (
   ReplicaTransformation,
   chain,
-  check_positive_int,
 )
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.graphs import one_peer_exponential, random_matching, ring
 from prsgd_jax.mixing import Mixing
 from prsgd_jax.schedules import every

@@ -1,30 +1,24 @@
 """Averages in groups more often than between them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import itertools
 
 import optax
 
-from prsgd_jax.algorithms.common import NEVER, PARAMS
-from prsgd_jax.base import (
-  ReplicaTransformation,
-  Schedule,
-  chain,
-  check_positive_int,
-)
-from prsgd_jax.mixing import group_mean, mean
+from prsgd_jax.base import ReplicaTransformation
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.mixing import Mixing, group_mean, mean
 from prsgd_jax.schedules import after, every, post_local
-from prsgd_jax.transforms import gradient, local_update, reset_buffers, sync
+from prsgd_jax.stages import algorithm, at, step, sync
 
 
 def hier_avg(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   local_period: int,
   global_period: int,
   group_size: int,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: Callable[[Mixing], ReplicaTransformation] = sync,
 ) -> ReplicaTransformation:
   """Hierarchical averaging: groups often, all replicas rarely (order C).
 
@@ -33,16 +27,25 @@ def hier_avg(
   paper; the global mean makes no difference of it.
 
   Args:
-    tx: the optimizer of every replica.
-    local_period: K1, steps between averages of a group.
+    local: the optimizer of every replica, or a stage that is its local step.
+    local_period: K1, steps between averages of a group, an integer >= 1.
     global_period: K2, steps between averages of all, a multiple of K1.
     group_size: S, replicas in a group; divides the number of replicas.
-    what: the fields that the averages cover.
-    reset: when the optimizer's buffers start anew.
+    average: makes the average of a level from its mixing. The default, `sync`,
+      averages the parameters.
 
   Raises:
     ValueError: if a period or the size is not an integer >= 1 or K1 does not
       divide K2; from `init`, if S does not divide the number of replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = hier_avg(
+    ...     optax.sgd(0.1), local_period=2, global_period=8, group_size=4)
+    >>> momentum_too = hier_avg(
+    ...     optax.sgd(0.1, momentum=0.9), local_period=2, global_period=8,
+    ...     group_size=4,
+    ...     average=lambda mixing: pr.sync(mixing, ('params', 'opt_state')))
 
   Reference:
     Zhou, Cong 2019, A distributed hierarchical SGD algorithm with sparse global
@@ -55,44 +58,48 @@ def hier_avg(
       'global_period must be a multiple of local_period, got '
       f'{global_period} and {local_period}'
     )
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(group_mean(group_size), when=every(local_period), what=what),
-    sync(mean(), when=every(global_period), what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'hier_avg',
+    step(local),
+    at(every(local_period), average(group_mean(group_size))),
+    at(every(global_period), average(mean())),
   )
 
 
 def multi_level_avg(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   periods: Sequence[int],
   group_sizes: Sequence[int],
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: Callable[[Mixing], ReplicaTransformation] = sync,
 ) -> ReplicaTransformation:
   """Hierarchical averaging on any number of levels (order C).
 
   For levels l = 1, 2, ...: every P_l steps x_i <- mean over i's group of S_l
   replicas; the lower levels first.
 
-  `hier_avg` is periods (K1, K2) with group sizes (S,), `k_avg` one period and
-  no size.
+  `hier_avg` is periods (K1, K2) with group sizes (S,), `k_avg` is one period
+  and no size.
 
   Args:
-    tx: the optimizer of every replica.
-    periods: P_l, steps between averages on each level; each divides the next.
+    local: the optimizer of every replica, or a stage that is its local step.
+    periods: P_l, steps between averages on each level, integers >= 1; each
+      divides the next.
     group_sizes: S_l, replicas in a group on each level; each divides the next,
-      and the last one the number of replicas. One fewer than the periods: the
+      and the last one the number of replicas. One fewer than the periods if the
       last level is of all replicas.
-    what: the fields that the averages cover.
-    reset: when the optimizer's buffers start anew.
+    average: makes the average of a level from its mixing. The default, `sync`,
+      averages the parameters.
 
   Raises:
-    ValueError: if there are no periods or not as many sizes, a number is not an
-      integer >= 1 or does not divide the next; from `init`, if a size does not
-      divide the number of replicas.
+    ValueError: if there are no periods or a wrong number of sizes, a number is
+      not an integer >= 1 or does not divide the next; from `init`, if a size
+      does not divide the number of replicas.
+
+  Example:
+    >>> import optax
+    >>> algorithm = multi_level_avg(
+    ...     optax.sgd(0.1), periods=[2, 4, 16], group_sizes=[2, 4])
 
   Reference:
     Wang, Wang, Chen, Ji 2022, Demystifying why local aggregation helps:
@@ -107,27 +114,25 @@ def multi_level_avg(
       'each or for all but the last, which is then of all replicas; got '
       f'{len(periods)} periods and {len(group_sizes)} sizes'
     )
-  groups = [*map(group_mean, group_sizes), mean()]
-  return chain(
-    gradient(),
-    local_update(tx),
+  levels = [*map(group_mean, group_sizes), mean()]
+  return algorithm(
+    'multi_level_avg',
+    step(local),
     *(
-      sync(group, when=every(period), what=what)
-      for period, group in zip(periods, groups, strict=False)
+      at(every(period), average(level))
+      for period, level in zip(periods, levels, strict=False)
     ),
-    reset_buffers(tx, when=reset),
   )
 
 
 def hierarchical_local_sgd(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   period: int,
   block_steps: int,
   group_size: int,
   switch_step: int = 0,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: Callable[[Mixing], ReplicaTransformation] = sync,
 ) -> ReplicaTransformation:
   """Hierarchical (post-)local SGD: blocks inside, all outside (order C).
 
@@ -140,17 +145,23 @@ def hierarchical_local_sgd(
   gradient, as the data-parallel machines of the authors' code do.
 
   Args:
-    tx: the optimizer of every replica.
-    period: H, local steps between averages of a block.
+    local: the optimizer of every replica, or a stage that is its local step.
+    period: H, local steps between averages of a block, an integer >= 1.
     block_steps: H^b, averages of a block between those of all.
     group_size: S, replicas in a block; divides the number of replicas.
-    switch_step: t', steps of synchronous SGD before (post-local SGD).
-    what: the fields that the averages cover.
-    reset: when the optimizer's buffers start anew.
+    switch_step: t', steps of synchronous SGD before (post-local SGD); 0 by
+      default.
+    average: makes the average of a level from its mixing. The default, `sync`,
+      averages the parameters.
 
   Raises:
     ValueError: if a number is not an integer >= 1 (>= 0 for `switch_step`);
       from `init`, if S does not divide the number of replicas.
+
+  Example:
+    >>> import optax
+    >>> algorithm = hierarchical_local_sgd(
+    ...     optax.sgd(0.1), period=2, block_steps=4, group_size=4)
 
   Reference:
     Lin, Stich, Patel, Jaggi 2020, Don't use large mini-batches, use local SGD
@@ -161,12 +172,11 @@ def hierarchical_local_sgd(
   outer_period = period * check_positive_int('block_steps', block_steps)
   outside = post_local(switch_step, outer_period)
   inside = after(switch_step, every(period))
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(group_mean(group_size), when=inside, what=what),
-    sync(mean(), when=outside, what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'hierarchical_local_sgd',
+    step(local),
+    at(inside, average(group_mean(group_size))),
+    at(outside, average(mean())),
   )
 
 

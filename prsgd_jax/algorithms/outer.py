@@ -6,6 +6,7 @@ import optax
 
 from prsgd_jax.algorithms.common import NEVER, PARAMS
 from prsgd_jax.base import ReplicaTransformation, Schedule, chain
+from prsgd_jax.checks import check_number
 from prsgd_jax.mixing import mean
 from prsgd_jax.schedules import every
 from prsgd_jax.transforms import (
@@ -19,7 +20,6 @@ from prsgd_jax.transforms import (
   sync,
   while_sampled,
 )
-from prsgd_jax.transforms.common import check_number
 
 DILOCO_OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
 

@@ -8,7 +8,6 @@ from prsgd_jax.transforms.compressed import (
   vote,
 )
 from prsgd_jax.transforms.control_variates import control_variates
-from prsgd_jax.transforms.dynamic import sync_on_drift
 from prsgd_jax.transforms.elastic import elastic, gradient_ahead
 from prsgd_jax.transforms.iterate_averages import average_iterates
 from prsgd_jax.transforms.local import (
@@ -49,7 +48,6 @@ __all__ = (
   'streaming_sync',
   'sync',
   'sync_done',
-  'sync_on_drift',
   'vote',
   'while_active',
   'while_sampled',

@@ -1,13 +1,11 @@
-"""What the stages share: checks of arguments, schedules, turns and traffic."""
+"""What the old stages share: schedules, turns and traffic."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from prsgd_jax.base import (
   Array,
@@ -29,35 +27,6 @@ def check_gradient(name: str, replica: Replica) -> None:
       f'{name} needs the gradient of this step, but none was taken; chain '
       'pr.gradient() before it'
     )
-
-
-def check_optax(name: str, tx: Any) -> None:
-  if not isinstance(tx, optax.GradientTransformation):
-    raise ValueError(
-      f'{name} expects an optax transformation such as optax.sgd(0.1), got '
-      f'{tx!r}'
-    )
-
-
-def check_schedule(name: str, when: Any) -> None:
-  if not callable(when):
-    raise ValueError(
-      f'{name} expects a schedule such as pr.every(4), got {when!r}'
-    )
-
-
-def check_number(
-  name: str, value: Any, holds: Callable[[float], bool], expected: str
-) -> float:
-  """Returns `value` as a float.
-
-  Raises:
-    ValueError: if it is not a number of which `holds` is true.
-  """
-  is_number = isinstance(value, float | int | np.floating | np.integer)
-  if not is_number or isinstance(value, bool) or not holds(float(value)):
-    raise ValueError(f'{name} must be {expected}, got {value!r}')
-  return float(value)
 
 
 def at_steps(when: Schedule, step: Array, fn: Any, operand: Any) -> Any:
@@ -118,7 +87,7 @@ def take_turn(context: Context, turns: ArrayTree) -> tuple[Context, ArrayTree]:
   """The context for `Mixing.apply`, whose step is the round, and turns + 1."""
   if isinstance(turns, tuple):
     return context, turns
-  return context._replace(step=turns[0]), turns + 1
+  return context._replace(round=turns[0]), turns + 1
 
 
 def traffic(

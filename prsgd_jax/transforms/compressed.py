@@ -19,6 +19,7 @@ from prsgd_jax.base import (
   Schedule,
   over_block,
 )
+from prsgd_jax.checks import check_number, check_schedule
 from prsgd_jax.compression import (
   Compressor,
   bare_signs,
@@ -32,9 +33,7 @@ from prsgd_jax.transforms.common import (
   at_steps,
   cast_like,
   check_gradient,
-  check_number,
   check_rows,
-  check_schedule,
   traffic,
   widen,
 )

@@ -17,13 +17,13 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
 )
+from prsgd_jax.checks import check_number
 from prsgd_jax.mixing import mean
 from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.schedules import every
 from prsgd_jax.transforms.common import (
   at_steps,
   cast_like,
-  check_number,
   traffic,
   widen,
 )

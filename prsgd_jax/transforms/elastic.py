@@ -17,13 +17,12 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Schedule,
 )
+from prsgd_jax.checks import check_number, check_schedule
 from prsgd_jax.mixing import mean
 from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.transforms.common import (
   at_steps,
   cast_like,
-  check_number,
-  check_schedule,
   traffic,
   widen,
 )

@@ -19,14 +19,12 @@ from prsgd_jax.base import (
   Schedule,
   Work,
   chain,
-  check_positive_int,
   over_block,
 )
+from prsgd_jax.checks import check_optax, check_positive_int, check_schedule
 from prsgd_jax.transforms.common import (
   at_steps,
   check_gradient,
-  check_optax,
-  check_schedule,
   check_silent,
 )
 

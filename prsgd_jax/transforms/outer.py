@@ -13,11 +13,10 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Schedule,
 )
+from prsgd_jax.checks import check_number, check_schedule
 from prsgd_jax.transforms.common import (
   at_steps,
   cast_like,
-  check_number,
-  check_schedule,
   widen,
 )
 

@@ -17,11 +17,14 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Work,
   chain,
-  check_positive_int,
   over_block,
 )
+from prsgd_jax.checks import check_number, check_positive_int
 from prsgd_jax.payload import mix_inexact
-from prsgd_jax.transforms.common import at_steps, check_number, check_silent
+from prsgd_jax.transforms.common import (
+  at_steps,
+  check_silent,
+)
 from prsgd_jax.transforms.local import update_where
 
 

@@ -16,16 +16,14 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
   Schedule,
-  check_positive_int,
   over_block,
 )
+from prsgd_jax.checks import check_number, check_optax, check_positive_int
 from prsgd_jax.mixing import mean
 from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.transforms.common import (
   at_steps,
   cast_like,
-  check_number,
-  check_optax,
   traffic,
   widen,
 )

@@ -18,14 +18,13 @@ from prsgd_jax.base import (
   Schedule,
   over_block,
 )
+from prsgd_jax.checks import check_optax, check_schedule
 from prsgd_jax.mixing import Mixing
 from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.transforms.common import (
   at_steps,
   check_gradient,
-  check_optax,
   check_rows,
-  check_schedule,
   start_turns,
   take_turn,
   traffic,

@@ -22,8 +22,8 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Work,
   chain,
-  check_positive_int,
 )
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.mixing import Mixing
 from prsgd_jax.payload import mix_inexact, payload_bytes
 from prsgd_jax.schedules import any_of, every

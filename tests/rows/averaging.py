@@ -20,7 +20,8 @@ from tests.rows.row import (
   multiples,
 )
 
-AVERAGED = ('params', 'opt_state')
+AVERAGED = pr.sync(pr.mean(), ('params', 'opt_state'))
+RESET = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
 
 
 def _k_avg(period, **row):
@@ -64,9 +65,7 @@ def _qsr():
     lambda step: QSR_RATES[step], alpha=0.1, base_period=2, num_steps=T
   )
   tx = optax.sgd(_rate(QSR_RATES), momentum=MOMENTUM)
-  return pr.chain(
-    pr.gradient(), pr.local_update(tx), pr.sync(pr.mean(), when=when)
-  )
+  return pr.k_avg(tx, period=when)
 
 
 def _dynamic(check_period, threshold, **row):
@@ -125,13 +124,13 @@ TABLE = {
     every_layout=False,
   ),
   'pr_sgd_averaged_buffers': Row(
-    lambda: pr.pr_sgd(SGD, period=4, what=AVERAGED),
+    lambda: pr.pr_sgd(SGD, period=4, average=AVERAGED),
     functools.partial(reference.pr_sgd, period=4, buffers='average'),
     'A',
     full_sync=multiples(4),
   ),
   'pr_sgd_reset_buffers': Row(
-    lambda: pr.pr_sgd(SGD, period=4, reset=pr.every(4)),
+    lambda: pr.pr_sgd(SGD, period=4, average=RESET),
     functools.partial(reference.pr_sgd, period=4, buffers='reset'),
     'A',
     full_sync=multiples(4),
@@ -143,13 +142,13 @@ TABLE = {
   'k_avg_4': _k_avg(4, every_layout=False),
   'k_avg_8': _k_avg(8, every_layout=False),
   'k_avg_averaged_buffers': Row(
-    lambda: pr.k_avg(SGD, period=4, what=AVERAGED),
+    lambda: pr.k_avg(SGD, period=4, average=AVERAGED),
     functools.partial(reference.k_avg, period=4, buffers='average'),
     'C',
     full_sync=multiples(4),
   ),
   'k_avg_reset_buffers': Row(
-    lambda: pr.k_avg(SGD, period=4, reset=pr.every(4)),
+    lambda: pr.k_avg(SGD, period=4, average=RESET),
     functools.partial(reference.k_avg, period=4, buffers='reset'),
     'C',
     full_sync=multiples(4),
@@ -182,7 +181,7 @@ TABLE = {
   ),
   'heterogeneous_reset_buffers': Row(
     lambda: pr.pr_sgd_heterogeneous(
-      SGD, local_steps=LOCAL_STEPS, reset=pr.every(8)
+      SGD, local_steps=LOCAL_STEPS, average=RESET
     ),
     functools.partial(
       reference.pr_sgd_heterogeneous, local_steps=LOCAL_STEPS, buffers='reset'

@@ -21,7 +21,7 @@ def averaging(
   return pr.chain(
     pr.gradient(),
     pr.local_update(optax.sgd(rate)),
-    pr.sync(pr.mean(), when=pr.any_of(tosses, pr.at([num_steps - 1]))),
+    pr.sync(pr.mean(), when=pr.any_of(tosses, pr.at_steps([num_steps - 1]))),
   )
 
 

@@ -1,0 +1,211 @@
+"""ASSIGNMENTS: `remember` declares registers, `let` and `compute` set them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prsgd_jax.base import ArrayTree, Context, Replica, ReplicaTransformation
+from prsgd_jax.names import CLOCK, FIELDS, GIVEN, names
+from prsgd_jax.payload import widen
+from prsgd_jax.stages import rules
+from prsgd_jax.stages.rules import Rule, as_rule
+
+Evaluate = Callable[[str, Rule, Replica, rules.Clock], ArrayTree]
+
+
+def remember(**initial: Any) -> ReplicaTransformation:
+  """Declares registers that last from step to step.
+
+  The rules are evaluated once, in the order given, when the train state is
+  created. The registers are in the train state and in checkpoints, under their
+  names. Each replica has its own. Floating leaves are stored in float32 or
+  wider, so that small steps are not lost under parameters in half precision.
+
+  Args:
+    **initial: name -> a rule as in `let`. A rule that reads no tree gives one
+      number for each replica. It may read `replica` and `num_replicas`.
+
+  Raises:
+    ValueError: if a name is not free, or a rule is not one, or it reads `step`
+      or a key, which do not exist yet.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stage = pr.remember(x0='params', u=pr.zeros, weight=1.0)
+  """
+  made = _rules('remember', initial)
+  for name, rule in made.items():
+    if name in FIELDS:
+      raise ValueError(f'remember: every replica has {name!r} already')
+    if early := {'step', 'key', 'shared_key'} & set(rule.reads):
+      raise ValueError(
+        f'remember({name}=...) cannot read {min(early)!r}, which begins with '
+        'the first step; assign it by pr.let(...) in a step'
+      )
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    clock = rules.clock_at_init(replica, num_replicas)
+    for name, rule in made.items():
+      rule.check(num_replicas)
+      for read in set(rule.reads) - {*CLOCK, *GIVEN}:
+        if not replica.has(read):
+          raise ValueError(
+            f'remember({name}=...) reads {read!r}, which holds nothing yet; '
+            'move it after the stage that makes it'
+          )
+      start = rules.assign(name, rule, _without(replica, name), clock)
+      replica = replica.set({name: widen(start)})
+    return replica, ()
+
+  found = names(reads=_read(made), writes=(), declares=made)
+  return ReplicaTransformation(_keep, init, names=found)
+
+
+def let(**assigned: Any) -> ReplicaTransformation:
+  """Assigns registers leaf by leaf, in the order written.
+
+  A rule is a function whose parameters name what it reads: registers, `step`,
+  `replica` (its index), `num_replicas`, `key` or `shared_key`. It sees one leaf
+  of one replica, in float32 or wider, and later rules see what earlier ones
+  assigned. The result takes the dtype of the register that it replaces. Integer
+  leaves keep their values. `key` differs from leaf to leaf, `shared_key` does
+  not. A register that no `remember` declares ends with the step, or with the
+  `at` around it.
+
+  Args:
+    **assigned: name -> a function, the name of a register to copy, a number,
+      `reading(...)` or `per_replica(...)`.
+
+  Raises:
+    ValueError: if a name belongs to the clock, or a rule is not one; from
+      `init`, if structures or shapes do not fit.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stage = pr.let(u=lambda u, x0, params: 0.5 * u + (x0 - params))
+  """
+  return _assignments(_rules('let', assigned), rules.assign)
+
+
+def compute(**assigned: Any) -> ReplicaTransformation:
+  """Assigns registers from whole trees: norms, distances, flags.
+
+  As `let`, but a rule is called once, on the trees of one replica, and may
+  return any tree.
+
+  Args:
+    **assigned: name -> rule.
+
+  Raises:
+    ValueError: as `let`.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> stage = pr.compute(size=lambda grads: optax.tree.norm(grads))
+  """
+  return _assignments(_rules('compute', assigned), rules.compute)
+
+
+def _assignments(
+  made: dict[str, Rule], evaluate: Evaluate
+) -> ReplicaTransformation:
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    clock = rules.clock_at_init(replica, num_replicas)
+    for name, rule in made.items():
+      rule.check(num_replicas)
+      if not all(replica.has(read) for read in _read({name: rule})):
+        continue  # metrics, or a register that `check_complete` reports
+
+      def shapes(
+        replica: Replica, name: str = name, rule: Rule = rule
+      ) -> ArrayTree:
+        return evaluate(name, rule, replica, clock)
+
+      # Evaluated abstractly also where there is a value: it may not fit.
+      found = jax.eval_shape(shapes, replica)
+      if not replica.has(name):
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        replica = replica.set({name: empty})
+    return replica, ()
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    clock = rules.clock_of(context)
+    for name, rule in made.items():
+      replica = replica.set({name: evaluate(name, rule, replica, clock)})
+    return replica, state
+
+  found = names(reads=_read(made, clock=True), writes=made)
+  uses = frozenset(r for rule in made.values() for r in rule.reads)
+  return ReplicaTransformation(update, init, names=found._replace(uses=uses))
+
+
+def evaluate(**assigned: Any) -> ReplicaTransformation:
+  """Assigns registers in the output alone: what is evaluated and averaged.
+
+  Training does not see it. A tail average, or the center of elastic averaging,
+  is what an algorithm returns in place of the replica's parameters.
+
+  Args:
+    **assigned: name -> a rule as in `let`. It cannot read the clock.
+
+  Raises:
+    ValueError: if a name belongs to the clock, or a rule is not one or reads
+      the clock.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stage = pr.evaluate(params='center')
+  """
+  made = _rules('evaluate', assigned)
+  for name, rule in made.items():
+    if clocked := set(rule.reads) & set(CLOCK):
+      raise ValueError(
+        f'evaluate({name}=...) cannot read {min(clocked)!r}: an output belongs '
+        'to no step; keep what it needs by pr.remember'
+      )
+
+  def output(replica: Replica, state: ArrayTree) -> Replica:
+    del state
+    clock = rules.clock_at_init(replica, 0)
+    for name, rule in made.items():
+      replica = replica.set({name: rules.assign(name, rule, replica, clock)})
+    return replica
+
+  return ReplicaTransformation(
+    _keep, output=output, names=names(reads=_read(made))
+  )
+
+
+def _keep(
+  replica: Replica, state: ArrayTree, context: Context
+) -> tuple[Replica, ArrayTree]:
+  del context
+  return replica, state
+
+
+def _read(made: Mapping[str, Rule], *, clock: bool = False) -> list[str]:
+  """What rules read of what is there before the first of them."""
+  found, held = [], set(() if clock else CLOCK)
+  for name, rule in made.items():
+    found += [read for read in rule.reads if read not in held]
+    held.add(name)
+  return found
+
+
+def _without(replica: Replica, name: str) -> Replica:
+  rest = {k: v for k, v in replica.registers.items() if k != name}
+  return replica._replace(registers=rest)
+
+
+def _rules(stage: str, given: Mapping[str, Any]) -> dict[str, Rule]:
+  for name in given:
+    if name in CLOCK:
+      raise ValueError(
+        f'{stage} cannot assign {name!r}, which belongs to the clock; use '
+        'another name'
+      )
+  return {n: as_rule(f'{stage}({n}=...)', g) for n, g in given.items()}

@@ -1,0 +1,94 @@
+"""AVERAGES: what the replicas may do at the end of a round besides a mean.
+
+Each of these is a stage on `params` and fits wherever an algorithm takes
+`average=`.
+"""
+
+from typing import Any
+
+from prsgd_jax.base import ReplicaTransformation
+from prsgd_jax.checks import check_number
+from prsgd_jax.compression import Compressor
+from prsgd_jax.mixing import Mixing, mean
+from prsgd_jax.stages.assignments import let
+from prsgd_jax.stages.codecs import Codec, difference
+from prsgd_jax.stages.combinators import algorithm
+from prsgd_jax.stages.sync import sync
+
+
+def average_differences(
+  codec: Compressor | Codec, *, mixing: Mixing | None = None
+) -> ReplicaTransformation:
+  """Averages what the replicas moved by, in codes.
+
+    x_i <- x0 + sum_j W_ij Q(x_j - x0)
+
+  x0, the point where the round began, is a register of the algorithm around:
+  that of `diloco`, `slowmo`, `bmuf` or `fedavg` with a server, or
+  `remember(x0='params')` of your own.
+
+  Args:
+    codec: Q, a compressor, or a codec with memory such as
+      `feedback(top_k(0.1))`.
+    mixing: W, the mean of all replicas by default. All replicas must have the
+      same x0.
+
+  Raises:
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.diloco(
+    ...     optax.adamw(1e-3), period=30,
+    ...     average=pr.average_differences(pr.feedback(pr.top_k(0.02))))
+  """
+  return algorithm(
+    'average_differences',
+    let(moved=lambda params, x0: params - x0),
+    sync(mean() if mixing is None else mixing, 'moved', codec=codec),
+    let(params=lambda moved, x0: x0 + moved),
+  )
+
+
+def gossip_differences(
+  mixing: Mixing, compressor: Compressor, *, consensus_step_size: Any
+) -> ReplicaTransformation:
+  """Gossips by compressed differences alone (CHOCO).
+
+    xhat_i <- xhat_i + Q(x_i - xhat_i)
+    x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i),  xhat_i = 0 at first
+
+  Args:
+    mixing: W, the same in every round; symmetric and doubly stochastic in the
+      theory.
+    compressor: Q, a contraction such as `top_k`.
+    consensus_step_size: gamma, in (0, 1]. The more Q leaves out, the smaller it
+      must be.
+
+  Raises:
+    ValueError: if an argument is not what it should be; from `init`, if the
+      mixing has several matrices.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> gossip = pr.gossip_differences(
+    ...     pr.ring(), pr.top_k(0.1), consensus_step_size=0.3)
+    >>> algorithm = pr.k_avg(optax.sgd(0.1), period=8, average=gossip)
+
+  Reference:
+    Koloskova, Stich, Jaggi 2019, Decentralized stochastic optimization and
+    gossip algorithms with compressed communication (arXiv 1902.00340),
+    Algorithm 1.
+  """
+  gamma = check_number(
+    'consensus_step_size',
+    consensus_step_size,
+    lambda x: 0 < x <= 1,
+    'in (0, 1]',
+  )
+  return algorithm(
+    'gossip_differences',
+    let(mixed='params'),
+    sync(mixing, 'mixed', codec=difference(compressor), own='known'),
+    let(params=lambda params, mixed, known: params + gamma * (mixed - known)),
+  )

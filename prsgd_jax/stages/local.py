@@ -1,0 +1,267 @@
+"""LOCAL: the gradient, and the optimizers that use it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+  Context,
+  Cost,
+  Replica,
+  ReplicaTransformation,
+  Work,
+  chain,
+  over_block,
+)
+from prsgd_jax.checks import check_optax
+from prsgd_jax.names import CLOCK, names
+from prsgd_jax.payload import cast_like, widen
+
+
+def gradient(at: str = 'params') -> ReplicaTransformation:
+  """Takes G_i, the gradient of this step's batch at a point.
+
+  Assigns `grads`, `model_state` and `metrics`: what the loss reports, and
+  `loss` itself unless the loss reports another one.
+
+  Args:
+    at: the register that holds the point. Its structure is that of `params`.
+
+  Raises:
+    ValueError: from `update`, if the loss reports a metric called 'active'.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stages = (pr.let(ahead=lambda params, v: params + v),
+    ...           pr.gradient('ahead'))
+  """
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    del num_replicas
+    grads = jax.tree.map(jnp.zeros_like, replica.params)
+    return replica._replace(grads=grads), ()
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    point = cast_like(replica.get(at), replica.params)
+    (loss, (model_state, metrics)), grads = context.value_and_grad(
+      point, replica.model_state
+    )
+    if 'active' in metrics:
+      raise ValueError(
+        "the metric 'active' is the engine's own; give the loss's another name"
+      )
+    metrics = {'loss': loss, **metrics}
+    return replica._replace(
+      grads=grads, model_state=model_state, metrics=metrics
+    ), state
+
+  def cost(
+    shapes: Replica, num_replicas: int, steps: np.ndarray
+  ) -> tuple[Cost, ...]:
+    del shapes
+    return (Work(np.ones((len(steps), num_replicas), bool)),)
+
+  found = names(
+    reads={at, 'params', 'model_state'},
+    writes=('grads', 'model_state', 'metrics'),
+  )
+  return ReplicaTransformation(update, init, cost, names=found)
+
+
+def local_update(
+  tx: optax.GradientTransformation, *, into: str | None = None
+) -> ReplicaTransformation:
+  """Takes one optimizer step of every replica: x_i <- x_i + tx(G_i).
+
+  optax counts steps itself to read learning-rate schedules. Here the engine's
+  step is the only clock, and those counts are set to it. A replica that sat
+  some steps out, or whose buffers were reset, reads the same learning rate as
+  the others.
+
+  Args:
+    tx: any optax transformation of (grads, state, params). Its state is the
+      register `opt_state`.
+    into: a register that receives the step tx(G_i), in float32 or wider. The
+      parameters then stay as they are.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation, or `into` names
+      something else; if an algorithm has two of these stages.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> stages = pr.gradient(), pr.local_update(optax.sgd(0.1), into='u')
+  """
+  check_optax('local_update', tx)
+  if into in CLOCK or (into is not None and not isinstance(into, str)):
+    raise ValueError(f'into must be the name of a register, got {into!r}')
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    del num_replicas
+    replica = replica._replace(opt_state=over_block(tx.init)(replica.params))
+    if into is None or replica.has(into):
+      return replica, ()
+    return replica.set({into: widen(replica.params)}), ()
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    updates, opt_state = optimizer_updates(tx, replica, context)
+    if into is None:
+      new = {'params': optax.apply_updates(replica.params, updates)}
+    else:
+      new = {into: widen(updates)}
+    return replica.set({**new, 'opt_state': opt_state}), state
+
+  found = names(
+    reads=('grads', 'params'),
+    writes=('params' if into is None else into, 'opt_state'),
+    declares=('opt_state',),
+  )
+  return ReplicaTransformation(update, init, names=found)
+
+
+def optimizer_updates(
+  tx: optax.GradientTransformation, replica: Replica, context: Context
+) -> tuple[ArrayTree, ArrayTree]:
+  """Returns what `tx` would add to the parameters, and its next state."""
+  tx = optax.with_extra_args_support(tx)
+  opt_state = _set_clock(replica.opt_state, context.step)
+  return over_block(tx.update)(replica.grads, opt_state, replica.params)
+
+
+def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
+  """Makes optax's counts of schedules, no others, read the engine's step."""
+  scheduled = (
+    optax.ScaleByScheduleState,
+    optax.InjectStatefulHyperparamsState,
+    # The state of an injected schedule; optax does not export its type.
+    type(optax.WrappedSchedule(optax.constant_schedule(0)).init()),
+  )
+
+  def is_scheduled(node: Any) -> bool:
+    return isinstance(node, scheduled)
+
+  def set_count(node: Any) -> Any:
+    if not is_scheduled(node):
+      return node
+    # What hyperparameters are injected into has counts of its own inside.
+    inner = jax.tree.map(set_count, tuple(node), is_leaf=is_scheduled)
+    count = jnp.full_like(node.count, step)
+    return type(node)(*inner)._replace(count=count)
+
+  return jax.tree.map(set_count, opt_state, is_leaf=is_scheduled)
+
+
+def outer_update(
+  tx: optax.GradientTransformation, *, of: str, at: str
+) -> ReplicaTransformation:
+  """Takes an optimizer step of one register along another: at <- at + tx(of).
+
+  The state of `tx` is private, and its schedules count how often it ran.
+
+  Args:
+    tx: any optax transformation.
+    of: the register that stands for the gradient.
+    at: the register that moves.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> stage = pr.outer_update(optax.sgd(0.7), of='delta', at='x0')
+  """
+  check_optax('outer_update', tx)
+  tx = optax.with_extra_args_support(tx)
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    del num_replicas
+    point = replica.get(at) if replica.has(at) else replica.params
+    return replica, over_block(tx.init)(point)
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    del context
+    point = replica.get(at)
+    updates, state = over_block(tx.update)(replica.get(of), state, point)
+    return replica.set({at: optax.apply_updates(point, updates)}), state
+
+  return ReplicaTransformation(
+    update, init, names=names(reads={of, at}, writes=(at,))
+  )
+
+
+def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
+  """Resets the buffers of `local_update(tx)` at the present parameters.
+
+  Momentum begins at zero again. Adam's count is reset too, because zero moments
+  under an old count would make the next step a third larger. Learning-rate
+  schedules continue, because they read the engine's step.
+
+  Args:
+    tx: the optimizer of `local_update`, or one with the same state.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation; from `update`, if its
+      state has another structure than that of `local_update`.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> tx = optax.sgd(0.1, momentum=0.9)
+    >>> average = pr.chain(pr.sync(pr.mean()), pr.restart(tx))
+    >>> algorithm = pr.k_avg(tx, period=4, average=average)
+  """
+  check_optax('restart', tx)
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    del context
+    fresh = over_block(tx.init)(replica.params)
+    made, kept = map(jax.tree.structure, (fresh, replica.opt_state))
+    if made != kept:  # type: ignore[operator]
+      raise ValueError(
+        f'restart expects the optimizer of local_update with the state {kept}, '
+        f'got one with the state {made}'
+      )
+    fresh = cast_like(fresh, replica.opt_state)
+    return replica._replace(opt_state=fresh), state
+
+  return ReplicaTransformation(
+    update, names=names(reads=('params',), writes=('opt_state',))
+  )
+
+
+def step(
+  local: optax.GradientTransformation | ReplicaTransformation,
+) -> ReplicaTransformation:
+  """Returns the local step that `local` stands for.
+
+  Args:
+    local: an optimizer, which becomes `chain(gradient(), local_update(local))`,
+      or a stage that takes a gradient and moves `params`, returned as it is.
+
+  Raises:
+    ValueError: if it is neither.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> stage = pr.step(optax.sgd(0.1))
+  """
+  if isinstance(local, ReplicaTransformation):
+    return local
+  if not isinstance(local, optax.GradientTransformation):
+    raise ValueError(
+      'a local step is an optax transformation such as optax.sgd(0.1), or a '
+      f'stage such as pr.sgp(optax.sgd(0.1)), got {local!r}'
+    )
+  return chain(gradient(), local_update(local))

@@ -1,0 +1,256 @@
+"""SYNC: the only stage that communicates."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+  Context,
+  Cost,
+  Replica,
+  ReplicaTransformation,
+  over_block,
+)
+from prsgd_jax.compression import Compressor, coded_bytes
+from prsgd_jax.matrices import sums_to_one
+from prsgd_jax.mixing import Mixing, traffic
+from prsgd_jax.names import CLOCK, names
+from prsgd_jax.payload import is_inexact, payload_bytes, wire_dtype
+from prsgd_jax.stages.codecs import Codec, as_codec
+
+
+class SyncState(NamedTuple):
+  """Private memory of a `sync`.
+
+  Attributes:
+    rounds: int32[V], rounds done, where the matrices of a mixing take turns.
+    memory: of the codec.
+  """
+
+  rounds: ArrayTree = ()
+  memory: ArrayTree = ()
+
+
+def sync(
+  mixing: Mixing,
+  what: str | Sequence[str] = 'params',
+  *,
+  codec: Compressor | Codec | None = None,
+  own: str | None = None,
+  waits: bool = True,
+) -> ReplicaTransformation:
+  """Communicates: x_i <- sum_j W_ij x_j, for the registers named.
+
+  The registers travel in one message, with one draw of W. Only floating leaves
+  are mixed, in float32 or wider. It is an assignment: after a mean all replicas
+  are equal bit for bit. If the replica has a register `weight`,
+
+    x_i <- sum_j W_ij w_j x_j / sum_j W_ij w_j;  w_i <- sum_j W_ij w_j
+
+  which is FedAvg's weighted mean, and push-sum. A replica that receives no
+  weight at all becomes NaN: nothing is kept silently.
+
+  Args:
+    mixing: with whom, W.
+    what: the registers to mix, the parameters by default.
+    codec: a compressor, or a codec with memory. The values travel as its codes,
+      and every receiver decodes them.
+    own: a register that receives what the others now know of this replica's
+      value. It needs a codec and a single register in `what`.
+    waits: whether the modeled time of a replica waits for this message.
+
+  Raises:
+    ValueError: if an argument is not what it should be; from `init`, if the
+      mixing does not fit the number of replicas, the weights or the codec.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stage = pr.sync(pr.group_mean(4), ('params', 'opt_state'))
+  """
+  if not isinstance(mixing, Mixing):
+    raise ValueError(f'sync expects a mixing such as pr.mean(), got {mixing!r}')
+  what = (what,) if isinstance(what, str) else tuple(what)
+  _check_registers(what)
+  codec = None if codec is None else as_codec(codec)
+  if own is not None and (codec is None or len(what) > 1):
+    raise ValueError(
+      f'own={own!r} needs a codec and one register, got codec={codec} and '
+      f'{what}'
+    )
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    weighted = replica.has('weight')
+    if not weighted:
+      check_rows(mixing, num_replicas)
+    if codec is not None and codec.one_matrix:
+      _check_constant(mixing, num_replicas, weighted)
+    memory = ()
+    if codec is not None:
+      memory = over_block(codec.start)(_floats(replica, what)[0])
+    if own is not None and not replica.has(own):
+      replica = replica.set({own: replica.get(what[0])})
+    return replica, SyncState(
+      _start_rounds(mixing, replica, num_replicas), memory
+    )
+
+  def update(
+    replica: Replica, state: SyncState, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    floats, back = _floats(replica, what)
+    weight = replica.get('weight') if replica.has('weight') else None
+    turn, rounds = _take_turn(context, state.rounds)
+    known: list[Array] = []
+    memory = state.memory
+    scaled = floats if weight is None else _scale(floats, weight)
+    if codec is None:
+      mixed, mass = mixing.apply((scaled, weight), turn)
+    else:
+      mixed, mass, known, memory = _coded(
+        mixing, codec, scaled, weight, memory, turn
+      )
+    if weight is not None:
+      mixed = [_divide(x, mass) for x in mixed]
+    new = back(mixed)
+    if weight is not None:
+      new['weight'] = mass
+    if own is not None:
+      new[own] = back(known)[what[0]]
+    return replica.set(new), SyncState(rounds, memory)
+
+  def cost(
+    shapes: Replica, num_replicas: int, steps: np.ndarray
+  ) -> tuple[Cost, ...]:
+    floats, _ = _floats(shapes, what)
+    payload: float = (
+      payload_bytes(floats)
+      if codec is None
+      else coded_bytes(codec.compressor, floats)
+    )
+    if shapes.has('weight'):
+      payload += payload_bytes(shapes.get('weight'))
+    sent = traffic(
+      mixing, payload, num_replicas, steps, coded=codec is not None
+    )
+    if not waits:
+      nobody = np.eye(num_replicas, dtype=bool)[None]
+      sent = sent._replace(waits=nobody, random=False)
+    return (sent,)
+
+  drawn = ('shared_key',) * mixing.random + ('key',) * (codec is not None)
+  held = (*what, *([] if own is None else [own]))
+  found = names(reads=(*what, *drawn), writes=(*held, 'weight'), assigns=held)
+  return ReplicaTransformation(update, init, cost, names=found, talks=(True,))
+
+
+def check_rows(mixing: Mixing, num_replicas: int) -> None:
+  """Raises ValueError unless the mixing takes averages, of that many replicas.
+
+  The rows of its matrices must sum to one. Those of push-sum need not.
+  """
+  if not sums_to_one(mixing.matrices(num_replicas), -1):
+    raise ValueError(
+      'a mixing must have rows that sum to 1, got one whose columns alone do; '
+      'use it with pr.sgp, which weighs the replicas'
+    )
+
+
+def _check_registers(what: tuple[str, ...]) -> None:
+  known = all(
+    isinstance(name, str) and name not in (*CLOCK, 'metrics') for name in what
+  )
+  if not what or not known or len(set(what)) != len(what):
+    raise ValueError(
+      f"sync expects names of registers such as 'params', each once, got {what}"
+    )
+
+
+def _check_constant(mixing: Mixing, num_replicas: int, weighted: bool) -> None:
+  count = len(mixing.matrices(num_replicas))
+  if count > 1:
+    raise ValueError(
+      'a codec of differences needs one W for all steps, got a mixing with '
+      f'{count}; use a static one such as pr.ring()'
+    )
+  if weighted:
+    raise ValueError(
+      'a codec of differences cannot carry weights, got replicas with a '
+      "register 'weight'; use pr.feedback(compressor)"
+    )
+
+
+def _start_rounds(
+  mixing: Mixing, replica: Replica, num_replicas: int
+) -> ArrayTree:
+  """int32[V] zeros if the mixing's matrices take turns; otherwise nothing."""
+  if mixing.random or len(mixing.matrices(num_replicas)) == 1:
+    return ()
+  return jnp.zeros(jax.tree.leaves(replica.params)[0].shape[:1], jnp.int32)
+
+
+def _take_turn(
+  context: Context, rounds: ArrayTree
+) -> tuple[Context, ArrayTree]:
+  if isinstance(rounds, tuple):
+    return context, rounds
+  return context._replace(round=rounds[0]), rounds + 1
+
+
+def _coded(
+  mixing: Mixing,
+  codec: Codec,
+  values: list[Array],
+  weight: Array | None,
+  memory: ArrayTree,
+  context: Context,
+) -> tuple[list[Array], Array | None, list[Array], ArrayTree]:
+  """(mixed, mass, what the others know of this replica, memory)."""
+  shapes = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in values]
+
+  def decode(codes: ArrayTree) -> ArrayTree:
+    return codec.compressor.decode(codes, shapes)
+
+  def unpack(message: ArrayTree) -> ArrayTree:
+    return decode(message[0]), message[1]
+
+  sent = over_block(codec.prepare)(values, memory)
+  codes = over_block(codec.compressor.encode)(context.key, sent)
+  mixed, mass = mixing.apply((codes, weight), context, decode=unpack)
+  mixed, known, memory = over_block(codec.finish)(
+    sent, over_block(decode)(codes), mixed, memory
+  )
+  return mixed, mass, known, memory
+
+
+def _floats(
+  replica: Replica, what: Sequence[str]
+) -> tuple[list[Array], Callable[[list[Array]], dict[str, ArrayTree]]]:
+  """The floating leaves of some registers, widened, and the way back."""
+  leaves, treedef = jax.tree.flatten({n: replica.get(n) for n in what})
+  places = [i for i, x in enumerate(leaves) if is_inexact(x)]
+
+  def wide(x: Any) -> Any:
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, wire_dtype(x))
+    return x.astype(wire_dtype(x))
+
+  def back(new: list[Array]) -> dict[str, ArrayTree]:
+    put = list(leaves)
+    for i, x in zip(places, new, strict=True):
+      put[i] = x.astype(leaves[i].dtype)
+    return jax.tree.unflatten(treedef, put)
+
+  return [wide(leaves[i]) for i in places], back
+
+
+def _scale(floats: list[Array], weight: Array) -> list[Array]:
+  times = over_block(lambda x, w: x * w.astype(x.dtype))
+  return [times(x, weight) for x in floats]
+
+
+def _divide(x: Array, mass: Array) -> Array:
+  return over_block(lambda x, w: x / w.astype(x.dtype))(x, mass)
