@@ -233,7 +233,9 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
   ) -> tuple[Cost, ...]:
     spent: tuple[Cost, ...] = ()
     for stage in stages:
-      spent += stage.cost(shapes, num_replicas, steps)
+      entries = stage.cost(shapes, num_replicas, steps)
+      _check_talks(stage, entries)
+      spent += entries
       shapes = _shapes_after(stage, shapes, num_replicas)
     return spent
 
@@ -274,6 +276,17 @@ def _shapes_after(
   return shapes.set(
     jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), new)
   )
+
+
+def _check_talks(
+  stage: ReplicaTransformation, entries: tuple[Cost, ...]
+) -> None:
+  sent = sum(isinstance(entry, Traffic) for entry in entries)
+  if stage.names is not None and sent != len(stage.talks):
+    raise ValueError(
+      f'a stage announces talks={stage.talks}, but its cost has {sent} '
+      'message(s); give one bool for each'
+    )
 
 
 def _draws(stage: ReplicaTransformation) -> bool:

@@ -144,9 +144,10 @@ def _never_held(
     )
   if name in known:
     return (
-      f'register {short!r} is read where it need not hold anything: it is '
-      'assigned later, or only inside an at(...); move that stage, or declare '
-      f'the register by pr.remember({short}=...)'
+      f'register {short!r} is read where it need not hold anything'
+      f'{_near(name, known | {*FIELDS}, 0.75)}: it is assigned later, or only '
+      'inside an at(...); move that stage, or declare the register by '
+      f'pr.remember({short}=...)'
     )
   return (
     f'register {short!r} is read, but no stage assigns it'
@@ -182,7 +183,7 @@ def _short(name: str) -> str:
   return name.rpartition('.')[2]
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _near(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
   short = {_short(other) for other in known} - {_short(name)}
-  near = difflib.get_close_matches(_short(name), sorted(short), 1, 0.5)
+  near = difflib.get_close_matches(_short(name), sorted(short), 1, cutoff)
   return f' (did you mean {near[0]!r}?)' if near else ''

@@ -17,19 +17,29 @@ def stage(name, log, tier='global'):
 
   def init(replica, num_replicas):
     log.append((name, 'init', num_replicas))
-    return replica._replace(opt_state=(*replica.opt_state, name)), 0
+    return replica, 0
 
   def update(replica, state, context):
     log.append((name, 'update', context.step))
-    return replica._replace(metrics=(*replica.metrics, name)), state + 1
+    return replica._replace(metrics=(*replica.metrics, len(name))), state + 1
 
   def cost(shapes, num_replicas, steps):
     return (base.Traffic(steps >= 0, len(name), num_replicas, tier, None),)
 
   def output(replica, state):
-    return replica._replace(params=[*replica.params, (name, state)])
+    return replica._replace(metrics=(*replica.metrics, (name, state)))
 
-  return pr.ReplicaTransformation(update, init, cost, output)
+  return pr.ReplicaTransformation(
+    update,
+    init,
+    cost,
+    output,
+    pr.names(writes=['metrics']),
+    talks=(True,),
+  )
+
+
+SHAPES = pr.Replica(params=jax.ShapeDtypeStruct((2,), jnp.float32))
 
 
 def context(step=0):
@@ -46,7 +56,7 @@ class ChainTest(parameterized.TestCase):
       drawn.extend(jax.random.key_data(context.key).tolist())
       return replica, state
 
-    one = pr.ReplicaTransformation(update)
+    one = pr.ReplicaTransformation(update, names=pr.names(reads=['key']))
     nested = pr.chain(one, pr.chain(one, one))
     nested.update(pr.Replica(params=()), ((), ((), ())), context())
     self.assertLen({tuple(key) for key in drawn}, 9)
@@ -55,10 +65,9 @@ class ChainTest(parameterized.TestCase):
     log = []
     chained = pr.chain(stage('a', log), stage('bb', log))
     replica, state = chained.init(pr.Replica(params=[]), 8)
-    self.assertEqual(replica.opt_state, ('a', 'bb'))
     self.assertEqual(state, (0, 0))
     replica, state = chained.update(replica, state, context(5))
-    self.assertEqual(replica.metrics, ('a', 'bb'))
+    self.assertEqual(replica.metrics, (1, 2))
     self.assertEqual(state, (1, 1))
     self.assertEqual(
       log,
@@ -70,8 +79,8 @@ class ChainTest(parameterized.TestCase):
       ],
     )
     out = chained.output(replica, (3, 4))
-    self.assertEqual(out.params, [('a', 3), ('bb', 4)])
-    sent = chained.cost(replica, 8, np.arange(2))
+    self.assertEqual(out.metrics[2:], (('a', 3), ('bb', 4)))
+    sent = chained.cost(SHAPES, 8, np.arange(2))
     self.assertEqual([s.bytes_sent for s in sent], [1, 2])
 
   def test_nests(self):
@@ -82,9 +91,9 @@ class ChainTest(parameterized.TestCase):
     replica, state = nested.init(pr.Replica(params=[]), 2)
     self.assertEqual(state, (0, (0, 0)))
     replica, state = nested.update(replica, state, context())
-    self.assertEqual(replica.metrics, ('a', 'b', 'c'))
+    self.assertEqual(replica.metrics, (1, 1, 1))
     self.assertEqual(state, (1, (1, 1)))
-    self.assertLen(nested.cost(replica, 2, np.arange(1)), 3)
+    self.assertLen(nested.cost(SHAPES, 2, np.arange(1)), 3)
 
   def test_of_nothing_changes_nothing(self):
     empty = pr.chain()
@@ -109,6 +118,11 @@ class ChainTest(parameterized.TestCase):
     with self.assertRaises(ValueError):
       chained.update(pr.Replica(params=[]), (0,), context())
 
+  def test_a_message_that_is_not_announced_is_refused(self):
+    silent = stage('a', [])._replace(talks=())
+    with self.assertRaisesRegex(ValueError, r'talks=\(\).*1 message'):
+      pr.chain(silent).cost(SHAPES, 2, np.arange(1))
+
 
 class DefaultsTest(absltest.TestCase):
   def test_a_stage_needs_an_update_alone(self):
@@ -125,21 +139,6 @@ class OverBlockTest(absltest.TestCase):
     got = base.over_block(jnp.linalg.norm)(x)
     want = np.sqrt((x.astype(float) ** 2).sum(axis=(1, 2)))
     np.testing.assert_allclose(got, want, rtol=1e-6)
-
-
-class CheckPositiveIntTest(parameterized.TestCase):
-  @parameterized.parameters(1, 7, np.int32(3), np.uint8(3))
-  def test_accepts(self, value):
-    got = base.check_positive_int('x', value)
-    self.assertEqual(got, value)
-    self.assertIs(type(got), int)
-
-  @parameterized.parameters(
-    0, -1, 1.0, True, np.bool_(True), '1', None, np.int64(0), float('nan')
-  )
-  def test_refuses(self, value):
-    with self.assertRaisesRegex(ValueError, 'x must be an integer >= 1, got '):
-      base.check_positive_int('x', value)
 
 
 class PublicApiTest(absltest.TestCase):

@@ -6,7 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prsgd_jax.base import ArrayTree, Context, Replica, ReplicaTransformation
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+  Context,
+  Replica,
+  ReplicaTransformation,
+)
 from prsgd_jax.names import CLOCK, FIELDS, GIVEN, names
 from prsgd_jax.payload import widen
 from prsgd_jax.stages import rules
@@ -56,6 +62,8 @@ def remember(**initial: Any) -> ReplicaTransformation:
             'move it after the stage that makes it'
           )
       start = rules.assign(name, rule, _without(replica, name), clock)
+      if name == 'weight':
+        start = _check_weight(start)
       replica = replica.set({name: widen(start)})
     return replica, ()
 
@@ -104,6 +112,8 @@ def compute(**assigned: Any) -> ReplicaTransformation:
   Example:
     >>> import optax, prsgd_jax as pr
     >>> stage = pr.compute(size=lambda grads: optax.tree.norm(grads))
+    >>> logged = pr.compute(
+    ...     metrics=lambda metrics, size: {**metrics, 'gradient_norm': size})
   """
   return _assignments(_rules('compute', assigned), rules.compute)
 
@@ -178,6 +188,17 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
   return ReplicaTransformation(
     _keep, output=output, names=names(reads=_read(made))
   )
+
+
+def _check_weight(start: ArrayTree) -> Array:
+  """The weight of each replica as a float, whatever number was given."""
+  if not rules.is_scalar(start):
+    raise ValueError(
+      'remember(weight=...) expects one number for each replica, got '
+      f'{jax.tree.map(jnp.shape, start)}; sync weighs the replicas by it, use '
+      'another name for other things'
+    )
+  return start.astype(jnp.promote_types(start.dtype, jnp.result_type(float)))
 
 
 def _keep(

@@ -247,7 +247,7 @@ def compute(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
       the register holds.
   """
   new = call(rule, replica, clock)
-  if not replica.has(name):
+  if name == 'metrics' or not replica.has(name):  # metrics may be added
     return new
   old = replica.get(name)
   _check_structure(f'compute({name}=...)', name, old, 'its rule', new)
@@ -272,10 +272,10 @@ def assign(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
   """
   read = {n: replica.get(n) for n in rule.reads if n not in CLOCK}
   old = replica.get(name) if replica.has(name) else None
-  scalars = {n: widen(x) for n, x in read.items() if _is_scalar(x)}
+  scalars = {n: widen(x) for n, x in read.items() if is_scalar(x)}
   trees = {n: x for n, x in read.items() if n not in scalars}
   every = {**trees, **({} if old is None else {name: old})}
-  if not trees and (old is None or _is_scalar(old)):
+  if not trees and (old is None or is_scalar(old)):
     new = _call(rule, clock, scalars, 0)
     return new if old is None else _fitted('let', name, new, old)
   (model, like), *others = every.items()
@@ -371,6 +371,6 @@ def _strong_dtype(x: Any) -> Any:
   return jnp.result_type(float) if isinstance(x, float) else jnp.result_type(x)
 
 
-def _is_scalar(tree: ArrayTree) -> bool:
-  """Whether a register is one number for each replica."""
+def is_scalar(tree: ArrayTree) -> bool:
+  """Returns whether a register is one number for each replica."""
   return isinstance(tree, jax.Array | np.ndarray) and tree.ndim == 1
