@@ -351,7 +351,7 @@ class DriftTest(parameterized.TestCase):
   def test_just_before_averaging_is_due(self):
     # Averaging first in a step shows x before it at the end of the one before.
     algorithm = pr.chain(
-      pr.sync(pr.mean(), when=lambda step: step % 4 == 0),
+      pr.at(lambda step: step % 4 == 0, pr.sync(pr.mean())),
       pr.gradient(),
       pr.local_update(optax.sgd(self.GAMMA)),
     )
@@ -362,8 +362,8 @@ class DriftTest(parameterized.TestCase):
   def test_hier_avg_rises_with_local_period_and_falls_with_group_size(self):
     k1, k2, s = 2, 8, 4
     algorithm = pr.chain(
-      pr.sync(pr.group_mean(s), when=lambda step: step % k1 == 0),
-      pr.sync(pr.mean(), when=lambda step: step % k2 == 0),
+      pr.at(lambda step: step % k1 == 0, pr.sync(pr.group_mean(s))),
+      pr.at(lambda step: step % k2 == 0, pr.sync(pr.mean())),
       pr.gradient(),
       pr.local_update(optax.sgd(self.GAMMA)),
     )

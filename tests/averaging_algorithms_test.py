@@ -11,18 +11,12 @@ from tests import harness
 from tests.rows import SGD, N, T
 
 
-def points(algorithm, num_devices=laws.ONE_LAYOUT):
-  """x[T, N, d] of an algorithm that has no row, after each step."""
+def points(*stages):
+  """x[T, N, d] of stages that have no row, after each step."""
   with jax.enable_x64(True):
-    run = harness.make_engine(algorithm, N, num_devices)
+    run = harness.make_engine(pr.chain(*stages), N, laws.ONE_LAYOUT)
     _, x = laws.advance(run, laws.initial_state(run), range(T))
   return np.stack(x)
-
-
-def _chain(when, tx=SGD):
-  return pr.chain(
-    pr.gradient(), pr.local_update(tx), pr.sync(pr.mean(), when=when)
-  )
 
 
 class TimeVaryingTest(parameterized.TestCase):
@@ -72,9 +66,12 @@ class TimeVaryingTest(parameterized.TestCase):
 
   def test_reset_goes_with_the_epochs(self):
     lengths = (3, 5, 4)
+    average = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
+    one = points(
+      pr.pr_sgd_time_varying(SGD, epoch_lengths=lengths, average=average)
+    )
     when = pr.intervals(lengths)
-    one = points(pr.pr_sgd_time_varying(SGD, epoch_lengths=lengths, reset=when))
-    other = points(pr.chain(_chain(when), pr.reset_buffers(SGD, when=when)))
+    other = points(pr.k_avg(SGD, period=when), pr.at(when, pr.restart(SGD)))
     np.testing.assert_array_equal(one, other)
     kept = points(pr.pr_sgd_time_varying(SGD, epoch_lengths=lengths))
     self.assertGreater(np.abs(one - kept).max(), 1e-4)
@@ -147,12 +144,50 @@ class SchedulesTest(parameterized.TestCase):
   )
   def test_is_k_avg(self, when, name):
     np.testing.assert_array_equal(
-      points(_chain(when)), laws.trajectory(name).x[1:]
+      points(pr.k_avg(SGD, period=when)), laws.trajectory(name).x[1:]
     )
 
   def test_probability_0_never_averages(self):
-    x = points(_chain(pr.with_probability(0.0, num_steps=T)))
+    x = points(pr.k_avg(SGD, period=pr.with_probability(0.0, num_steps=T)))
     np.testing.assert_array_equal(x[:-1], laws.trajectory('one_shot').x[1:-1])
+
+
+class AverageTest(parameterized.TestCase):
+  """What may stand in place of the mean."""
+
+  def test_gossip_in_place_of_the_mean_is_d_psgd(self):
+    x = points(pr.pr_sgd(SGD, period=1, average=pr.sync(pr.ring())))
+    np.testing.assert_array_equal(x, laws.trajectory('d_psgd_ring').x[1:])
+
+  def test_gossip_after_local_steps_is_diffusion(self):
+    x = points(pr.k_avg(SGD, period=3, average=pr.sync(pr.ring())))
+    np.testing.assert_array_equal(x, laws.trajectory('diffusion_ring_3').x[1:])
+
+  def test_groups_in_place_of_the_mean_are_islands(self):
+    x = points(pr.k_avg(SGD, period=4, average=pr.sync(pr.group_mean(4))))
+    other = points(pr.multi_level_avg(SGD, periods=[4], group_sizes=[4]))
+    np.testing.assert_array_equal(x, other)
+
+  def test_an_average_of_two_stages(self):
+    # Averaged buffers that are reset are reset; the other order averages zeros.
+    mean = pr.sync(pr.mean(), ('params', 'opt_state'))
+    one = points(
+      pr.k_avg(SGD, period=4, average=pr.chain(mean, pr.restart(SGD)))
+    )
+    np.testing.assert_array_equal(
+      one, laws.trajectory('k_avg_reset_buffers').x[1:]
+    )
+    kept = laws.trajectory('k_avg_averaged_buffers').x[1:]
+    self.assertGreater(np.abs(one - kept).max(), 1e-4)
+
+  def test_a_stage_is_the_local_step(self):
+    clipped = pr.chain(
+      pr.gradient(), pr.let(grads=lambda grads: 2 * grads), pr.local_update(SGD)
+    )
+    double = optax.sgd(0.1, momentum=0.9)
+    laws.assert_close(
+      points(pr.k_avg(clipped, period=4)), points(pr.k_avg(double, period=4))
+    )
 
 
 class ErrorsTest(parameterized.TestCase):

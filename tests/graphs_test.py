@@ -374,7 +374,7 @@ class RoundsTest(parameterized.TestCase):
 
   def run_sync(self, mixing, n, num_steps, period=1):
     """x after so many steps of `sync` alone, from x_i = e_i."""
-    algorithm = pr.chain(pr.sync(mixing, when=pr.every(period)))
+    algorithm = pr.chain(pr.at(pr.every(period), pr.sync(mixing)))
     mesh = pr.ReplicaMesh(n, 2)
     with jax.enable_x64(True):
       state = pr.create_train_state(

@@ -140,6 +140,7 @@ def bare_context(mesh, step=0):
     key=keys[replica],
     shared_key=jax.random.key(1),
     value_and_grad=lambda params, model_state: None,
+    round=jnp.asarray(step, jnp.int32),
   )
 
 

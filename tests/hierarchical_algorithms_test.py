@@ -69,9 +69,9 @@ class SpecialCasesTest(parameterized.TestCase):
     # Local SGD between machines that average gradients inside.
     inside = pr.chain(
       pr.gradient(),
-      pr.sync(pr.group_mean(2), what=('grads',)),
+      pr.sync(pr.group_mean(2), 'grads'),
       pr.local_update(tx),
-      pr.sync(pr.mean(), when=pr.every(4)),
+      pr.at(pr.every(4), pr.sync(pr.mean())),
     )
     algorithm = pr.hierarchical_local_sgd(
       tx, period=1, block_steps=4, group_size=2
@@ -102,7 +102,7 @@ class AgreementTest(parameterized.TestCase):
     # level l, but before that of the levels below, is shared by S_{l-1}.
     periods, sizes = (2, 4, 8), (2, 4)
     syncs = [
-      pr.sync(group, when=lambda step, p=p: step % p == 0)
+      pr.at(lambda step, p=p: step % p == 0, pr.sync(group))
       for p, group in zip(periods, (*map(pr.group_mean, sizes), pr.mean()))
     ]
     test = laws.DriftTest()
@@ -115,6 +115,19 @@ class AgreementTest(parameterized.TestCase):
     expected = expected + since % 8 // 4 * 4 * (1 / 4 - 1 / N)
     # Between two groups there is one degree of freedom per coordinate: 1 %.
     np.testing.assert_allclose(test.drift(algorithm, 16), expected, rtol=0.05)
+
+
+class AverageTest(parameterized.TestCase):
+  def test_momentum_is_averaged_on_every_level(self):
+    def average(mixing):
+      return pr.sync(mixing, ('params', 'opt_state'))
+
+    periods = {'local_period': 2, 'global_period': 4, 'group_size': N}
+    one = points(pr.hier_avg(SGD, **periods, average=average))
+    other = points(pr.k_avg(SGD, period=2, average=average(pr.mean())))
+    laws.assert_close(one, other)
+    kept = points(pr.hier_avg(SGD, **periods))
+    self.assertGreater(np.abs(one - kept).max(), 1e-4)
 
 
 class CostTest(parameterized.TestCase):

@@ -34,6 +34,11 @@ def account(algorithm, num_steps, params=PARAMS):
   return pr.account(algorithm, pr.replica_shapes(state), N, num_steps)
 
 
+def _mean(register):
+  """The average of the parameters and of something else."""
+  return pr.sync(pr.mean(), ('params', register))
+
+
 def _chain(*syncs, tx=SGD):
   return pr.chain(pr.gradient(), pr.local_update(tx), *syncs)
 
@@ -72,40 +77,43 @@ class AccountTest(parameterized.TestCase):
     ),
     (
       'momentum_too',
-      pr.k_avg(SGD, period=4, what=('params', 'opt_state')),
+      pr.k_avg(SGD, period=4, average=_mean('opt_state')),
       2,
       {'global': 2 * ALL_REDUCE * 96},
     ),
     (
       'adam_too',  # mu and nu, not the count
-      pr.k_avg(ADAM, period=4, what=('params', 'opt_state')),
+      pr.k_avg(ADAM, period=4, average=_mean('opt_state')),
       2,
       {'global': 2 * ALL_REDUCE * 144},
     ),
     (
       'model_state_too',  # four means, not the count
-      pr.k_avg(SGD, period=4, what=('params', 'model_state')),
+      pr.k_avg(SGD, period=4, average=_mean('model_state')),
       2,
       {'global': 2 * ALL_REDUCE * (48 + 16)},
     ),
     (
       'heterogeneous',
       pr.chain(
-        pr.while_active([1] * 7 + [4], pr.gradient(), pr.local_update(SGD)),
-        pr.sync(pr.mean(), when=pr.every(4)),
+        pr.where(pr.first_steps([1] * 7 + [4]), pr.step(SGD)),
+        pr.at(pr.every(4), pr.sync(pr.mean())),
       ),
       2,
       {'global': 2 * ALL_REDUCE * 48},
     ),
     (
       'outer',
-      _chain(
-        pr.sync(pr.mean(), when=pr.every(4), outer=optax.sgd(1.0, momentum=0.9))
-      ),
+      pr.bmuf(SGD, period=4, block_momentum=0.9),
       2,
       {'global': 2 * ALL_REDUCE * 48},
     ),
-    ('never', _chain(pr.sync(pr.mean(), when=pr.never())), 0, {'global': 0.0}),
+    (
+      'never',
+      _chain(pr.at(pr.never(), pr.sync(pr.mean()))),
+      0,
+      {'global': 0.0},
+    ),
   )
   def test_by_hand(self, algorithm, rounds, bytes_by_tier):
     got = account(algorithm, 8)
@@ -144,7 +152,7 @@ class AccountTest(parameterized.TestCase):
 
   def test_a_schedule_may_be_a_constant(self):
     # A user's own schedule that returns one bool, as it may when traced.
-    algorithm = _chain(pr.sync(pr.mean(), when=lambda step: True))
+    algorithm = _chain(pr.at(lambda step: True, pr.sync(pr.mean())))
     np.testing.assert_array_equal(account(algorithm, 3).rounds, [0, 1, 2, 3])
 
 
@@ -199,8 +207,8 @@ class ModelledTimeTest(parameterized.TestCase):
     # Algorithm 3: I_i steps at speed I_i / I_min all take as long.
     speeds = (1, 1, 1, 1, 2, 2, 4, 4)
     algorithm = pr.chain(
-      pr.while_active(speeds, pr.gradient(), pr.local_update(SGD)),
-      pr.sync(pr.mean(), when=pr.every(4)),
+      pr.where(pr.first_steps(speeds), pr.step(SGD)),
+      pr.at(pr.every(4), pr.sync(pr.mean())),
     )
     got = seconds(algorithm, 8, speeds=speeds, **FREE)
     self.assertAlmostEqual(got[4], 1.0)

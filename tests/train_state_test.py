@@ -21,9 +21,15 @@ MODEL_STATE = {'mean': np.ones(2, np.float32), 'seen': np.int32(4)}
 
 def outer_algorithm():
   return pr.chain(
-    pr.gradient(),
-    pr.local_update(SGD),
-    pr.sync(pr.mean(), when=pr.every(2), outer=optax.sgd(0.7, momentum=0.9)),
+    pr.remember(x0='params'),
+    pr.step(SGD),
+    pr.at(
+      pr.every(2),
+      pr.sync(pr.mean()),
+      pr.let(delta=lambda x0, params: x0 - params),
+      pr.outer_update(optax.sgd(0.7, momentum=0.9), of='delta', at='x0'),
+      pr.let(params='x0'),
+    ),
   )
 
 
@@ -88,6 +94,7 @@ class CreateTest(parameterized.TestCase):
           state.opt_state,
           state.model_state,
           state.algorithm_state,
+          state.registers,
         )
       ):
         self.assertEqual(leaf.shape[:2], (num_devices, N // num_devices))
@@ -110,19 +117,18 @@ class CreateTest(parameterized.TestCase):
       jax.random.key_data(state.key), np.stack([want] * 2)
     )
 
-  def test_outer_state_is_the_anchor_and_its_buffers(self):
+  def test_registers_and_private_states_start_at_the_points(self):
     mesh = pr.ReplicaMesh(N, 4)
     points = per_replica(PARAMS)
     state = pr.create_train_state(
       mesh, outer_algorithm(), points, per_replica=True
     )
-    outer = state.algorithm_state[-1].outer
     jax.tree.map(
-      np.testing.assert_array_equal, mesh.gather(outer.anchor), points
+      np.testing.assert_array_equal, mesh.gather(state.registers['x0']), points
     )
     jax.tree.map(
       np.testing.assert_array_equal,
-      mesh.gather(outer.opt_state[0].trace),
+      mesh.gather(state.algorithm_state[-1][-2][0].trace),
       jax.tree.map(np.zeros_like, points),
     )
 

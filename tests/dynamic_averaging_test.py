@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
+from prsgd_jax import base
 from tests import harness, reference
 from tests.rows import LEARNING_RATE, MOMENTUM, SGD
 from tests.rows.averaging import DYNAMIC_THRESHOLD
@@ -30,17 +31,17 @@ def oracle_checks(check_period, threshold):
 
 
 def decided(state):
-  """The rounds in a train state, int[N]."""
-  (stage,) = [
+  """The rounds in a train state, int[N], and r."""
+  (count,) = [
     node
-    for node in jax.tree.leaves(state.algorithm_state, is_leaf=_is_drift)
-    if _is_drift(node)
+    for node in jax.tree.leaves(state.algorithm_state, is_leaf=_is_decided)
+    if _is_decided(node)
   ]
-  return np.ravel(stage.decided.rounds), stage.reference
+  return np.ravel(count.rounds), state.registers['dynamic_averaging.reference']
 
 
-def _is_drift(node):
-  return type(node).__name__ == 'DriftState'
+def _is_decided(node):
+  return isinstance(node, base.Decided)
 
 
 class RoundsTest(parameterized.TestCase):
@@ -117,10 +118,8 @@ def moved(moves, num_devices=2, dtype=np.float32, tx=None, **stage):
   moves = np.asarray(moves)
   steps, n, dim = moves.shape
   mesh = pr.ReplicaMesh(n, num_devices)
-  algorithm = pr.chain(
-    pr.gradient(),
-    pr.local_update(optax.sgd(1.0) if tx is None else tx),
-    pr.sync_on_drift(**{'when': pr.every(1), **stage}),
+  algorithm = pr.dynamic_averaging(
+    optax.sgd(1.0) if tx is None else tx, **{'check_period': 1, **stage}
   )
   state = pr.create_train_state(
     mesh, algorithm, np.zeros(dim, dtype), np.float32(0)
@@ -173,9 +172,7 @@ class DecisionTest(parameterized.TestCase):
     np.testing.assert_array_equal(decided(state)[0], np.zeros(4))
 
   def test_only_at_the_checks(self):
-    mesh, state = moved(
-      one_moves(9.0, steps=3), threshold=0.0, when=pr.every(4)
-    )
+    mesh, state = moved(one_moves(9.0, steps=3), threshold=0.0, check_period=4)
     np.testing.assert_array_equal(mesh.gather(state.params)[:, 0], [0, 0, 0, 9])
     np.testing.assert_array_equal(decided(state)[0], np.zeros(4))
 
@@ -187,7 +184,7 @@ class DecisionTest(parameterized.TestCase):
       _, state = moved(moves, dtype=jnp.bfloat16, threshold=threshold)
       self.assertEqual(decided(state)[0][0], rounds)
       self.assertEqual(state.params.dtype, jnp.bfloat16)
-      self.assertEqual(decided(state)[1].dtype, jnp.bfloat16)
+      self.assertEqual(decided(state)[1].dtype, jnp.float32)
 
   def test_covers_what_is_asked(self):
     for what, buffers in (
@@ -198,7 +195,7 @@ class DecisionTest(parameterized.TestCase):
         one_moves(2.0),
         tx=optax.sgd(1.0, momentum=0.9),
         threshold=1.0,
-        what=what,
+        average=pr.sync(pr.mean(), what),
       )
       np.testing.assert_array_equal(
         mesh.gather(state.params)[:, 0], np.full(4, 0.5)
@@ -221,9 +218,9 @@ class ProgramTest(parameterized.TestCase):
     self.assertTrue(all(sent.conditional for sent in found))
 
   def test_cost_lists_the_check_and_the_average(self):
-    stage = pr.sync_on_drift(threshold=1.0, when=pr.every(3))
+    algorithm = pr.dynamic_averaging(SGD, threshold=1.0, check_period=3)
     shapes = pr.Replica(params=jax.ShapeDtypeStruct((10,), jnp.float32))
-    check, average = stage.cost(shapes, N, np.arange(6))
+    _, check, average = algorithm.cost(shapes, N, np.arange(6))
     np.testing.assert_array_equal(check.fires, [0, 0, 1, 0, 0, 1])
     self.assertEqual(check.bytes_sent, 2 * 7 / 8 * 4)
     self.assertIsNone(average.fires)
@@ -237,17 +234,7 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, f'threshold must be >= 0 and finite, got {threshold}'
     ):
-      pr.sync_on_drift(threshold=threshold, when=pr.every(2))
-
-  def test_when_is_a_schedule(self):
-    with self.assertRaisesRegex(ValueError, 'when expects a schedule.* got 4'):
-      pr.sync_on_drift(threshold=1, when=4)
-
-  def test_what_has_the_parameters(self):
-    with self.assertRaisesRegex(ValueError, "needs 'params' in what"):
-      pr.sync_on_drift(threshold=1, when=pr.every(2), what='opt_state')
-    with self.assertRaisesRegex(ValueError, 'what expects some of'):
-      pr.sync_on_drift(threshold=1, when=pr.every(2), what=('weights',))
+      pr.dynamic_averaging(SGD, threshold=threshold, check_period=2)
 
 
 if __name__ == '__main__':
