@@ -44,10 +44,10 @@ def _row(name: str) -> str:
   keywords = [
     f', {parameter.name}='
     for parameter in inspect.signature(algorithm).parameters.values()
-    if parameter.kind == parameter.KEYWORD_ONLY
-    and parameter.name not in ('what', 'reset')
+    if parameter.kind == parameter.KEYWORD_ONLY and parameter.name != 'average'
   ]
-  return f'| `{name}(tx{"".join(keywords)})` | {summary} | {papers} |\n'
+  first = next(iter(inspect.signature(algorithm).parameters))
+  return f'| `{name}({first}{"".join(keywords)})` | {summary} | {papers} |\n'
 
 
 if __name__ == '__main__':

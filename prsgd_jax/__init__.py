@@ -1,6 +1,6 @@
 """Data-parallel SGD that communicates less, on JAX."""
 
-from prsgd_jax import landscape, laws, noise, theory
+from prsgd_jax import landscape, laws, noise, testing, theory
 from prsgd_jax.algorithms import (
   ad_psgd,
   bmuf,
@@ -285,6 +285,7 @@ __all__ = (
   'tail_averaging',
   'ternary',
   'terngrad',
+  'testing',
   'theory',
   'theory_schedule',
   'top_k',

@@ -1,0 +1,251 @@
+"""Tests of an algorithm of your own: its NumPy loop, and the laws of all.
+
+An algorithm is right if it goes the way of a loop that is written from the
+paper alone. `check_laws` runs both on a small problem, in float64, where a
+tolerance of 1e-12 tells two algorithms apart.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
+from prsgd_jax.ledger import Account, account
+from prsgd_jax.replica_mesh import ReplicaMesh
+from prsgd_jax.train_state import (
+  TrainState,
+  create_train_state,
+  replica_shapes,
+)
+from prsgd_jax.training import make_train_steps
+
+TOLERANCE = 1e-12
+
+
+class Problem(NamedTuple):
+  """N losses that differ, with noise: one for each replica.
+
+    f_i(x) = a_i . (x - b_i)^2 / 2 + sum_k log cosh(x_k)
+    G_i(x) = grad f_i(x) + noise_i
+
+  Attributes:
+    curvature: a, float64[N, d], positive.
+    target: b, float64[N, d].
+    noise: float64[T, N, d].
+    start: float64[d], where all replicas start.
+  """
+
+  curvature: np.ndarray
+  target: np.ndarray
+  noise: np.ndarray
+  start: np.ndarray
+
+  @property
+  def num_steps(self) -> int:
+    """T."""
+    return self.noise.shape[0]
+
+  @property
+  def num_replicas(self) -> int:
+    """N."""
+    return self.noise.shape[1]
+
+  def gradients(self, x: np.ndarray, step: int) -> np.ndarray:
+    """Returns G_i(x_i) of all replicas.
+
+    Args:
+      x: the replicas' points, float64[N, d].
+      step: 0-based.
+    """
+    slope = self.curvature * (x - self.target) + np.tanh(x)
+    return slope + self.noise[step]
+
+
+def make_problem(
+  num_replicas: int = 8, num_steps: int = 24, dim: int = 6, seed: int = 0
+) -> Problem:
+  """Returns a problem of random numbers."""
+  rng = np.random.default_rng(seed)
+  return Problem(
+    curvature=rng.uniform(0.2, 1.5, (num_replicas, dim)),
+    target=rng.normal(size=(num_replicas, dim)),
+    noise=rng.normal(size=(num_steps, num_replicas, dim)),
+    start=rng.normal(size=dim),
+  )
+
+
+class Report(NamedTuple):
+  """What `check_laws` found.
+
+  Attributes:
+    x: float64[T + 1, N, d], the parameters before and after each step.
+    error: the largest distance from the oracle, 0 without one.
+    layouts: the numbers of devices that were compared.
+    account: what the algorithm costs, as `ledger.account` counts it.
+  """
+
+  x: np.ndarray
+  error: float
+  layouts: tuple[int, ...]
+  account: Account
+
+
+def check_laws(
+  algorithm: ReplicaTransformation,
+  oracle: Callable[[Problem], np.ndarray] | None = None,
+  *,
+  problem: Problem | None = None,
+) -> Report:
+  """Checks an algorithm against its NumPy loop and the laws of all algorithms.
+
+  1. The replicas go the way of the oracle at every step.
+  2. They go the same way on every number of devices that divides N.
+  3. A run that is saved and restored in the middle goes on bit for bit.
+  4. A step changes no structure, shape or dtype of the state.
+  5. The ledger can count what the algorithm sends.
+
+  Args:
+    algorithm: the algorithm, such as `pr.k_avg(optax.sgd(0.1), period=4)`.
+    oracle: `problem -> x[T + 1, N, d]`, the same in NumPy; nothing of it should
+      come from the library.
+    problem: `make_problem()` by default.
+
+  Returns:
+    The trajectory and the cost.
+
+  Raises:
+    AssertionError: if a law does not hold; the message says which.
+    ValueError: if the algorithm does not fit N replicas.
+
+  Example:
+    >>> import numpy as np, optax, prsgd_jax as pr
+    >>> def oracle(problem):
+    ...   x = np.stack([problem.start] * problem.num_replicas)
+    ...   record = [x]
+    ...   for step in range(problem.num_steps):
+    ...     x = x - 0.1 * problem.gradients(x, step)
+    ...     if (step + 1) % 4 == 0:
+    ...       x = np.stack([x.mean(axis=0)] * len(x))
+    ...     record.append(x)
+    ...   return np.stack(record)
+    >>> report = check_laws(pr.k_avg(optax.sgd(0.1), period=4), oracle)
+    >>> report.error < 1e-12, int(report.account.rounds[-1])
+    (True, 6)
+  """
+  problem = make_problem() if problem is None else problem
+  n = problem.num_replicas
+  layouts = [d for d in range(1, len(jax.devices()) + 1) if n % d == 0]
+  with jax.enable_x64(True):
+    runs = [_run(algorithm, problem, d) for d in layouts]
+    x, error = runs[0].x, 0.0
+    if oracle is not None:
+      error = _distance(x, oracle(problem), 'the oracle')
+    for d, run in zip(layouts[1:], runs[1:]):
+      _distance(run.x, x, f'the same algorithm on {d} devices')
+    _check_resume(algorithm, problem, runs[-1], layouts[-1])
+    shapes = replica_shapes(runs[0].states[0])
+    spent = account(algorithm, shapes, n, problem.num_steps)
+  return Report(x, error, tuple(layouts), spent)
+
+
+class _Run(NamedTuple):
+  x: np.ndarray
+  states: Sequence[Any]  # on the host, before and after each step
+
+
+def _run(
+  algorithm: ReplicaTransformation, problem: Problem, num_devices: int
+) -> _Run:
+  mesh = ReplicaMesh(problem.num_replicas, num_devices)
+  state = create_train_state(mesh, algorithm, problem.start)
+  states = [_to_host(state)]
+  _continue(mesh, algorithm, problem, state, range(problem.num_steps), states)
+  for step, after in enumerate(states[1:], 1):
+    if _types(after) != _types(states[0]):
+      raise AssertionError(
+        f'step {step} changed the structure, a shape or a dtype of the state'
+      )
+  x = [s.params.reshape((problem.num_replicas, -1)) for s in states]
+  return _Run(np.stack(x), states)
+
+
+def _continue(
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  problem: Problem,
+  state: TrainState,
+  steps: range,
+  states: list,
+) -> None:
+  """Appends to `states` what each step makes of the state."""
+  train_steps = make_train_steps(mesh, algorithm, _loss)
+  blocks = (mesh.num_devices, 1, mesh.block_size, -1)
+  for step in steps:
+    batch = (problem.curvature, problem.target, problem.noise[step])
+    batch = jax.tree.map(lambda x: x.reshape(blocks), batch)
+    state, _ = train_steps(state, mesh.place_per_device(batch))
+    states.append(_to_host(state))
+
+
+def _loss(
+  x: Array, model_state: ArrayTree, batch: Any, key: Array
+) -> tuple[Array, tuple[ArrayTree, dict]]:
+  del key
+  curvature, target, noise = batch
+  loss = curvature @ jnp.square(x - target) / 2
+  return loss + jnp.log(jnp.cosh(x)).sum() + noise @ x, (model_state, {})
+
+
+def _check_resume(
+  algorithm: ReplicaTransformation,
+  problem: Problem,
+  whole: _Run,
+  num_devices: int,
+) -> None:
+  mesh = ReplicaMesh(problem.num_replicas, num_devices)
+  middle = problem.num_steps // 2 - 1  # inside most periods
+  state = mesh.place_per_device(whole.states[middle])
+  state = state.replace(
+    key=jax.random.wrap_key_data(state.key, impl='threefry2x32')
+  )
+  rest: list = []
+  steps = range(middle, problem.num_steps)
+  _continue(mesh, algorithm, problem, state, steps, rest)
+  one, other = (jax.tree.leaves(s) for s in (rest[-1], whole.states[-1]))
+  if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other)):
+    raise AssertionError(
+      f'a run resumed after {middle} steps ends elsewhere than the whole one; '
+      'all that a stage remembers must be in its state or in registers'
+    )
+
+
+def _distance(x: np.ndarray, wanted: np.ndarray, what: str) -> float:
+  """The largest |x - wanted| over all steps."""
+  wanted = np.asarray(wanted)
+  if wanted.shape != x.shape:
+    raise AssertionError(
+      f'{what} must give x[T + 1, N, d] = {x.shape}, got {wanted.shape}'
+    )
+  apart = np.abs(x - wanted).max(axis=(1, 2))
+  wrong = ~(apart <= TOLERANCE)  # NaN is wrong too
+  if wrong.any():
+    step = int(wrong.argmax())
+    raise AssertionError(
+      f'x is {apart[step]:.3g} away from {what} after {step} steps, for the '
+      f'first time by more than {TOLERANCE}'
+    )
+  return float(apart.max())
+
+
+def _to_host(state: TrainState) -> TrainState:
+  """NumPy arrays, keys as their data."""
+  data = state.replace(key=jax.random.key_data(state.key))
+  return jax.tree.map(np.array, data)
+
+
+def _types(state: TrainState) -> tuple:
+  leaves, treedef = jax.tree.flatten(state)
+  return treedef, [(x.shape, x.dtype) for x in leaves]
