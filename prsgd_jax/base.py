@@ -282,7 +282,9 @@ def _check_talks(
   stage: ReplicaTransformation, entries: tuple[Cost, ...]
 ) -> None:
   sent = sum(isinstance(entry, Traffic) for entry in entries)
-  if stage.names is not None and sent != len(stage.talks):
+  if stage.names is None or _OLD.uses <= stage.names.uses:
+    return
+  if sent != len(stage.talks):
     raise ValueError(
       f'a stage announces talks={stage.talks}, but its cost has {sent} '
       'message(s); give one bool for each'

@@ -67,8 +67,8 @@ class CheckLawsTest(parameterized.TestCase):
 
     def update(replica, state, context):
       del context
-      seen.append(1)  # a second program is traced otherwise
-      moved = replica.params + 0.1 * (len(seen) > 2)
+      seen.append(1)  # each program that is traced is another one
+      moved = replica.params + 0.1 * len(seen)
       return replica._replace(params=moved), state
 
     wrong = pr.ReplicaTransformation(update, names=pr.names(writes=['params']))
