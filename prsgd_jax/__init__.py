@@ -98,6 +98,7 @@ from prsgd_jax.mixing import (
   dense,
   group_mean,
   mean,
+  traffic,
   weighted_mean,
 )
 from prsgd_jax.names import Names, names
@@ -290,6 +291,7 @@ __all__ = (
   'theory_schedule',
   'top_k',
   'torus',
+  'traffic',
   'uncompressed',
   'weighted_averaging',
   'weighted_mean',
