@@ -24,6 +24,9 @@ FAMILIES = (
   'hierarchical',
   'decentralized',
   'outer',
+  'diloco',
+  'streaming',
+  'elastic',
   'compressed',
   'corrected',
 )

@@ -39,6 +39,7 @@ from prsgd_jax.algorithms import (
   wp_sgd,
 )
 from prsgd_jax.algorithms.corrected import delay_weights
+from prsgd_jax.algorithms.elastic import elastic
 from prsgd_jax.analysis import (
   consensus_distance,
   spectral_gap,
@@ -204,6 +205,7 @@ __all__ = (
   'dynamic_averaging',
   'eamsgd',
   'easgd',
+  'elastic',
   'erdos_renyi',
   'error_feedback_sgd',
   'evaluate',

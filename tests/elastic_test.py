@@ -1,7 +1,6 @@
-"""`elastic` and `gradient_ahead`."""
+"""`elastic`, the force, and what `eamsgd` refuses."""
 
 from absl.testing import absltest, parameterized
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,6 +10,16 @@ from tests import harness, reference
 
 N = 4
 STARTS = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
+
+
+def pulled(alpha, period=1):
+  """The force alone, on replicas that take no step of their own."""
+  return pr.algorithm(
+    'pulled',
+    pr.remember(center='params'),
+    pr.at(pr.every(period), pr.elastic(alpha)),
+    pr.evaluate(params='center'),
+  )
 
 
 def steps(algorithm, state, mesh, num_steps):
@@ -26,7 +35,7 @@ class ElasticTest(parameterized.TestCase):
   def test_force_and_counterforce_are_equal(self, num_devices):
     # sum_i x_i + c stays: both sides are of the old x_i and c.
     mesh = pr.ReplicaMesh(N, num_devices)
-    algorithm = pr.elastic(when=pr.every(2), alpha=0.2)
+    algorithm = pulled(0.2, period=2)
     state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
     state = state.replace(params=mesh.place(STARTS))
     x, c = STARTS, np.zeros(3)
@@ -34,7 +43,7 @@ class ElasticTest(parameterized.TestCase):
       state = steps(algorithm, state, mesh, 2)
       x, c = x - 0.2 * (x - c), c + 0.2 * (x - c).sum(axis=0)
       np.testing.assert_allclose(mesh.gather(state.params), x, atol=1e-6)
-      centers = mesh.gather(state.algorithm_state)
+      centers = mesh.gather(state.registers['pulled.center'])
       np.testing.assert_allclose(
         centers, np.broadcast_to(c, x.shape), atol=1e-6
       )
@@ -42,23 +51,23 @@ class ElasticTest(parameterized.TestCase):
       total = mesh.gather(state.params).sum(axis=0) + centers[0]
       np.testing.assert_allclose(total, STARTS.sum(axis=0), atol=1e-6)
 
-  def test_output_is_the_centre_in_the_type_of_the_parameters(self):
+  def test_output_is_the_center_in_the_type_of_the_parameters(self):
     mesh = pr.ReplicaMesh(N, 2)
-    algorithm = pr.elastic(when=pr.always(), alpha=0.25)
+    algorithm = pulled(0.25)
     state = pr.create_train_state(mesh, algorithm, np.zeros(3, jnp.bfloat16))
-    self.assertEqual(state.algorithm_state.dtype, jnp.float32)
+    self.assertEqual(state.registers['pulled.center'].dtype, jnp.float32)
     state = state.replace(params=mesh.place(STARTS.astype(jnp.bfloat16)))
     state = steps(algorithm, state, mesh, 1)
     self.assertEqual(state.params.dtype, jnp.bfloat16)
     params, _ = pr.consensus(algorithm, state)
     self.assertEqual(params.dtype, jnp.bfloat16)
-    # N alpha = 1: the centre becomes the mean.
+    # N alpha = 1: the center becomes the mean.
     want = STARTS.astype(jnp.bfloat16).astype(np.float32).mean(axis=0)
     np.testing.assert_allclose(params.astype(np.float32), want, rtol=1e-2)
 
   def test_a_mean_is_sent_inside_the_conditional(self):
     mesh = pr.ReplicaMesh(N, N)
-    algorithm = pr.elastic(when=pr.every(2), alpha=0.25)
+    algorithm = pulled(0.25, period=2)
     state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
     train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: None)
     batch = mesh.place_per_device(np.zeros((N, 1, 1)))
@@ -71,26 +80,24 @@ class ElasticTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, rf'alpha must be in \(0, 1\], got {bad}'
     ):
-      pr.elastic(when=pr.always(), alpha=bad)
+      pr.elastic(bad)
 
-  def test_the_centre_stays_among_the_replicas(self):
+  def test_the_center_stays_among_the_replicas(self):
     mesh, start = pr.ReplicaMesh(N), np.zeros(2)
     with self.assertRaisesRegex(
       ValueError, 'at most 1 / N = 0.25 with 4 replicas, got 0.3; 0.9 / N'
     ):
-      pr.create_train_state(
-        mesh, pr.elastic(when=pr.always(), alpha=0.3), start
-      )
+      pr.create_train_state(mesh, pulled(0.3), start)
     for n in range(1, 9):  # one over N itself is allowed
-      stage = pr.elastic(when=pr.always(), alpha=1 / n)
-      pr.create_train_state(pr.ReplicaMesh(n), stage, start)
+      pr.create_train_state(pr.ReplicaMesh(n), pulled(1 / n), start)
 
-  def test_when_is_a_schedule(self):
-    with self.assertRaisesRegex(ValueError, 'when expects a schedule'):
-      pr.elastic(when=4, alpha=0.1)
+  def test_needs_a_center(self):
+    algorithm = pr.chain(pr.elastic(0.1), pr.evaluate(params='center'))
+    with self.assertRaisesRegex(ValueError, "'center' is read"):
+      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
 
 
-class GradientAheadTest(parameterized.TestCase):
+class EamsgdTest(parameterized.TestCase):
   def test_gradient_metrics_and_model_state_are_of_the_point_ahead(self):
     mesh = pr.ReplicaMesh(N, 2)
 
@@ -99,10 +106,7 @@ class GradientAheadTest(parameterized.TestCase):
       value = 0.5 * (params**2).sum()
       return value, (params.sum(), {'norm': jnp.abs(params).sum()})
 
-    algorithm = pr.chain(
-      pr.gradient_ahead(0.5),
-      pr.local_update(optax.chain(optax.sgd(0.1), optax.trace(0.5))),
-    )
+    algorithm = pr.eamsgd(optax.sgd(0.1), period=9, alpha=0.1, momentum=0.5)
     state = pr.create_train_state(
       mesh, algorithm, np.ones(3, np.float32), np.float32(0)
     )
@@ -123,13 +127,7 @@ class GradientAheadTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, rf'momentum must be in \[0, 1\), got {bad}'
     ):
-      pr.gradient_ahead(bad)
-
-  @parameterized.parameters((optax.sgd(0.1),), (optax.adam(0.1),))
-  def test_needs_the_velocity(self, tx):
-    algorithm = pr.chain(pr.gradient_ahead(0.9), pr.local_update(tx))
-    with self.assertRaisesRegex(ValueError, r'optax.trace\(0.9\)'):
-      harness.run_problem(algorithm, reference.make_problem(4, 1))
+      pr.eamsgd(optax.sgd(0.1), period=2, alpha=0.1, momentum=bad)
 
   @parameterized.parameters((0.9, False), (0.0, True))
   def test_needs_an_optimizer_without_momentum(self, momentum, nesterov):
@@ -137,17 +135,6 @@ class GradientAheadTest(parameterized.TestCase):
     algorithm = pr.eamsgd(tx, period=2, alpha=0.1, momentum=0.5)
     with self.assertRaisesRegex(ValueError, 'without, such as optax.sgd'):
       harness.run_problem(algorithm, reference.make_problem(4, 1))
-
-  def test_needs_an_optimizer(self):
-    algorithm = pr.gradient_ahead(0.9)
-    with self.assertRaisesRegex(ValueError, r'optax.trace\(0.9\)'):
-      harness.run_problem(algorithm, reference.make_problem(4, 1))
-
-  def test_costs_a_gradient(self):
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
-    (work,) = pr.gradient_ahead(0.9).cost(shapes, N, np.arange(3))
-    self.assertTrue(work.active.all())
-    self.assertEqual(work.active.shape, (3, N))
 
 
 if __name__ == '__main__':

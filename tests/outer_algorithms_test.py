@@ -13,14 +13,14 @@ from tests.algorithms_test import assert_close
 from tests.rows import LEARNING_RATE, MOMENTUM, PLAIN, SGD, N, T
 
 PROBLEM = reference.make_problem(N, T)
+RESTART = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
+EVERYTHING = pr.sync(pr.mean(), ('params', 'opt_state'))
 
 ALGORITHMS = {
   'ssgd': lambda: pr.ssgd(PLAIN),
   'local_sgd': lambda: pr.local_sgd(SGD, period=4),
-  'local_sgd_reset': lambda: pr.local_sgd(SGD, period=4, reset=pr.every(4)),
-  'local_sgd_all': lambda: pr.local_sgd(
-    SGD, period=4, what=('params', 'opt_state')
-  ),
+  'local_sgd_reset': lambda: pr.local_sgd(SGD, period=4, average=RESTART),
+  'local_sgd_all': lambda: pr.local_sgd(SGD, period=4, average=EVERYTHING),
   'slowmo_local': lambda: pr.slowmo(
     SGD, learning_rate=LEARNING_RATE, period=4, slow_momentum=0.0
   ),
@@ -29,14 +29,14 @@ ALGORITHMS = {
     learning_rate=LEARNING_RATE,
     period=4,
     slow_momentum=0.0,
-    reset=pr.every(4),
+    average=RESTART,
   ),
   'slowmo_local_all': lambda: pr.slowmo(
     SGD,
     learning_rate=LEARNING_RATE,
     period=4,
     slow_momentum=0.0,
-    what=('params', 'opt_state'),
+    average=EVERYTHING,
   ),
   'slowmo_ssgd': lambda: pr.slowmo(
     PLAIN, learning_rate=LEARNING_RATE, period=1, slow_momentum=0.0
@@ -144,6 +144,37 @@ class IdentitiesTest(parameterized.TestCase):
         assert_close(x[t], params.fast)
 
 
+class SlowMoTest(parameterized.TestCase):
+  def pulled(self, learning_rate):
+    """Four steps in rounds of two, with x set to 1 before each average."""
+    algorithm = pr.slowmo(
+      pr.let(params=lambda params: 1 + 0 * params),
+      learning_rate=learning_rate,
+      period=2,
+      slow_learning_rate=0.5,
+      slow_momentum=0.5,
+    )
+    mesh = pr.ReplicaMesh(4, 2)
+    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
+    train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: None)
+    batches = mesh.place_per_device(np.zeros((2, 4, 2)))
+    return train_steps(state, batches)[0]
+
+  def test_reads_the_learning_rate_of_the_last_step_of_the_round(self):
+    # gamma = 1/2: u = -1 / gamma = -2, x = 0.5 / 2 * 2 = 0.5; then gamma = 1/4:
+    # u = -1 - 0.5 / gamma = -3, x = 0.5 + 0.5 / 4 * 3 = 0.875.
+    state = self.pulled(lambda step: 1.0 / (1 + step))
+    np.testing.assert_allclose(np.asarray(state.params), 0.875, rtol=1e-6)
+
+  def test_a_learning_rate_of_zero_is_the_limit(self):
+    # gamma = 1/2 first: u = -2, x = 0.5; then gamma = 0: u = -1 and x = 0.5 +
+    # 0.5 * 0.5.
+    state = self.pulled(lambda step: 0.5 * (step < 2))
+    np.testing.assert_allclose(np.asarray(state.params), 0.75, rtol=1e-6)
+    momentum = state.registers['slowmo.u']
+    np.testing.assert_allclose(np.asarray(momentum), -1, rtol=1e-6)
+
+
 class ElasticTest(parameterized.TestCase):
   @parameterized.parameters('easgd', 'eamsgd')
   def test_output_is_the_centre(self, name):
@@ -183,7 +214,9 @@ class ElasticTest(parameterized.TestCase):
     run = harness.run_problem(
       pr.eamsgd(PLAIN, period=2, alpha=0.1, momentum=MOMENTUM), PROBLEM
     )
-    velocity = harness.to_vector(run.mesh.gather(run.state.opt_state[-1].trace))
+    velocity = harness.to_vector(
+      run.mesh.gather(run.state.registers)['eamsgd.v']
+    )
     ahead = run.x[-1] + MOMENTUM * velocity
     self.assertGreater(np.abs(one[-1] - ahead).max(), 1e-3)
 

@@ -54,20 +54,15 @@ from prsgd_jax.algorithms.decentralized import (
   diffusion,
   sgp,
 )
+from prsgd_jax.algorithms.diloco import diloco
+from prsgd_jax.algorithms.elastic import eamsgd, easgd
 from prsgd_jax.algorithms.hierarchical import (
   hier_avg,
   hierarchical_local_sgd,
   multi_level_avg,
 )
-from prsgd_jax.algorithms.outer import (
-  bmuf,
-  diloco,
-  eamsgd,
-  easgd,
-  fedavg,
-  slowmo,
-  streaming_diloco,
-)
+from prsgd_jax.algorithms.outer import bmuf, fedavg, slowmo
+from prsgd_jax.algorithms.streaming import streaming_diloco
 
 __all__ = (
   'ad_psgd',

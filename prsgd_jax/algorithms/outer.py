@@ -1,121 +1,130 @@
-"""Outer optimizers, fed the mean of a round, and elastic averages."""
+"""Momentum of whole rounds: SlowMo and BMUF; and federated averaging."""
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import optax
 
-from prsgd_jax.algorithms.common import NEVER, PARAMS
-from prsgd_jax.base import ReplicaTransformation, Schedule, chain
+from prsgd_jax.algorithms.common import AVERAGE, NEVER, PARAMS
+from prsgd_jax.algorithms.diloco import outer_rounds
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step, chain
 from prsgd_jax.checks import check_number
 from prsgd_jax.mixing import mean
-from prsgd_jax.schedules import every
+from prsgd_jax.schedules import every, rounds
+from prsgd_jax.stages import algorithm, at, let, remember, step, zeros
 from prsgd_jax.transforms import (
-  elastic,
   gradient,
-  gradient_ahead,
   local_update,
   reset_buffers,
-  slow_update,
-  streaming_sync,
   sync,
   while_sampled,
 )
 
-DILOCO_OUTER = optax.sgd(0.7, momentum=0.9, nesterov=True)
-
 
 def slowmo(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   learning_rate: float | Schedule,
-  period: int,
+  period: int | Schedule,
   slow_learning_rate: float = 1.0,
   slow_momentum: float,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """SlowMo: momentum of whole rounds, in units of the learning rate (order C).
 
   After tau local steps from x_0:  u <- beta u + (x_0 - mean_j x_j) / gamma;
-  x_i <- x_0 - alpha gamma u.
+  x_i <- x_0 - alpha gamma u. Where gamma is 0, u <- beta u and x_i <- x_0 -
+  alpha (x_0 - mean_j x_j), the limit of x_i.
 
-  alpha = 1 and beta = 0 is local SGD; with tau = 1 and plain SGD, synchronous
-  SGD. On one replica beta = 0 is Lookahead.
+  With alpha = 1 and beta = 0 it is local SGD, and with tau = 1 and plain SGD
+  also synchronous SGD. On one replica beta = 0 is Lookahead.
 
   Args:
-    tx: the optimizer of every replica.
-    learning_rate: gamma, what `tx` steps by: a number, or its schedule of the
-      engine's step, read in the last step of the round. The paper's gamma is
-      one number for a round.
-    period: tau, steps between averages.
-    slow_learning_rate: alpha.
-    slow_momentum: beta.
-    what: the fields that the average covers; the slow update is of the
-      parameters alone.
-    reset: when the optimizer's buffers start anew. The paper's experiments do
-      so at every round with momentum SGD, `every(period)`, and never with Adam.
+    local: optimizer of every replica, or a chain that is the local step:
+      `sgp(...)` is the paper's SlowMo over push-sum.
+    learning_rate: gamma, the learning rate of the local step: a number > 0 or
+      the same schedule of the engine's step, read in the last step of a round.
+      The paper's gamma is one number for a round.
+    period: tau, steps between averages, or the schedule of the averages.
+    slow_learning_rate: alpha, > 0. Default 1.
+    slow_momentum: beta, in [0, 1).
+    average: stage at the end of a round. Default: the mean of the parameters.
+      The paper's experiments restart the buffers of momentum SGD with it,
+      `chain(sync(mean()), restart(tx))`, and keep those of Adam.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1, or a rate or beta is out of
-      range.
+    ValueError: if `period` is not an integer >= 1 or a schedule, or a rate or
+      beta is out of range.
 
   Example:
-    >>> import optax
-    >>> algorithm = slowmo(
-    ...     optax.sgd(0.1, momentum=0.9), learning_rate=0.1, period=12,
-    ...     slow_momentum=0.7, reset=every(12))
+    >>> import optax, prsgd_jax as pr
+    >>> tx = optax.sgd(0.1, momentum=0.9)
+    >>> algorithm = pr.slowmo(
+    ...     tx, learning_rate=0.1, period=12, slow_momentum=0.7,
+    ...     average=pr.chain(pr.sync(pr.mean()), pr.restart(tx)))
 
   Reference:
     Wang, Tantia, Ballas, Rabbat 2020, SlowMo: improving communication-efficient
     distributed SGD with slow momentum (arXiv 1910.00643), Algorithm 1.
   """
-  at_end = every(period)
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(mean(), when=at_end, what=what),
-    slow_update(
-      when=at_end,
-      learning_rate=learning_rate,
-      slow_learning_rate=slow_learning_rate,
-      slow_momentum=slow_momentum,
+  alpha = check_number(
+    'slow_learning_rate', slow_learning_rate, lambda x: x > 0, '> 0'
+  )
+  beta = check_number(
+    'slow_momentum', slow_momentum, lambda x: 0 <= x < 1, 'in [0, 1)'
+  )
+  rate = _as_schedule(learning_rate)
+  return algorithm(
+    'slowmo',
+    remember(x0='params', u=zeros),
+    step(local),
+    at(
+      rounds(period),
+      average,
+      let(
+        delta=lambda x0, params: x0 - params,
+        # alpha gamma u of the next u, written without a division by gamma.
+        x0=lambda x0, u, delta, step: (
+          x0 - alpha * (beta * rate(step) * u + delta)
+        ),
+        u=lambda u, delta, step: beta * u + _per_unit(delta, rate(step)),
+        params='x0',
+      ),
     ),
-    reset_buffers(tx, when=reset),
   )
 
 
 def bmuf(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
-  period: int,
+  period: int | Schedule,
   block_momentum: float,
   block_learning_rate: float = 1.0,
   nesterov: bool = False,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Blockwise model-update filtering: momentum of whole blocks (order C).
 
   G = mean_j x_j - x, x the model broadcast before; Delta <- eta Delta + zeta G;
-  w <- w + Delta. Every replica goes on from w, with `nesterov` from
+  w <- w + Delta. Every replica continues from w, with `nesterov` from
   w + eta Delta, which is also what is evaluated.
 
   It is SlowMo with alpha = zeta and beta = eta at a constant learning rate. In
   the broadcast models the Nesterov variant is `optax.sgd(nesterov=True)`, so
-  that `diloco` is it with eta = 0.9 and zeta = 0.7.
+  `diloco` is BMUF with Nesterov momentum, eta = 0.9 and zeta = 0.7.
 
   Args:
-    tx: the optimizer of every replica.
-    period: steps of a block.
-    block_momentum: eta.
-    block_learning_rate: zeta.
-    nesterov: whether the replicas go on from where momentum will have led.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    local: optimizer of every replica, or a chain that is the local step.
+    period: steps of a block, or the schedule of the ends of blocks.
+    block_momentum: eta, in [0, 1).
+    block_learning_rate: zeta, > 0. Default 1.
+    nesterov: whether the replicas continue from where momentum will have led.
+    average: stage at the end of a block. Default: the mean of the parameters.
+      With gossip such as `sync(ring())`, every replica has a w of its own.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1, eta not in [0, 1) or zeta
-      not > 0.
+    ValueError: if `period` is not an integer >= 1 or a schedule, eta not in
+      [0, 1) or zeta not > 0.
 
   Reference:
     Chen, Huo 2016, Scalable training of deep learning machines by incremental
@@ -128,17 +137,8 @@ def bmuf(
   rate = check_number(
     'block_learning_rate', block_learning_rate, lambda x: x > 0, '> 0'
   )
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(
-      mean(),
-      when=every(period),
-      what=what,
-      outer=optax.sgd(rate, momentum=momentum, nesterov=nesterov),
-    ),
-    reset_buffers(tx, when=reset),
-  )
+  outer = optax.sgd(rate, momentum=momentum, nesterov=nesterov)
+  return outer_rounds('bmuf', local, outer, period=period, average=average)
 
 
 def fedavg(
@@ -200,166 +200,16 @@ def fedavg(
   )
 
 
-def diloco(
-  tx: optax.GradientTransformation,
-  *,
-  period: int,
-  outer: optax.GradientTransformation | None = None,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
-) -> ReplicaTransformation:
-  """DiLoCo: an outer optimizer steps by the mean of many local steps (order C).
-
-  After H local steps from x0:  x0 <- x0 + outer(x0 - mean_j x_j);  x_i <- x0.
-
-  Args:
-    tx: the optimizer of every replica, AdamW in the paper.
-    period: H, steps between averages, 500 in the paper.
-    outer: optax transformation of the pseudo-gradient; Nesterov SGD with
-      learning rate 0.7 and momentum 0.9 if None. Its schedules count rounds.
-    what: the fields that the average covers.
-    reset: when the buffers of `tx` start anew; the paper keeps them.
-
-  Raises:
-    ValueError: if `period` is not an integer >= 1, or an optimizer is none.
-
-  Reference:
-    Douillard et al. 2023, DiLoCo: distributed low-communication training of
-    language models (arXiv 2311.08105), Algorithm 1.
-  """
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(
-      mean(),
-      when=every(period),
-      what=what,
-      outer=DILOCO_OUTER if outer is None else outer,
-    ),
-    reset_buffers(tx, when=reset),
+def _as_schedule(learning_rate: float | Schedule) -> Schedule:
+  if callable(learning_rate):
+    return learning_rate
+  constant = check_number(
+    'learning_rate', learning_rate, lambda x: x > 0, 'a schedule or > 0'
   )
+  return lambda step: constant
 
 
-def streaming_diloco(
-  tx: optax.GradientTransformation,
-  *,
-  period: int,
-  fragments: int,
-  delay: int,
-  alpha: float,
-  outer: optax.GradientTransformation | None = None,
-) -> ReplicaTransformation:
-  """Streaming DiLoCo: fragments in turn, on their way while training goes on.
-
-  Fragment p = 1 .. P of the parameters is sent at the steps t with t =
-  floor(p H / P) mod H. At t + tau, with x0 its last agreed parameters,
-  x0 <- x0 + outer(x0 - mean_j x_j^t);  x_i <- alpha x_i + (1 - alpha) x0.
-
-  One fragment, tau = 0 and alpha = 0 is `diloco`. A fragment is every P-th
-  layer, a layer an entry at the top of the tree of parameters ("strided").
-
-  Args:
-    tx: the optimizer of every replica, whose buffers stay local.
-    period: H, steps between two averages of the same fragment.
-    fragments: P, at most H and at most the number of layers.
-    delay: tau, steps that a mean is on its way, less than H.
-    alpha: the part that the local parameters keep.
-    outer: optax transformation of the pseudo-gradient, one for each fragment;
-      as in `diloco` if None.
-
-  Raises:
-    ValueError: if an argument is out of range; from `init`, if there are fewer
-      layers than fragments.
-
-  Reference:
-    Douillard et al. 2025, Streaming DiLoCo with overlapping communication
-    (arXiv 2501.18512), Algorithm 2. The equations are recalled and agree with
-    the implementation in torchft (`local_sgd.py`), whose offsets and start are
-    taken, except that torchft has alpha = 0 only; the paper's text and its
-    numbers for alpha and tau are not verified. The 4-bit differences are left
-    out: here the fragment is sent as it is.
-  """
-  return chain(
-    gradient(),
-    local_update(tx),
-    streaming_sync(
-      DILOCO_OUTER if outer is None else outer,
-      period=period,
-      fragments=fragments,
-      delay=delay,
-      alpha=alpha,
-    ),
-  )
-
-
-def easgd(
-  tx: optax.GradientTransformation, *, period: int, alpha: float
-) -> ReplicaTransformation:
-  """Elastic averaging SGD: replicas tied to a centre (order A).
-
-  If t mod tau = 0:  x_i <- x_i - alpha (x_i - c) - gamma G(x_i) and
-  c <- c + alpha sum_i (x_i - c), all of the old x_i and c; else a local step.
-
-  The output is the centre c, with the replicas' own batch statistics. The
-  replicas never agree.
-
-  Args:
-    tx: the optimizer of every replica. With `optax.sgd(nesterov=True)` the
-      force is that on the point at which the gradient is taken: another
-      sequence than `eamsgd`.
-    period: tau, steps between pulls. Here the first comes with the tau-th
-      gradient; by the paper's clock, which has one at 0 that does nothing, the
-      next comes with the (tau + 1)-th.
-    alpha: the moving rate, at most 1 / N; the paper's beta = N alpha is 0.9.
-
-  Raises:
-    ValueError: if `period` is not an integer >= 1 or alpha not in (0, 1]; from
-      `init`, if N alpha is more than 1.
-
-  Reference:
-    Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
-    (arXiv 1412.6651), equations of synchronous EASGD (numbers not verified).
-    With period > 1 it is Algorithm 1 with all workers on one clock.
-  """
-  return chain(
-    gradient(), elastic(when=every(period), alpha=alpha), local_update(tx)
-  )
-
-
-def eamsgd(
-  tx: optax.GradientTransformation,
-  *,
-  period: int,
-  alpha: float,
-  momentum: float,
-) -> ReplicaTransformation:
-  """Elastic averaging SGD with Nesterov momentum inside (order A).
-
-  v_i <- delta v_i - gamma G(x_i + delta v_i);  x_i <- x_i + v_i, and if
-  t mod tau = 0 also x_i <- x_i - alpha (x_i - c) and
-  c <- c + alpha sum_i (x_i - c), the force that of the old x_i and c.
-
-  The output is the centre c. In y_i = x_i + delta v_i the momentum alone is
-  `optax.sgd(nesterov=True)`, but the force is that on x_i, not on y_i: `easgd`
-  with such an optimizer is another sequence.
-
-  Args:
-    tx: the optimizer without momentum, `optax.sgd(gamma)`.
-    period: tau, steps between pulls.
-    alpha: the moving rate, at most 1 / N.
-    momentum: delta.
-
-  Raises:
-    ValueError: if `period` is not an integer >= 1, alpha not in (0, 1] or delta
-      not in [0, 1); from `init`, if N alpha is more than 1; from `update`, if
-      `tx` has momentum of its own.
-
-  Reference:
-    Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
-    (arXiv 1412.6651), Algorithm 2, with all workers on one clock.
-  """
-  return chain(
-    gradient_ahead(momentum),
-    elastic(when=every(period), alpha=alpha),
-    local_update(optax.chain(tx, optax.trace(momentum))),
-  )
+def _per_unit(x: Array, rate: Step) -> Array:
+  """x / rate, and 0 where the rate is 0."""
+  rate = jnp.asarray(rate, x.dtype)
+  return jnp.where(rate > 0, x / jnp.where(rate > 0, rate, 1), 0)

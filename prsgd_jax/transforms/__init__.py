@@ -8,7 +8,6 @@ from prsgd_jax.transforms.compressed import (
   vote,
 )
 from prsgd_jax.transforms.control_variates import control_variates
-from prsgd_jax.transforms.elastic import elastic, gradient_ahead
 from prsgd_jax.transforms.iterate_averages import average_iterates
 from prsgd_jax.transforms.local import (
   gradient,
@@ -16,12 +15,10 @@ from prsgd_jax.transforms.local import (
   reset_buffers,
   while_active,
 )
-from prsgd_jax.transforms.outer import slow_update
 from prsgd_jax.transforms.push_sum import (
   push_sum,
 )
 from prsgd_jax.transforms.sampling import while_sampled
-from prsgd_jax.transforms.streaming import streaming_sync
 from prsgd_jax.transforms.sync import sync
 from prsgd_jax.transforms.virtual_clock import (
   apply_done,
@@ -36,16 +33,12 @@ __all__ = (
   'average_iterates',
   'control_variates',
   'delayed_gradient',
-  'elastic',
   'feed_back_errors',
   'gossip_differences',
   'gradient',
-  'gradient_ahead',
   'local_update',
   'push_sum',
   'reset_buffers',
-  'slow_update',
-  'streaming_sync',
   'sync',
   'sync_done',
   'vote',

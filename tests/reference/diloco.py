@@ -460,12 +460,12 @@ def delayed_nesterov(
 ):
   """Liu et al. 2024: an asynchronous server with delayed Nesterov momentum.
 
-  Worker i takes `local_steps[i]` steps of `durations[i]` ticks from the model it
-  last fetched, hands in the difference g and fetches again. The server, for the
-  arrivals s = 0, 1, ... in the order of ticks and of workers: D <- D + g; if
-  (s + 1) mod n = 0: m <- beta m + D / n, x <- x - eta ((1 - c n + c) beta m +
-  g / n), D <- 0; otherwise x <- x - eta (c beta m + g / n). All that arrive in
-  one tick fetch the same model. With `server` the trajectory is the server's.
+  Worker i takes `local_steps[i]` steps of `durations[i]` ticks from the model
+  it last fetched, hands in the difference g and fetches again. The server, for
+  the arrivals s = 0, 1, ... in the order of ticks and of workers: D <- D + g;
+  if (s + 1) mod n = 0: m <- beta m + D / n, x <- x - eta ((1 - c n + c) beta m
+  + g / n), D <- 0; otherwise x <- x - eta (c beta m + g / n). Those of one tick
+  fetch the same model. With `server` the trajectory is that of the server.
   """
   learners = Learners(problem, learning_rate, momentum)
   n, size, c = learners.n, buffer_size, activation

@@ -58,13 +58,14 @@ def _slowmo(alpha, beta, period=4, **row):
 
 
 def _slowmo_schedule():
+  tx = optax.sgd(decaying, momentum=MOMENTUM)
   return pr.slowmo(
-    optax.sgd(decaying, momentum=MOMENTUM),
+    tx,
     learning_rate=decaying,
     period=5,
     slow_learning_rate=0.8,
     slow_momentum=0.6,
-    reset=pr.every(5),
+    average=pr.chain(pr.sync(pr.mean()), pr.restart(tx)),
   )
 
 

@@ -1,0 +1,184 @@
+"""Elastic averages: replicas that are tied to a center."""
+
+from typing import Any
+
+import jax
+import optax
+
+from prsgd_jax.base import (
+  ArrayTree,
+  Context,
+  Replica,
+  ReplicaTransformation,
+  Schedule,
+  chain,
+)
+from prsgd_jax.checks import check_number
+from prsgd_jax.mixing import mean
+from prsgd_jax.names import Names
+from prsgd_jax.schedules import rounds
+from prsgd_jax.stages import (
+  algorithm,
+  at,
+  evaluate,
+  gradient,
+  let,
+  local_update,
+  remember,
+  sync,
+  zeros,
+)
+
+
+def elastic(alpha: float) -> ReplicaTransformation:
+  """The elastic force between the replicas and a register `center`.
+
+  x_i <- x_i - alpha (x_i - c);  c <- c + alpha sum_i (x_i - c), both of the old
+  x_i and c. Every replica keeps the same c, and only the mean of the x_i is
+  sent. N alpha <= 1, since c becomes (1 - N alpha) c + N alpha xbar: the
+  papers' beta = N alpha.
+
+  Args:
+    alpha: the moving rate, in (0, 1].
+
+  Raises:
+    ValueError: if `alpha` is out of range; from `init`, if N alpha is more
+      than 1.
+  """
+  alpha = check_number('alpha', alpha, lambda x: 0 < x <= 1, 'in (0, 1]')
+
+  def check(replica: Replica, num_replicas: int) -> None:
+    del replica
+    # N times 1 / N may be a rounding error more than 1.
+    if num_replicas * alpha > 1 + 1e-9:
+      raise ValueError(
+        f'alpha must be at most 1 / N = {1 / num_replicas:g} with '
+        f'{num_replicas} replicas, got {alpha}; 0.9 / N is usual'
+      )
+
+  return chain(
+    _checked(check),
+    let(xbar='params'),
+    sync(mean(), 'xbar'),
+    let(
+      params=lambda params, center: params + alpha * (center - params),
+      center=lambda center, xbar, num_replicas: (
+        center + alpha * num_replicas * (xbar - center)
+      ),
+    ),
+  )
+
+
+def easgd(
+  tx: optax.GradientTransformation, *, period: int | Schedule, alpha: float
+) -> ReplicaTransformation:
+  """Elastic averaging SGD: replicas tied to a center (order A).
+
+  If t mod tau = 0:  x_i <- x_i - alpha (x_i - c) - gamma G(x_i) and
+  c <- c + alpha sum_i (x_i - c), all of the old x_i and c; else a local step.
+
+  The output is the center c, with the replicas' own batch statistics. The
+  replicas never agree.
+
+  Args:
+    tx: optimizer of every replica. With `optax.sgd(nesterov=True)` the force is
+      that on the point at which the gradient is taken: another sequence than
+      `eamsgd`.
+    period: tau, steps between pulls, or the schedule of the pulls. The first
+      comes with the tau-th gradient; by the paper's clock, which has one at 0
+      that does nothing, the next comes with the (tau + 1)-th.
+    alpha: the moving rate, in (0, 1 / N]; the paper's beta = N alpha is 0.9.
+
+  Raises:
+    ValueError: if `period` is not an integer >= 1 or a schedule, or alpha not
+      in (0, 1]; from `init`, if N alpha is more than 1.
+
+  Reference:
+    Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
+    (arXiv 1412.6651), equations of synchronous EASGD (numbers not verified).
+    With period > 1 it is Algorithm 1 with all workers on one clock.
+  """
+  return algorithm(
+    'easgd',
+    remember(center='params'),
+    gradient(),
+    at(rounds(period), elastic(alpha)),
+    local_update(tx),
+    evaluate(params='center'),
+  )
+
+
+def eamsgd(
+  tx: optax.GradientTransformation,
+  *,
+  period: int | Schedule,
+  alpha: float,
+  momentum: float,
+) -> ReplicaTransformation:
+  """Elastic averaging SGD with Nesterov momentum inside (order A).
+
+  v_i <- delta v_i - gamma G(x_i + delta v_i);  x_i <- x_i + v_i, and if
+  t mod tau = 0 also x_i <- x_i - alpha (x_i - c) and
+  c <- c + alpha sum_i (x_i - c), the force that of the old x_i and c.
+
+  The output is the center c. In y_i = x_i + delta v_i the momentum alone is
+  `optax.sgd(nesterov=True)`, but the force is that on x_i, not on y_i: `easgd`
+  with such an optimizer is another sequence.
+
+  Args:
+    tx: optimizer without momentum, `optax.sgd(gamma)`.
+    period: tau, steps between pulls, or the schedule of the pulls.
+    alpha: the moving rate, in (0, 1 / N].
+    momentum: delta, in [0, 1).
+
+  Raises:
+    ValueError: if `period` is not an integer >= 1 or a schedule, alpha not in
+      (0, 1] or delta not in [0, 1); from `init`, if N alpha is more than 1 or
+      `tx` has momentum of its own.
+
+  Reference:
+    Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
+    (arXiv 1412.6651), Algorithm 2, with all workers on one clock.
+  """
+  delta = check_number('momentum', momentum, lambda x: 0 <= x < 1, 'in [0, 1)')
+  return algorithm(
+    'eamsgd',
+    remember(center='params', v=zeros),
+    let(ahead=lambda params, v: params + delta * v),
+    gradient('ahead'),
+    at(rounds(period), elastic(alpha)),
+    local_update(tx, into='u'),
+    _checked(_has_no_momentum),
+    let(v=lambda v, u: delta * v + u, params=lambda params, v: params + v),
+    evaluate(params='center'),
+  )
+
+
+def _has_no_momentum(replica: Replica, num_replicas: int) -> None:
+  del num_replicas
+  nodes = jax.tree.leaves(replica.opt_state, is_leaf=_is_trace)
+  if any(map(_is_trace, nodes)):
+    raise ValueError(
+      'eamsgd has the momentum; give an optimizer without, such as '
+      'optax.sgd(0.1), got one with a velocity of its own'
+    )
+
+
+def _is_trace(node: Any) -> bool:
+  return isinstance(node, optax.TraceState)
+
+
+def _checked(check: Any) -> ReplicaTransformation:
+  """A stage that does nothing but to check `(replica, num_replicas)`."""
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    check(replica, num_replicas)
+    return replica, ()
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    del context
+    return replica, state
+
+  return ReplicaTransformation(update, init, names=Names())
