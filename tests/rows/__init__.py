@@ -5,6 +5,7 @@ from tests.rows import (
   compressed,
   corrected,
   decentralized,
+  diloco,
   hierarchical,
   outer,
 )
@@ -24,6 +25,7 @@ TABLE = {
   **hierarchical.TABLE,
   **decentralized.TABLE,
   **outer.TABLE,
+  **diloco.TABLE,
   **corrected.TABLE,
   **compressed.TABLE,
 }

@@ -1,0 +1,118 @@
+"""DiLoCo with other parts: gossip, push-sum, codes, groups."""
+
+import functools
+
+import prsgd_jax as pr
+from tests import reference
+from tests.rows import compressed, decentralized
+from tests.rows.outer import MEMBERS, NESTEROV
+from tests.rows.row import (
+  LEARNING_RATE,
+  SGD,
+  N,
+  Row,
+  multiples,
+)
+
+DIRECTED = decentralized.DIRECTED
+RING = reference.ring_weights(N)
+SLOW = {'slow_learning_rate': 0.8, 'slow_momentum': 0.6}
+HEAVY = {'outer_learning_rate': 0.8, 'outer_momentum': 0.6}
+GROUPS = {'local_period': 2, 'group_size': 4}
+
+
+def push_sum():
+  """The local step of SGP along a column-stochastic matrix."""
+  return pr.algorithm(
+    'push_sum',
+    pr.remember(weight=1.0),
+    pr.gradient(),
+    pr.local_update(SGD, into='u'),
+    pr.let(params=lambda params, u, weight: params + u / weight),
+    pr.sync(pr.graph(DIRECTED)),
+  )
+
+
+def row(make, oracle, period=None, **options):
+  """The outer step moves the mean; all are equal after it, if `period`."""
+  sync = () if period is None else multiples(period)
+  return Row(make, oracle, 'C', keeps_mean=False, full_sync=sync, **options)
+
+
+TABLE = {
+  'slowmo_sgp': row(
+    lambda: pr.slowmo(
+      push_sum(), learning_rate=LEARNING_RATE, period=4, **SLOW
+    ),
+    functools.partial(reference.slowmo_sgp, weights=DIRECTED, period=4, **SLOW),
+    4,
+  ),
+  'diloco_sgp': row(
+    lambda: pr.diloco(push_sum(), period=4),
+    functools.partial(
+      reference.diloco_sgp, weights=DIRECTED, period=4, **NESTEROV
+    ),
+    4,
+    every_layout=False,
+  ),
+  'diloco_ring': row(
+    lambda: pr.diloco(SGD, period=4, average=pr.sync(pr.ring())),
+    functools.partial(
+      reference.outer_gossip, weights=RING, period=4, **NESTEROV
+    ),
+  ),
+  'bmuf_ring': row(
+    lambda: pr.bmuf(
+      SGD,
+      period=4,
+      block_momentum=0.6,
+      block_learning_rate=0.8,
+      average=pr.sync(pr.ring()),
+    ),
+    functools.partial(
+      reference.outer_gossip, weights=RING, period=4, nesterov=False, **HEAVY
+    ),
+    every_layout=False,
+  ),
+  'diloco_groups': row(
+    lambda: pr.diloco(
+      pr.k_avg(SGD, period=2, average=pr.sync(pr.group_mean(4))), period=8
+    ),
+    functools.partial(
+      reference.hier_outer, global_period=8, **GROUPS, **NESTEROV
+    ),
+    8,
+  ),
+  'diloco_feedback': row(
+    lambda: pr.diloco(
+      SGD, period=4, average=pr.average_differences(pr.feedback(pr.top_k(0.5)))
+    ),
+    functools.partial(
+      reference.coded_outer,
+      period=4,
+      compress=compressed.top_half,
+      decay=1.0,
+      **NESTEROV,
+    ),
+    4,
+  ),
+  'streaming_diloco_coded': row(
+    lambda: pr.streaming_diloco(
+      SGD,
+      period=6,
+      fragments=[['w'], ['b']],
+      delay=4,
+      alpha=0.3,
+      codec=pr.top_k(0.5),
+    ),
+    functools.partial(
+      reference.coded_streaming_diloco,
+      period=6,
+      members=MEMBERS[::-1],
+      delay=4,
+      alpha=0.3,
+      compress=compressed.top_half,
+      **NESTEROV,
+    ),
+  ),
+}
