@@ -54,7 +54,7 @@ from prsgd_jax.algorithms.decentralized import (
   diffusion,
   sgp,
 )
-from prsgd_jax.algorithms.diloco import diloco
+from prsgd_jax.algorithms.diloco import des_loc, diloco, muloco, noloco
 from prsgd_jax.algorithms.elastic import eamsgd, easgd
 from prsgd_jax.algorithms.hierarchical import (
   hier_avg,
@@ -69,6 +69,7 @@ __all__ = (
   'bmuf',
   'choco_sgd',
   'd_psgd',
+  'des_loc',
   'diffusion',
   'diloco',
   'dynamic_averaging',
@@ -81,8 +82,10 @@ __all__ = (
   'hierarchical_local_sgd',
   'k_avg',
   'local_sgd',
+  'muloco',
   'multi_level_avg',
   'natural_gradient_averaging',
+  'noloco',
   'one_shot_averaging',
   'post_local_sgd',
   'pr_sgd',

@@ -2,12 +2,15 @@
 
 import functools
 
+import optax
+
 import prsgd_jax as pr
 from tests import reference
 from tests.rows import compressed, decentralized
 from tests.rows.outer import MEMBERS, NESTEROV
 from tests.rows.row import (
   LEARNING_RATE,
+  PLAIN,
   SGD,
   N,
   Row,
@@ -30,6 +33,30 @@ def push_sum():
     pr.local_update(SGD, into='u'),
     pr.let(params=lambda params, u, weight: params + u / weight),
     pr.sync(pr.graph(DIRECTED)),
+  )
+
+
+def falling(round):
+  return 0.9 * 0.8**round
+
+
+def pairs():
+  """The groups that `noloco` draws in each round of four steps."""
+  partners = decentralized.partners(decentralized.drawn((2, 0))[3::4])
+  return [
+    sorted({(min(i, j), max(i, j)) for i, j in enumerate(p)})
+    for p in partners.tolist()
+  ]
+
+
+def _noloco(problem, **local):
+  return reference.noloco(
+    problem,
+    period=4,
+    pairs=pairs(),
+    outer_learning_rate=0.7,
+    outer_momentum=0.5,
+    **local,
   )
 
 
@@ -95,6 +122,48 @@ TABLE = {
       **NESTEROV,
     ),
     4,
+  ),
+  'muloco': row(
+    lambda: pr.muloco(optax.contrib.muon(LEARNING_RATE), period=4),
+    functools.partial(
+      reference.muloco, period=4, outer_learning_rate=0.7, outer_momentum=0.6
+    ),
+    4,
+  ),
+  'muloco_schedule': row(
+    lambda: pr.muloco(
+      optax.contrib.muon(LEARNING_RATE),
+      period=4,
+      outer_learning_rate=falling,
+    ),
+    functools.partial(
+      reference.muloco,
+      period=4,
+      outer_learning_rate=falling,
+      outer_momentum=0.6,
+    ),
+    4,
+    every_layout=False,
+  ),
+  'noloco': row(
+    lambda: pr.noloco(SGD, period=4),
+    _noloco,
+  ),
+  'des_loc': Row(
+    lambda: pr.des_loc(
+      PLAIN, period=2, first_moment_period=3, second_moment_period=5, b2=0.99
+    ),
+    functools.partial(
+      reference.des_loc,
+      period=2,
+      first_period=3,
+      second_period=5,
+      b1=0.9,
+      b2=0.99,
+      eps=1e-8,
+    ),
+    'A',
+    keeps_mean=False,
   ),
   'streaming_diloco_coded': row(
     lambda: pr.streaming_diloco(
