@@ -25,6 +25,7 @@ FAMILIES = (
   'decentralized',
   'outer',
   'diloco',
+  'delayed',
   'streaming',
   'elastic',
   'compressed',

@@ -54,6 +54,11 @@ from prsgd_jax.algorithms.decentralized import (
   diffusion,
   sgp,
 )
+from prsgd_jax.algorithms.delayed import (
+  delayed_diloco,
+  delayed_nesterov,
+  eager_diloco,
+)
 from prsgd_jax.algorithms.diloco import des_loc, diloco, muloco, noloco
 from prsgd_jax.algorithms.elastic import eamsgd, easgd
 from prsgd_jax.algorithms.hierarchical import (
@@ -69,10 +74,13 @@ __all__ = (
   'bmuf',
   'choco_sgd',
   'd_psgd',
+  'delayed_diloco',
+  'delayed_nesterov',
   'des_loc',
   'diffusion',
   'diloco',
   'dynamic_averaging',
+  'eager_diloco',
   'eamsgd',
   'easgd',
   'error_feedback_sgd',

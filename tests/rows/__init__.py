@@ -5,6 +5,7 @@ from tests.rows import (
   compressed,
   corrected,
   decentralized,
+  delayed,
   diloco,
   hierarchical,
   outer,
@@ -26,6 +27,7 @@ TABLE = {
   **decentralized.TABLE,
   **outer.TABLE,
   **diloco.TABLE,
+  **delayed.TABLE,
   **corrected.TABLE,
   **compressed.TABLE,
 }

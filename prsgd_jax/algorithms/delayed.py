@@ -1,0 +1,264 @@
+"""DiLoCo that does not wait: late, eager and asynchronous outer steps."""
+
+from collections.abc import Sequence
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prsgd_jax.algorithms.diloco import DILOCO_OUTER
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
+from prsgd_jax.checks import check_number, check_optax, check_positive_int
+from prsgd_jax.mixing import mean
+from prsgd_jax.schedules import every, rounds
+from prsgd_jax.stages import (
+  algorithm,
+  at,
+  evaluate,
+  let,
+  outer_update,
+  per_replica,
+  remember,
+  step,
+  sync,
+  where,
+  zeros,
+)
+from prsgd_jax.stages.rules import Rule
+
+
+def delayed_diloco(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  outer: optax.GradientTransformation | None = None,
+) -> ReplicaTransformation:
+  """DiLoCo whose mean arrives a round late (order C).
+
+  At the end of round r, d_i(r) = x0 - x_i and d_i(-1) = 0:
+  x0 <- x0 + outer(mean_j d_j(r - 1));  x_i <- x0. The steps of round r change
+  the model after round r + 1.
+
+  Nobody waits for the mean, which travels while the next round runs; the ledger
+  counts its bytes but no time for it.
+
+  Args:
+    local: optimizer of every replica, or a chain that is the local step.
+    period: H, steps of a round, or the schedule of its ends.
+    outer: optax transformation of the pseudo-gradient. Default: that of
+      `diloco`.
+
+  Raises:
+    ValueError: if `period` is not an integer >= 1 or a schedule, or an
+      optimizer is none.
+
+  Reference:
+    Kale, Douillard, Donchev 2025, Eager updates for overlapped communication
+    and computation in DiLoCo (arXiv 2502.12996), the delayed outer gradients
+    that it improves on. The equation is recalled, and so is what the first
+    round does.
+  """
+  outer = DILOCO_OUTER if outer is None else outer
+  check_optax('outer', outer)
+  return algorithm(
+    'delayed_diloco',
+    remember(x0='params', sent=zeros),
+    step(local),
+    at(
+      rounds(period),
+      let(delta='sent', sent=lambda x0, params: x0 - params),
+      sync(mean(), 'sent', waits=False),
+      outer_update(outer, of='delta', at='x0'),
+      let(params='x0'),
+    ),
+  )
+
+
+def eager_diloco(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  outer: optax.GradientTransformation | None = None,
+) -> ReplicaTransformation:
+  """DiLoCo with eager updates: others' differences a round late (order C).
+
+  At the end of round r, d_i(r) = x0_i - x_i and d_i(-1) = 0:
+  x0_i <- x0_i + outer(d_i(r) / N + sum_{j != i} d_j(r - 1) / N);  x_i <- x0_i.
+
+  Every replica has an x0 and outer buffers of its own. Nobody waits for the
+  mean, which travels while the next round runs; the ledger counts its bytes but
+  no time for it. On one replica it is `diloco`. With equal differences that do
+  not change from round to round, it is `diloco` after the first round.
+
+  Args:
+    local: optimizer of every replica, or a chain that is the local step.
+    period: H, steps of a round, or the schedule of its ends.
+    outer: optax transformation of the pseudo-gradient. Default: that of
+      `diloco`.
+
+  Raises:
+    ValueError: if `period` is not an integer >= 1 or a schedule, or an
+      optimizer is none.
+
+  Reference:
+    Kale, Douillard, Donchev 2025, Eager updates for overlapped communication
+    and computation in DiLoCo (arXiv 2502.12996). The equation is recalled, and
+    so is the first round, in which nothing of the others has come.
+  """
+  outer = DILOCO_OUTER if outer is None else outer
+  check_optax('outer', outer)
+  return algorithm(
+    'eager_diloco',
+    remember(x0='params', others=zeros),
+    step(local),
+    at(
+      rounds(period),
+      let(
+        own=lambda x0, params, num_replicas: (x0 - params) / num_replicas,
+        delta=lambda own, others: own + others,
+        others=lambda x0, params: x0 - params,
+      ),
+      sync(mean(), 'others', waits=False),
+      let(others=lambda others, own: others - own),
+      outer_update(outer, of='delta', at='x0'),
+      let(params='x0'),
+    ),
+  )
+
+
+def delayed_nesterov(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  speeds: Sequence[int],
+  period: int,
+  local_steps: Sequence[int] | None = None,
+  buffer_size: int | None = None,
+  outer_learning_rate: float = 0.7,
+  outer_momentum: float = 0.9,
+  activation: float = 0.0,
+) -> ReplicaTransformation:
+  """Asynchronous DiLoCo: a server with delayed Nesterov momentum (order C).
+
+  Worker i takes H_i steps from the model it last fetched, hands in g, how far
+  it went, and fetches the server's model x. Of the arrivals s = 0, 1, ... the
+  server takes  D <- D + g, and if (s + 1) mod n = 0
+  m <- beta m + D / n;  x <- x - eta ((1 - c n + c) beta m + g / n);  D <- 0,
+  else  x <- x - eta (c beta m + g / n).
+
+  A step of the engine is a tick. A gradient of worker i takes lcm(v) / v_i
+  ticks and is that of the last one's batch. Arrivals in one tick are in the
+  order of their indices, and fetch the same x. Dynamic local updates (DyLU),
+  H_i = floor(H v_i / max v) and at least 1, make them arrive at about the same
+  times. Every replica keeps the server's x, m and D, and evaluation
+  is of x. The learning rate of `local` is that of the tick.
+
+  With n = 1 the server is Nesterov SGD. With equal speeds, n = N and c = 0 it
+  is `diloco`.
+
+  Args:
+    local: optimizer of every replica, or a chain that is the local step.
+    speeds: v_i, one positive integer for each replica.
+    period: H, steps of the fastest worker before it hands in.
+    local_steps: H_i, one for each replica. Default: DyLU.
+    buffer_size: n, arrivals between two updates of the momentum. Default: N.
+    outer_learning_rate: eta, > 0. Default 0.7.
+    outer_momentum: beta, in [0, 1). Default 0.9.
+    activation: c, in [0, 1 / n], the part of the momentum that is applied
+      between its updates. Default 0.
+
+  Raises:
+    ValueError: if an argument is out of range; from `init`, if there is not one
+      speed for each replica, or `local` communicates.
+
+  Reference:
+    Liu et al. 2024, Asynchronous local-SGD training for language modeling
+    (arXiv 2401.09135), delayed Nesterov and DyLU, after the code of HALoS
+    (`opt.py`); the numbers of the paper's algorithms were not verified. Here
+    the clock is virtual, and an arrival is counted as an all-reduce, which is
+    about one model sent and one received, that nobody waits for.
+  """
+  ticks, steps = _clock(speeds, period, local_steps)
+  length = [d * h for d, h in zip(ticks, steps, strict=True)]
+  n = check_positive_int(
+    'buffer_size', len(ticks) if buffer_size is None else buffer_size
+  )
+  eta = check_number(
+    'outer_learning_rate', outer_learning_rate, lambda x: x > 0, '> 0'
+  )
+  beta = check_number(
+    'outer_momentum', outer_momentum, lambda x: 0 <= x < 1, 'in [0, 1)'
+  )
+  c = check_number(
+    'activation', activation, lambda x: 0 <= x <= 1 / n, f'in [0, 1 / {n}]'
+  )
+
+  def full(step: Step, i: int) -> Step:
+    """Whether the arrival of worker i fills the buffer."""
+    arrivals = [(step + (j <= i)) // steps for j, steps in enumerate(length)]
+    return sum(arrivals) % n == 0
+
+  def accelerated(m: Array, total: Array, step: Step, i: int) -> Array:
+    return jnp.where(full(step, i), beta * m + total / n, m)
+
+  def moved(server: Array, m: Array, g: Array, step: Step, i: int) -> Array:
+    part = jnp.where(full(step, i), 1 - c * n + c, c).astype(m.dtype)
+    return server - eta * (part * beta * m + g / n)
+
+  def arrival(i: int) -> ReplicaTransformation:
+    return at(
+      every(length[i]),
+      let(
+        g=lambda x0, params, replica, num_replicas: jnp.where(
+          replica == i, num_replicas * (x0 - params), 0
+        )
+      ),
+      sync(mean(), 'g', waits=False),
+      let(
+        total=lambda total, g: total + g,
+        m=functools.partial(accelerated, i=i),
+        server=functools.partial(moved, i=i),
+      ),
+      let(total=lambda total, step: jnp.where(full(step, i), 0, total)),
+    )
+
+  return algorithm(
+    'delayed_nesterov',
+    remember(server='params', x0='params', m=zeros, total=zeros),
+    where(_ends(ticks), step(local)),
+    *map(arrival, range(len(length))),
+    where(_ends(length), let(params='server', x0='server')),
+    evaluate(params='server'),
+  )
+
+
+def _ends(durations: Sequence[int]) -> Rule:
+  """For `where`: the last of the ticks that something takes on each replica."""
+
+  def active(step: Step, replica: Step) -> Step:
+    in_numpy = isinstance(replica, np.ndarray)
+    table = (np if in_numpy else jnp).asarray(durations)
+    return (step + 1) % table[replica] == 0
+
+  return Rule(active, ('step', 'replica'), per_replica(durations).check)
+
+
+def _clock(
+  speeds: Sequence[int], period: int, local_steps: Sequence[int] | None
+) -> tuple[list[int], list[int]]:
+  """Ticks of a step, and steps of a round, of each replica."""
+  speeds = [check_positive_int('speeds', v) for v in speeds]
+  period = check_positive_int('period', period)
+  if not speeds:
+    raise ValueError('speeds must have one number for each replica, got none')
+  if local_steps is None:
+    local_steps = [max(period * v // max(speeds), 1) for v in speeds]
+  steps = [check_positive_int('local_steps', h) for h in local_steps]
+  if len(steps) != len(speeds):
+    raise ValueError(
+      f'local_steps must have one number for each of the {len(speeds)} speeds, '
+      f'got {len(steps)}'
+    )
+  ticks = math.lcm(*speeds)
+  return [ticks // v for v in speeds], steps
