@@ -28,6 +28,7 @@ FAMILIES = (
   'delayed',
   'streaming',
   'elastic',
+  'federated',
   'compressed',
   'corrected',
 )

@@ -46,7 +46,7 @@ def make_train_steps(
     `(state, batches) -> (state, metrics)`. The batches' leaves are `[D, steps,
     V, batch, ...]` (`input_pipeline.stack_batches` makes them); the metrics'
     are `[D, steps, V]`: `loss`, what `loss_fn` reports, and `active` where
-    `while_active` lets replicas sit out. The state
+    `where` lets replicas sit out. The state
     given is donated. At most two dispatches are in flight.
   """
 

@@ -76,13 +76,6 @@ ALGORITHMS = {
   'streaming_one': lambda: pr.streaming_diloco(
     SGD, period=4, fragments=1, delay=0, alpha=0.0
   ),
-  'fedavg': lambda: pr.fedavg(SGD, period=4),
-  'fedavg_weights_alike': lambda: pr.fedavg(SGD, period=4, weights=[3.0] * N),
-  'fedavg_kept': lambda: pr.fedavg(SGD, period=4, reset=pr.never()),
-  'fedavg_all': lambda: pr.fedavg(SGD, period=4, what=('params', 'opt_state')),
-  'fedavg_server': lambda: pr.fedavg(
-    SGD, period=4, server=optax.sgd(0.7, momentum=0.9), reset=pr.never()
-  ),
 }
 
 
@@ -103,12 +96,6 @@ class IdentitiesTest(parameterized.TestCase):
     ('diloco', 'bmuf_nesterov'),
     ('diloco_plain', 'local_sgd'),
     ('streaming_one', 'diloco'),
-    ('fedavg', 'local_sgd_reset'),
-    ('fedavg_weights_alike', 'local_sgd_reset'),
-    ('fedavg_kept', 'local_sgd'),
-    ('fedavg_all', 'local_sgd_all'),
-    ('fedavg_server', 'diloco_outer'),
-    ('fedavg_server', 'bmuf_scaled'),
   )
   def test_special_case_collapses(self, special, general):
     assert_close(trajectory(special), trajectory(general))
@@ -118,7 +105,6 @@ class IdentitiesTest(parameterized.TestCase):
     ('slowmo', 'slowmo_local'),
     ('slowmo_local', 'slowmo_local_reset'),
     ('slowmo_local', 'slowmo_local_all'),
-    ('fedavg', 'fedavg_kept'),
   )
   def test_these_are_different_algorithms(self, one, other):
     self.assertGreater(np.abs(trajectory(one) - trajectory(other)).max(), 1e-3)
@@ -221,38 +207,11 @@ class ElasticTest(parameterized.TestCase):
     self.assertGreater(np.abs(one[-1] - ahead).max(), 1e-3)
 
 
-class FedAvgTest(parameterized.TestCase):
-  def algorithm(self):
-    return pr.fedavg(SGD, period=4, participation=3 / 8, weights=range(1, 9))
-
-  def test_metrics_count_participants_only(self):
-    run = harness.run_problem(self.algorithm(), PROBLEM)
-    active = run.metrics['active']
-    np.testing.assert_array_equal(active.sum(axis=1), np.full(T, 3))
-    np.testing.assert_array_equal(run.metrics['loss'] != 0, active == 1)
-
-  @parameterized.parameters(1, 4, 8)
-  def test_the_same_are_drawn_on_any_layout(self, num_devices):
-    some = harness.run_problem(self.algorithm(), PROBLEM, num_devices)
-    two = harness.run_problem(self.algorithm(), PROBLEM)
-    np.testing.assert_array_equal(some.metrics['active'], two.metrics['active'])
-    assert_close(some.x, two.x)
-
-  def test_server_may_be_any_optax_optimizer(self):
-    for server in (optax.adam(0.1), optax.adagrad(0.1)):
-      algorithm = pr.fedavg(SGD, period=4, participation=0.5, server=server)
-      x = harness.run_problem(algorithm, PROBLEM).x
-      np.testing.assert_array_equal(x[8], np.broadcast_to(x[8, 0], x[8].shape))
-      self.assertTrue(np.isfinite(x).all())
-      self.assertGreater(np.abs(x[-1] - x[0]).max(), 1e-2)
-
-
 class TrafficTest(parameterized.TestCase):
   @parameterized.parameters(
     ('slowmo', 6, 6 * 48),
     ('bmuf', 6, 6 * 48),
     ('diloco', 6, 6 * 48),
-    ('fedavg', 6, 6 * 48),
     ('streaming_one', 6, 6 * 48),
   )
   def test_a_round_is_one_all_reduce(self, name, rounds, payload):
@@ -292,7 +251,6 @@ class ErrorsTest(parameterized.TestCase):
     for make in (
       lambda: pr.slowmo(SGD, learning_rate=0.1, period=bad, slow_momentum=0.5),
       lambda: pr.bmuf(SGD, period=bad, block_momentum=0.5),
-      lambda: pr.fedavg(SGD, period=bad),
       lambda: pr.diloco(SGD, period=bad),
       lambda: pr.streaming_diloco(
         SGD, period=bad, fragments=1, delay=0, alpha=0.0
@@ -333,7 +291,6 @@ class ErrorsTest(parameterized.TestCase):
   def test_outer_optimizers_are_optax(self):
     for make in (
       lambda: pr.diloco(SGD, period=4, outer=0.7),
-      lambda: pr.fedavg(SGD, period=4, server=0.7),
       lambda: pr.streaming_diloco(
         SGD, period=4, fragments=1, delay=0, alpha=0.0, outer=0.7
       ),

@@ -61,12 +61,21 @@ from prsgd_jax.algorithms.delayed import (
 )
 from prsgd_jax.algorithms.diloco import des_loc, diloco, muloco, noloco
 from prsgd_jax.algorithms.elastic import eamsgd, easgd
+from prsgd_jax.algorithms.federated import fedavg, fednova, fedprox
 from prsgd_jax.algorithms.hierarchical import (
   hier_avg,
   hierarchical_local_sgd,
   multi_level_avg,
 )
-from prsgd_jax.algorithms.outer import bmuf, fedavg, slowmo
+from prsgd_jax.algorithms.outer import (
+  bmuf,
+  diloco,
+  eamsgd,
+  easgd,
+  fedavg,
+  slowmo,
+  streaming_diloco,
+)
 from prsgd_jax.algorithms.streaming import streaming_diloco
 
 __all__ = (
@@ -85,7 +94,9 @@ __all__ = (
   'easgd',
   'error_feedback_sgd',
   'fedavg',
+  'fednova',
   'fedpaq',
+  'fedprox',
   'hier_avg',
   'hierarchical_local_sgd',
   'k_avg',

@@ -1,24 +1,14 @@
-"""Momentum of whole rounds: SlowMo and BMUF; and federated averaging."""
-
-from collections.abc import Sequence
+"""Momentum of whole rounds: SlowMo and BMUF."""
 
 import jax.numpy as jnp
 import optax
 
-from prsgd_jax.algorithms.common import AVERAGE, NEVER, PARAMS
+from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.algorithms.diloco import outer_rounds
-from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step, chain
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
 from prsgd_jax.checks import check_number
-from prsgd_jax.mixing import mean
-from prsgd_jax.schedules import every, rounds
+from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import algorithm, at, let, remember, step, zeros
-from prsgd_jax.transforms import (
-  gradient,
-  local_update,
-  reset_buffers,
-  sync,
-  while_sampled,
-)
 
 
 def slowmo(
@@ -139,65 +129,6 @@ def bmuf(
   )
   outer = optax.sgd(rate, momentum=momentum, nesterov=nesterov)
   return outer_rounds('bmuf', local, outer, period=period, average=average)
-
-
-def fedavg(
-  tx: optax.GradientTransformation,
-  *,
-  period: int,
-  participation: float = 1.0,
-  weights: Sequence[float] | None = None,
-  server: optax.GradientTransformation | None = None,
-  what: Sequence[str] = PARAMS,
-  reset: Schedule | None = None,
-) -> ReplicaTransformation:
-  """Federated averaging with partial participation (order C).
-
-  In a round, max(round(C N), 1) replicas S, drawn uniformly, take K steps from
-  x;  x <- sum_{i in S} n_i x_i / sum_{i in S} n_i, on all replicas. The others
-  compute nothing. With `server`, x <- server(x - that mean): FedOpt.
-
-  C = 1 and equal n_i is `k_avg` with its buffers reset, K = E n_i / B.
-
-  Args:
-    tx: the optimizer of every replica.
-    period: K, steps of a round.
-    participation: C.
-    weights: n_i, one for each replica; all the same if None.
-    server: optax transformation of the pseudo-gradient. Reddi's FedAdam does
-      not correct the bias of Adam's moments, `optax.adam` does.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew; after every round if None,
-      since the paper's clients keep nothing between rounds, but never if `what`
-      has them averaged.
-
-  Raises:
-    ValueError: if `period` is not an integer >= 1, C not in (0, 1] or a weight
-      not > 0; from `init`, if there is not one weight for each replica.
-
-  Reference:
-    McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017,
-    Communication-efficient learning of deep networks from decentralized data
-    (arXiv 1602.05629), Algorithm 1; Reddi et al. 2021, Adaptive federated
-    optimization (arXiv 2003.00295), Algorithms 1 and 2. Here every replica of
-    the round takes the same number of steps, and the mean is an all-reduce of
-    all replicas.
-  """
-  at_end = every(period)
-  if reset is None:
-    reset = NEVER if 'opt_state' in what else at_end
-  return chain(
-    while_sampled(
-      gradient(),
-      local_update(tx),
-      period=period,
-      participation=participation,
-      weights=weights,
-      what=what,
-    ),
-    sync(mean(), when=at_end, what=what, outer=server),
-    reset_buffers(tx, when=reset),
-  )
 
 
 def _as_schedule(learning_rate: float | Schedule) -> Schedule:

@@ -18,7 +18,6 @@ from prsgd_jax.transforms.local import (
 from prsgd_jax.transforms.push_sum import (
   push_sum,
 )
-from prsgd_jax.transforms.sampling import while_sampled
 from prsgd_jax.transforms.sync import sync
 from prsgd_jax.transforms.virtual_clock import (
   apply_done,
@@ -43,5 +42,4 @@ __all__ = (
   'sync_done',
   'vote',
   'while_active',
-  'while_sampled',
 )

@@ -69,18 +69,17 @@ from tests.reference.diloco import (
   outer_gossip,
   slowmo_sgp,
 )
+from tests.reference.federated import Yogi, fedavg, fednova
 from tests.reference.hierarchical import (
   hier_avg,
   hierarchical_local_sgd,
   multi_level_avg,
 )
 from tests.reference.outer import (
-  Yogi,
   bmuf,
   diloco,
   eamsgd,
   easgd,
-  fedavg,
   slowmo,
   streaming_diloco,
 )
@@ -119,6 +118,7 @@ __all__ = (
   'easgd',
   'error_feedback_sgd',
   'fedavg',
+  'fednova',
   'fedpaq',
   'hier_avg',
   'hier_outer',

@@ -7,6 +7,7 @@ from tests.rows import (
   decentralized,
   delayed,
   diloco,
+  federated,
   hierarchical,
   outer,
 )
@@ -28,6 +29,7 @@ TABLE = {
   **outer.TABLE,
   **diloco.TABLE,
   **delayed.TABLE,
+  **federated.TABLE,
   **corrected.TABLE,
   **compressed.TABLE,
 }

@@ -2,12 +2,11 @@
 
 import functools
 
-import jax
 import numpy as np
 import optax
 
 import prsgd_jax as pr
-from tests import harness, reference
+from tests import reference
 from tests.rows.row import (
   LEARNING_RATE,
   MOMENTUM,
@@ -15,12 +14,10 @@ from tests.rows.row import (
   SGD,
   N,
   Row,
-  T,
   multiples,
 )
 
 NESTEROV = {'outer_learning_rate': 0.7, 'outer_momentum': 0.9}
-WEIGHTS = (1.0, 4.0, 2.0, 0.5, 3.0, 1.5, 2.5, 6.0)
 # The coordinates of `b` and of `w`, in the order of the parameters' tree.
 MEMBERS = (np.arange(4, 6), np.arange(4))
 DECAY = 0.97
@@ -83,45 +80,6 @@ def _bmuf(eta, zeta, nesterov=False, **row):
   )
 
 
-def draws(period, num_drawn):
-  """Whom the library draws in each round, by the keys of the stage."""
-  _, shared = harness.stage_keys(T, (0,), N)
-  ranks = [jax.random.permutation(key, N) for key in shared[::period]]
-  return [np.flatnonzero(np.asarray(r) < num_drawn).tolist() for r in ranks]
-
-
-def _fedavg(period, num_drawn, options=None, oracle=None, **row):
-  def loop(problem, **local):
-    return reference.fedavg(
-      problem,
-      period=period,
-      draws=draws(period, num_drawn),
-      **(oracle or {}),
-      **local,
-    )
-
-  return outer_row(
-    lambda: pr.fedavg(
-      SGD, period=period, participation=num_drawn / N, **(options or {})
-    ),
-    loop,
-    period,
-    **row,
-  )
-
-
-def _fedyogi(problem, **local):
-  return reference.fedavg(
-    problem,
-    period=4,
-    draws=draws(4, 2),
-    server=reference.Yogi(
-      len(problem.start), 0.1, b1=0.9, b2=0.99, eps=1e-3, start=1e-6
-    ),
-    **local,
-  )
-
-
 def _streaming(period, fragments, delay, alpha, **row):
   members = MEMBERS if fragments == 2 else (np.arange(6),)
   return Row(
@@ -160,22 +118,6 @@ TABLE = {
   ),
   'bmuf': _bmuf(0.6, 0.8),
   'bmuf_nesterov': _bmuf(0.6, 0.8, nesterov=True, every_layout=False),
-  'fedavg': _fedavg(4, 3, {'weights': WEIGHTS}, {'weights': WEIGHTS}),
-  'fedavg_everyone': _fedavg(4, N, every_layout=False),
-  'fedavg_kept_buffers': _fedavg(
-    5, 5, {'reset': pr.never()}, {'buffers': 'keep'}, every_layout=False
-  ),
-  'fedyogi': outer_row(
-    lambda: pr.fedavg(
-      SGD,
-      period=4,
-      participation=0.25,
-      server=optax.yogi(0.1, b1=0.9, b2=0.99, eps=1e-3),
-    ),
-    _fedyogi,
-    4,
-    every_layout=False,
-  ),
   'diloco': outer_row(
     lambda: pr.diloco(SGD, period=4),
     functools.partial(reference.diloco, period=4, **NESTEROV),

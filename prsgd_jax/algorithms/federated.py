@@ -1,0 +1,334 @@
+"""Federated averages: replicas are clients, drawn by chance and weighed."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prsgd_jax.algorithms.common import AVERAGE
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
+from prsgd_jax.checks import check_number, check_step
+from prsgd_jax.schedules import every, rounds, starts
+from prsgd_jax.stages import (
+  algorithm,
+  at,
+  first_steps,
+  gradient,
+  let,
+  local_update,
+  outer_update,
+  per_replica,
+  remember,
+  restart,
+  step,
+  where,
+)
+from prsgd_jax.stages.rules import Rule
+
+
+def fedavg(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  participation: float = 1.0,
+  weights: Sequence[float] | None = None,
+  server: optax.GradientTransformation | None = None,
+  average: ReplicaTransformation | None = None,
+  draw_seed: int = 0,
+) -> ReplicaTransformation:
+  """Federated averaging with partial participation (order C).
+
+  In a round, max(round(C N), 1) replicas S, drawn uniformly, take K steps from
+  x;  x <- sum_{i in S} n_i x_i / sum_{i in S} n_i, on all replicas. The others
+  compute nothing. With `server`, x <- server(x - that mean): FedOpt.
+
+  C = 1 and equal n_i is `k_avg` with its buffers reset, K = E n_i / B. The
+  weight of a replica in the average is n_i or 0, and is sent along with it.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step.
+    period: K, steps of a round, an integer >= 1; or a schedule.
+    participation: C, the part of the replicas that a round draws, in (0, 1].
+    weights: n_i > 0, one for each replica, such as its number of examples; all
+      equal by default.
+    server: optax transformation of the pseudo-gradient x - that mean; none by
+      default. Its schedules count rounds. FedAdam in the paper does not correct
+      the bias of Adam's moments, `optax.adam` does.
+    average: what the replicas do at the end of a round. By default their mean,
+      after which the buffers of an optimizer `local` start again, because the
+      paper's clients keep nothing between rounds. With
+      `average_differences(codec)` clients send codes; a codec with memory also
+      sends what it remembers of replicas that were not drawn.
+    draw_seed: seed of the draws, an integer >= 0. The seed of the run does not
+      matter to them, so that the ledger knows in advance who works.
+
+  Raises:
+    ValueError: if an argument is out of range; from `init`, if there is not one
+      weight for each replica.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = fedavg(optax.sgd(0.1), period=8, participation=0.5)
+    >>> coded = fedavg(
+    ...     optax.sgd(0.1), period=8, participation=0.5,
+    ...     average=pr.average_differences(pr.stochastic_levels(4)))
+
+  Reference:
+    McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017,
+    Communication-efficient learning of deep networks from decentralized data
+    (arXiv 1602.05629), Algorithm 1; Reddi et al. 2021, Adaptive federated
+    optimization (arXiv 2003.00295), Algorithms 1 and 2. Here every replica of
+    the round takes the same number of steps, and the mean is an all-reduce of
+    all replicas.
+  """
+  is_optimizer = isinstance(local, optax.GradientTransformation)
+  return _federated(
+    'fedavg',
+    step(local),
+    restart(local) if is_optimizer else chain(),
+    period=period,
+    participation=participation,
+    weights=weights,
+    server=server,
+    average=average,
+    draw_seed=draw_seed,
+  )
+
+
+def fedprox(
+  tx: optax.GradientTransformation,
+  *,
+  period: int | Schedule,
+  mu: float,
+  participation: float = 1.0,
+  weights: Sequence[float] | None = None,
+  server: optax.GradientTransformation | None = None,
+  average: ReplicaTransformation | None = None,
+  draw_seed: int = 0,
+) -> ReplicaTransformation:
+  """Federated averaging whose clients are held near x (order C).
+
+  As `fedavg`, but client i descends f_i(y) + mu |y - x|^2 / 2, where x is the
+  common point at which the round began: its gradient is G_i + mu (x_i - x).
+
+  mu = 0 is `fedavg`. The first step of a round is that of `fedavg` too, because
+  it starts at x.
+
+  Args:
+    tx: the optimizer of every replica, plain SGD in the authors' code.
+    period: K, steps of a round, an integer >= 1; or a schedule.
+    mu: strength of the proximal term, >= 0.
+    participation: C, the part of the replicas that a round draws, in (0, 1].
+    weights: n_i > 0, one for each replica; all equal by default.
+    server: optax transformation of the pseudo-gradient x - the mean; none by
+      default.
+    average: what the replicas do at the end of a round. By default their mean,
+      after which the buffers of `tx` start again.
+    draw_seed: seed of the draws, an integer >= 0.
+
+  Raises:
+    ValueError: if an argument is out of range; from `init`, if there is not one
+      weight for each replica.
+
+  Example:
+    >>> import optax
+    >>> algorithm = fedprox(optax.sgd(0.1), period=8, mu=0.1)
+
+  Reference:
+    Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, Federated optimization in
+    heterogeneous networks (arXiv 1812.06127); the local step is that of the
+    authors' code, litian96/FedProx, flearn/optimizer/pgd.py. The number of the
+    paper's algorithm was not verified. The paper draws clients with probability
+    n_i and takes their plain mean, which is `weights=None` of equal n_i; the
+    unequal numbers of local steps that it allows are those of `fednova`.
+  """
+  mu = check_number('mu', mu, lambda x: 0 <= x < np.inf, '>= 0 and finite')
+  proximal = chain(
+    gradient(),
+    let(grads=lambda grads, params, x0: grads + mu * (params - x0)),
+    local_update(tx),
+  )
+  return _federated(
+    'fedprox',
+    proximal,
+    restart(tx),
+    period=period,
+    participation=participation,
+    weights=weights,
+    server=server,
+    average=average,
+    draw_seed=draw_seed,
+  )
+
+
+def fednova(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  local_steps: Sequence[int],
+  normalizers: Sequence[float] | None = None,
+  average: ReplicaTransformation = AVERAGE,
+) -> ReplicaTransformation:
+  """Normalized averaging: unequal work without its bias (order C).
+
+  From the common x replica i takes I_i steps, d_i = x - x_i; then
+    x <- x - (mean_j a_j) mean_i (d_i / a_i),  a_i = I_i.
+
+  A round is max_i I_i steps of the clock; a finished replica waits. With equal
+  I_i it is `k_avg`. With unequal ones the mean of `pr_sgd_heterogeneous` leans
+  to those that take more steps; here it does not, to first order in the
+  learning rate.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step.
+    local_steps: I_i, one integer >= 1 for each replica.
+    normalizers: a_i > 0, how far replica i moves, in units of one plain step of
+      SGD; I_i by default. With momentum m whose buffers start again at each
+      average, sum_{k=1}^{I_i} (1 - m^k) / (1 - m).
+    average: what the replicas do at the end of a round, to x - (mean_j a_j) d_i
+      / a_i; their mean by default.
+
+  Raises:
+    ValueError: if a number of steps is not an integer >= 1, or a normalizer is
+      not a finite number > 0; from `init`, if there is not one per replica.
+
+  Example:
+    >>> import optax
+    >>> algorithm = fednova(optax.sgd(0.1), local_steps=[4, 4, 8, 16])
+
+  Reference:
+    Wang, Liu, Liang, Joshi, Poor 2020, Tackling the objective inconsistency
+    problem in heterogeneous federated optimization (arXiv 2007.07481), with
+    equal p_i and the authors' tau_eff = sum_i p_i a_i (JYWa/FedNova,
+    distoptim/FedNova.py, which restarts the buffers at each average, as
+    `average=chain(sync(mean()), restart(tx))` does here). The numbers of its
+    equations were not verified.
+  """
+  active = first_steps(local_steps)
+  a = _positive(
+    'normalizers', local_steps if normalizers is None else normalizers
+  )
+  return algorithm(
+    'fednova',
+    remember(x0='params'),
+    where(active, step(local)),
+    at(
+      every(max(local_steps)),
+      let(
+        scale=per_replica(a.mean() / a),
+        params=lambda params, x0, scale: x0 + scale * (params - x0),
+      ),
+      average,
+      let(x0='params'),
+    ),
+  )
+
+
+def _federated(
+  name: str,
+  local: ReplicaTransformation,
+  restarts: ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  participation: float,
+  weights: Sequence[float] | None,
+  server: optax.GradientTransformation | None,
+  average: ReplicaTransformation | None,
+  draw_seed: int,
+) -> ReplicaTransformation:
+  """Rounds of drawn and weighed clients.
+
+  Args:
+    name: of the algorithm.
+    local: the local step. It may read x0, the point where the round began.
+    restarts: follows the mean, unless `average` is given.
+    period: as in `fedavg`, and so are the others.
+  """
+  ends = rounds(period)
+  fraction = check_number(
+    'participation', participation, lambda x: 0 < x <= 1, 'in (0, 1]'
+  )
+  seed = check_step('draw_seed', draw_seed)
+  end = chain(AVERAGE if average is None else average)
+  x0_is_read = server is not None or any(
+    'x0' in stage.names.reads for stage in (local, end) if stage.names
+  )
+  size = 1.0 if weights is None else _sizes(weights)
+  weigh: list[ReplicaTransformation] = []
+  if fraction < 1:
+    share, drawn = _draws(fraction, seed, starts(ends))
+    weigh = [remember(weight=1.0), at(starts(ends), let(n=size, weight=share))]
+    local = where(lambda weight: weight > 0, local, expected=drawn)
+  elif weights is not None:
+    weigh = [remember(weight=1.0), at(starts(ends), let(weight=size))]
+  return algorithm(
+    name,
+    *([remember(x0='params')] if x0_is_read else []),
+    *weigh,
+    local,
+    at(
+      ends,
+      end,
+      *([] if server is None else _serve(server)),
+      *([let(x0='params')] if x0_is_read and server is None else []),
+      *([restarts] if average is None else []),
+    ),
+  )
+
+
+def _serve(server: optax.GradientTransformation) -> list[ReplicaTransformation]:
+  """x0 <- server(x0 - x), and x is that."""
+  return [
+    let(delta=lambda x0, params: x0 - params),
+    outer_update(server, of='delta', at='x0'),
+    let(params='x0'),
+  ]
+
+
+def _draws(
+  fraction: float, seed: int, begins: Schedule
+) -> tuple[Callable[..., Array], Callable[[np.ndarray, int], np.ndarray]]:
+  """Who works in a round, for the replicas and for the ledger.
+
+  Both evaluate one function of the seed and of the round's first step. Of the
+  run's own randomness the ledger would know nothing.
+  """
+
+  def drawn(first: Array, num_replicas: int) -> Array:
+    key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), first)
+    rank = jax.random.permutation(key, num_replicas)
+    return rank < max(round(fraction * num_replicas), 1)
+
+  def share(n: Array, step: Array, replica: Array, num_replicas: int) -> Array:
+    return jnp.where(drawn(step, num_replicas)[replica], n, 0)
+
+  def expected(steps: np.ndarray, num_replicas: int) -> np.ndarray:
+    clock = np.arange(steps.max(initial=0) + 1, dtype=np.int32)
+    first = np.maximum.accumulate(np.where(begins(clock), clock, 0))[steps]
+    of_round, at_step = np.unique(first, return_inverse=True)
+    worked = jax.vmap(lambda step: drawn(step, num_replicas))(of_round)
+    return np.asarray(worked)[at_step]
+
+  return share, expected
+
+
+def _sizes(weights: Sequence[float]) -> Rule:
+  sizes = _positive('weights', weights)
+
+  def check(num_replicas: int) -> None:
+    if len(sizes) != num_replicas:
+      raise ValueError(
+        f'weights must have one number for each of the {num_replicas} '
+        f'replicas, got {len(sizes)}'
+      )
+
+  return per_replica(sizes)._replace(check=check)
+
+
+def _positive(name: str, values: Sequence[float]) -> np.ndarray:
+  checked = np.array(values, np.float64)
+  positive = checked.ndim == 1 and (checked > 0).all()
+  if not positive or not np.isfinite(checked).all():
+    raise ValueError(f'{name} must be numbers > 0, got {values!r}')
+  return checked
