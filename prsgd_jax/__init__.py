@@ -46,7 +46,7 @@ from prsgd_jax.algorithms import (
   weighted_averaging,
   wp_sgd,
 )
-from prsgd_jax.algorithms.corrected import delay_weights
+from prsgd_jax.algorithms.corrected import average_iterates, delay_weights
 from prsgd_jax.algorithms.elastic import elastic
 from prsgd_jax.analysis import (
   consensus_distance,
@@ -193,6 +193,7 @@ __all__ = (
   'at',
   'at_steps',
   'average_differences',
+  'average_iterates',
   'bmuf',
   'chain',
   'choco_sgd',

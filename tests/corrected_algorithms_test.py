@@ -131,13 +131,13 @@ class ScaffoldTest(parameterized.TestCase):
     )
     targets = np.arange(4, dtype=np.float32)
     state, _ = train_steps(state, mesh.replicate(targets), 60)
-    controls = state.algorithm_state[-1]
-    self.assertEqual(controls.control.dtype, jnp.float32)
-    self.assertEqual(controls.anchor.dtype, jnp.bfloat16)
+    for name in ('x0', 'ci', 'c'):
+      register = state.registers[f'scaffold.{name}']
+      self.assertEqual(register.dtype, jnp.float32)
     x = mesh.gather(state.params)
     self.assertEqual(x.dtype, jnp.bfloat16)
     np.testing.assert_allclose(x.astype(np.float32), 1.5, rtol=0.02)
-    mean = mesh.gather(controls.mean_control)
+    mean = mesh.gather(state.registers['scaffold.c'])
     np.testing.assert_array_equal(mean, np.broadcast_to(mean[0], mean.shape))
 
   def test_two_models_are_sent_once_a_round(self):
@@ -147,6 +147,59 @@ class ScaffoldTest(parameterized.TestCase):
     account = pr.account(algorithm, pr.replica_shapes(state), N, 11)
     self.assertEqual(account.rounds[-1], 2)
     self.assertEqual(account.bytes_sent[-1], 2 * 2 * (2 * 7 / 8 * 5 * 4))
+
+  def test_one_conditional_sends_parameters_and_controls(self):
+    mesh = pr.ReplicaMesh(N, N)
+    algorithm = pr.scaffold(PLAIN, period=4, learning_rate=0.05)
+    state = pr.create_train_state(mesh, algorithm, np.zeros(5, np.float32))
+    train_steps = pr.make_train_steps(
+      mesh, algorithm, lambda params, s, b, key: ((params * b).sum(), (s, {}))
+    )
+    batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
+    sent = harness.collectives_of(train_steps, state, batch)
+    self.assertTrue(all(one.conditional for one in sent))
+    numbers = sum(x.size for one in sent for x in one.operands)
+    self.assertEqual(numbers, 2 * 5)
+
+  @parameterized.parameters(1, 4)
+  def test_controls_are_the_mean_directions_of_the_round(self, num_devices):
+    problem = reference.make_problem(4, 7)
+    algorithm = pr.scaffold(SGD, period=3, learning_rate=LEARNING_RATE)
+    run = harness.run_problem(algorithm, problem, num_devices)
+    state = run.mesh.gather(run.state.registers)
+    ci, c, x0 = (
+      harness.to_vector(state[f'scaffold.{name}']) for name in ('ci', 'c', 'x0')
+    )
+    # Of the round of steps 3, 4, 5, whose controls are those of 0, 1, 2.
+    length = 3 * LEARNING_RATE
+    first = (run.x[0] - self.before_average(problem, run, 3)) / length
+    second = (run.x[3] - self.before_average(problem, run, 6)) / length
+    laws.assert_close(ci, second + first - first.mean(axis=0))
+    laws.assert_close(c, np.tile(ci.mean(axis=0), (4, 1)))
+    np.testing.assert_array_equal(c, np.tile(c[0], (4, 1)))
+    np.testing.assert_array_equal(x0, run.x[6])
+    np.testing.assert_allclose(
+      state['scaffold.total'], np.full(4, LEARNING_RATE), rtol=1e-12
+    )
+
+  def before_average(self, problem, run, t):
+    """y_i at the end of a round, by the gradients along the trajectory."""
+    v, c = np.zeros_like(run.x[0]), np.zeros_like(run.x[0])
+    for s in range(1, t + 1):
+      g = [problem.gradient(i, run.x[s - 1, i], s) for i in range(4)]
+      v = 0.9 * v + np.stack(g)
+      y = run.x[s - 1] - LEARNING_RATE * (v - c + c.mean(axis=0))
+      if s % 3 == 0 and s < t:
+        moved = (run.x[s - 3] - y) / (3 * LEARNING_RATE)
+        c = c - c.mean(axis=0) + moved
+    return y
+
+  def test_a_round_may_have_any_length(self):
+    # Of one step each: the corrections of all replicas add up to zero.
+    algorithm = pr.scaffold(
+      PLAIN, period=pr.always(), learning_rate=LEARNING_RATE
+    )
+    laws.assert_close(points(algorithm), laws.trajectory('ssgd_plain').x[1:])
 
 
 class WeightedAveragingTest(parameterized.TestCase):
@@ -169,11 +222,8 @@ class WeightedAveragingTest(parameterized.TestCase):
     work = 1 - (1 - gamma) ** np.array(local_steps)
 
     def run(mixing):
-      algorithm = pr.chain(
-        pr.while_active(
-          local_steps, pr.gradient(), pr.local_update(optax.sgd(gamma))
-        ),
-        pr.sync(mixing, when=pr.every(8)),
+      algorithm = pr.pr_sgd_heterogeneous(
+        optax.sgd(gamma), local_steps=local_steps, average=pr.sync(mixing)
       )
       return fixed_point(algorithm, 480, num_devices, hessians=np.ones(3))
 
@@ -183,7 +233,10 @@ class WeightedAveragingTest(parameterized.TestCase):
 
   def test_averages_what_it_is_told_to(self):
     algorithm = pr.weighted_averaging(
-      SGD, period=4, weights=range(1, N + 1), what=('params', 'opt_state')
+      SGD,
+      period=4,
+      weights=range(1, N + 1),
+      average=lambda w: pr.sync(w, ('params', 'opt_state')),
     )
     trace = harness.run_problem(algorithm, SMOOTH).state.opt_state[0].trace
     for leaf in jax.tree.leaves(trace):
@@ -192,7 +245,10 @@ class WeightedAveragingTest(parameterized.TestCase):
 
   def test_resets_buffers(self):
     algorithm = pr.weighted_averaging(
-      SGD, period=4, weights=range(1, N + 1), reset=pr.every(4)
+      SGD,
+      period=4,
+      weights=range(1, N + 1),
+      average=lambda w: pr.chain(pr.sync(w), pr.restart(SGD)),
     )
     trace = harness.run_problem(algorithm, SMOOTH).state.opt_state[0].trace
     for leaf in jax.tree.leaves(trace):
@@ -253,7 +309,7 @@ class TailAveragingTest(parameterized.TestCase):
     )
 
   def test_training_is_not_changed(self):
-    plain = pr.chain(pr.gradient(), pr.local_update(SGD))
+    plain = pr.step(SGD)
     np.testing.assert_array_equal(
       laws.trajectory('tail_averaging').x[1:], points(plain)
     )

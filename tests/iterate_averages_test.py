@@ -29,7 +29,7 @@ class AverageIteratesTest(parameterized.TestCase):
     self, start_step, num_devices
   ):
     training = pr.k_avg(SGD, period=3)
-    algorithm = pr.chain(training, pr.average_iterates(start_step))
+    algorithm = pr.tail_averaging(training, start_step=start_step)
     run = harness.run_problem(algorithm, PROBLEM, num_devices)
     x = run.x
     np.testing.assert_array_equal(
@@ -54,16 +54,14 @@ class AverageIteratesTest(parameterized.TestCase):
   def test_half_precision_is_averaged_in_single(self, num_devices):
     # In bfloat16 256 + 1 is 256: the mean would stay where it began.
     mesh = pr.ReplicaMesh(N, num_devices)
-    algorithm = pr.chain(
-      pr.gradient(), pr.local_update(optax.sgd(1.0)), pr.average_iterates(0)
-    )
+    algorithm = pr.chain(pr.step(optax.sgd(1.0)), pr.average_iterates(0))
     state = pr.create_train_state(mesh, algorithm, jnp.bfloat16(256))
     train_steps = pr.make_train_steps(
       mesh, algorithm, lambda params, s, b, key: (-2 * params, (s, {}))
     )
     blocks = (num_devices, 8, N // num_devices)
     state, _ = train_steps(state, mesh.place_per_device(np.zeros(blocks)))
-    means = mesh.gather(state.algorithm_state[-1])
+    means = mesh.gather(state.registers['average_iterates.tail'])
     self.assertEqual(means.dtype, np.float32)
     # 258, 260, ..., 272, all of them in bfloat16.
     np.testing.assert_array_equal(means, np.full(N, 265, np.float32))
@@ -72,9 +70,7 @@ class AverageIteratesTest(parameterized.TestCase):
 
   def test_many_iterates_do_not_overflow_or_stall(self):
     mesh = pr.ReplicaMesh(1)
-    algorithm = pr.chain(
-      pr.gradient(), pr.local_update(optax.sgd(0.0)), pr.average_iterates(0)
-    )
+    algorithm = pr.chain(pr.step(optax.sgd(0.0)), pr.average_iterates(0))
     big = np.float32(3e38)  # the sum of two is infinite
     state = pr.create_train_state(mesh, algorithm, big)
     train_steps = pr.make_train_steps(
@@ -82,7 +78,27 @@ class AverageIteratesTest(parameterized.TestCase):
     )
     batch = mesh.place_per_device(np.zeros((1, 100, 1), np.float32))
     state, _ = train_steps(state, batch)
-    np.testing.assert_array_equal(mesh.gather(state.algorithm_state[-1]), [big])
+    means = mesh.gather(state.registers['average_iterates.tail'])
+    np.testing.assert_array_equal(means, [big])
+
+  def test_small_changes_of_many_iterates_count(self):
+    # x falls by its last digit in every 4th step. Each change of the mean is
+    # less than half of that digit, and would be lost in a float32 m alone.
+    start, digit, steps = 1.5, 2.0**-23, 4000
+    mesh = pr.ReplicaMesh(1)
+    algorithm = pr.tail_averaging(optax.sgd(1.0), start_step=0)
+    state = pr.create_train_state(mesh, algorithm, np.float32(start))
+    train_steps = pr.make_resident_train_steps(
+      mesh,
+      algorithm,
+      lambda params, s, batch, key: (params * batch, (s, {})),
+      lambda data, step, replica, key: jnp.where(step % 4 == 3, data, 0.0),
+    )
+    state, _ = train_steps(state, mesh.replicate(np.float32(digit)), steps)
+    x = start - digit * (np.arange(1, steps + 1) // 4)
+    np.testing.assert_array_equal(mesh.gather(state.params), [x[-1]])
+    mean, _ = pr.consensus(algorithm, state)
+    self.assertLessEqual(abs(float(mean) - x.mean()), digit)
 
   @parameterized.parameters(-1, 0.5, True, None)
   def test_start_step_is_a_step(self, bad):

@@ -59,9 +59,21 @@ from prsgd_jax.algorithms.delayed import (
   delayed_nesterov,
   eager_diloco,
 )
-from prsgd_jax.algorithms.diloco import des_loc, diloco, muloco, noloco
-from prsgd_jax.algorithms.elastic import eamsgd, easgd
-from prsgd_jax.algorithms.federated import fedavg, fednova, fedprox
+from prsgd_jax.algorithms.diloco import (
+  des_loc,
+  diloco,
+  muloco,
+  noloco,
+)
+from prsgd_jax.algorithms.elastic import (
+  eamsgd,
+  easgd,
+)
+from prsgd_jax.algorithms.federated import (
+  fedavg,
+  fednova,
+  fedprox,
+)
 from prsgd_jax.algorithms.hierarchical import (
   hier_avg,
   hierarchical_local_sgd,
@@ -69,14 +81,11 @@ from prsgd_jax.algorithms.hierarchical import (
 )
 from prsgd_jax.algorithms.outer import (
   bmuf,
-  diloco,
-  eamsgd,
-  easgd,
-  fedavg,
   slowmo,
+)
+from prsgd_jax.algorithms.streaming import (
   streaming_diloco,
 )
-from prsgd_jax.algorithms.streaming import streaming_diloco
 
 __all__ = (
   'ad_psgd',

@@ -1,35 +1,45 @@
 """Corrections for unlike data, unequal work, noise and ill-scaled layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prsgd_jax.algorithms.common import NEVER, PARAMS
+from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.base import (
+  Array,
   ReplicaTransformation,
   Schedule,
   chain,
 )
-from prsgd_jax.checks import check_number, check_optax, check_positive_int
-from prsgd_jax.mixing import mean, weighted_mean
+from prsgd_jax.checks import (
+  check_number,
+  check_optax,
+  check_positive_int,
+  check_step,
+)
+from prsgd_jax.mixing import Mixing, mean, weighted_mean
 from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
-from prsgd_jax.schedules import every
-from prsgd_jax.transforms import (
-  average_iterates,
-  control_variates,
-  gradient,
-  local_update,
-  reset_buffers,
+from prsgd_jax.schedules import every, rounds
+from prsgd_jax.stages import (
+  algorithm,
+  at,
+  evaluate,
+  first_steps,
+  let,
+  remember,
+  step,
   sync,
-  while_active,
+  where,
+  zeros,
 )
 
 
 def scaffold(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
-  period: int,
+  period: int | Schedule,
   learning_rate: optax.ScalarOrSchedule,
 ) -> ReplicaTransformation:
   """Stochastic controlled averaging: local SGD without drift to own optima.
@@ -45,18 +55,23 @@ def scaffold(
   controls.
 
   The paper's local step is plain SGD. Here the correction -gamma (c - c_i) is
-  added to the step of any `tx`, which for SGD is the same. With momentum c_i is
-  then the mean velocity, and the optimum is still the right one (fed to the
-  momentum with the gradient instead, the controls can diverge). With a `tx`
-  that is not linear in the gradient, the replicas agree on where the mean of
-  their steps is zero, which is not where the mean gradient is.
+  added to the step of any `local`, which for SGD is the same. With momentum c_i
+  is then the mean velocity, and the optimum is still the right one (fed to the
+  momentum with the gradient instead, the controls can diverge). With a local
+  step that is not linear in the gradient, the replicas agree on where the mean
+  of their steps is zero, which is not where the mean gradient is.
+
+  The rounding of y_i is in c_i, divided by K gamma: mind that in half
+  precision.
 
   Args:
-    tx: the optimizer of every replica; SGD in the paper.
-    period: K, local steps of a round.
-    learning_rate: gamma, that of `tx`: a number or the same schedule of the
-      step. With a schedule K gamma is the sum over the round, which follows
-      from adding up the K local steps.
+    local: the optimizer of every replica, SGD in the paper, or a stage that is
+      its local step.
+    period: K, local steps of a round, an integer >= 1; or a schedule.
+    learning_rate: gamma, that of `local`: a number > 0 or the same schedule of
+      the step. With a schedule K gamma is the sum over the round, which follows
+      from adding up the K local steps. A constant is only a unit, which cancels
+      out.
 
   Raises:
     ValueError: if `period` is not an integer >= 1, or `learning_rate` is
@@ -71,20 +86,47 @@ def scaffold(
     controlled averaging for federated learning (arXiv 1910.06378), Algorithm 1,
     option II, with full participation and a global step size of 1.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    control_variates(period=period, learning_rate=learning_rate),
+  gamma = _rate(learning_rate)
+
+  def renewed(
+    ci: Array, c: Array, x0: Array, params: Array, total: Array
+  ) -> Array:
+    moved = (x0 - params) / jnp.where(total > 0, total, 1)
+    # A round of learning rate zero moved nothing and tells nothing.
+    return jnp.where(total > 0, ci - c + moved, ci)
+
+  return algorithm(
+    'scaffold',
+    remember(x0='params', ci=zeros, c=zeros, total=0.0),
+    step(local),
+    let(
+      params=lambda params, c, ci, step: params - gamma(step) * (c - ci),
+      total=lambda total, step: total + gamma(step),
+    ),
+    at(
+      rounds(period),
+      let(ci=renewed, c='ci'),
+      sync(mean(), ('params', 'c')),
+      let(x0='params', total=0.0),
+    ),
   )
 
 
+def _rate(learning_rate: optax.ScalarOrSchedule) -> Schedule:
+  if callable(learning_rate):
+    return learning_rate
+  rate = check_number(
+    'learning_rate', learning_rate, lambda x: x > 0, 'a schedule or > 0'
+  )
+  return lambda step: rate
+
+
 def weighted_averaging(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
-  period: int,
+  period: int | Schedule,
   weights: Sequence[float],
-  what: Sequence[str] = PARAMS,
-  reset: Schedule = NEVER,
+  average: Callable[[Mixing], ReplicaTransformation] = sync,
 ) -> ReplicaTransformation:
   """Local SGD whose average counts the replicas unequally (order C).
 
@@ -93,39 +135,44 @@ def weighted_averaging(
 
   With equal weights it is `k_avg`; where the f_i differ, it is to the weighted
   mean of them what `k_avg` is to the mean. For replicas that do unequal work
-  see `wp_sgd`.
+  see `wp_sgd` and `fednova`.
 
   Args:
-    tx: the optimizer of every replica.
-    period: K, steps between averages.
+    local: the optimizer of every replica, or a stage that is its local step.
+    period: K, steps between averages, an integer >= 1; or a schedule.
     weights: w, float[N], positive; only their ratios matter. FedAvg's are the
       numbers of examples.
-    what: the fields that the average covers.
-    reset: when the optimizer's buffers start anew.
+    average: makes, of the mixing with these weights, what the replicas do at
+      the end of a round.
 
   Raises:
     ValueError: if `period` is not an integer >= 1 or a weight is not a finite
       number > 0; from `init`, if there is not one weight per replica.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = weighted_averaging(
+    ...     optax.sgd(0.1), period=4, weights=[1, 2],
+    ...     average=lambda w: pr.sync(w, ('params', 'opt_state')))
 
   Reference:
     Cheng, Li, Zhang 2017, Weighted parallel SGD for distributed
     unbalanced-workload training system (arXiv 1708.04801), the average with
     weights given.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    sync(weighted_mean(weights), when=every(period), what=what),
-    reset_buffers(tx, when=reset),
+  return algorithm(
+    'weighted_averaging',
+    step(local),
+    at(rounds(period), average(weighted_mean(weights))),
   )
 
 
 def wp_sgd(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   local_steps: Sequence[int],
   contraction: float,
-  what: Sequence[str] = PARAMS,
+  average: Callable[[Mixing], ReplicaTransformation] = sync,
 ) -> ReplicaTransformation:
   """Weighted parallel SGD: the more a replica did, the more it counts.
 
@@ -136,14 +183,21 @@ def wp_sgd(
   lean towards those that did more (FedNova), and these weights add to that.
 
   Args:
-    tx: the optimizer of every replica.
-    local_steps: I_i, one per replica.
-    contraction: see `delay_weights`.
-    what: the fields that the average covers.
+    local: the optimizer of every replica, or a stage that is its local step.
+    local_steps: I_i, one integer >= 1 for each replica.
+    contraction: r in (0, 1], the factor by which a step brings a replica closer
+      to its limit; see `delay_weights`.
+    average: makes, of the mixing with these weights, what the replicas do at
+      the end of a round.
 
   Raises:
     ValueError: if a number of steps is not an integer >= 1, or `contraction` is
       not in (0, 1]; from `init`, if there is not one number per replica.
+
+  Example:
+    >>> import optax
+    >>> algorithm = wp_sgd(
+    ...     optax.sgd(0.1), local_steps=[4, 4, 8], contraction=0.9)
 
   Reference:
     Cheng, Li, Zhang 2017, Weighted parallel SGD for distributed
@@ -151,9 +205,10 @@ def wp_sgd(
     average ends the run; here every round has one.
   """
   weights = delay_weights(local_steps, contraction=contraction)
-  return chain(
-    while_active(local_steps, gradient(), local_update(tx)),
-    sync(weighted_mean(weights), when=every(int(max(local_steps))), what=what),
+  return algorithm(
+    'wp_sgd',
+    where(first_steps(local_steps), step(local)),
+    at(every(max(local_steps)), average(weighted_mean(weights))),
   )
 
 
@@ -196,24 +251,31 @@ def delay_weights(
 
 
 def tail_averaging(
-  tx: optax.GradientTransformation, *, start_step: int
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  start_step: int,
 ) -> ReplicaTransformation:
   """N independent runs; the output is the mean of their last iterates.
 
   x_i^t = x_i^{t-1} - gamma G_i^t; the output is the mean over i of
   (1 / (T - s)) sum_{t = s+1}^T x_i^t, and the mean of the x_i until then.
 
-  The training is not changed by it: the averages over time are the chain's
-  `output`, and whoever evaluates it averages them over the replicas, which
-  `cost` does not count. Chained after another algorithm, `average_iterates`
-  gives that one's tail: chain(k_avg(tx, period=4), average_iterates(s)).
+  The training is not changed by it: the averages over time are the algorithm's
+  `output`. Evaluation averages them over the replicas, which the ledger does
+  not count.
 
   Args:
-    tx: the optimizer of every replica.
-    start_step: s, the first 0-based step whose iterate counts.
+    local: the optimizer of every replica, or a stage that is its local step.
+      With an algorithm that communicates, such as `k_avg(tx, period=4)`, the
+      output is the tail of that.
+    start_step: s, the first 0-based step whose iterate counts, an integer >= 0.
 
   Raises:
     ValueError: if `start_step` is not an integer >= 0.
+
+  Example:
+    >>> import optax
+    >>> algorithm = tail_averaging(optax.sgd(0.1), start_step=1000)
 
   Reference:
     Jain, Kakade, Kidambi, Netrapalli, Sidford 2018, Parallelizing stochastic
@@ -221,18 +283,61 @@ def tail_averaging(
     model misspecification (arXiv 1610.03774), tail-averaging with parameter
     mixing. The number of its algorithm there was not verified.
   """
-  return chain(gradient(), local_update(tx), average_iterates(start_step))
+  return chain(step(local), average_iterates(start_step))
+
+
+def average_iterates(start_step: int) -> ReplicaTransformation:
+  """Keeps the running mean over steps of a replica's parameters, to evaluate.
+
+  With n = step - s + 1 iterates, m <- m + (x - m) / n; before the first of them
+  m is x. The replica is left alone: the mean is its `output`. Chain it after an
+  algorithm, whose parameters at the end of a step it then sees.
+
+  What the rounding of m leaves out is kept and added later (Kahan's summation).
+  Without that, m in float32 does not move any more once (x - m) / n is less
+  than half of its last digit.
+
+  Args:
+    start_step: s, the first 0-based step whose parameters count, an integer
+      >= 0.
+
+  Raises:
+    ValueError: if `start_step` is not an integer >= 0.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.chain(
+    ...     pr.k_avg(optax.sgd(0.1), period=4), average_iterates(1000))
+  """
+  first = check_step('start_step', start_step)
+
+  def due(params: Array, tail: Array, lost: Array, step: Array) -> Array:
+    n = jnp.maximum(step - first + 1, 1).astype(tail.dtype)
+    return (params - tail - lost) / n + lost
+
+  def moved(params: Array, tail: Array, due: Array, step: Array) -> Array:
+    return jnp.where(step > first, tail + due, params)
+
+  def left(tail: Array, before: Array, due: Array, step: Array) -> Array:
+    return jnp.where(step > first, due - (tail - before), 0)
+
+  return algorithm(
+    'average_iterates',
+    remember(tail='params', lost=zeros),
+    let(due=due, before='tail', tail=moved, lost=left),
+    evaluate(params='tail'),
+  )
 
 
 def natural_gradient_averaging(
   tx: optax.GradientTransformation,
   *,
-  period: int,
+  period: int | Schedule,
   rank: int = 20,
   smoothing: float = 4.0,
   update_rate: float = 0.1,
   max_change: float = 2.0,
-  reset: Schedule = NEVER,
+  average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
   """Kaldi's parallel training: rare averages of natural-gradient SGD.
 
@@ -245,23 +350,33 @@ def natural_gradient_averaging(
 
   Only the parameters are averaged. Kaldi starts a new process after every
   average, whose preconditioner is made from its first minibatch (not verified);
-  `reset` = every(period) is close to that. An average of N divides by N what
-  one replica learnt: the paper gives every replica N times the learning rate
-  that one alone would have, which is for the caller to do in `tx`.
+  `restart` in `average`, as in the example, is close to that. An average of N
+  divides by N what one replica learned: the paper gives every replica N times
+  the learning rate of a single one, which is for the caller to do in `tx`.
 
   Args:
     tx: the optimizer of every replica, fed the preconditioned gradient.
-    period: K, steps between averages; a minute or two in the paper.
-    rank: of each factor's part beside the identity.
-    smoothing: alpha, of each factor towards the identity.
-    update_rate: eta, of each factor.
-    max_change: the largest 2-norm of a step, all parameters together.
-    reset: when the optimizer's buffers, the preconditioner among them, start
-      anew.
+    period: K, steps between averages, an integer >= 1; or a schedule. A minute
+      or two in the paper.
+    rank: of each factor's part beside the identity, an integer >= 1.
+    smoothing: alpha >= 0, of each factor towards the identity.
+    update_rate: eta in (0, 1), of each factor.
+    max_change: the largest 2-norm of a step, all parameters together, > 0.
+    average: what the replicas do at the end of a round; their mean by default.
 
   Raises:
     ValueError: if `period` or `rank` is not an integer >= 1, or another number
       is out of its range.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> tx = optax.sgd(0.1)
+    >>> algorithm = natural_gradient_averaging(tx, period=100)
+    >>> whole = optax.chain(
+    ...     pr.scale_by_natural_gradient(), tx, pr.limit_change(2.0))
+    >>> restarted = natural_gradient_averaging(
+    ...     tx, period=100,
+    ...     average=pr.chain(pr.sync(pr.mean()), pr.restart(whole)))
 
   Reference:
     Povey, Zhang, Khudanpur 2015, Parallel training of DNNs with natural
@@ -273,9 +388,8 @@ def natural_gradient_averaging(
     rank=rank, smoothing=smoothing, update_rate=update_rate
   )
   local = optax.chain(natural, tx, limit_change(max_change))
-  return chain(
-    gradient(),
-    local_update(local),
-    sync(mean(), when=every(period)),
-    reset_buffers(local, when=reset),
+  return algorithm(
+    'natural_gradient_averaging',
+    step(local),
+    at(rounds(period), average),
   )

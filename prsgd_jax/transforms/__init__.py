@@ -7,8 +7,6 @@ from prsgd_jax.transforms.compressed import (
   gossip_differences,
   vote,
 )
-from prsgd_jax.transforms.control_variates import control_variates
-from prsgd_jax.transforms.iterate_averages import average_iterates
 from prsgd_jax.transforms.local import (
   gradient,
   local_update,
@@ -29,8 +27,6 @@ __all__ = (
   'apply_done',
   'average_codes',
   'average_differences',
-  'average_iterates',
-  'control_variates',
   'delayed_gradient',
   'feed_back_errors',
   'gossip_differences',

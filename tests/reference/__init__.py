@@ -69,7 +69,11 @@ from tests.reference.diloco import (
   outer_gossip,
   slowmo_sgp,
 )
-from tests.reference.federated import Yogi, fedavg, fednova
+from tests.reference.federated import (
+  Yogi,
+  fedavg,
+  fednova,
+)
 from tests.reference.hierarchical import (
   hier_avg,
   hierarchical_local_sgd,

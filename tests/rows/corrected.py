@@ -2,6 +2,8 @@
 
 import functools
 
+import optax
+
 import prsgd_jax as pr
 from tests import reference
 from tests.rows.row import (
@@ -17,7 +19,6 @@ from tests.rows.row import (
 
 WEIGHTS = (1, 2, 3, 4, 1, 0.5, 7, 2)
 EQUAL = (3,) * N
-NEVER = pr.never()
 # x = (w, b) of `harness.to_tree`, in two layers.
 LAYERS = ((0, (2, 2)), (4, (2,)))
 NATURAL = {
@@ -27,6 +28,19 @@ NATURAL = {
   'update_rate': 0.3,
   'max_change': 1.0,
 }
+
+
+# The average, after which the preconditioner and the velocity begin again.
+RESTARTED = pr.chain(
+  pr.sync(pr.mean()),
+  pr.restart(
+    optax.chain(
+      pr.scale_by_natural_gradient(rank=3, smoothing=0.5, update_rate=0.3),
+      SGD,
+      pr.limit_change(1.0),
+    )
+  ),
+)
 
 
 def _scaffold(period, tx=PLAIN, momentum=0.0, **row):
@@ -50,9 +64,10 @@ def _weighted(weights, **row):
   )
 
 
-def _natural(restart=False, reset=NEVER, **row):
+def _natural(restart=False, **row):
+  options = {'average': RESTARTED} if restart else {}
   return Row(
-    lambda: pr.natural_gradient_averaging(SGD, **NATURAL, reset=reset),
+    lambda: pr.natural_gradient_averaging(SGD, **NATURAL, **options),
     functools.partial(
       reference.natural_gradient_averaging,
       layers=LAYERS,
@@ -90,7 +105,5 @@ TABLE = {
     'C',
   ),
   'natural_gradient': _natural(),
-  'natural_gradient_restarted': _natural(
-    restart=True, reset=pr.every(4), every_layout=False
-  ),
+  'natural_gradient_restarted': _natural(restart=True, every_layout=False),
 }
