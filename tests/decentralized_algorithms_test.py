@@ -11,7 +11,15 @@ import optax
 import prsgd_jax as pr
 from tests import harness, reference
 from tests.algorithms_test import assert_close
-from tests.rows.decentralized import DIRECTED, DURATIONS, SPEEDS
+from tests.rows.compressed import FRACTION
+from tests.rows.decentralized import (
+  DIRECTED,
+  DURATIONS,
+  SPARQ,
+  SPEEDS,
+  sparq_oracle,
+  sparq_threshold,
+)
 from tests.rows.row import LEARNING_RATE, MOMENTUM, SGD, J, N, T
 
 PROBLEM = reference.make_problem(N, T)
@@ -30,6 +38,14 @@ def x_of(make):
 
 def d_psgd_matching():
   return pr.d_psgd(SGD, mixing=pr.random_matching())
+
+
+def d_psgd_drawn_as_ad_psgd():
+  """`d_psgd_matching` with its sync at the place of AD-PSGD's in the chain."""
+  none, mix = pr.chain(), pr.sync(pr.random_matching())
+  return pr.chain(
+    pr.gradient(), none, none, pr.chain(none, mix), pr.local_update(SGD)
+  )
 
 
 class SpecialCasesTest(parameterized.TestCase):
@@ -67,7 +83,7 @@ class SpecialCasesTest(parameterized.TestCase):
     (
       'ad_psgd_at_equal_speeds_is_d_psgd_in_pairs',
       lambda: pr.ad_psgd(SGD, speeds=[1] * N),
-      d_psgd_matching,
+      d_psgd_drawn_as_ad_psgd,
     ),
     (
       'speeds_are_relative',
@@ -122,7 +138,7 @@ class SgpTest(parameterized.TestCase):
 
   def test_weights_are_as_many_as_the_replicas(self):
     run = run_problem(pr.sgp(SGD, mixing=pr.graph(DIRECTED)))
-    weight = run.mesh.gather(run.state.algorithm_state[0].weight)
+    weight = run.mesh.gather(run.state.registers['weight'])
     self.assertAlmostEqual(weight.sum(), N, places=12)
     self.assertGreater(weight.min(), 0)
 
@@ -157,7 +173,7 @@ class AdPsgdTest(parameterized.TestCase):
     graph = nx.path_graph(N)  # whose ends are alone in half of the rounds
     mixing = pr.random_matching(graph)
     matrices = mixing.matrices(N)
-    _, keys = harness.stage_keys(T, (1,))
+    _, keys = harness.stage_keys(T, (3, 1))
     drawn = matrices[
       [int(jax.random.randint(k, (), 0, 2, np.int32)) for k in keys]
     ]
@@ -192,7 +208,7 @@ class AdPsgdTest(parameterized.TestCase):
       pr.ad_psgd(SGD, speeds=[1, bad])
 
   @parameterized.parameters(
-    ({'speeds': [1, 2]}, r'\(or speeds\) must have one number .* got 2'),
+    ({'speeds': [1, 2]}, 'speeds must have one number .* got 2'),
     ({'speeds': [1] * N, 'mixing': pr.ring()}, 'means of pairs'),
   )
   def test_fits_the_replicas(self, keywords, message):
@@ -203,6 +219,105 @@ class AdPsgdTest(parameterized.TestCase):
   def test_there_are_speeds(self):
     with self.assertRaisesRegex(ValueError, 'one number per replica, got none'):
       pr.ad_psgd(SGD, speeds=[])
+
+
+class SparqTest(parameterized.TestCase):
+  def sparq(self, threshold, compressor=None):
+    return pr.sparq_sgd(
+      SGD,
+      learning_rate=LEARNING_RATE,
+      threshold=threshold,
+      compressor=compressor or pr.top_k(FRACTION),
+      **SPARQ,
+    )
+
+  @parameterized.named_parameters(
+    ('top_k', pr.top_k(FRACTION)),
+    ('signs', pr.signs()),
+    ('uncompressed', pr.uncompressed()),
+  )
+  def test_without_a_threshold_is_choco_with_local_steps(self, compressor):
+    gossip = pr.gossip_differences(
+      pr.ring(),
+      compressor,
+      consensus_step_size=SPARQ['consensus_step_size'],
+    )
+    want = pr.k_avg(SGD, period=SPARQ['period'], average=gossip)
+    got = run_problem(self.sparq(0.0, compressor))
+    assert_close(got.x, run_problem(want).x)
+    sent = got.mesh.gather(got.state.registers['sparq_sgd.sent'])
+    np.testing.assert_array_equal(sent, T // SPARQ['period'])
+
+  def test_the_threshold_matters(self):
+    apart = run_problem(self.sparq(300.0)).x - run_problem(self.sparq(0.0)).x
+    self.assertGreater(np.abs(apart).max(), 1e-3)
+
+  @parameterized.named_parameters(
+    ('top_k', pr.top_k(FRACTION)),
+    ('signs', pr.signs()),
+    ('stochastic_levels', pr.stochastic_levels(4)),
+    ('ternary', pr.ternary()),
+    ('random_k', pr.random_k(FRACTION)),
+  )
+  def test_nobody_sends_beyond_all_thresholds(self, compressor):
+    # What is coded is then 0, and 0 is what arrives.
+    got = run_problem(self.sparq(1e30, compressor))
+    assert_close(got.x, run_problem(pr.step(SGD)).x)
+    sent = got.mesh.gather(got.state.registers['sparq_sgd.sent'])
+    np.testing.assert_array_equal(sent, 0)
+
+  def test_counts_who_sent(self):
+    _, sent = sparq_oracle(
+      PROBLEM, learning_rate=LEARNING_RATE, momentum=MOMENTUM
+    )
+    a_round = sent.sum(axis=1)[SPARQ['period'] - 1 :: SPARQ['period']]
+    self.assertEqual(a_round.max(), N)
+    self.assertLess(a_round.min(), N / 2)
+    run = run_problem(self.sparq(lambda step: sparq_threshold(step + 1)))
+    counted = run.mesh.gather(run.state.registers['sparq_sgd.sent'])
+    np.testing.assert_array_equal(counted, sent.sum(axis=0))
+
+  def test_costs_what_all_would_send(self):
+    shapes = pr.Replica(params=jax.ShapeDtypeStruct((100,), np.float32))
+    gossip = pr.gossip_differences(
+      pr.ring(), pr.top_k(FRACTION), consensus_step_size=0.4
+    )
+    choco = pr.k_avg(SGD, period=3, average=gossip)
+    found, want = (
+      pr.account(algorithm, shapes, N, T)
+      for algorithm in (self.sparq(1e30), choco)
+    )
+    np.testing.assert_array_equal(found.rounds, want.rounds)
+    np.testing.assert_array_equal(found.bytes_sent, want.bytes_sent)
+
+  @parameterized.parameters(
+    ({'threshold': -1.0}, 'threshold must be a schedule, or >= 0'),
+    ({'learning_rate': 0.0}, 'learning_rate must be a schedule or > 0'),
+    ({'consensus_step_size': 1.5}, r'must be in \(0, 1\], got 1.5'),
+    ({'compressor': 3}, 'got 3'),
+    ({'period': 0}, 'period must be an integer >= 1, got 0'),
+  )
+  def test_arguments(self, bad, message):
+    good = {
+      'learning_rate': 0.1,
+      'threshold': 1.0,
+      'compressor': pr.signs(),
+      **SPARQ,
+    }
+    with self.assertRaisesRegex(ValueError, message):
+      pr.sparq_sgd(SGD, **{**good, **bad})
+
+  def test_w_is_constant(self):
+    algorithm = pr.sparq_sgd(
+      SGD,
+      learning_rate=0.1,
+      threshold=1.0,
+      compressor=pr.signs(),
+      mixing=pr.random_matching(),
+      **SPARQ,
+    )
+    with self.assertRaisesRegex(ValueError, 'one W for all rounds, got 7'):
+      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
 
 
 def noise_loss(params, model_state, noise, key):

@@ -27,7 +27,10 @@ DIMENSION = 64
 NUM_STEPS, BURN_IN = 1500, 300
 TOLERANCE = 0.03
 # The orders of mixing and stepping, with the algorithms that have them.
-ORDERS = {'A': pr.d_psgd, 'C': pr.diffusion}
+ORDERS: dict[str, Callable[..., pr.ReplicaTransformation]] = {
+  'A': pr.d_psgd,
+  'C': pr.diffusion,
+}
 GRAPHS: dict[str, Callable[[], pr.Mixing]] = {
   'ring': pr.ring,
   'random matching': pr.random_matching,

@@ -53,6 +53,7 @@ from prsgd_jax.algorithms.decentralized import (
   d_psgd,
   diffusion,
   sgp,
+  sparq_sgd,
 )
 from prsgd_jax.algorithms.delayed import (
   delayed_diloco,
@@ -125,6 +126,7 @@ __all__ = (
   'sgp',
   'sign_sgd',
   'slowmo',
+  'sparq_sgd',
   'ssgd',
   'streaming_diloco',
   'tail_averaging',

@@ -53,6 +53,7 @@ from tests.reference.decentralized import (
   random_doubly_stochastic,
   ring_weights,
   sgp,
+  sparq_sgd,
   star_weights,
 )
 from tests.reference.diloco import (
@@ -153,6 +154,7 @@ __all__ = (
   'signs',
   'slowmo',
   'slowmo_sgp',
+  'sparq_sgd',
   'ssgd',
   'star_weights',
   'stochastic_levels',

@@ -111,11 +111,12 @@ def adapt_then_combine(
   return learners.trajectory()
 
 
-def sgp(problem, *, weights, learning_rate, momentum=0.0):
+def sgp(problem, *, weights, learning_rate, momentum=0.0, period=1):
   """Assran et al. 2019, Algorithm 1; the record is of z.
 
-  The gradient is taken at z_i = x_i / w_i and applied to x_i; then
-  x_i <- sum_j p_ij x_j, w_i <- sum_j p_ij w_j, z_i = x_i / w_i.
+  The gradient is taken at z_i = x_i / w_i and applied to x_i; then, every
+  `period` steps, x_i <- sum_j p_ij x_j and w_i <- sum_j p_ij w_j; z_i = x_i /
+  w_i.
   """
   n = problem.num_replicas
   learners = Learners(problem, learning_rate, momentum)  # its x is z
@@ -125,7 +126,8 @@ def sgp(problem, *, weights, learning_rate, momentum=0.0):
       g = problem.gradient(i, learners.x[i], t)
       learners.v[i] = momentum * learners.v[i] + g
       x[i] = x[i] - learning_rate * learners.v[i]
-    x, w = _mixed(weights, x, t), _mixed(weights, w, t)
+    if t % period == 0:
+      x, w = _mixed(weights, x, t), _mixed(weights, w, t)
     learners.x = [x[i] / w[i] for i in range(n)]
     learners.end_of_step()
   return learners.trajectory()
@@ -158,3 +160,38 @@ def ad_psgd(problem, *, durations, partners, learning_rate, momentum=0.0):
       begun[i] = None
     learners.end_of_step()
   return learners.trajectory()
+
+
+def sparq_sgd(
+  problem,
+  *,
+  weights,
+  period,
+  compress,
+  consensus_step_size,
+  threshold,
+  learning_rate,
+  momentum=0.0,
+):
+  """Singh et al. 2019, Algorithm 1: CHOCO whose learners may keep silent.
+
+  `threshold(t)` is c_t. Returns the trajectory, and who sent, bool[T, N].
+  """
+  learners = Learners(problem, learning_rate, momentum)
+  n = learners.n
+  xhat = [np.zeros_like(problem.start) for _ in range(n)]
+  sent = np.zeros((problem.num_steps, n), bool)
+  for t in range(1, problem.num_steps + 1):
+    for i, g in enumerate(learners.gradients(t)):
+      learners.local_step(i, g)
+    if t % period == 0:
+      for i in range(n):
+        change = learners.x[i] - xhat[i]
+        if change @ change > threshold(t) * learning_rate**2:
+          xhat[i] = xhat[i] + compress(t, i, change)
+          sent[t - 1, i] = True
+      for i in range(n):
+        pull = sum(weights[i, j] * (xhat[j] - xhat[i]) for j in range(n))
+        learners.x[i] = learners.x[i] + consensus_step_size * pull
+    learners.end_of_step()
+  return learners.trajectory(), sent

@@ -7,11 +7,17 @@ import numpy as np
 
 import prsgd_jax as pr
 from tests import harness, reference
-from tests.rows.row import SGD, J, N, Row, T, W, multiples
+from tests.rows.compressed import FRACTION, top_half
+from tests.rows.row import LEARNING_RATE, SGD, J, N, Row, T, W, multiples
 
 RING = reference.ring_weights(N)
 DIRECTED = reference.random_column_stochastic(N)
 ONE_PEER = reference.one_peer_exponential_weights(N, T)
+# W = I between rounds.
+EVERY_THIRD = np.stack(
+  [RING if t % 3 == 0 else np.eye(N) for t in range(1, T + 1)]
+)
+SPARQ = {'period': 3, 'consensus_step_size': 0.4}
 SPEEDS = (1, 2, 4, 4, 2, 1, 1, 4)
 DURATIONS = (4, 2, 1, 1, 2, 4, 4, 1)  # ticks of a gradient
 
@@ -25,6 +31,22 @@ def drawn(path, make=pr.random_matching):
     int(jax.random.randint(key, (), 0, len(matrices), np.int32)) for key in keys
   ]
   return matrices[turns]
+
+
+def sparq_threshold(t):
+  """c_t, of which none, some and all replicas are beyond in some round."""
+  return 60.0 + 50.0 * t
+
+
+def sparq_oracle(problem, **kwargs):
+  return reference.sparq_sgd(
+    problem,
+    weights=RING,
+    compress=top_half,
+    threshold=sparq_threshold,
+    **SPARQ,
+    **kwargs,
+  )
 
 
 def partners(weights):
@@ -119,10 +141,31 @@ TABLE = {
     'C',
     every_layout=False,
   ),
+  'sgp_directed_3': Row(
+    lambda: pr.sgp(SGD, mixing=pr.graph(DIRECTED), period=3),
+    functools.partial(reference.sgp, weights=DIRECTED, period=3),
+    'C',
+    keeps_mean=False,
+    every_layout=False,
+  ),
+  'sgp_matching': Row(
+    lambda: pr.sgp(SGD, mixing=pr.random_matching()),
+    lambda problem, **kwargs: reference.sgp(
+      problem, weights=drawn((5, 0)), **kwargs
+    ),
+    'C',
+    every_layout=False,
+  ),
+  'pr_sgd_ring': Row(
+    lambda: pr.pr_sgd(SGD, period=3, average=pr.sync(pr.ring())),
+    functools.partial(reference.d_psgd, weights=EVERY_THIRD),
+    'A',
+    every_layout=False,
+  ),
   'ad_psgd': Row(
     lambda: pr.ad_psgd(SGD, speeds=SPEEDS),
     lambda problem, **kwargs: reference.ad_psgd(
-      problem, durations=DURATIONS, partners=partners(drawn((1,))), **kwargs
+      problem, durations=DURATIONS, partners=partners(drawn((3, 1))), **kwargs
     ),
     'A',
     keeps_mean=False,  # it moves by those that are done
@@ -130,10 +173,21 @@ TABLE = {
   'ad_psgd_equal': Row(
     lambda: pr.ad_psgd(SGD, speeds=[3] * N),
     lambda problem, **kwargs: reference.ad_psgd(
-      problem, durations=[1] * N, partners=partners(drawn((1,))), **kwargs
+      problem, durations=[1] * N, partners=partners(drawn((3, 1))), **kwargs
     ),
     'A',
     every_layout=False,
+  ),
+  'sparq_sgd': Row(
+    lambda: pr.sparq_sgd(
+      SGD,
+      learning_rate=LEARNING_RATE,
+      threshold=lambda step: sparq_threshold(step + 1),
+      compressor=pr.top_k(FRACTION),
+      **SPARQ,
+    ),
+    lambda problem, **kwargs: sparq_oracle(problem, **kwargs)[0],
+    'C',
   ),
   'combine_then_adapt_ring': Row(
     lambda: order_of(pr.ring(), 'B'),

@@ -1,0 +1,105 @@
+"""VIRTUAL CLOCK: asynchronous replicas, simulated in ticks.
+
+A step of the engine is a tick. A gradient (or a round) of replica i takes D_i
+ticks: it begins at the ticks 0, D_i, 2 D_i, ... and ends with D_i - 1, 2 D_i -
+1, ... Nobody waits for a slower one, and the work of a slow one is old when it
+is applied. All is a function of the step and of the keys. Such a run can be
+repeated and resumed, which a run on real clocks cannot.
+"""
+
+from collections.abc import Callable, Sequence
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Schedule
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.schedules import any_of, every
+from prsgd_jax.stages.rules import Rule
+
+
+def durations(speeds: Sequence[int]) -> tuple[int, ...]:
+  """Returns D_i = lcm(speeds) / speeds[i], the ticks of one piece of work.
+
+  Args:
+    speeds: int[N], pieces of work in equal times.
+
+  Raises:
+    ValueError: if a speed is not an integer >= 1, or there are none.
+
+  Example:
+    >>> durations((1, 2, 4))
+    (4, 2, 1)
+  """
+  counts = [check_positive_int('speeds', s) for s in speeds]
+  if not counts:
+    raise ValueError('speeds must have one number per replica, got none')
+  return tuple(math.lcm(*counts) // s for s in counts)
+
+
+def begins(ticks: Sequence[int]) -> Rule:
+  """The rule, for `where`, that replica i begins in this tick.
+
+  Args:
+    ticks: D_i, int[N], from `durations`.
+
+  Raises:
+    ValueError: from `init`, if there is not one for each replica.
+
+  Example:
+    >>> import numpy as np
+    >>> rule = begins((1, 3))
+    >>> rule.fn(step=np.arange(4)[:, None], replica=np.arange(2)).tolist()
+    [[True, True], [True, False], [True, False], [True, True]]
+  """
+  return _rule(ticks, lambda step, own: step % own == 0)
+
+
+def ends(ticks: Sequence[int]) -> Rule:
+  """The rule, for `where`, that replica i is done at the end of this tick.
+
+  Args:
+    ticks: D_i, int[N], from `durations`.
+
+  Raises:
+    ValueError: from `init`, if there is not one for each replica.
+
+  Example:
+    >>> import numpy as np
+    >>> rule = ends((1, 3))
+    >>> rule.fn(step=np.arange(4)[:, None], replica=np.arange(2)).tolist()
+    [[True, False], [True, False], [True, True], [True, False]]
+  """
+  return _rule(ticks, lambda step, own: (step + 1) % own == 0)
+
+
+def any_ends(ticks: Sequence[int]) -> Schedule:
+  """The ticks at whose end any replica is done.
+
+  Example:
+    >>> import numpy as np
+    >>> any_ends((2, 3))(np.arange(6)).tolist()
+    [False, True, True, True, False, True]
+  """
+  return any_of(*map(every, sorted(set(ticks))))
+
+
+def _rule(ticks: Sequence[int], holds: Callable[[Any, Any], Any]) -> Rule:
+  table = np.asarray(ticks, np.int32)
+
+  def fn(step: Any, replica: Any) -> Any:
+    # The ledger asks with NumPy arrays.
+    traced = isinstance(replica, jax.Array)
+    return holds(step, (jnp.asarray(table) if traced else table)[replica])
+
+  def check(num_replicas: int) -> None:
+    if len(table) != num_replicas:
+      raise ValueError(
+        f'speeds must have one number for each of the {num_replicas} '
+        f'replicas, got {len(table)}'
+      )
+
+  return Rule(fn, ('step', 'replica'), check)
