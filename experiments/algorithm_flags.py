@@ -23,6 +23,7 @@ FAMILIES = (
   'averaging',
   'hierarchical',
   'decentralized',
+  'exact',
   'outer',
   'diloco',
   'delayed',

@@ -112,7 +112,7 @@ class ErrorsTest(parameterized.TestCase):
       pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
     self.assertNotIn('\n', str(caught.exception))
 
-  @parameterized.parameters(pr.d_psgd, pr.diffusion)
+  @parameterized.parameters(pr.d_psgd, pr.diffusion, pr.gradient_tracking)
   def test_columns_alone_are_for_push_sum(self, make):
     algorithm = make(optax.sgd(0.1), mixing=PUSHED)
     with self.assertRaisesRegex(ValueError, 'use it with pr.sgp'):

@@ -8,6 +8,7 @@ from tests.rows import (
   delayed,
   diloco,
   federated,
+  exact,
   hierarchical,
   outer,
 )
@@ -26,6 +27,7 @@ TABLE = {
   **averaging.TABLE,
   **hierarchical.TABLE,
   **decentralized.TABLE,
+  **exact.TABLE,
   **outer.TABLE,
   **diloco.TABLE,
   **delayed.TABLE,

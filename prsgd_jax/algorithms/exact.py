@@ -1,0 +1,434 @@
+"""Decentralized methods that reach the optimum of the mean on unlike data.
+
+D-PSGD and diffusion stop where mixing and the replicas' own gradients balance,
+which is not the optimum if the f_i differ. Here a correction c_i takes up the
+difference. All c_i add up to 0, so that the mean of x moves by the mean step.
+`qg_dsgdm` is the exception: it only smooths what the replicas move by.
+
+u_i is the step of the replica's optimizer, -gamma G_i for SGD. With momentum
+the corrections follow the momentum, and the optimum is still the right one.
+With an optimizer that is not linear in the gradient, the replicas agree on
+where the mean of their steps is zero.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.sparse.csgraph import shortest_path
+
+from prsgd_jax.algorithms.rates import as_rate, per_unit
+from prsgd_jax.algorithms.requirements import (
+  check_mixing,
+  keeps_the_mean,
+  requires,
+  symmetric_above,
+)
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule
+from prsgd_jax.checks import check_number, check_step
+from prsgd_jax.graphs import ring
+from prsgd_jax.mixing import Mixing, sparse
+from prsgd_jax.schedules import rounds
+from prsgd_jax.stages import (
+  algorithm,
+  at,
+  gradient,
+  let,
+  local_update,
+  remember,
+  step,
+  sync,
+  zeros,
+)
+
+
+def gradient_tracking(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  mixing: Mixing | None = None,
+) -> ReplicaTransformation:
+  """Gradient tracking: u_i + c_i follows the mean step of all replicas.
+
+    x_i <- sum_j W_ij (x_j + u_j + c_j)
+    c_i <- sum_j W_ij (c_j + u_j) - u_i,  c_i = 0 at first
+
+  With y_i = u_i + c_i these are y_i <- sum_j W_ij y_j + u_i - u_i^- and x_i <-
+  sum_j W_ij (x_j + y_j). A round sends two models' worth. With W = 11'/N it is
+  `ssgd`. Local steps between rounds: `k_gt`.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step.
+    mixing: W, doubly stochastic; a ring with equal weights if None. It may
+      change from round to round.
+
+  Raises:
+    ValueError: if `mixing` is not one; from `init`, if the rows or columns of W
+      do not sum to one, or it does not fit the number of replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.gradient_tracking(optax.sgd(0.1), mixing=pr.ring())
+
+  Reference:
+    Pu, Nedic 2018, Distributed stochastic gradient tracking methods (arXiv
+    1805.11454); Koloskova, Lin, Stich 2021, An improved analysis of gradient
+    tracking for decentralized machine learning (arXiv 2202.03836). The form
+    with c_i, and the optimizer's step in place of the gradient, are those of
+    the code of Vogels et al. 2021 (see `relay_sgd`). Which equation of the
+    papers it is was not verified.
+  """
+  W = ring() if mixing is None else check_mixing(mixing)
+  return algorithm(
+    'gradient_tracking',
+    requires(W, keeps_the_mean),
+    remember(c=zeros),
+    let(before='params'),
+    step(local),
+    let(
+      u=lambda params, before: params - before,
+      params=lambda params, c: params + c,
+      c=lambda c, u: c + u,
+    ),
+    sync(W, ('params', 'c')),
+    let(c=lambda c, u: c - u),
+  )
+
+
+def d2(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  mixing: Mixing | None = None,
+) -> ReplicaTransformation:
+  """D^2, or exact diffusion: a correction that is not sent.
+
+    x_i+ = sum_j W_ij (x_j + u_j + c_j)
+    c_i <- x_i+ - x_i - u_i,  c_i = 0 at first
+
+  which is x+ = W (2 x - x^- + u - u^-). A round sends one model, half of what
+  `gradient_tracking` sends. With W = 11'/N it is `ssgd`.
+
+  It is unstable if an eigenvalue of W is below -1/3. The ring with equal
+  weights has one of exactly -1/3 for an even number of replicas.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step.
+    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1/3;
+      `ring(0.5)` if None. The theory has one constant W. Where a mixing has
+      several, each must meet the conditions.
+
+  Raises:
+    ValueError: if `mixing` is not one; from `init`, if W is not symmetric, an
+      eigenvalue is not > -1/3, its rows do not sum to one, or it does not fit
+      the number of replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.d2(optax.sgd(0.1), mixing=pr.ring(0.5))
+
+  Reference:
+    Tang, Lian, Yan, Zhang, Liu 2018, D^2: Decentralized training over
+    decentralized data (arXiv 1803.07068); Yuan, Ying, Zhao, Sayed 2017, Exact
+    diffusion for distributed optimization and learning (arXiv 1702.05122),
+    whose W is (I + W) / 2 of a doubly stochastic W. The form with c_i is that
+    of the code of Vogels et al. 2021 (see `relay_sgd`). Algorithm numbers were
+    not verified.
+  """
+  W = ring(0.5) if mixing is None else check_mixing(mixing)
+  return algorithm(
+    'd2',
+    requires(W, symmetric_above(-1 / 3, '-1/3'), keeps_the_mean),
+    remember(c=zeros),
+    step(local),
+    let(moved='params', params=lambda params, c: params + c),
+    sync(W),
+    let(c=lambda params, moved: params - moved),
+  )
+
+
+def extra(
+  tx: optax.GradientTransformation, *, mixing: Mixing | None = None
+) -> ReplicaTransformation:
+  """EXTRA: D-PSGD (order A) whose mixing errors are added up.
+
+    x_i+ = sum_j W_ij x_j + u_i + c_i
+    c_i <- c_i + (sum_j W_ij x_j - x_i) / 2,  c_i = 0 at first
+
+  which is x^{k+2} = (I + W) x^{k+1} - (I + W) / 2 x^k + u^{k+1} - u^k. A round
+  sends one model, while the gradient is taken. With W = 11'/N it is not `ssgd`:
+  as in `d_psgd` the last steps are not mixed.
+
+  Args:
+    tx: the optimizer of every replica.
+    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1; a ring
+      with equal weights if None. The theory has one constant W.
+
+  Raises:
+    ValueError: if `mixing` is not one; from `init`, if W is not symmetric, an
+      eigenvalue is not > -1, its rows do not sum to one, or it does not fit the
+      number of replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.extra(optax.sgd(0.1), mixing=pr.torus())
+
+  Reference:
+    Shi, Ling, Wu, Yin 2015, EXTRA: An exact first-order algorithm for
+    decentralized consensus optimization (arXiv 1404.6264), with the paper's
+    choice (I + W) / 2 of its second matrix. Written from memory of the paper;
+    equation numbers were not verified. The paper has exact gradients and no
+    momentum.
+  """
+  W = ring() if mixing is None else check_mixing(mixing)
+  return algorithm(
+    'extra',
+    requires(W, symmetric_above(-1, '-1'), keeps_the_mean),
+    remember(c=zeros),
+    gradient(),
+    local_update(tx, into='u'),
+    let(mixed='params'),
+    sync(W, 'mixed'),
+    let(
+      before='params',
+      params=lambda mixed, u, c: mixed + u + c,
+      c=lambda c, mixed, before: c + (mixed - before) / 2,
+    ),
+  )
+
+
+def k_gt(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  learning_rate: optax.ScalarOrSchedule,
+  outer_learning_rate: float = 1.0,
+  mixing: Mixing | None = None,
+) -> ReplicaTransformation:
+  """K-GT: gradient tracking with K local steps between rounds.
+
+  A round begins at x_i. K times, y_i <- y_i - gamma (G_i(y_i) + c_i); then
+
+    s_i = (x_i - y_i) / (K gamma)
+    c_i <- c_i + sum_j W_ij s_j - s_i,  c_i = 0 at first
+    x_i <- sum_j W_ij (x_j - K gamma eta s_j)
+
+  A round sends two models' worth. With W = 11'/N and eta = 1 it is `scaffold`.
+
+  The correction -gamma c_i is added to the step of any `local`, as in
+  `scaffold`; with momentum s_i is then the mean velocity.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step;
+      SGD in the paper.
+    period: K, local steps of a round, or a schedule.
+    learning_rate: gamma, that of `local`: a number or the same schedule of the
+      step. With a schedule K gamma is the sum over the round.
+    outer_learning_rate: eta, > 0; 1 by default.
+    mixing: W, doubly stochastic; a ring with equal weights if None.
+
+  Raises:
+    ValueError: if an argument is not what it should be; from `init`, if the
+      rows or columns of W do not sum to one, or it does not fit the number of
+      replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.k_gt(optax.sgd(0.1), period=4, learning_rate=0.1)
+
+  Reference:
+    Liu, Lin, Koloskova, Stich 2023, Decentralized gradient tracking with local
+    steps (arXiv 2301.01313). The update was read in another implementation, not
+    in the paper; the number of its algorithm was not verified.
+  """
+  W = ring() if mixing is None else check_mixing(mixing)
+  rate = as_rate(learning_rate)
+  eta = check_number(
+    'outer_learning_rate', outer_learning_rate, lambda x: x > 0, '> 0'
+  )
+  return algorithm(
+    'k_gt',
+    requires(W, keeps_the_mean),
+    remember(x0='params', c=zeros, total=0.0),
+    step(local),
+    let(
+      params=lambda params, c, step: params - rate(step) * c,
+      total=lambda total, step: total + rate(step),
+    ),
+    at(
+      rounds(period),
+      let(s=lambda x0, params, total: per_unit(x0 - params, total), mixed='s'),
+      sync(W, ('x0', 'mixed')),
+      let(
+        c=lambda c, s, mixed: c + (mixed - s),
+        params=lambda x0, mixed, total: x0 - eta * total * mixed,
+        x0='params',
+        total=0.0,
+      ),
+    ),
+  )
+
+
+def qg_dsgdm(
+  tx: optax.GradientTransformation,
+  *,
+  learning_rate: optax.ScalarOrSchedule,
+  momentum: float,
+  mixing: Mixing | None = None,
+) -> ReplicaTransformation:
+  """QG-DSGDm: the momentum of what a replica moves by, mixing included.
+
+    x_i+ = sum_j W_ij (x_j - gamma (beta m_j + G_j))
+    m_i <- beta m_i + (1 - beta) (x_i - x_i+) / gamma,  m_i = 0 at first
+
+  The buffer follows the common direction, where local momentum follows the
+  replica's own data. It is not exact: with exact gradients it stops where
+  `diffusion` does. With beta = 0 it is `diffusion`.
+
+  Args:
+    tx: the optimizer that is given beta m_i + G_i: SGD with the learning rate
+      gamma and no momentum of its own.
+    learning_rate: gamma, that of `tx`: a number or the same schedule of the
+      step. Where it is 0, nothing is added to m_i.
+    momentum: beta, in [0, 1); 0.9 in the paper's experiments as recalled, not
+      verified.
+    mixing: W, doubly stochastic; a ring with equal weights if None.
+
+  Raises:
+    ValueError: if an argument is not what it should be; from `init`, if the
+      rows or columns of W do not sum to one, or it does not fit the number of
+      replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.qg_dsgdm(
+    ...     optax.sgd(0.1), learning_rate=0.1, momentum=0.9)
+
+  Reference:
+    Lin, Karimireddy, Stich, Jaggi 2021, Quasi-global momentum: Accelerating
+    decentralized deep learning on heterogeneous data (arXiv 2102.04761), the
+    heavy-ball form; the number of its algorithm was not verified. The code of
+    Vogels et al. 2021 (see `relay_sgd`) has Nesterov momentum here, G_i + beta
+    (beta m_i + G_i), and 1e-8 for a smaller learning rate.
+  """
+  W = ring() if mixing is None else check_mixing(mixing)
+  rate = as_rate(learning_rate)
+  beta = check_number('momentum', momentum, lambda b: 0 <= b < 1, 'in [0, 1)')
+  return algorithm(
+    'qg_dsgdm',
+    requires(W, keeps_the_mean),
+    remember(m=zeros),
+    let(before='params'),
+    gradient(),
+    let(grads=lambda grads, m: grads + beta * m),
+    local_update(tx),
+    sync(W),
+    let(
+      moved=lambda before, params, step: per_unit(before - params, rate(step)),
+      m=lambda m, moved: beta * m + (1 - beta) * moved,
+    ),
+  )
+
+
+def relay_sgd(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  parents: Sequence[int] | None = None,
+) -> ReplicaTransformation:
+  """RelaySGD: the sum of all models, relayed link by link along a tree.
+
+  On each link i -> j travels what i has of the models on its side, old ones of
+  far replicas. What has not arrived yet is replaced by x^0:
+
+    m_ij <- x_i + u_i + sum_{k != j} m_ki^-
+    x_i <- (x_i + u_i + sum_j m_ji + missing x^0) / N
+
+  so that x_i <- (1/N) sum_j (x_j + u_j) of d_ij - 1 steps ago, at distance d_ij
+  (of this step at distances 0 and 1). Every model counts equally, however far.
+
+  One message serves all neighbours: i sends t_i = x_i + u_i + sum_k m_ki^-, of
+  which j subtracts what it sent to i itself. With s_j = sum_i m_ij this is s <-
+  A t - deg t^- + s^{--}, A the adjacency of the tree. These sums cancel exactly
+  in theory; their rounding errors add up slowly over the steps.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step.
+    parents: for the replicas 1 to N - 1, the neighbour on the way to replica 0,
+      which must come before it; a binary tree if None.
+
+  Raises:
+    ValueError: if a parent is not an integer >= 0, or not before its child;
+      from `init`, if there are not N - 1 of them.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> path = pr.relay_sgd(optax.sgd(0.1), parents=(0, 1, 2))
+
+  Reference:
+    Vogels, He, Koloskova, Lin, Karimireddy, Stich, Jaggi 2021, RelaySum for
+    decentralized deep learning on heterogeneous data (arXiv 2110.04175),
+    Algorithm 1, as in the authors' code (`relaysum_model`). The code also sends
+    how many models a message contains; here that follows from the step.
+  """
+  tree = _tree(parents)
+
+  def distance(num_replicas: int) -> np.ndarray:
+    found = tree(num_replicas)
+    return np.array(shortest_path(found, unweighted=True), np.int32)
+
+  def weights(num_replicas: int) -> np.ndarray:
+    adjacency = tree(num_replicas) + np.eye(num_replicas) * (num_replicas == 1)
+    return (adjacency / adjacency.sum(axis=1, keepdims=True))[None]
+
+  def received(
+    s: Array, sent: Array, earlier: Array, replica: Array, num_replicas: int
+  ) -> Array:
+    degree = jnp.asarray(tree(num_replicas).sum(axis=1), s.dtype)[replica]
+    return degree * (s - sent) + earlier
+
+  def averaged(
+    params: Array,
+    got: Array,
+    x0: Array,
+    step: Array,
+    replica: Array,
+    num_replicas: int,
+  ) -> Array:
+    missing = (jnp.asarray(distance(num_replicas))[replica] > step + 1).sum()
+    return (params + got + missing * x0) / num_replicas
+
+  return algorithm(
+    'relay_sgd',
+    remember(x0='params', sent=zeros, got=zeros, earlier=zeros),
+    step(local),
+    let(relayed=lambda params, got: params + got, s='relayed'),
+    sync(sparse(weights), 's'),
+    let(s=received, earlier='got', got='s', sent='relayed', params=averaged),
+  )
+
+
+def _tree(parents: Sequence[int] | None) -> Callable[[int], np.ndarray]:
+  """`num_replicas -> float64[N, N]`, the adjacency of a tree."""
+  given = None
+  if parents is not None:
+    given = [check_step('parents', p) for p in parents]
+    for child, parent in enumerate(given, start=1):
+      if parent >= child:
+        raise ValueError(
+          f'parents must come before their children, got {parent} for replica '
+          f'{child}; number the replicas from replica 0 outwards'
+        )
+
+  def adjacency(num_replicas: int) -> np.ndarray:
+    found = (
+      [(i - 1) // 2 for i in range(1, num_replicas)] if given is None else given
+    )
+    if len(found) != num_replicas - 1:
+      raise ValueError(
+        'parents must have one number for each replica but the first, '
+        f'{num_replicas - 1}, got {len(found)}'
+      )
+    links = np.zeros((num_replicas, num_replicas))
+    links[np.arange(1, num_replicas), found] = 1
+    return links + links.T
+
+  return adjacency
