@@ -70,10 +70,6 @@ from prsgd_jax.algorithms.elastic import (
   eamsgd,
   easgd,
 )
-from prsgd_jax.algorithms.federated import (
-  fedavg,
-  fednova,
-  fedprox,
 from prsgd_jax.algorithms.exact import (
   d2,
   extra,
@@ -81,6 +77,11 @@ from prsgd_jax.algorithms.exact import (
   k_gt,
   qg_dsgdm,
   relay_sgd,
+)
+from prsgd_jax.algorithms.federated import (
+  fedavg,
+  fednova,
+  fedprox,
 )
 from prsgd_jax.algorithms.hierarchical import (
   hier_avg,

@@ -70,10 +70,6 @@ from tests.reference.diloco import (
   outer_gossip,
   slowmo_sgp,
 )
-from tests.reference.federated import (
-  Yogi,
-  fedavg,
-  fednova,
 from tests.reference.exact import (
   d2,
   extra,
@@ -81,6 +77,11 @@ from tests.reference.exact import (
   k_gt,
   qg_dsgdm,
   relay_sgd,
+)
+from tests.reference.federated import (
+  Yogi,
+  fedavg,
+  fednova,
 )
 from tests.reference.hierarchical import (
   hier_avg,

@@ -7,8 +7,8 @@ from tests.rows import (
   decentralized,
   delayed,
   diloco,
-  federated,
   exact,
+  federated,
   hierarchical,
   outer,
 )
