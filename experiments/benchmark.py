@@ -149,8 +149,8 @@ def engine_loop(
   train_steps = pr.make_resident_train_steps(
     mesh, algorithm, task.loss_fn, batch_fn
   )
-  memory = _memory(train_steps, state, data, case.steps_per_dispatch)
-  return _loop(train_steps, state, data, case.steps_per_dispatch, memory)
+  memory = memory_of(train_steps, state, data, case.steps_per_dispatch)
+  return make_loop(train_steps, state, data, case.steps_per_dispatch, memory)
 
 
 def hand_written_loop(
@@ -202,9 +202,11 @@ def hand_written_loop(
   carry = jax.pmap(
     lambda tree: jax.tree.map(jnp.copy, tree), devices=mesh.devices
   )(mesh.replicate(point))
-  memory = _memory(train_steps, carry, data, case.steps_per_dispatch)
+  memory = memory_of(train_steps, carry, data, case.steps_per_dispatch)
   calls = 1 if scan else case.steps_per_dispatch
-  return _loop(train_steps, carry, data, case.steps_per_dispatch, memory, calls)
+  return make_loop(
+    train_steps, carry, data, case.steps_per_dispatch, memory, calls
+  )
 
 
 def _initial(case: Case, task: Task) -> Any:
@@ -212,8 +214,8 @@ def _initial(case: Case, task: Task) -> Any:
   return jax.jit(task.init)(jax.random.key(0), {'image': image})
 
 
-def _memory(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
-  """Bytes of arguments, results and temporaries of the compiled program."""
+def memory_of(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
+  """Returns the bytes of arguments, results and temporaries of the compiled program."""
   found = train_steps.lower(carry, data, num_steps).compile().memory_analysis()
   return (
     found.argument_size_in_bytes
@@ -223,7 +225,7 @@ def _memory(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
   )
 
 
-def _loop(
+def make_loop(
   train_steps: Any,
   carry: Any,
   data: Any,
@@ -231,6 +233,8 @@ def _loop(
   memory: int,
   calls: int = 1,
 ) -> Loop:
+  """Returns a compiled loop, run twice so that it is warm."""
+
   def run() -> Any:
     nonlocal carry
     for i in range(calls):
