@@ -215,7 +215,7 @@ def _initial(case: Case, task: Task) -> Any:
 
 
 def memory_of(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
-  """Returns the bytes of arguments, results and temporaries of the compiled program."""
+  """Returns the bytes that a compiled program asks for on one device."""
   found = train_steps.lower(carry, data, num_steps).compile().memory_analysis()
   return (
     found.argument_size_in_bytes
