@@ -27,6 +27,7 @@ FAMILIES = (
   'outer',
   'diloco',
   'delayed',
+  'robust',
   'streaming',
   'elastic',
   'federated',

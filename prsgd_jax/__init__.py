@@ -7,6 +7,7 @@ from prsgd_jax.algorithms import (
   choco_sgd,
   d2,
   d_psgd,
+  decoupled_diloco,
   delayed_diloco,
   delayed_nesterov,
   des_loc,
@@ -16,6 +17,7 @@ from prsgd_jax.algorithms import (
   eager_diloco,
   eamsgd,
   easgd,
+  edit,
   error_feedback_sgd,
   extra,
   fedavg,
@@ -55,6 +57,7 @@ from prsgd_jax.algorithms import (
 )
 from prsgd_jax.algorithms.corrected import average_iterates, delay_weights
 from prsgd_jax.algorithms.elastic import elastic
+from prsgd_jax.algorithms.robust import average_penalized, average_radial
 from prsgd_jax.analysis import (
   consensus_distance,
   spectral_gap,
@@ -201,6 +204,8 @@ __all__ = (
   'at_steps',
   'average_differences',
   'average_iterates',
+  'average_penalized',
+  'average_radial',
   'bmuf',
   'chain',
   'choco_sgd',
@@ -212,6 +217,7 @@ __all__ = (
   'create_train_state',
   'd2',
   'd_psgd',
+  'decoupled_diloco',
   'delay_weights',
   'delayed_diloco',
   'delayed_nesterov',
@@ -226,6 +232,7 @@ __all__ = (
   'eager_diloco',
   'eamsgd',
   'easgd',
+  'edit',
   'elastic',
   'erdos_renyi',
   'error_feedback_sgd',

@@ -92,6 +92,10 @@ from prsgd_jax.algorithms.outer import (
   bmuf,
   slowmo,
 )
+from prsgd_jax.algorithms.robust import (
+  decoupled_diloco,
+  edit,
+)
 from prsgd_jax.algorithms.streaming import (
   streaming_diloco,
 )
@@ -102,6 +106,7 @@ __all__ = (
   'choco_sgd',
   'd2',
   'd_psgd',
+  'decoupled_diloco',
   'delayed_diloco',
   'delayed_nesterov',
   'des_loc',
@@ -111,6 +116,7 @@ __all__ = (
   'eager_diloco',
   'eamsgd',
   'easgd',
+  'edit',
   'error_feedback_sgd',
   'extra',
   'fedavg',

@@ -33,6 +33,7 @@ def edit(
   period: int | Schedule,
   outer: optax.GradientTransformation | None = None,
   threshold: float = 3.0,
+  rate: float = 0.02,
   warmup: int = 100,
   clip: float = float('inf'),
 ) -> ReplicaTransformation:
@@ -49,6 +50,7 @@ def edit(
     outer: optax transformation of the pseudo-gradient. Default: Nesterov SGD
       with learning rate 0.7 and momentum 0.8.
     threshold: z-score above which a replica has no weight. Default 3.
+    rate: of the running mean and variance of z-scores. Default 0.02.
     warmup: rounds before z-scores count. Default 100.
     clip: norm to which the average of a tensor is clipped. Default: none.
 
@@ -66,7 +68,9 @@ def edit(
     local,
     EDIT_OUTER if outer is None else outer,
     period=period,
-    average=average_penalized(threshold=threshold, warmup=warmup, clip=clip),
+    average=average_penalized(
+      threshold=threshold, rate=rate, warmup=warmup, clip=clip
+    ),
   )
 
 
@@ -214,13 +218,16 @@ def decoupled_diloco(
     absent replica loses its round and continues from x0.
   """
   counts = [check_positive_int('local_steps', c) for c in local_steps]
+  here = len(counts) if quorum is None else check_positive_int('quorum', quorum)
+  if here > len(counts):
+    raise ValueError(
+      f'quorum must be at most the {len(counts)} replicas, got {here}'
+    )
 
   def present(shared_key: Array, replica: Array, num_replicas: int) -> Array:
-    rank = jax.random.permutation(shared_key, num_replicas)[replica]
-    return (rank < (num_replicas if quorum is None else quorum)) * 1.0
+    rank = jax.random.permutation(shared_key, num_replicas)
+    return (rank < here)[replica] * 1.0
 
-  if quorum is not None:
-    check_positive_int('quorum', quorum)
   outer = DILOCO_OUTER if outer is None else outer
   return algorithm(
     'decoupled_diloco',

@@ -11,6 +11,7 @@ from tests.rows import (
   federated,
   hierarchical,
   outer,
+  robust,
 )
 from tests.rows.row import (
   LEARNING_RATE,
@@ -32,6 +33,7 @@ TABLE = {
   **diloco.TABLE,
   **delayed.TABLE,
   **federated.TABLE,
+  **robust.TABLE,
   **corrected.TABLE,
   **compressed.TABLE,
 }

@@ -25,15 +25,7 @@ GROUPS = {'local_period': 2, 'group_size': 4}
 
 
 def push_sum():
-  """The local step of SGP along a column-stochastic matrix."""
-  return pr.algorithm(
-    'push_sum',
-    pr.remember(weight=1.0),
-    pr.gradient(),
-    pr.local_update(SGD, into='u'),
-    pr.let(params=lambda params, u, weight: params + u / weight),
-    pr.sync(pr.graph(DIRECTED)),
-  )
+  return pr.sgp(SGD, mixing=pr.graph(DIRECTED))
 
 
 def falling(round):
