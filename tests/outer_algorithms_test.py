@@ -11,6 +11,7 @@ import prsgd_jax as pr
 from tests import harness, reference
 from tests.algorithms_test import assert_close
 from tests.rows import LEARNING_RATE, MOMENTUM, PLAIN, SGD, N, T
+from tests.rows.outer import PULLS, coins
 
 PROBLEM = reference.make_problem(N, T)
 RESTART = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
@@ -159,6 +160,47 @@ class SlowMoTest(parameterized.TestCase):
     np.testing.assert_allclose(np.asarray(state.params), 0.75, rtol=1e-6)
     momentum = state.registers['slowmo.u']
     np.testing.assert_allclose(np.asarray(momentum), -1, rtol=1e-6)
+
+
+class PalsgdTest(parameterized.TestCase):
+  def test_without_pulls_it_is_diloco(self):
+    never = self.run_with(probability=0.0, pull=5.0)
+    assert_close(never.x, trajectory('diloco'))
+
+  @parameterized.parameters({'pull': 0.0}, {'draw_seed': 1})
+  def test_the_pulls_and_the_coins_matter(self, **other):
+    one, another = (self.run_with(**options).x for options in ({}, other))
+    self.assertGreater(np.abs(one - another).max(), 1e-3)
+
+  @parameterized.parameters(1, 8)
+  def test_the_ledger_knows_who_works(self, num_devices):
+    run = self.run_with(num_devices)
+    work, _ = self.algorithm().cost(
+      pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32)), N, np.arange(T)
+    )
+    np.testing.assert_array_equal(run.metrics['active'] == 1, work.active)
+    np.testing.assert_array_equal(run.metrics['loss'] != 0, work.active)
+    np.testing.assert_array_equal(work.active, ~coins())
+
+  @parameterized.parameters(
+    ('probability', 1.0, r'in \[0, 1\)'),
+    ('probability', None, r'in \[0, 1\)'),
+    ('pull', -1.0, '>= 0 and finite'),
+    ('learning_rate', 0.0, 'a schedule or > 0'),
+    ('draw_seed', -1, 'an integer >= 0'),
+  )
+  def test_arguments_are_in_range(self, name, bad, expected):
+    with self.assertRaisesRegex(
+      ValueError, f'{name} must be {expected}, got {bad}'
+    ):
+      self.algorithm(**{name: bad})
+
+  def algorithm(self, **options):
+    options = {'learning_rate': LEARNING_RATE, **PULLS, **options}
+    return pr.palsgd(SGD, period=4, **options)
+
+  def run_with(self, num_devices=2, **options):
+    return harness.run_problem(self.algorithm(**options), PROBLEM, num_devices)
 
 
 class ElasticTest(parameterized.TestCase):

@@ -69,6 +69,7 @@ from prsgd_jax.algorithms.diloco import (
 from prsgd_jax.algorithms.elastic import (
   eamsgd,
   easgd,
+  palsgd,
 )
 from prsgd_jax.algorithms.exact import (
   d2,
@@ -134,6 +135,7 @@ __all__ = (
   'natural_gradient_averaging',
   'noloco',
   'one_shot_averaging',
+  'palsgd',
   'post_local_sgd',
   'pr_sgd',
   'pr_sgd_heterogeneous',

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
+from prsgd_jax.algorithms.rates import as_rate
 from prsgd_jax.base import (
   Array,
   ReplicaTransformation,
@@ -86,7 +87,7 @@ def scaffold(
     controlled averaging for federated learning (arXiv 1910.06378), Algorithm 1,
     option II, with full participation and a global step size of 1.
   """
-  gamma = _rate(learning_rate)
+  gamma = as_rate(learning_rate)
 
   def renewed(
     ci: Array, c: Array, x0: Array, params: Array, total: Array
@@ -110,15 +111,6 @@ def scaffold(
       let(x0='params', total=0.0),
     ),
   )
-
-
-def _rate(learning_rate: optax.ScalarOrSchedule) -> Schedule:
-  if callable(learning_rate):
-    return learning_rate
-  rate = check_number(
-    'learning_rate', learning_rate, lambda x: x > 0, 'a schedule or > 0'
-  )
-  return lambda step: rate
 
 
 def weighted_averaging(

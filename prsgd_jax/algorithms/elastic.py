@@ -1,19 +1,26 @@
-"""Elastic averages: replicas that are tied to a center."""
+"""Elastic averages: replicas that are tied to a center or to their start."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
+from prsgd_jax.algorithms.common import AVERAGE
+from prsgd_jax.algorithms.diloco import DILOCO_OUTER
+from prsgd_jax.algorithms.rates import as_rate
 from prsgd_jax.base import (
+  Array,
   ArrayTree,
   Context,
   Replica,
   ReplicaTransformation,
   Schedule,
+  Step,
   chain,
 )
-from prsgd_jax.checks import check_number
+from prsgd_jax.checks import check_number, check_optax, check_step
 from prsgd_jax.mixing import mean
 from prsgd_jax.names import Names
 from prsgd_jax.schedules import rounds
@@ -24,8 +31,10 @@ from prsgd_jax.stages import (
   gradient,
   let,
   local_update,
+  outer_update,
   remember,
   sync,
+  where,
   zeros,
 )
 
@@ -166,6 +175,104 @@ def _has_no_momentum(replica: Replica, num_replicas: int) -> None:
 
 def _is_trace(node: Any) -> bool:
   return isinstance(node, optax.TraceState)
+
+
+def palsgd(
+  tx: optax.GradientTransformation,
+  *,
+  period: int | Schedule,
+  learning_rate: optax.ScalarOrSchedule,
+  probability: float,
+  pull: float,
+  outer: optax.GradientTransformation | None = None,
+  average: ReplicaTransformation = AVERAGE,
+  draw_seed: int = 0,
+) -> ReplicaTransformation:
+  """Pseudo-asynchronous local SGD: DiLoCo, with pulls to x0 now and then.
+
+  At each step replica i, by itself, tosses a coin: with probability p
+  x_i <- x_i - gamma (k / p) (x_i - x0) without a gradient, otherwise
+  x_i <- x_i - gamma / (1 - p) G_i. After H steps, as in `diloco`,
+  x0 <- x0 + outer(x0 - mean_j x_j);  x_i <- x0 (order C).
+
+  The mean step is that of `fedprox` with mu = k: -gamma (G_i + k (x_i - x0)).
+  With p = 0 it is `diloco`. A pull costs no gradient, so that replicas rest
+  while the others work, which the ledger counts.
+
+  Args:
+    tx: optimizer of every replica, AdamW in the paper. A pull leaves its
+      buffers alone.
+    period: H, steps of a round, or the schedule of its ends.
+    learning_rate: gamma, the learning rate of `tx`: a number > 0 or the same
+      schedule of the step.
+    probability: p, of a pull, in [0, 1).
+    pull: k, strength of the pull, >= 0.
+    outer: optax transformation of the pseudo-gradient. Default: that of
+      `diloco`.
+    average: stage at the end of a round. Default: the mean of the parameters.
+    draw_seed: seed of the coins, an integer >= 0. The seed of the run does not
+      matter to them, so that the ledger knows in advance who works.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Example:
+    >>> import optax
+    >>> algorithm = palsgd(
+    ...     optax.adamw(1e-3), learning_rate=1e-3, period=64, probability=0.1,
+    ...     pull=16.0)
+
+  Reference:
+    Naganuma et al. 2025, Pseudo-asynchronous local SGD (arXiv 2504.18454),
+    after the authors' code (Hiroki11x/Pseudo-Asynchronous-LocalSGD,
+    resnet_cifar10/algorithm/postadaptive_localsgd_decoupled.py). The number of
+    the paper's algorithm was not verified. The code begins with synchronous
+    steps and has the coin of a step tossed at the end of the one before; its
+    default for k was not verified.
+  """
+  gamma = as_rate(learning_rate)
+  p = check_number(
+    'probability', probability, lambda x: 0 <= x < 1, 'in [0, 1)'
+  )
+  k = check_number('pull', pull, lambda x: 0 <= x < np.inf, '>= 0 and finite')
+  strength = k / p if p else 0.0
+  seed = check_step('draw_seed', draw_seed)
+  outer = DILOCO_OUTER if outer is None else outer
+  check_optax('outer', outer)
+
+  def pulled(step: Step, replica: Step) -> Array:
+    key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), step)
+    key = jax.random.fold_in(key, replica)
+    return jax.random.uniform(key, dtype=jnp.float32) < p
+
+  def working(steps: np.ndarray, num_replicas: int) -> np.ndarray:
+    coins = jax.vmap(jax.vmap(pulled, (None, 0)), (0, None))
+    return ~np.asarray(coins(steps.astype(np.int32), np.arange(num_replicas)))
+
+  def moved(params: Array, x0: Array, pulled: Array, step: Array) -> Array:
+    nearer = params - gamma(step) * strength * (params - x0)
+    return jnp.where(pulled, nearer, params)
+
+  return algorithm(
+    'palsgd',
+    remember(x0='params'),
+    let(pulled=pulled),
+    where(
+      lambda pulled: ~pulled,
+      gradient(),
+      local_update(tx, into='u'),
+      let(params=lambda params, u: params + u / (1 - p)),
+      expected=working,
+    ),
+    let(params=moved),
+    at(
+      rounds(period),
+      average,
+      let(delta=lambda x0, params: x0 - params),
+      outer_update(outer, of='delta', at='x0'),
+      let(params='x0'),
+    ),
+  )
 
 
 def _checked(check: Any) -> ReplicaTransformation:

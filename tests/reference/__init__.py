@@ -95,6 +95,7 @@ from tests.reference.outer import (
   diloco,
   eamsgd,
   easgd,
+  palsgd,
   slowmo,
   streaming_diloco,
 )
@@ -154,6 +155,7 @@ __all__ = (
   'one_peer_exponential_weights',
   'one_shot_averaging',
   'outer_gossip',
+  'palsgd',
   'post_local_sgd',
   'pr_sgd',
   'pr_sgd_heterogeneous',

@@ -150,6 +150,43 @@ def streaming_diloco(
   return learners.trajectory()
 
 
+def palsgd(
+  problem,
+  *,
+  period,
+  pulled,
+  probability,
+  pull,
+  outer_learning_rate,
+  outer_momentum,
+  learning_rate,
+  momentum=0.0,
+):
+  """Naganuma et al. 2025: DiLoCo whose replicas are pulled to x0 by chance.
+
+  If pulled[t - 1, i], x_i <- x_i - gamma (k / p) (x_i - x0); otherwise a step
+  of learning rate gamma / (1 - p).
+  """
+  learners = Learners(problem, learning_rate / (1 - probability), momentum)
+  anchor = problem.start.copy()
+  u = np.zeros_like(anchor)
+  for t in range(1, problem.num_steps + 1):
+    for i in range(learners.n):
+      if pulled[t - 1][i]:
+        away = learners.x[i] - anchor
+        force = learning_rate / probability * pull * away
+        learners.x[i] = learners.x[i] - force
+      else:
+        learners.local_step(i, problem.gradient(i, learners.x[i], t))
+    if t % period == 0:
+      delta = anchor - sum(learners.x) / learners.n
+      u = outer_momentum * u + delta
+      anchor = anchor - outer_learning_rate * (outer_momentum * u + delta)
+      learners.x = [anchor.copy() for _ in range(learners.n)]
+    learners.end_of_step()
+  return learners.trajectory()
+
+
 def easgd(problem, *, period, alpha, learning_rate, momentum=0.0, center=False):
   """Zhang, Choromanska, LeCun 2015: every tau steps, all of the old x_i and c,
 

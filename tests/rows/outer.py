@@ -2,6 +2,8 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -14,6 +16,7 @@ from tests.rows.row import (
   SGD,
   N,
   Row,
+  T,
   multiples,
 )
 
@@ -21,6 +24,7 @@ NESTEROV = {'outer_learning_rate': 0.7, 'outer_momentum': 0.9}
 # The coordinates of `b` and of `w`, in the order of the parameters' tree.
 MEMBERS = (np.arange(4, 6), np.arange(4))
 DECAY = 0.97
+PULLS = {'probability': 0.3, 'pull': 5.0}
 
 
 def decaying(step):
@@ -100,6 +104,24 @@ def _streaming(period, fragments, delay, alpha, **row):
   )
 
 
+def coins(seed=0):
+  """Which replicas `palsgd` pulls at each step, bool[T, N]."""
+  root = jax.random.key(seed, impl='threefry2x32')
+
+  def coin(step, replica):
+    key = jax.random.fold_in(jax.random.fold_in(root, step), replica)
+    return jax.random.uniform(key, dtype=jnp.float32)
+
+  tossed = jax.vmap(jax.vmap(coin, (None, 0)), (0, None))
+  return np.asarray(tossed(np.arange(T), np.arange(N))) < PULLS['probability']
+
+
+def _palsgd(problem, **local):
+  return reference.palsgd(
+    problem, period=4, pulled=coins(), **PULLS, **NESTEROV, **local
+  )
+
+
 TABLE = {
   'slowmo': _slowmo(0.8, 0.6),
   'slowmo_local_sgd': _slowmo(1.0, 0.0, every_layout=False),
@@ -121,6 +143,11 @@ TABLE = {
   'diloco': outer_row(
     lambda: pr.diloco(SGD, period=4),
     functools.partial(reference.diloco, period=4, **NESTEROV),
+    4,
+  ),
+  'palsgd': outer_row(
+    lambda: pr.palsgd(SGD, period=4, learning_rate=LEARNING_RATE, **PULLS),
+    _palsgd,
     4,
   ),
   'streaming_diloco': _streaming(6, 2, delay=4, alpha=0.3),
