@@ -81,7 +81,11 @@ class SpecialCasesTest(parameterized.TestCase):
       lambda: pr.d2(SGD, mixing=pr.ring(0.5)),
       lambda: pr.gradient_tracking(SGD, mixing=pr.ring(0.5)),
     ),
-    ('order_a_corrected', lambda: pr.extra(SGD), lambda: pr.d_psgd(SGD)),
+    (
+      'order_a_corrected',
+      lambda: pr.extra(SGD),
+      lambda: pr.d_psgd(SGD, mixing=pr.ring(0.5)),
+    ),
     (
       'order_a_is_not_ssgd_with_the_mean',
       lambda: pr.extra(SGD, mixing=pr.mean()),

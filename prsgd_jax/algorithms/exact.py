@@ -12,11 +12,11 @@ where the mean of their steps is zero.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.sparse.csgraph import shortest_path
 
 from prsgd_jax.algorithms.rates import as_rate, per_unit
 from prsgd_jax.algorithms.requirements import (
@@ -36,11 +36,13 @@ from prsgd_jax.stages import (
   gradient,
   let,
   local_update,
+  reading,
   remember,
   step,
   sync,
   zeros,
 )
+from prsgd_jax.stages.rules import Rule
 
 
 def gradient_tracking(
@@ -158,10 +160,14 @@ def extra(
   sends one model, while the gradient is taken. With W = 11'/N it is not `ssgd`:
   as in `d_psgd` the last steps are not mixed.
 
+  The rounding errors of W x add up in c_i. In single precision a ring with
+  weights of 1/3 moves the result by 1e-8 of x in every step; weights that are
+  sums of powers of two, as those of `ring(0.5)`, do not.
+
   Args:
     tx: the optimizer of every replica.
-    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1; a ring
-      with equal weights if None. The theory has one constant W.
+    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1;
+      `ring(0.5)` if None. The theory has one constant W.
 
   Raises:
     ValueError: if `mixing` is not one; from `init`, if W is not symmetric, an
@@ -179,7 +185,7 @@ def extra(
     equation numbers were not verified. The paper has exact gradients and no
     momentum.
   """
-  W = ring() if mixing is None else check_mixing(mixing)
+  W = ring(0.5) if mixing is None else check_mixing(mixing)
   return algorithm(
     'extra',
     requires(W, symmetric_above(-1, '-1'), keeps_the_mean),
@@ -342,13 +348,13 @@ def relay_sgd(
     m_ij <- x_i + u_i + sum_{k != j} m_ki^-
     x_i <- (x_i + u_i + sum_j m_ji + missing x^0) / N
 
-  so that x_i <- (1/N) sum_j (x_j + u_j) of d_ij - 1 steps ago, at distance d_ij
-  (of this step at distances 0 and 1). Every model counts equally, however far.
+  so that x_i <- (1/N) sum_j (x_j + u_j), where a replica at distance d counts
+  as it was d - 1 steps ago. Every model counts equally, however far. With two
+  replicas it is `ssgd`.
 
-  One message serves all neighbours: i sends t_i = x_i + u_i + sum_k m_ki^-, of
-  which j subtracts what it sent to i itself. With s_j = sum_i m_ij this is s <-
-  A t - deg t^- + s^{--}, A the adjacency of the tree. These sums cancel exactly
-  in theory; their rounding errors add up slowly over the steps.
+  A replica sends another message to each neighbour. The links are colored, so
+  that no two links of a replica have one color, and the links of a color are
+  one `sync` of pairs that swap. It keeps one message for each color.
 
   Args:
     local: the optimizer of every replica, or a stage that is its local step.
@@ -369,66 +375,98 @@ def relay_sgd(
     Algorithm 1, as in the authors' code (`relaysum_model`). The code also sends
     how many models a message contains; here that follows from the step.
   """
-  tree = _tree(parents)
+  find = _tree(parents)
+  colors = range(find.num_colors)
+  heard = [f'heard{k}' for k in colors]  # m_ji of the link of color k
+  told = [f'told{k}' for k in colors]
 
-  def distance(num_replicas: int) -> np.ndarray:
-    found = tree(num_replicas)
-    return np.array(shortest_path(found, unweighted=True), np.int32)
+  def tell(k: int) -> Rule:
+    others = [name for name in heard if name != heard[k]]
+    return reading(lambda params, *m: params + sum(m), 'params', *others)
 
-  def weights(num_replicas: int) -> np.ndarray:
-    adjacency = tree(num_replicas) + np.eye(num_replicas) * (num_replicas == 1)
-    return (adjacency / adjacency.sum(axis=1, keepdims=True))[None]
+  def hear(k: int) -> Rule:
+    def from_neighbour(told: Array, replica: Array, num_replicas: int) -> Array:
+      partner = jnp.asarray(find.partners(num_replicas)[k])[replica]
+      return jnp.where(partner != replica, told, 0)
 
-  def received(
-    s: Array, sent: Array, earlier: Array, replica: Array, num_replicas: int
-  ) -> Array:
-    degree = jnp.asarray(tree(num_replicas).sum(axis=1), s.dtype)[replica]
-    return degree * (s - sent) + earlier
+    return reading(from_neighbour, told[k], 'replica', 'num_replicas')
 
   def averaged(
     params: Array,
-    got: Array,
     x0: Array,
     step: Array,
     replica: Array,
     num_replicas: int,
+    *m: Array,
   ) -> Array:
-    missing = (jnp.asarray(distance(num_replicas))[replica] > step + 1).sum()
-    return (params + got + missing * x0) / num_replicas
+    far = jnp.asarray(find.distances(num_replicas))[replica] > step + 1
+    return (params + sum(m) + far.sum() * x0) / num_replicas
 
   return algorithm(
     'relay_sgd',
-    remember(x0='params', sent=zeros, got=zeros, earlier=zeros),
+    remember(x0='params', **dict.fromkeys(heard, zeros)),
     step(local),
-    let(relayed=lambda params, got: params + got, s='relayed'),
-    sync(sparse(weights), 's'),
-    let(s=received, earlier='got', got='s', sent='relayed', params=averaged),
+    let(**{told[k]: tell(k) for k in colors}),
+    *[sync(sparse(find.swaps(k)), told[k]) for k in colors],
+    let(
+      **{heard[k]: hear(k) for k in colors},
+      params=reading(
+        averaged, 'params', 'x0', 'step', 'replica', 'num_replicas', *heard
+      ),
+    ),
   )
 
 
-def _tree(parents: Sequence[int] | None) -> Callable[[int], np.ndarray]:
-  """`num_replicas -> float64[N, N]`, the adjacency of a tree."""
-  given = None
-  if parents is not None:
-    given = [check_step('parents', p) for p in parents]
-    for child, parent in enumerate(given, start=1):
-      if parent >= child:
-        raise ValueError(
-          f'parents must come before their children, got {parent} for replica '
-          f'{child}; number the replicas from replica 0 outwards'
-        )
+class _Tree(NamedTuple):
+  """A tree of replicas, for any number of them or for one.
 
-  def adjacency(num_replicas: int) -> np.ndarray:
-    found = (
-      [(i - 1) // 2 for i in range(1, num_replicas)] if given is None else given
-    )
-    if len(found) != num_replicas - 1:
+  Attributes:
+    num_colors: C, such that no two links of a replica have one color.
+    parents: `num_replicas -> int[N - 1]`.
+  """
+
+  num_colors: int
+  parents: Callable[[int], Sequence[int]]
+
+  def partners(self, num_replicas: int) -> np.ndarray:
+    """int[C, N], the neighbour on the link of a color; oneself for none."""
+    found = np.tile(np.arange(num_replicas), (self.num_colors, 1))
+    for child, parent in enumerate(self.parents(num_replicas), start=1):
+      # The child has no other link yet.
+      color = int(np.flatnonzero(found[:, parent] == parent)[0])
+      found[color, [child, parent]] = parent, child
+    return found
+
+  def swaps(self, color: int) -> Callable[[int], np.ndarray]:
+    """`num_replicas -> float64[1, N, N]`, which swaps along a color."""
+    return lambda n: np.eye(n)[self.partners(n)[color]][None]
+
+  def distances(self, num_replicas: int) -> np.ndarray:
+    """int32[N, N], the links between two replicas."""
+    found = np.zeros((num_replicas, num_replicas), np.int32)
+    for child, parent in enumerate(self.parents(num_replicas), start=1):
+      found[child, :child] = found[:child, child] = found[parent, :child] + 1
+    return found
+
+
+def _tree(parents: Sequence[int] | None) -> _Tree:
+  if parents is None:
+    return _Tree(3, lambda n: [(i - 1) // 2 for i in range(1, n)])
+  given = [check_step('parents', p) for p in parents]
+  for child, parent in enumerate(given, start=1):
+    if parent >= child:
+      raise ValueError(
+        f'parents must come before their children, got {parent} for replica '
+        f'{child}; number the replicas from replica 0 outwards'
+      )
+
+  def check(num_replicas: int) -> Sequence[int]:
+    if len(given) != num_replicas - 1:
       raise ValueError(
         'parents must have one number for each replica but the first, '
-        f'{num_replicas - 1}, got {len(found)}'
+        f'{num_replicas - 1}, got {len(given)}'
       )
-    links = np.zeros((num_replicas, num_replicas))
-    links[np.arange(1, num_replicas), found] = 1
-    return links + links.T
+    return given
 
-  return adjacency
+  degrees = np.bincount([*given, *range(1, len(given) + 1)], minlength=1)
+  return _Tree(int(degrees.max()), check)

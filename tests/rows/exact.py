@@ -31,7 +31,7 @@ TABLE = {
   ),
   'extra': Row(
     lambda: pr.extra(SGD),
-    functools.partial(reference.extra, weights=RING),
+    functools.partial(reference.extra, weights=HALF_RING),
     'A',
   ),
   'k_gt': Row(
