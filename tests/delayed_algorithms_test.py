@@ -118,7 +118,7 @@ class CostTest(parameterized.TestCase):
 
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(
-    ({'speeds': []}, 'one number for each replica, got none'),
+    ({'speeds': []}, 'one number per replica, got none'),
     ({'speeds': [0.5]}, 'speeds must be an integer >= 1, got 0.5'),
     ({'period': 0}, 'period must be an integer >= 1, got 0'),
     ({'local_steps': [1]}, 'each of the 2 speeds, got 1'),

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 import functools
-import math
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from prsgd_jax.algorithms import virtual_clock
 from prsgd_jax.algorithms.diloco import DILOCO_OUTER
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
 from prsgd_jax.checks import check_number, check_optax, check_positive_int
@@ -19,14 +18,12 @@ from prsgd_jax.stages import (
   evaluate,
   let,
   outer_update,
-  per_replica,
   remember,
   step,
   sync,
   where,
   zeros,
 )
-from prsgd_jax.stages.rules import Rule
 
 
 def delayed_diloco(
@@ -226,32 +223,19 @@ def delayed_nesterov(
   return algorithm(
     'delayed_nesterov',
     remember(server='params', x0='params', m=zeros, total=zeros),
-    where(_ends(ticks), step(local)),
+    where(virtual_clock.ends(ticks), step(local)),
     *map(arrival, range(len(length))),
-    where(_ends(length), let(params='server', x0='server')),
+    where(virtual_clock.ends(length), let(params='server', x0='server')),
     evaluate(params='server'),
   )
-
-
-def _ends(durations: Sequence[int]) -> Rule:
-  """For `where`: the last of the ticks that something takes on each replica."""
-
-  def active(step: Step, replica: Step) -> Step:
-    in_numpy = isinstance(replica, np.ndarray)
-    table = (np if in_numpy else jnp).asarray(durations)
-    return (step + 1) % table[replica] == 0
-
-  return Rule(active, ('step', 'replica'), per_replica(durations).check)
 
 
 def _clock(
   speeds: Sequence[int], period: int, local_steps: Sequence[int] | None
 ) -> tuple[list[int], list[int]]:
   """Ticks of a step, and steps of a round, of each replica."""
-  speeds = [check_positive_int('speeds', v) for v in speeds]
+  ticks = list(virtual_clock.durations(speeds))
   period = check_positive_int('period', period)
-  if not speeds:
-    raise ValueError('speeds must have one number for each replica, got none')
   if local_steps is None:
     local_steps = [max(period * v // max(speeds), 1) for v in speeds]
   steps = [check_positive_int('local_steps', h) for h in local_steps]
@@ -260,5 +244,4 @@ def _clock(
       f'local_steps must have one number for each of the {len(speeds)} speeds, '
       f'got {len(steps)}'
     )
-  ticks = math.lcm(*speeds)
-  return [ticks // v for v in speeds], steps
+  return ticks, steps

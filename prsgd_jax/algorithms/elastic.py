@@ -12,8 +12,6 @@ from prsgd_jax.algorithms.diloco import DILOCO_OUTER
 from prsgd_jax.algorithms.rates import as_rate
 from prsgd_jax.base import (
   Array,
-  ArrayTree,
-  Context,
   Replica,
   ReplicaTransformation,
   Schedule,
@@ -22,7 +20,6 @@ from prsgd_jax.base import (
 )
 from prsgd_jax.checks import check_number, check_optax, check_step
 from prsgd_jax.mixing import mean
-from prsgd_jax.names import Names
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,
@@ -33,6 +30,7 @@ from prsgd_jax.stages import (
   local_update,
   outer_update,
   remember,
+  require,
   sync,
   where,
   zeros,
@@ -66,7 +64,7 @@ def elastic(alpha: float) -> ReplicaTransformation:
       )
 
   return chain(
-    _checked(check),
+    require(check),
     let(xbar='params'),
     sync(mean(), 'xbar'),
     let(
@@ -157,7 +155,7 @@ def eamsgd(
     gradient('ahead'),
     at(rounds(period), elastic(alpha)),
     local_update(tx, into='u'),
-    _checked(_has_no_momentum),
+    require(_has_no_momentum),
     let(v=lambda v, u: delta * v + u, params=lambda params, v: params + v),
     evaluate(params='center'),
   )
@@ -273,19 +271,3 @@ def palsgd(
       let(params='x0'),
     ),
   )
-
-
-def _checked(check: Any) -> ReplicaTransformation:
-  """A stage that does nothing but to check `(replica, num_replicas)`."""
-
-  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
-    check(replica, num_replicas)
-    return replica, ()
-
-  def update(
-    replica: Replica, state: ArrayTree, context: Context
-  ) -> tuple[Replica, ArrayTree]:
-    del context
-    return replica, state
-
-  return ReplicaTransformation(update, init, names=Names())

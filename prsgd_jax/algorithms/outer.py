@@ -1,11 +1,11 @@
 """Momentum of whole rounds: SlowMo and BMUF."""
 
-import jax.numpy as jnp
 import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.algorithms.diloco import outer_rounds
-from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
+from prsgd_jax.algorithms.rates import as_rate, per_unit
+from prsgd_jax.base import ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import algorithm, at, let, remember, step, zeros
@@ -63,7 +63,7 @@ def slowmo(
   beta = check_number(
     'slow_momentum', slow_momentum, lambda x: 0 <= x < 1, 'in [0, 1)'
   )
-  rate = _as_schedule(learning_rate)
+  rate = as_rate(learning_rate)
   return algorithm(
     'slowmo',
     remember(x0='params', u=zeros),
@@ -77,7 +77,7 @@ def slowmo(
         x0=lambda x0, u, delta, step: (
           x0 - alpha * (beta * rate(step) * u + delta)
         ),
-        u=lambda u, delta, step: beta * u + _per_unit(delta, rate(step)),
+        u=lambda u, delta, step: beta * u + per_unit(delta, rate(step)),
         params='x0',
       ),
     ),
@@ -129,18 +129,3 @@ def bmuf(
   )
   outer = optax.sgd(rate, momentum=momentum, nesterov=nesterov)
   return outer_rounds('bmuf', local, outer, period=period, average=average)
-
-
-def _as_schedule(learning_rate: float | Schedule) -> Schedule:
-  if callable(learning_rate):
-    return learning_rate
-  constant = check_number(
-    'learning_rate', learning_rate, lambda x: x > 0, 'a schedule or > 0'
-  )
-  return lambda step: constant
-
-
-def _per_unit(x: Array, rate: Step) -> Array:
-  """x / rate, and 0 where the rate is 0."""
-  rate = jnp.asarray(rate, x.dtype)
-  return jnp.where(rate > 0, x / jnp.where(rate > 0, rate, 1), 0)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prsgd_jax.base import ArrayTree, Context, Replica, ReplicaTransformation
+from prsgd_jax.base import Replica, ReplicaTransformation
 from prsgd_jax.matrices import sums_to_one
 from prsgd_jax.mixing import Mixing
-from prsgd_jax.names import names
+from prsgd_jax.stages import require
 
 # Of float64[K, N, N], all the W of a mixing; raises ValueError.
 Check = Callable[[np.ndarray], None]
@@ -27,19 +27,13 @@ def requires(mixing: Mixing, *checks: Check) -> ReplicaTransformation:
     ValueError: from `init`, if a check fails.
   """
 
-  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+  def check_all(replica: Replica, num_replicas: int) -> None:
+    del replica
     matrices = mixing.matrices(num_replicas)
     for check in checks:
       check(matrices)
-    return replica, ()
 
-  def update(
-    replica: Replica, state: ArrayTree, context: Context
-  ) -> tuple[Replica, ArrayTree]:
-    del context
-    return replica, state
-
-  return ReplicaTransformation(update, init, names=names())
+  return require(check_all)
 
 
 def column_stochastic(matrices: np.ndarray) -> None:

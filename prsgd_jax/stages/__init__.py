@@ -4,6 +4,7 @@ from prsgd_jax.stages.assignments import compute, evaluate, let, remember
 from prsgd_jax.stages.averages import average_differences, gossip_differences
 from prsgd_jax.stages.codecs import Codec, difference, feedback
 from prsgd_jax.stages.combinators import algorithm, anyone, at, where
+from prsgd_jax.stages.communication import sync
 from prsgd_jax.stages.local import (
   gradient,
   local_update,
@@ -11,8 +12,8 @@ from prsgd_jax.stages.local import (
   restart,
   step,
 )
+from prsgd_jax.stages.requirements import require
 from prsgd_jax.stages.rules import first_steps, per_replica, reading, zeros
-from prsgd_jax.stages.sync import sync
 
 __all__ = (
   'Codec',
@@ -33,6 +34,7 @@ __all__ = (
   'per_replica',
   'reading',
   'remember',
+  'require',
   'restart',
   'step',
   'sync',

@@ -13,7 +13,7 @@ from prsgd_jax.mixing import Mixing, mean
 from prsgd_jax.stages.assignments import let
 from prsgd_jax.stages.codecs import Codec, difference
 from prsgd_jax.stages.combinators import algorithm
-from prsgd_jax.stages.sync import sync
+from prsgd_jax.stages.communication import sync
 
 
 def average_differences(

@@ -1,4 +1,4 @@
-"""SYNC: the only stage that communicates."""
+"""COMMUNICATION: `sync`, the only stage that communicates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

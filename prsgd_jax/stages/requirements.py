@@ -1,0 +1,37 @@
+"""REQUIREMENTS: what must hold of a replica before the first step."""
+
+from collections.abc import Callable
+
+from prsgd_jax.base import ArrayTree, Context, Replica, ReplicaTransformation
+from prsgd_jax.names import names
+
+
+def require(check: Callable[[Replica, int], None]) -> ReplicaTransformation:
+  """Returns a stage that checks something when the state is created.
+
+  It does nothing in a step.
+
+  Args:
+    check: `(replica, num_replicas) -> None`, called by `init` with the replica
+      as the stages before left it. It raises ValueError if the algorithm does
+      not fit.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> def even(replica, num_replicas):
+    ...   if num_replicas % 2:
+    ...     raise ValueError(f'expected an even number, got {num_replicas}')
+    >>> stage = pr.require(even)
+  """
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    check(replica, num_replicas)
+    return replica, ()
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    del context
+    return replica, state
+
+  return ReplicaTransformation(update, init, names=names())
