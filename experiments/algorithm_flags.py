@@ -24,6 +24,7 @@ FAMILIES = (
   'hierarchical',
   'decentralized',
   'exact',
+  'relay',
   'outer',
   'diloco',
   'delayed',

@@ -77,7 +77,6 @@ from prsgd_jax.algorithms.exact import (
   gradient_tracking,
   k_gt,
   qg_dsgdm,
-  relay_sgd,
 )
 from prsgd_jax.algorithms.federated import (
   fedavg,
@@ -93,6 +92,7 @@ from prsgd_jax.algorithms.outer import (
   bmuf,
   slowmo,
 )
+from prsgd_jax.algorithms.relay import relay_sgd
 from prsgd_jax.algorithms.robust import (
   decoupled_diloco,
   edit,

@@ -1,0 +1,159 @@
+"""Sums of all models that travel along a tree."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prsgd_jax.base import Array, ReplicaTransformation
+from prsgd_jax.checks import check_step
+from prsgd_jax.mixing import sparse
+from prsgd_jax.stages import (
+  algorithm,
+  let,
+  reading,
+  remember,
+  step,
+  sync,
+  zeros,
+)
+from prsgd_jax.stages.rules import Rule
+
+
+def relay_sgd(
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  parents: Sequence[int] | None = None,
+) -> ReplicaTransformation:
+  """RelaySGD: the sum of all models, relayed link by link along a tree.
+
+  On each link i -> j travels what i has of the models on its side, old ones of
+  far replicas. What has not arrived yet is replaced by x^0:
+
+    m_ij <- x_i + u_i + sum_{k != j} m_ki^-
+    x_i <- (x_i + u_i + sum_j m_ji + missing x^0) / N
+
+  so that x_i <- (1/N) sum_j (x_j + u_j), where a replica at distance d counts
+  as it was d - 1 steps ago. Every model counts equally, however far. With two
+  replicas it is `ssgd`.
+
+  A replica sends another message to each neighbour. The links are colored, so
+  that no two links of a replica have one color, and the links of a color are
+  one `sync` of pairs that swap. It keeps one message for each color.
+
+  Args:
+    local: the optimizer of every replica, or a stage that is its local step.
+    parents: for the replicas 1 to N - 1, the neighbour on the way to replica 0,
+      which must come before it; a binary tree if None.
+
+  Raises:
+    ValueError: if a parent is not an integer >= 0, or not before its child;
+      from `init`, if there are not N - 1 of them.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> path = pr.relay_sgd(optax.sgd(0.1), parents=(0, 1, 2))
+
+  Reference:
+    Vogels, He, Koloskova, Lin, Karimireddy, Stich, Jaggi 2021, RelaySum for
+    decentralized deep learning on heterogeneous data (arXiv 2110.04175),
+    Algorithm 1, as in the authors' code (`relaysum_model`). The code also sends
+    how many models a message contains; here that follows from the step.
+  """
+  find = _tree(parents)
+  colors = range(find.num_colors)
+  heard = [f'heard{k}' for k in colors]  # m_ji of the link of color k
+  told = [f'told{k}' for k in colors]
+
+  def tell(k: int) -> Rule:
+    others = [name for name in heard if name != heard[k]]
+    return reading(lambda params, *m: params + sum(m), 'params', *others)
+
+  def hear(k: int) -> Rule:
+    def from_neighbour(told: Array, replica: Array, num_replicas: int) -> Array:
+      partner = jnp.asarray(find.partners(num_replicas)[k])[replica]
+      return jnp.where(partner != replica, told, 0)
+
+    return reading(from_neighbour, told[k], 'replica', 'num_replicas')
+
+  def averaged(
+    params: Array,
+    x0: Array,
+    step: Array,
+    replica: Array,
+    num_replicas: int,
+    *m: Array,
+  ) -> Array:
+    far = jnp.asarray(find.distances(num_replicas))[replica] > step + 1
+    return (params + sum(m) + far.sum() * x0) / num_replicas
+
+  return algorithm(
+    'relay_sgd',
+    remember(x0='params', **dict.fromkeys(heard, zeros)),
+    step(local),
+    let(**{told[k]: tell(k) for k in colors}),
+    *[sync(sparse(find.swaps(k)), told[k]) for k in colors],
+    let(
+      **{heard[k]: hear(k) for k in colors},
+      params=reading(
+        averaged, 'params', 'x0', 'step', 'replica', 'num_replicas', *heard
+      ),
+    ),
+  )
+
+
+class _Tree(NamedTuple):
+  """A tree of replicas, for any number of them or for one.
+
+  Attributes:
+    num_colors: C, such that no two links of a replica have one color.
+    parents: `num_replicas -> int[N - 1]`.
+  """
+
+  num_colors: int
+  parents: Callable[[int], Sequence[int]]
+
+  def partners(self, num_replicas: int) -> np.ndarray:
+    """int[C, N], the neighbour on the link of a color; oneself for none."""
+    found = np.tile(np.arange(num_replicas), (self.num_colors, 1))
+    for child, parent in enumerate(self.parents(num_replicas), start=1):
+      # The child has no other link yet.
+      color = int(np.flatnonzero(found[:, parent] == parent)[0])
+      found[color, [child, parent]] = parent, child
+    return found
+
+  def swaps(self, color: int) -> Callable[[int], np.ndarray]:
+    """`num_replicas -> float64[1, N, N]`, which swaps along a color."""
+    return lambda n: np.eye(n)[self.partners(n)[color]][None]
+
+  def distances(self, num_replicas: int) -> np.ndarray:
+    """int32[N, N], the links between two replicas."""
+    found = np.zeros((num_replicas, num_replicas), np.int32)
+    for child, parent in enumerate(self.parents(num_replicas), start=1):
+      found[child, :child] = found[:child, child] = found[parent, :child] + 1
+    return found
+
+
+def _tree(parents: Sequence[int] | None) -> _Tree:
+  if parents is None:
+    return _Tree(3, lambda n: [(i - 1) // 2 for i in range(1, n)])
+  given = [check_step('parents', p) for p in parents]
+  for child, parent in enumerate(given, start=1):
+    if parent >= child:
+      raise ValueError(
+        f'parents must come before their children, got {parent} for replica '
+        f'{child}; number the replicas from replica 0 outwards'
+      )
+
+  def check(num_replicas: int) -> Sequence[int]:
+    if len(given) != num_replicas - 1:
+      raise ValueError(
+        'parents must have one number for each replica but the first, '
+        f'{num_replicas - 1}, got {len(given)}'
+      )
+    return given
+
+  degrees = np.bincount([*given, *range(1, len(given) + 1)], minlength=1)
+  return _Tree(int(degrees.max()), check)
