@@ -53,7 +53,7 @@ class PenalizedTest(parameterized.TestCase):
     diloco = run(pr.diloco(SGD, period=4, outer=OUTER))
     self.assertGreater(np.abs(edit - diloco).max(), 1e-3)
 
-  @parameterized.parameters('threshold', 'clip')
+  @parameterized.parameters('threshold', 'clip_norm')
   def test_each_part_of_it_matters(self, name):
     some = run(pr.edit(SGD, period=4, **PENALTY))
     without = run(pr.edit(SGD, period=4, **{**PENALTY, name: float('inf')}))
@@ -87,7 +87,7 @@ class PenalizedTest(parameterized.TestCase):
     noise = PROBLEM.noise.copy()
     noise[13, 3] *= bad  # in the fourth round
     algorithm = pr.edit(
-      PLAIN, period=4, warmup=2, rate=0.5, outer=optax.sgd(1.0)
+      PLAIN, period=4, warmup_rounds=2, norm_rate=0.5, outer=optax.sgd(1.0)
     )
     good = run(algorithm, PROBLEM)
     hurt = run(algorithm, PROBLEM._replace(noise=noise))
@@ -150,20 +150,23 @@ class DecoupledTest(parameterized.TestCase):
 
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(
-    (lambda: pr.edit(SGD, period=0), 'period must be an integer >= 1, got 0'),
-    (lambda: pr.edit(SGD, period=4, threshold=0), 'threshold must be > 0'),
-    (lambda: pr.edit(SGD, period=4, rate=0), r'rate must be in \(0, 1\]'),
-    (lambda: pr.edit(SGD, period=4, clip=0), 'clip must be > 0, got 0'),
-    (lambda: pr.edit(SGD, period=4, warmup=-1), 'warmup must be an integer'),
-    (lambda: pr.decoupled_diloco(SGD, local_steps=[0]), 'local_steps must be'),
-    (
-      lambda: pr.decoupled_diloco(SGD, local_steps=[1, 2], quorum=3),
-      'quorum must be at most the 2 replicas, got 3',
-    ),
+    ('threshold', 0, 'threshold must be > 0, got 0'),
+    ('norm_rate', 0, r'norm_rate must be in \(0, 1\], got 0'),
+    ('clip_norm', 0, 'clip_norm must be > 0, got 0'),
+    ('warmup_rounds', -1, 'warmup_rounds must be an integer >= 0, got -1'),
+    ('period', 0, 'period must be an integer >= 1, got 0'),
   )
-  def test_arguments_are_in_range(self, make, message):
+  def test_edit(self, name, bad, message):
     with self.assertRaisesRegex(ValueError, message):
-      make()
+      pr.edit(SGD, **{'period': 4, name: bad})
+
+  @parameterized.parameters(
+    ({'local_steps': [0]}, 'local_steps must be an integer >= 1, got 0'),
+    ({'quorum': 3}, 'quorum must be at most the 2 replicas, got 3'),
+  )
+  def test_decoupled(self, options, message):
+    with self.assertRaisesRegex(ValueError, message):
+      pr.decoupled_diloco(SGD, **{'local_steps': [1, 2], **options})
 
 
 if __name__ == '__main__':

@@ -33,9 +33,9 @@ def edit(
   period: int | Schedule,
   outer: optax.GradientTransformation | None = None,
   threshold: float = 3.0,
-  rate: float = 0.02,
-  warmup: int = 100,
-  clip: float = float('inf'),
+  norm_rate: float = 0.02,
+  warmup_rounds: int = 100,
+  clip_norm: float = float('inf'),
 ) -> ReplicaTransformation:
   """EDiT: DiLoCo that weighs the replicas by how far they went (order C).
 
@@ -50,9 +50,10 @@ def edit(
     outer: optax transformation of the pseudo-gradient. Default: Nesterov SGD
       with learning rate 0.7 and momentum 0.8.
     threshold: z-score above which a replica has no weight. Default 3.
-    rate: of the running mean and variance of z-scores. Default 0.02.
-    warmup: rounds before z-scores count. Default 100.
-    clip: norm to which the average of a tensor is clipped. Default: none.
+    norm_rate: of the running mean and variance of norms, in (0, 1]. Default
+      0.02.
+    warmup_rounds: rounds before z-scores count. Default 100.
+    clip_norm: norm to which the average of a tensor is clipped. Default: none.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -69,7 +70,10 @@ def edit(
     EDIT_OUTER if outer is None else outer,
     period=period,
     average=average_penalized(
-      threshold=threshold, rate=rate, warmup=warmup, clip=clip
+      threshold=threshold,
+      norm_rate=norm_rate,
+      warmup_rounds=warmup_rounds,
+      clip_norm=clip_norm,
     ),
   )
 
@@ -77,9 +81,9 @@ def edit(
 def average_penalized(
   *,
   threshold: float = 3.0,
-  rate: float = 0.02,
-  warmup: int = 100,
-  clip: float = float('inf'),
+  norm_rate: float = 0.02,
+  warmup_rounds: int = 100,
+  clip_norm: float = float('inf'),
 ) -> ReplicaTransformation:
   """EDiT's average for rounds from a register x0, tensor by tensor.
 
@@ -94,9 +98,9 @@ def average_penalized(
 
   Args:
     threshold: z-score above which a replica has no weight. Default 3.
-    rate: of the running mean and variance, in (0, 1]. Default 0.02.
-    warmup: rounds before z-scores count, >= 0. Default 100.
-    clip: norm to which d is clipped, > 0. Default: none.
+    norm_rate: of the running mean and variance, in (0, 1]. Default 0.02.
+    warmup_rounds: rounds before z-scores count, >= 0. Default 100.
+    clip_norm: norm to which d is clipped, > 0. Default: none.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -105,7 +109,7 @@ def average_penalized(
     >>> import optax, prsgd_jax as pr
     >>> tx = optax.sgd(0.1, momentum=0.9)
     >>> algorithm = pr.diloco(tx, period=8, average=pr.chain(
-    ...     pr.average_penalized(warmup=10), pr.restart(tx)))
+    ...     pr.average_penalized(warmup_rounds=10), pr.restart(tx)))
 
   Reference:
     Cheng et al. 2024 (arXiv 2412.07210), pseudo-gradient penalty, as in atorch
@@ -114,9 +118,9 @@ def average_penalized(
     that are not finite are left out.
   """
   threshold = check_number('threshold', threshold, lambda x: x > 0, '> 0')
-  rate = check_number('rate', rate, lambda x: 0 < x <= 1, 'in (0, 1]')
-  warmup = check_step('warmup', warmup)
-  clip = check_number('clip', clip, lambda x: x > 0, '> 0')
+  rate = check_number('norm_rate', norm_rate, lambda x: 0 < x <= 1, 'in (0, 1]')
+  warmup = check_step('warmup_rounds', warmup_rounds)
+  clip = check_number('clip_norm', clip_norm, lambda x: x > 0, '> 0')
 
   def judged(n: Array, average: Array, var: Array, rounds: Array) -> Array:
     known = (rounds >= warmup) & (var > 0)

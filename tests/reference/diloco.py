@@ -505,9 +505,9 @@ def edit(
   period,
   parts,
   threshold,
-  rate,
-  warmup,
-  clip,
+  norm_rate,
+  warmup_rounds,
+  clip_norm,
   outer_learning_rate,
   outer_momentum,
   learning_rate,
@@ -517,8 +517,8 @@ def edit(
 
   Of each part: n_i = |z - x_i|; replicas whose z-score is above the threshold,
   or whose n_i is not finite, have weight 0, the others softmax(-n_i); the
-  weighted mean is clipped to the norm `clip`. Then every replica moves its mean
-  and variance of n_i by the rate.
+  weighted mean is clipped to the norm `clip_norm`. Then every replica moves its
+  mean and variance of n_i by the rate.
   """
   learners = Learners(problem, learning_rate, momentum)
   n = learners.n
@@ -536,21 +536,21 @@ def edit(
         good = []
         for i in range(n):
           score = 0.0
-          if seen >= warmup and var[i, k] > 0:
+          if seen >= warmup_rounds and var[i, k] > 0:
             score = (size[i] - mean[i, k]) / np.sqrt(var[i, k])
           if np.isfinite(size[i]):
             if score <= threshold:
               good.append(i)
             shift = size[i] - mean[i, k]
-            mean[i, k] += rate * shift
+            mean[i, k] += norm_rate * shift
             rest = size[i] - mean[i, k]
-            var[i, k] = (1 - rate) * (var[i, k] + rate * shift * rest)
+            var[i, k] = (1 - norm_rate) * (var[i, k] + norm_rate * shift * rest)
         if good:
           least = min(size[i] for i in good)
           weights = {i: np.exp(least - size[i]) for i in good}
           average = sum(weights[i] * d[i] for i in good) / sum(weights.values())
           norm = np.sqrt((average * average).sum())
-          total[part] = average * min(1.0, clip / (norm + 1e-6))
+          total[part] = average * min(1.0, clip_norm / (norm + 1e-6))
       z = outer.step(total)
       learners.x = [z.copy() for _ in range(n)]
     learners.end_of_step()

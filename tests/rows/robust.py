@@ -11,7 +11,12 @@ from tests.rows.outer import MEMBERS, NESTEROV
 from tests.rows.row import LOCAL_STEPS, SGD, N, Row, T, multiples
 
 # With these some replica is left out and some average is clipped.
-PENALTY = {'threshold': 0.5, 'rate': 0.3, 'warmup': 1, 'clip': 0.3}
+PENALTY = {
+  'threshold': 0.5,
+  'norm_rate': 0.3,
+  'warmup_rounds': 1,
+  'clip_norm': 0.3,
+}
 QUORUM = 5
 
 
