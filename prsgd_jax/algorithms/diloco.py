@@ -218,6 +218,9 @@ def des_loc(
   x_i <- x_i + tx(mhat_i / (sqrt(vhat_i) + eps)), hats for Adam's correction of
   the start.
 
+  Where the gradient is 0 on some replicas, v_i is 0 there: if K_u < K_v, the
+  first mean of m_i makes a step of m_i / eps, which a small eps makes huge.
+
   Equal periods are Adam in order A with parameters and moments averaged
   together. With all periods 1 it is not synchronous Adam, whose second moment
   is of the mean gradient.
