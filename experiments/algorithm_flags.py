@@ -33,6 +33,7 @@ FAMILIES = (
   'elastic',
   'federated',
   'compressed',
+  'dion',
   'corrected',
 )
 

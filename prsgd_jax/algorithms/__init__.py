@@ -66,6 +66,7 @@ from prsgd_jax.algorithms.diloco import (
   muloco,
   noloco,
 )
+from prsgd_jax.algorithms.dion import dion
 from prsgd_jax.algorithms.elastic import (
   eamsgd,
   easgd,
@@ -113,6 +114,7 @@ __all__ = (
   'des_loc',
   'diffusion',
   'diloco',
+  'dion',
   'dynamic_averaging',
   'eager_diloco',
   'eamsgd',

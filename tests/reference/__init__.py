@@ -72,6 +72,7 @@ from tests.reference.diloco import (
   outer_gossip,
   slowmo_sgp,
 )
+from tests.reference.dion import dion
 from tests.reference.exact import (
   d2,
   extra,
@@ -130,6 +131,7 @@ __all__ = (
   'des_loc',
   'diloco',
   'diloco_sgp',
+  'dion',
   'dynamic_averaging',
   'eager_diloco',
   'eamsgd',
