@@ -93,6 +93,11 @@ def _declared_twice(name: str) -> str:
       'an algorithm has one optimizer state, but two local_update stages were '
       'chained; join their optimizers by optax.chain'
     )
+  if name == 'weight':
+    return (
+      "an algorithm has one register 'weight', by which sync weighs the "
+      'replicas, but two stages declare it; weigh them once'
+    )
   return (
     f'register {name!r} is declared by two stages of a chain; give one of them '
     "names of its own by pr.algorithm('name', ...)"
@@ -183,7 +188,7 @@ def _short(name: str) -> str:
   return name.rpartition('.')[2]
 
 
-def _near(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+def _near(name: str, known: Iterable[str], cutoff: float = 0.65) -> str:
   short = {_short(other) for other in known} - {_short(name)}
   near = difflib.get_close_matches(_short(name), sorted(short), 1, cutoff)
   return f' (did you mean {near[0]!r}?)' if near else ''

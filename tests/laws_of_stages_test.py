@@ -179,6 +179,18 @@ WRONG = {
     lambda: pr.chain(*[pr.algorithm('a', pr.remember(x0='params'))] * 2),
     'declared by two stages',
   ),
+  'two_weights': (
+    lambda: pr.chain(pr.remember(weight=1.0), pr.sgp(SGD)),
+    "one register 'weight', by which sync weighs",
+  ),
+  'average_without_its_mixing': (
+    lambda: pr.d_psgd(SGD, average=MEAN),
+    'average expects a function from the mixing to a stage',
+  ),
+  'average_is_a_function': (
+    lambda: pr.k_avg(SGD, period=4, average=pr.sync),
+    'chain expects stages .* got <function sync',
+  ),
   'two_optimizers': (
     lambda: pr.chain(*LOCAL, *LOCAL),
     'two local_update stages were chained; join their optimizers',

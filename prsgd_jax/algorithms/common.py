@@ -1,12 +1,33 @@
-"""What the replicas do at the end of a round unless told otherwise."""
+"""What the replicas do at the end of a round, `average=` of the algorithms."""
 
-from prsgd_jax.mixing import mean
+from collections.abc import Callable
+from typing import Any
+
+from prsgd_jax.base import ReplicaTransformation
+from prsgd_jax.mixing import Mixing, mean
 from prsgd_jax.stages import sync
 
+# Of an algorithm that owns no mixing: a stage on `params`.
 AVERAGE = sync(mean())
+# Of an algorithm that owns its mixing: makes that stage, `sync` by default.
+Average = Callable[[Mixing], ReplicaTransformation]
+
+
+def average_by(average: Any, mixing: Mixing) -> ReplicaTransformation:
+  """Returns the stage that `average` makes of a mixing.
+
+  Raises:
+    ValueError: if `average` is not a function from a mixing to a stage.
+  """
+  made = average(mixing) if callable(average) else average
+  if not callable(average) or not isinstance(made, ReplicaTransformation):
+    raise ValueError(
+      'average expects a function from the mixing to a stage, such as pr.sync '
+      "or lambda W: pr.sync(W, ('params', 'opt_state')), got "
+      f'{average!r}'
+    )
+  return made
+
 
 # For the algorithms that are not on registers yet.
-from prsgd_jax.schedules import never  # noqa: E402
-
 PARAMS = ('params',)
-NEVER = never()

@@ -1,12 +1,12 @@
 """Corrections for unlike data, unequal work, noise and ill-scaled layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prsgd_jax.algorithms.common import AVERAGE
+from prsgd_jax.algorithms.common import AVERAGE, Average, average_by
 from prsgd_jax.algorithms.rates import as_rate
 from prsgd_jax.base import (
   Array,
@@ -20,7 +20,7 @@ from prsgd_jax.checks import (
   check_positive_int,
   check_step,
 )
-from prsgd_jax.mixing import Mixing, mean, weighted_mean
+from prsgd_jax.mixing import mean, weighted_mean
 from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
 from prsgd_jax.schedules import every, rounds
 from prsgd_jax.stages import (
@@ -118,7 +118,7 @@ def weighted_averaging(
   *,
   period: int | Schedule,
   weights: Sequence[float],
-  average: Callable[[Mixing], ReplicaTransformation] = sync,
+  average: Average = sync,
 ) -> ReplicaTransformation:
   """Local SGD whose average counts the replicas unequally (order C).
 
@@ -155,7 +155,7 @@ def weighted_averaging(
   return algorithm(
     'weighted_averaging',
     step(local),
-    at(rounds(period), average(weighted_mean(weights))),
+    at(rounds(period), average_by(average, weighted_mean(weights))),
   )
 
 
@@ -164,7 +164,7 @@ def wp_sgd(
   *,
   local_steps: Sequence[int],
   contraction: float,
-  average: Callable[[Mixing], ReplicaTransformation] = sync,
+  average: Average = sync,
 ) -> ReplicaTransformation:
   """Weighted parallel SGD: the more a replica did, the more it counts.
 
@@ -200,7 +200,7 @@ def wp_sgd(
   return algorithm(
     'wp_sgd',
     where(first_steps(local_steps), step(local)),
-    at(every(max(local_steps)), average(weighted_mean(weights))),
+    at(every(max(local_steps)), average_by(average, weighted_mean(weights))),
   )
 
 

@@ -1,6 +1,6 @@
 """Averages with graph neighbours only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from prsgd_jax.algorithms import virtual_clock
+from prsgd_jax.algorithms.common import Average, average_by
 from prsgd_jax.algorithms.rates import as_rate
 from prsgd_jax.algorithms.requirements import (
   check_mixing,
@@ -36,9 +37,6 @@ from prsgd_jax.stages import (
   where,
   zeros,
 )
-
-# What is done with the mixing that an algorithm owns.
-Average = Callable[[Mixing], ReplicaTransformation]
 
 
 def d_psgd(
@@ -71,7 +69,9 @@ def d_psgd(
     outperform centralized algorithms? (arXiv 1705.09056), Algorithm 1.
   """
   W = ring() if mixing is None else check_mixing(mixing)
-  return algorithm('d_psgd', gradient(), average(W), local_update(tx))
+  return algorithm(
+    'd_psgd', gradient(), average_by(average, W), local_update(tx)
+  )
 
 
 def diffusion(
@@ -110,7 +110,9 @@ def diffusion(
     adapt-then-combine form; its number in the paper was not verified.
   """
   W = ring() if mixing is None else check_mixing(mixing)
-  return algorithm('diffusion', step(local), at(rounds(period), average(W)))
+  return algorithm(
+    'diffusion', step(local), at(rounds(period), average_by(average, W))
+  )
 
 
 def sgp(
@@ -161,7 +163,7 @@ def sgp(
     gradient(),
     local_update(tx, into='u'),
     let(params=lambda params, u, weight: params + u / weight),
-    at(rounds(period), average(P)),
+    at(rounds(period), average_by(average, P)),
   )
 
 

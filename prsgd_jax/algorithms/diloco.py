@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
-from prsgd_jax.algorithms.common import AVERAGE
+from prsgd_jax.algorithms.common import AVERAGE, Average, average_by
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number, check_optax
 from prsgd_jax.graphs import random_matching
@@ -155,7 +155,7 @@ def noloco(
   outer_learning_rate: float = 0.7,
   outer_momentum: float = 0.5,
   mixing: Mixing | None = None,
-  average: Callable[[Mixing], ReplicaTransformation] = sync,
+  average: Average = sync,
 ) -> ReplicaTransformation:
   """NoLoCo: an outer optimizer over random pairs, no all-reduce (order C).
 
@@ -195,7 +195,7 @@ def noloco(
   outer = optax.sgd(eta, momentum=_check_momentum(outer_momentum))
   pairs = random_matching() if mixing is None else mixing
   return outer_rounds(
-    'noloco', local, outer, period=period, average=average(pairs)
+    'noloco', local, outer, period=period, average=average_by(average, pairs)
   )
 
 

@@ -1,13 +1,14 @@
 """Averages in groups more often than between them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import itertools
 
 import optax
 
+from prsgd_jax.algorithms.common import Average, average_by
 from prsgd_jax.base import ReplicaTransformation
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.mixing import Mixing, group_mean, mean
+from prsgd_jax.mixing import group_mean, mean
 from prsgd_jax.schedules import after, every, post_local
 from prsgd_jax.stages import algorithm, at, step, sync
 
@@ -18,7 +19,7 @@ def hier_avg(
   local_period: int,
   global_period: int,
   group_size: int,
-  average: Callable[[Mixing], ReplicaTransformation] = sync,
+  average: Average = sync,
 ) -> ReplicaTransformation:
   """Hierarchical averaging: groups often, all replicas rarely (order C).
 
@@ -61,8 +62,8 @@ def hier_avg(
   return algorithm(
     'hier_avg',
     step(local),
-    at(every(local_period), average(group_mean(group_size))),
-    at(every(global_period), average(mean())),
+    at(every(local_period), average_by(average, group_mean(group_size))),
+    at(every(global_period), average_by(average, mean())),
   )
 
 
@@ -71,7 +72,7 @@ def multi_level_avg(
   *,
   periods: Sequence[int],
   group_sizes: Sequence[int],
-  average: Callable[[Mixing], ReplicaTransformation] = sync,
+  average: Average = sync,
 ) -> ReplicaTransformation:
   """Hierarchical averaging on any number of levels (order C).
 
@@ -119,7 +120,7 @@ def multi_level_avg(
     'multi_level_avg',
     step(local),
     *(
-      at(every(period), average(level))
+      at(every(period), average_by(average, level))
       for period, level in zip(periods, levels, strict=False)
     ),
   )
@@ -132,7 +133,7 @@ def hierarchical_local_sgd(
   block_steps: int,
   group_size: int,
   switch_step: int = 0,
-  average: Callable[[Mixing], ReplicaTransformation] = sync,
+  average: Average = sync,
 ) -> ReplicaTransformation:
   """Hierarchical (post-)local SGD: blocks inside, all outside (order C).
 
@@ -175,8 +176,8 @@ def hierarchical_local_sgd(
   return algorithm(
     'hierarchical_local_sgd',
     step(local),
-    at(inside, average(group_mean(group_size))),
-    at(outside, average(mean())),
+    at(inside, average_by(average, group_mean(group_size))),
+    at(outside, average_by(average, mean())),
   )
 
 
