@@ -143,6 +143,20 @@ class IdentitiesTest(parameterized.TestCase):
   def test_these_are_different_algorithms(self, one, other):
     self.assertGreater(np.abs(trajectory(one) - trajectory(other)).max(), 1e-3)
 
+  def test_on_one_replica_without_momentum_it_is_lookahead(self):
+    # SNOO is DiLoCo on one replica.
+    alone = reference.make_problem(1, T)
+    ours = pr.diloco(SGD, period=5, outer=optax.sgd(0.4))
+    slow = pr.slowmo(
+      SGD,
+      learning_rate=LEARNING_RATE,
+      period=5,
+      slow_learning_rate=0.4,
+      slow_momentum=0.0,
+    )
+    one, other = (harness.run_problem(a, alone, 1).x for a in (ours, slow))
+    assert_close(one, other)
+
   def test_the_mean_of_noloco_follows_the_heavy_ball(self):
     x = harness.run_problem(pr.noloco(PLAIN, period=4), PROBLEM).x
     mean = x.mean(axis=1)

@@ -148,8 +148,8 @@ def delayed_nesterov(
   ticks and is that of the last one's batch. Arrivals in one tick are in the
   order of their indices, and fetch the same x. Dynamic local updates (DyLU),
   H_i = floor(H v_i / max v) and at least 1, make them arrive at about the same
-  times. Every replica keeps the server's x, m and D, and evaluation
-  is of x. The learning rate of `local` is that of the tick.
+  times. Every replica keeps the server's x, m and D, and evaluation is of x.
+  The learning rate of `local` is that of the tick.
 
   With n = 1 the server is Nesterov SGD. With equal speeds, n = N and c = 0 it
   is `diloco`.
@@ -166,8 +166,8 @@ def delayed_nesterov(
       between its updates. Default 0.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if there is not one
-      speed for each replica, or `local` communicates.
+    ValueError: if an argument is out of range or `local` communicates; from
+      `init`, if there is not one speed for each replica.
 
   Reference:
     Liu et al. 2024, Asynchronous local-SGD training for language modeling

@@ -242,7 +242,7 @@ def coded_streaming_diloco(
 ):
   """Douillard et al. 2025, Algorithm 2, with codes of the differences.
 
-  `compress(t, i, v)` codes v, zero outside the fragment that is sent at t.
+  `compress(t, i, v)` codes v, which is 1 outside the fragment sent at t.
   """
   learners = Learners(problem, learning_rate, momentum)
   n, count = learners.n, len(members)
@@ -258,7 +258,7 @@ def coded_streaming_diloco(
       if (t - (p + 1) * period // count) % period == 0:
         total = np.zeros(len(part))
         for i in range(n):
-          v = np.zeros_like(problem.start)
+          v = np.ones_like(problem.start)
           v[part] = outer[p].z - learners.x[i][part]
           total += compress(t, i, v)[part] / n
         arrivals[p, t + delay] = total
