@@ -1,23 +1,31 @@
 """Compressors: what travels, what comes out, and how far it is off."""
 
+import functools
+
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import compression
+from prsgd_jax import chunks, compression
 from tests import reference
 
 EVERY = {
   'bare_signs': compression.bare_signs,
+  'bin_means': pr.bin_means,
+  'chunked_top_k': lambda: pr.chunked_top_k(2, chunk=2),
+  'chunked_top_k_bins': lambda: pr.chunked_top_k(2, values=pr.bin_means()),
+  'e3m0': pr.e3m0,
   'levels_1': lambda: pr.stochastic_levels(1),
   'levels_4': lambda: pr.stochastic_levels(4),
   'levels_300': lambda: pr.stochastic_levels(300),
   'random_k': lambda: pr.random_k(0.25),
   'signs': pr.signs,
+  'small_float': lambda: pr.small_float(2, 2),
   'ternary': pr.ternary,
   'top_k': lambda: pr.top_k(0.25),
+  'top_k_levels': lambda: pr.top_k(0.5, pr.stochastic_levels(4)),
   'uncompressed': pr.uncompressed,
 }
 UNBIASED = ('levels_1', 'levels_4', 'levels_300', 'ternary')
@@ -129,6 +137,18 @@ class CodedBytesTest(parameterized.TestCase):
     ('levels_128', pr.stochastic_levels(128), 9 * 125 + 4 + 9 * 2 + 4),
     # Values of four bytes, places of two; the second leaf keeps its one.
     ('top_k', pr.top_k(0.01), 10 * 6 + 1 * 6),
+    # A sign, and the codes of the entries that have it.
+    ('top_k_signs', pr.top_k(0.1, pr.signs()), 100 * 2 + 13 + 4 + 2 + 1 + 4),
+    # Places of 10 bits in a chunk of 1000, of 4 bits in one of 10.
+    ('chunked', pr.chunked_top_k(8), 8 * 4 + 10 + 8 * 4 + 4),
+    # Two bits for each of the values, and the means of four bins.
+    (
+      'chunked_bins',
+      pr.chunked_top_k(8, values=pr.bin_means()),
+      2 + 16 + 10 + 2 + 16 + 4,
+    ),
+    ('bin_means', pr.bin_means(), 250 + 16 + 2 * 2 + 16),
+    ('e3m0', pr.e3m0(), 4 * 125 + 4 + 4 * 2 + 4),
     # Values, and one seed of eight bytes for each leaf.
     ('random_k', pr.random_k(0.01), 10 * 4 + 8 + 1 * 4 + 8),
   )
@@ -303,8 +323,140 @@ class ContractionTest(parameterized.TestCase):
       compressed(compression.bare_signs(), v), [-1, 1, 1, 1]
     )
 
+  @parameterized.product(n=(1, 5, 64), seed=(0, 1))
+  def test_bin_means(self, n, seed):
+    with jax.enable_x64(True):
+      v = vector(n, seed)
+      v += np.sign(v)  # far from zero
+      out = compressed(pr.bin_means(), v)
+    np.testing.assert_allclose(out, reference.bin_means(v), rtol=1e-14)
+    self.assertLessEqual(len(np.unique(out)), 4)
+    self.assertLessEqual(np.square(out - v).sum(), np.square(v).sum())
+
+
+class SmallFloatTest(parameterized.TestCase):
+  @parameterized.product(exponent=(1, 2, 3, 4), mantissa=(0, 1, 3), n=(1, 200))
+  def test_is_the_nearest_of_all_numbers(self, exponent, mantissa, n):
+    with jax.enable_x64(True):
+      v = np.random.default_rng(n).standard_cauchy(n)
+      out = compressed(pr.small_float(exponent, mantissa), v)
+      again = compressed(pr.small_float(exponent, mantissa), out)
+    want = reference.small_float(
+      v, exponent_bits=exponent, mantissa_bits=mantissa
+    )
+    np.testing.assert_allclose(out, want, rtol=1e-14)
+    np.testing.assert_allclose(again, out, rtol=1e-14)
+
+  def test_e3m0_is_zero_and_seven_powers_of_two(self):
+    # Powers of two are themselves, numbers in the middle go up, below the half
+    # of the smallest there is zero.
+    v = np.array([-64, 32, 16, 8, 4, 2, 1, 0, 48, 1.4, 0.5, -0.49], np.float32)
+    out = compressed(pr.e3m0(), v)
+    np.testing.assert_array_equal(
+      out, [-64, 32, 16, 8, 4, 2, 1, 0, 64, 1, 1, 0]
+    )
+
+
+class ChunksTest(parameterized.TestCase):
+  SHAPES = ((), (1,), (7,), (64,), (130,), (6, 8), (67, 4), (3, 3, 4, 10))
+
+  @parameterized.product(shape=SHAPES, chunk=(1, 4, 64))
+  def test_chunks_are_joined_again(self, shape, chunk):
+    x = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    parts = chunks.split(jnp.asarray(x), chunk)
+    np.testing.assert_array_equal(chunks.join(parts, shape), x)
+    matrix = x.reshape(chunks.matrix_shape(shape))
+    want = reference.chunk_places(matrix.shape, chunk)
+    want = [[matrix[place] for place in places] for places in want]
+    np.testing.assert_array_equal(parts.reshape((len(want), -1)), want)
+
+  @parameterized.parameters(*SHAPES)
+  def test_frequencies_are_undone(self, *shape):
+    with jax.enable_x64(True):
+      x = vector(np.prod(shape, dtype=int)).reshape(shape)
+      there = chunks.to_frequencies(jnp.asarray(x), 8)
+      back = chunks.from_frequencies(there, 8)
+    self.assertEqual(there.shape, shape)
+    np.testing.assert_allclose(back, x, rtol=0, atol=1e-14)
+    # Orthonormal: an error of the frequencies is as large as that of x.
+    np.testing.assert_allclose(
+      np.square(there).sum(), np.square(x).sum(), rtol=1e-13
+    )
+
+  def test_frequencies_are_those_of_the_formula(self):
+    with jax.enable_x64(True):
+      x = vector(24).reshape((4, 6))
+      got = chunks.to_frequencies(jnp.asarray(x), 3)
+    want = np.block(
+      [
+        [reference.cosine_transform(x[a : a + 2, b : b + 3]) for b in (0, 3)]
+        for a in (0, 2)
+      ]
+    )
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
+
+  @parameterized.product(
+    shape=((6, 8), (12,), (2, 3, 4)), k=(1, 3, 100), chunk=(2, 4, 64)
+  )
+  def test_chunked_top_k(self, shape, k, chunk):
+    with jax.enable_x64(True):
+      v = vector(np.prod(shape)).reshape(shape)
+      out = compressed(pr.chunked_top_k(k, chunk=chunk), v)
+      binned = compressed(
+        pr.chunked_top_k(k, chunk=chunk, values=pr.bin_means()), v
+      )
+    want = functools.partial(
+      reference.chunked_top_k,
+      v,
+      shape=chunks.matrix_shape(shape),
+      k=k,
+      chunk=chunk,
+    )
+    np.testing.assert_array_equal(out, want())
+    np.testing.assert_allclose(
+      binned, want(values=reference.bin_means), rtol=0, atol=1e-14
+    )
+
+  def test_a_place_of_4096_takes_12_bits(self):
+    shape = jax.ShapeDtypeStruct((128, 128), jnp.float32)
+    whole = pr.coded_bytes(pr.chunked_top_k(64), shape)
+    self.assertEqual(whole, 4 * 64 * (4 + 1.5))
+
+
+class ValuesTest(parameterized.TestCase):
+  def test_kept_entries_are_compressed(self):
+    v = np.array([1.0, -4.0, 0.5, 2.0], np.float32)
+    out = compressed(pr.top_k(0.5, pr.signs()), v)
+    np.testing.assert_array_equal(out, [0, -3, 0, 3])
+
+  def test_kept_entries_are_drawn_from_the_key_of_the_leaf(self):
+    with jax.enable_x64(True):
+      v = vector(8)
+      out = compressed(pr.top_k(0.5, pr.stochastic_levels(3)), v)
+      leaf = jax.random.fold_in(jax.random.fold_in(key(), 0), 0)
+      drawn = np.asarray(jax.random.uniform(leaf, (4,), jnp.float64))
+    kept = np.argsort(-np.abs(v), kind='stable')[:4]
+    want = np.zeros(8)
+    want[kept] = reference.stochastic_levels(v[kept], levels=3, uniform=drawn)
+    np.testing.assert_allclose(out, want, rtol=0, atol=1e-14)
+
 
 class ErrorsTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (lambda: pr.small_float(0, 1), 'exponent_bits must be an integer >= 1'),
+    (lambda: pr.small_float(3, -1), 'mantissa_bits must be an integer >= 0'),
+    (lambda: pr.small_float(4, 4), r'must be <= 7.*got 4 \+ 4'),
+    (lambda: pr.bin_means(1), r'bins must be in \[2, 256\], got 1'),
+    (lambda: pr.bin_means(sigmas=0), 'sigmas must be > 0, got 0'),
+    (lambda: pr.chunked_top_k(0), 'num_kept must be an integer >= 1, got 0'),
+    (lambda: pr.chunked_top_k(chunk=0), 'chunk must be an integer >= 1'),
+    (lambda: pr.top_k(0.5, 0.5), 'compressor expects one.*got 0.5'),
+    (lambda: pr.chunked_top_k(values='e3m0'), 'compressor expects.*e3m0'),
+  )
+  def test_arguments(self, make, message):
+    with self.assertRaisesRegex(ValueError, message):
+      make()
+
   @parameterized.parameters(0, -1, 2.0, True, None)
   def test_levels_are_a_positive_integer(self, bad):
     with self.assertRaisesRegex(

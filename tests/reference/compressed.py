@@ -57,6 +57,88 @@ def random_k(v, *, places):
   return out
 
 
+def chunked_top_k(v, *, shape, k, chunk, values=None):
+  """The k largest of each chunk of a matrix, the others 0.
+
+  `values` is Q of all that is kept, chunk by chunk and largest first.
+  """
+  x = np.asarray(v).reshape(shape)
+  kept = [
+    sorted(places, key=lambda p: -abs(x[p]))[:k]
+    for places in chunk_places(shape, chunk)
+  ]
+  kept = [place for places in kept for place in places]
+  sent = np.array([x[place] for place in kept])
+  out = np.zeros(shape)
+  for place, value in zip(kept, sent if values is None else values(sent)):
+    out[place] = value
+  return out.reshape(np.shape(v))
+
+
+def chunk_places(shape, chunk):
+  """The places of each chunk of a matrix, row by row."""
+
+  def pieces(n):
+    size = max(d for d in range(1, min(n, chunk) + 1) if n % d == 0)
+    return [range(start, start + size) for start in range(0, n, size)]
+
+  rows, columns = map(pieces, shape)
+  return [[(a, b) for a in r for b in c] for r in rows for c in columns]
+
+
+def bin_means(v, *, bins=4, sigmas=6.0):
+  """The binning of SparseLoCo's authors, entry by entry."""
+  n = len(v)
+  if n == 1:
+    return np.array(v)
+  mean = sum(v) / n
+  std = np.sqrt(sum((x - mean) ** 2 for x in v) / (n - 1))
+  numbers = [
+    min(max(round((x - mean) / (sigmas * std / bins)) + bins // 2, 0), bins - 1)
+    for x in v
+  ]
+  return np.array(
+    [
+      np.mean([x for x, b in zip(v, numbers) if b == number])
+      for number in numbers
+    ]
+  )
+
+
+def small_float(v, *, exponent_bits, mantissa_bits):
+  """The nearest number with so many bits, by trying all of them."""
+  numbers = []
+  for e in range(2**exponent_bits):
+    for m in range(2**mantissa_bits):
+      fraction = m / 2**mantissa_bits
+      numbers.append(2.0**e * (1 + fraction) if e else 2 * fraction)
+  scale = max(abs(x) for x in v) / max(numbers)
+  out = [
+    np.sign(x) * scale * min(numbers, key=lambda a: abs(abs(x) / scale - a))
+    for x in v
+  ]
+  return np.array(out)
+
+
+def cosine_transform(x):
+  """The orthonormal DCT-II along both sides of a matrix, from its formula."""
+  h, w = x.shape
+  out = np.zeros((h, w))
+  for k in range(h):
+    for m in range(w):
+      total = 0.0
+      for a in range(h):
+        for b in range(w):
+          total += (
+            x[a, b]
+            * np.cos(np.pi * k * (2 * a + 1) / (2 * h))
+            * np.cos(np.pi * m * (2 * b + 1) / (2 * w))
+          )
+      norm = (1 if k else 0.5) * (1 if m else 0.5) * 4 / (h * w)
+      out[k, m] = np.sqrt(norm) * total
+  return out
+
+
 def compressed_sgd(problem, *, compress, learning_rate, momentum=0.0):
   """QSGD (Alistarh et al. 2017) and TernGrad (Wen et al. 2017), Algorithms 1.
 
