@@ -1,19 +1,30 @@
 """Algorithms that send codes in place of gradients, steps or models."""
 
+import jax.numpy as jnp
 import optax
 
-from prsgd_jax.base import ReplicaTransformation, chain
-from prsgd_jax.compression import Compressor, stochastic_levels, ternary
-from prsgd_jax.mixing import Mixing
-from prsgd_jax.schedules import every
-from prsgd_jax.transforms import (
-  average_codes,
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
+from prsgd_jax.compression import (
+  Compressor,
+  bare_signs,
+  check_compressor,
+  stochastic_levels,
+  ternary,
+)
+from prsgd_jax.mixing import Mixing, mean
+from prsgd_jax.schedules import rounds
+from prsgd_jax.stages import (
+  algorithm,
+  at,
   average_differences,
-  feed_back_errors,
+  feedback,
   gossip_differences,
   gradient,
+  let,
   local_update,
-  vote,
+  remember,
+  step,
+  sync,
 )
 
 
@@ -27,18 +38,25 @@ def qsgd(
   buckets of a fixed size.
 
   Args:
-    tx: the optimizer of every replica; all see the same gradient.
-    levels: s, positive levels.
+    tx: the optimizer of every replica. All of them see the same gradient.
+    levels: s, an integer in [1, 32767].
 
   Raises:
-    ValueError: if `levels` is not an integer in [1, 32767].
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax
+    >>> algorithm = qsgd(optax.sgd(0.1), levels=7)
 
   Reference:
     Alistarh, Grubic, Li, Tomioka, Vojnovic 2017, QSGD: communication-efficient
     SGD via gradient quantization and encoding (arXiv 1610.02132), Algorithm 1.
   """
-  return chain(
-    gradient(), average_codes(stochastic_levels(levels)), local_update(tx)
+  return algorithm(
+    'qsgd',
+    gradient(),
+    sync(mean(), 'grads', codec=stochastic_levels(levels)),
+    local_update(tx),
   )
 
 
@@ -49,31 +67,68 @@ def terngrad(tx: optax.GradientTransformation) -> ReplicaTransformation:
   by layer. The paper clips gradients first, which `ternary` leaves out.
 
   Args:
-    tx: the optimizer of every replica; all see the same gradient.
+    tx: the optimizer of every replica. All of them see the same gradient.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation.
+
+  Example:
+    >>> import optax
+    >>> algorithm = terngrad(optax.sgd(0.1))
 
   Reference:
     Wen, Xu, Yan, Wu, Wang, Chen, Li 2017, TernGrad: ternary gradients to reduce
     communication in distributed deep learning (arXiv 1705.07878), Algorithm 1.
   """
-  return chain(gradient(), average_codes(ternary()), local_update(tx))
+  return algorithm(
+    'terngrad',
+    gradient(),
+    sync(mean(), 'grads', codec=ternary()),
+    local_update(tx),
+  )
 
 
 def sign_sgd(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """signSGD with majority vote: x <- x - gamma sgn(sum_i sgn(G_i)).
 
-  A tie is 0. Each replica sends one bit an entry, see `vote` for zeros of its
-  own. Momentum in `tx` is of the votes; the paper's Signum takes the sign of
-  each replica's momentum instead.
+  Each replica sends one bit an entry. A tie of the vote is 0. One bit cannot
+  say 0: for an entry of its own that is 0, replica i sends + where i + step is
+  even, else -. So zeros of all replicas cancel where N is even, and alternate
+  in sign where it is odd. Momentum in `tx` is of the votes; the paper's Signum
+  takes the sign of each replica's momentum instead.
 
   Args:
-    tx: the optimizer of every replica; all see the same votes.
+    tx: the optimizer of every replica. All of them see the same votes.
+
+  Raises:
+    ValueError: if `tx` is not an optax transformation.
+
+  Example:
+    >>> import optax
+    >>> algorithm = sign_sgd(optax.sgd(1e-3))
 
   Reference:
     Bernstein, Zhao, Azizzadenesheli, Anandkumar 2019, signSGD with majority
     vote is communication efficient and fault tolerant (arXiv 1810.05291),
     Algorithm 1 with beta = 0.
   """
-  return chain(gradient(), vote(), local_update(tx))
+  return algorithm(
+    'sign_sgd',
+    gradient(),
+    let(grads=_ballot),
+    sync(mean(), 'grads', codec=bare_signs()),
+    let(grads=_majority),
+    local_update(tx),
+  )
+
+
+def _ballot(grads: Array, replica: Array, step: Step) -> Array:
+  return jnp.where(grads == 0, 1 - 2 * ((replica + step) % 2), grads)
+
+
+def _majority(grads: Array, num_replicas: int) -> Array:
+  # A mean of +1 and -1 may miss 0 by a rounding error, their sum not.
+  return jnp.sign(jnp.round(num_replicas * grads))
 
 
 def error_feedback_sgd(
@@ -91,7 +146,7 @@ def error_feedback_sgd(
     compressor: Q, a contraction such as `top_k` or `signs`.
 
   Raises:
-    ValueError: if `compressor` is none.
+    ValueError: if an argument is not what it should be.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -104,11 +159,21 @@ def error_feedback_sgd(
     feedback fixes signSGD and other gradient compression schemes (arXiv
     1901.09847), Algorithm 1. Neither has momentum.
   """
-  return chain(gradient(), feed_back_errors(tx, compressor))
+  return algorithm(
+    'error_feedback_sgd',
+    gradient(),
+    local_update(tx, into='u'),
+    let(u=lambda u: -u),
+    sync(mean(), 'u', codec=feedback(compressor)),
+    let(params=lambda params, u: params - u),
+  )
 
 
 def fedpaq(
-  tx: optax.GradientTransformation, *, period: int, compressor: Compressor
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  compressor: Compressor,
 ) -> ReplicaTransformation:
   """FedPAQ: local SGD whose model differences are compressed (order C).
 
@@ -116,27 +181,42 @@ def fedpaq(
   x0). All replicas take part.
 
   Args:
-    tx: the optimizer of every replica; momentum stays local.
-    period: I (tau in the paper), steps between averages.
+    local: the optimizer of every replica, or a stage that is its local step.
+      Momentum stays local.
+    period: I (tau in the paper), steps between averages, an integer >= 1; or a
+      schedule.
     compressor: Q, unbiased such as `stochastic_levels`.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or `compressor` is none.
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = fedpaq(optax.sgd(0.1), period=8, compressor=pr.e3m0())
 
   Reference:
     Reisizadeh, Mokhtari, Hassani, Jadbabaie, Pedarsani 2020, FedPAQ: a
     communication-efficient federated learning method with periodic averaging
     and quantization (arXiv 1909.13014), Algorithm 1.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    average_differences(compressor, when=every(period)),
+  check_compressor(compressor)
+  return algorithm(
+    'fedpaq',
+    remember(x0='params'),
+    step(local),
+    at(
+      rounds(period),
+      average_differences(compressor),
+      let(x0='params'),
+    ),
   )
 
 
 def qsparse_local_sgd(
-  tx: optax.GradientTransformation, *, period: int, compressor: Compressor
+  local: optax.GradientTransformation | ReplicaTransformation,
+  *,
+  period: int | Schedule,
+  compressor: Compressor,
 ) -> ReplicaTransformation:
   """Qsparse-local-SGD: FedPAQ with error feedback (order C).
 
@@ -144,60 +224,85 @@ def qsparse_local_sgd(
   x0 + mean_j Q(p_j), e_i <- p_i - Q(p_i). H = 1 is `error_feedback_sgd`.
 
   Args:
-    tx: the optimizer of every replica; momentum stays local.
-    period: H, steps between averages.
+    local: the optimizer of every replica, or a stage that is its local step.
+      Momentum stays local.
+    period: H, steps between averages, an integer >= 1; or a schedule.
     compressor: Q, a contraction such as `top_k`.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or `compressor` is none.
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = qsparse_local_sgd(
+    ...     optax.sgd(0.1), period=8, compressor=pr.top_k(0.01, pr.signs()))
 
   Reference:
     Basu, Data, Karakus, Diggavi 2019, Qsparse-local-SGD: distributed SGD with
     quantization, sparsification, and local computations (arXiv 1906.02367),
     Algorithm 1.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    average_differences(compressor, when=every(period), error_feedback=True),
+  return algorithm(
+    'qsparse_local_sgd',
+    remember(x0='params'),
+    step(local),
+    at(
+      rounds(period),
+      average_differences(feedback(compressor)),
+      let(x0='params'),
+    ),
   )
 
 
 def choco_sgd(
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | ReplicaTransformation,
   *,
   mixing: Mixing,
   compressor: Compressor,
   consensus_step_size: float,
+  period: int | Schedule = 1,
 ) -> ReplicaTransformation:
   """CHOCO-SGD: gossip that sends compressed differences alone (order C).
 
-  x_i <- x_i - eta G_i; xhat_i <- xhat_i + Q(x_i - xhat_i); x_i <- x_i + gamma
-  sum_j W_ij (xhat_j - xhat_i), xhat_i = 0 at first. Without compression and
-  with gamma = 1 it is x_i <- sum_j W_ij (x_j - eta G_j).
+  x_i <- x_i - eta G_i; every H steps xhat_i <- xhat_i + Q(x_i - xhat_i); x_i <-
+  x_i + gamma sum_j W_ij (xhat_j - xhat_i), xhat_i = 0 at first. Without
+  compression and with gamma = 1 it is x_i <- sum_j W_ij (x_j - eta G_j).
 
   Replica i keeps xhat_i and s_i = sum_j W_ij xhat_j (the paper's
-  memory-efficient version), not the copies of its neighbours.
+  memory-efficient version), not the copies of its neighbors.
 
   Args:
-    tx: the optimizer of every replica; momentum stays local.
-    mixing: W, the same at every step.
+    local: the optimizer of every replica, or a stage that is its local step.
+      Momentum stays local.
+    mixing: W, the same in every round.
     compressor: Q, a contraction such as `top_k`.
-    consensus_step_size: gamma, in (0, 1]; the more Q leaves out, the smaller.
+    consensus_step_size: gamma, in (0, 1]. The more Q leaves out, the smaller it
+      must be.
+    period: H, steps between messages, an integer >= 1; or a schedule. 1 by
+      default, as in the paper.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if the mixing has
-      several matrices.
+    ValueError: if an argument is not what it should be; from `init`, if the
+      mixing has several matrices.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = choco_sgd(
+    ...     optax.sgd(0.1), mixing=pr.ring(), compressor=pr.top_k(0.1),
+    ...     consensus_step_size=0.3, period=4)
 
   Reference:
     Koloskova, Stich, Jaggi 2019, Decentralized stochastic optimization and
     gossip algorithms with compressed communication (arXiv 1902.00340),
     Algorithm 2.
   """
-  return chain(
-    gradient(),
-    local_update(tx),
-    gossip_differences(
-      mixing, compressor, consensus_step_size=consensus_step_size
+  return algorithm(
+    'choco_sgd',
+    step(local),
+    at(
+      rounds(period),
+      gossip_differences(
+        mixing, compressor, consensus_step_size=consensus_step_size
+      ),
     ),
   )

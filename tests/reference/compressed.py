@@ -240,10 +240,12 @@ def choco_sgd(
   consensus_step_size,
   learning_rate,
   momentum=0.0,
+  period=1,
 ):
   """Koloskova et al. 2019, Algorithm 2, with all copies xhat_j kept.
 
-  The copies of xhat_j at its neighbours are the same as its own.
+  The copies of xhat_j at its neighbours are the same as its own. They speak
+  after every `period` steps, in the paper after each.
   """
   learners = Learners(problem, learning_rate, momentum)
   n = learners.n
@@ -252,12 +254,47 @@ def choco_sgd(
     g = learners.gradients(t)
     for i in range(n):
       learners.local_step(i, g[i])
-    q = [compress(t, i, learners.x[i] - xhat[i]) for i in range(n)]
-    xhat = [xhat[j] + q[j] for j in range(n)]
+    if t % period == 0:
+      q = [compress(t, i, learners.x[i] - xhat[i]) for i in range(n)]
+      xhat = [xhat[j] + q[j] for j in range(n)]
+      for i in range(n):
+        pull = np.zeros_like(xhat[i])
+        for j in range(n):
+          pull += weights[i, j] * (xhat[j] - xhat[i])
+        learners.x[i] = learners.x[i] + consensus_step_size * pull
+    learners.end_of_step()
+  return learners.trajectory()
+
+
+def coded_diloco(
+  problem,
+  *,
+  period,
+  compress,
+  decay,
+  outer_learning_rate,
+  outer_momentum,
+  learning_rate,
+  momentum=0.0,
+):
+  """Outer Nesterov SGD whose replicas send Q(x0 - x_i + decay e_i)."""
+  learners = Learners(problem, learning_rate, momentum)
+  n = learners.n
+  x0, u = problem.start.copy(), np.zeros_like(problem.start)
+  e = [np.zeros_like(x0) for _ in range(n)]
+  for t in range(1, problem.num_steps + 1):
+    g = learners.gradients(t)
     for i in range(n):
-      pull = np.zeros_like(xhat[i])
-      for j in range(n):
-        pull += weights[i, j] * (xhat[j] - xhat[i])
-      learners.x[i] = learners.x[i] + consensus_step_size * pull
+      learners.local_step(i, g[i])
+    if t % period == 0:
+      total = np.zeros_like(x0)
+      for i in range(n):
+        p = x0 - learners.x[i] + decay * e[i]
+        q = compress(t, i, p)
+        e[i] = p - q
+        total += q / n
+      u = outer_momentum * u + total
+      x0 = x0 - outer_learning_rate * (outer_momentum * u + total)
+      learners.x = [x0.copy() for _ in range(n)]
     learners.end_of_step()
   return learners.trajectory()

@@ -16,6 +16,9 @@ from tests.rows.row import SGD, N, Row, T, multiples
 LAYERS = (slice(4, 6), slice(0, 4))
 LEVELS, FRACTION, GAMMA = 4, 0.5, 0.4
 RING = reference.ring_weights(N)
+# Where the codes are drawn: the sync in `average_differences` inside the `at`
+# of an algorithm with x0, and the one in `gossip_differences`.
+OF_DIFFERENCES, OF_GOSSIP = (2, 0, 1), (1, 0, 1)
 
 
 @functools.cache
@@ -81,6 +84,13 @@ top_half = _layerwise(lambda t, i, layer, v: reference.top_k(v, k=len(v) // 2))
 signs = _layerwise(lambda t, i, layer, v: reference.signs(v))
 
 
+small_floats = _layerwise(
+  lambda t, i, layer, v: reference.small_float(
+    v, exponent_bits=3, mantissa_bits=0
+  )
+)
+
+
 def whole(t, i, v):
   return v
 
@@ -96,19 +106,21 @@ def _error_feedback(compressor, compress, **row):
   )
 
 
-def _choco(compressor, compress, gamma=GAMMA, mixing=None, **row):
+def _choco(compressor, compress, gamma=GAMMA, mixing=None, period=1, **row):
   return Row(
     lambda: pr.choco_sgd(
       SGD,
       mixing=pr.ring() if mixing is None else pr.dense(mixing),
       compressor=compressor,
       consensus_step_size=gamma,
+      period=period,
     ),
     functools.partial(
       reference.choco_sgd,
       weights=RING if mixing is None else mixing,
       compress=compress,
       consensus_step_size=gamma,
+      period=period,
     ),
     'C',
     **row,
@@ -142,14 +154,24 @@ TABLE = {
     pr.signs(), signs, every_layout=False
   ),
   'error_feedback_sgd_random': _error_feedback(
-    pr.random_k(FRACTION), random_half_at((1,)), every_layout=False
+    pr.random_k(FRACTION), random_half_at((3,)), every_layout=False
   ),
   'fedpaq': Row(
     lambda: pr.fedpaq(SGD, period=4, compressor=pr.stochastic_levels(LEVELS)),
-    functools.partial(reference.fedpaq, period=4, compress=levels_at((2,))),
+    functools.partial(
+      reference.fedpaq, period=4, compress=levels_at(OF_DIFFERENCES)
+    ),
     'C',
     full_sync=multiples(4),
     keeps_mean=False,  # right in expectation
+  ),
+  'fedpaq_e3m0': Row(
+    lambda: pr.fedpaq(SGD, period=4, compressor=pr.e3m0()),
+    functools.partial(reference.fedpaq, period=4, compress=small_floats),
+    'C',
+    full_sync=multiples(4),
+    keeps_mean=False,  # what is rounded off is lost
+    every_layout=False,
   ),
   'qsparse_local_sgd': Row(
     lambda: pr.qsparse_local_sgd(SGD, period=4, compressor=pr.top_k(FRACTION)),
@@ -161,12 +183,34 @@ TABLE = {
   # Gossip of differences keeps the mean, whatever the compressor.
   'choco_sgd': _choco(pr.top_k(FRACTION), top_half),
   'choco_sgd_levels': _choco(
-    pr.stochastic_levels(LEVELS), levels_at((2,)), every_layout=False
+    pr.stochastic_levels(LEVELS), levels_at(OF_GOSSIP), every_layout=False
   ),
   'choco_sgd_random': _choco(
-    pr.random_k(FRACTION), random_half_at((2,)), every_layout=False
+    pr.random_k(FRACTION), random_half_at(OF_GOSSIP), every_layout=False
   ),
   'choco_sgd_uncompressed': _choco(
     pr.uncompressed(), whole, 1.0, every_layout=False
+  ),
+  'choco_sgd_local': _choco(
+    pr.top_k(FRACTION), top_half, period=3, every_layout=False
+  ),
+  'diloco_top_k': Row(
+    lambda: pr.diloco(
+      SGD,
+      period=4,
+      average=pr.average_differences(pr.feedback(pr.top_k(FRACTION), 0.9)),
+    ),
+    functools.partial(
+      reference.coded_diloco,
+      period=4,
+      compress=top_half,
+      decay=0.9,
+      outer_learning_rate=0.7,
+      outer_momentum=0.9,
+    ),
+    'C',
+    full_sync=multiples(4),
+    keeps_mean=False,  # the errors wait
+    every_layout=False,
   ),
 }
