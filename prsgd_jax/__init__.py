@@ -72,6 +72,7 @@ from prsgd_jax.base import (
   Traffic,
   Work,
   chain,
+  lasting,
 )
 from prsgd_jax.batch_statistics import make_reestimate
 from prsgd_jax.compression import (
@@ -270,6 +271,7 @@ __all__ = (
   'k_avg',
   'k_gt',
   'landscape',
+  'lasting',
   'laws',
   'let',
   'limit_change',

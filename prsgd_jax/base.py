@@ -72,7 +72,7 @@ class Context(NamedTuple):
     replica: int32[V], the global indices of this block's replicas.
     key: key[V], a function of (seed, replica, step), each replica's own.
     shared_key: key, a function of (seed, step): the same on all replicas. Of
-      both `chain` gives every stage its own.
+      both `chain` gives every stage its own, if its names read it, else None.
     value_and_grad: `(params, model_state) -> ((loss, (model_state, metrics)),
       grads)` on this step's batch, over the block (every leaf `[V, ...]`).
     round: int32 scalar, how often the `sync` that reads it has run before. It
@@ -85,6 +85,10 @@ class Context(NamedTuple):
   shared_key: Array
   value_and_grad: Callable[[ArrayTree, ArrayTree], Any]
   round: Array | int = 0
+
+
+# In place of a key that a stage does not name.
+NO_KEY: Any = None
 
 
 class Work(NamedTuple):
@@ -164,8 +168,7 @@ class ReplicaTransformation(NamedTuple):
       order in which they are done, where `shapes` is one replica's `Replica` of
       `jax.ShapeDtypeStruct` and `steps` an integer NumPy array.
     output: `(replica, state) -> replica`, the replica to evaluate.
-    names: the registers that the stage reads and assigns (`names.names` makes
-      them); None for a stage that knows the five fields only.
+    names: the registers that the stage reads and assigns, which `names` makes.
     talks: for each `Traffic` of its cost, whether it is sent every time the
       stage runs. A stage without `Traffic` does not talk.
   """
@@ -174,7 +177,7 @@ class ReplicaTransformation(NamedTuple):
   init: Callable[[Replica, int], tuple[Replica, ArrayTree]] = _no_init
   cost: Callable[[Replica, int, np.ndarray], tuple[Cost, ...]] = _no_cost
   output: Callable[[Replica, ArrayTree], Replica] = _same_output
-  names: Names | None = None
+  names: Names = Names()
   talks: tuple[bool, ...] = ()
 
 
@@ -220,11 +223,10 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
   ) -> tuple[Replica, ArrayTree]:
     new_states: Sequence[ArrayTree] = ()
     for i, (stage, state) in enumerate(zip(stages, states, strict=True)):
-      own = _with_own_keys(context, i) if _draws(stage) else context
+      own = _with_own_keys(context, stage, i)
       before = replica
       replica, state = stage.update(replica, state, own)
-      if stage.names is not None:
-        check_writes(stage.names, before, replica)
+      check_writes(stage.names, before, replica)
       new_states = (*new_states, state)
     return replica, new_states
 
@@ -249,25 +251,15 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     init,
     cost,
     output,
-    joined([_OLD if s.names is None else s.names for s in stages]),
+    joined([stage.names for stage in stages]),
     tuple(sent for stage in stages for sent in stage.talks),
   )
-
-
-# A stage that knows no registers may use all fields.
-_OLD = Names(
-  uses=frozenset((*FIELDS, 'key', 'shared_key')),
-  writes=frozenset(FIELDS),
-  assigns=frozenset(FIELDS),
-)
 
 
 def _shapes_after(
   stage: ReplicaTransformation, shapes: Replica, num_replicas: int
 ) -> Replica:
   """One replica's shapes after a stage, whose `init` says what it assigns."""
-  if stage.names is None:
-    return shapes
   block = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), shapes
   )
@@ -282,8 +274,6 @@ def _check_talks(
   stage: ReplicaTransformation, entries: tuple[Cost, ...]
 ) -> None:
   sent = sum(isinstance(entry, Traffic) for entry in entries)
-  if stage.names is None or _OLD.uses <= stage.names.uses:
-    return
   if sent != len(stage.talks):
     raise ValueError(
       f'a stage announces talks={stage.talks}, but its cost has {sent} '
@@ -291,19 +281,42 @@ def _check_talks(
     )
 
 
-def _draws(stage: ReplicaTransformation) -> bool:
-  """Whether a stage may draw random numbers."""
-  if stage.names is None:
-    return True
-  return bool(stage.names.uses & {'key', 'shared_key'})
+def _with_own_keys(
+  context: Context, stage: ReplicaTransformation, i: int
+) -> Context:
+  """Gives the i-th stage keys of its own: what two stages draw is independent.
 
-
-def _with_own_keys(context: Context, i: int) -> Context:
-  """What two stages of a chain draw is independent."""
+  A stage that does not name a key gets none. With the key of another it would
+  draw the same numbers, silently.
+  """
   fold = functools.partial(jax.random.fold_in, data=i)
+  draws, draws_alike = (k in stage.names.uses for k in ('key', 'shared_key'))
   return context._replace(
-    key=jax.vmap(fold)(context.key), shared_key=fold(context.shared_key)
+    key=jax.vmap(fold)(context.key) if draws else NO_KEY,
+    shared_key=fold(context.shared_key) if draws_alike else NO_KEY,
   )
+
+
+def lasting(algorithm: ReplicaTransformation, replica: Replica) -> Replica:
+  """Returns the replica with the registers that last from step to step.
+
+  A loop of your own carries these; what else a step assigned ends with it. The
+  engine does the same.
+
+  Args:
+    algorithm: the whole algorithm.
+    replica: after `algorithm.init` or `algorithm.update`.
+
+  Example:
+    >>> import jax.numpy as jnp, optax, prsgd_jax as pr
+    >>> algorithm = pr.k_avg(optax.sgd(0.1), period=4)
+    >>> replica, state = algorithm.init(pr.Replica(params=jnp.zeros((1, 2))), 1)
+    >>> pr.lasting(algorithm, replica).grads
+    ()
+  """
+  declared = algorithm.names.declares
+  kept = {n: x for n, x in replica.registers.items() if n in declared}
+  return replica._replace(grads=(), metrics=(), registers=kept)
 
 
 def over_block(fn: Callable[..., Any]) -> Callable[..., Any]:

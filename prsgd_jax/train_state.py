@@ -5,7 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import Array, ArrayTree, Replica, ReplicaTransformation
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+  Replica,
+  ReplicaTransformation,
+  lasting,
+)
 from prsgd_jax.names import check_complete
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
@@ -85,10 +91,7 @@ def create_train_state(
       that nobody reads; if the algorithm does not fit the number of replicas;
       if leaves lack the leading axis N where it is promised.
   """
-  lasting: frozenset[str] = frozenset()
-  if algorithm.names is not None:
-    check_complete(algorithm.names)
-    lasting = algorithm.names.declares
+  check_complete(algorithm.names)
   point = (params, model_state)
   if not per_replica:
     shape = (mesh.num_replicas,)
@@ -99,6 +102,7 @@ def create_train_state(
   def create(point: tuple[ArrayTree, ArrayTree]) -> TrainState:
     replica = Replica(params=point[0], model_state=point[1])
     replica, algorithm_state = algorithm.init(replica, mesh.num_replicas)
+    replica = lasting(algorithm, replica)
     state = TrainState(
       step=jnp.zeros((), jnp.int32),
       key=jax.random.key(seed, impl='threefry2x32'),
@@ -106,7 +110,7 @@ def create_train_state(
       opt_state=replica.opt_state,
       model_state=replica.model_state,
       algorithm_state=algorithm_state,
-      registers={n: x for n, x in replica.registers.items() if n in lasting},
+      registers=dict(replica.registers),
     )
     return jax.tree.map(_strong, state)
 

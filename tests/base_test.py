@@ -56,10 +56,26 @@ class ChainTest(parameterized.TestCase):
       drawn.extend(jax.random.key_data(context.key).tolist())
       return replica, state
 
-    one = pr.ReplicaTransformation(update, names=pr.names(reads=['key']))
+    one = pr.ReplicaTransformation(
+      update, names=pr.names(reads=['key', 'shared_key'])
+    )
     nested = pr.chain(one, pr.chain(one, one))
     nested.update(pr.Replica(params=()), ((), ((), ())), context())
     self.assertLen({tuple(key) for key in drawn}, 9)
+
+  def test_a_stage_that_names_no_key_gets_none(self):
+    drawn = []
+
+    def update(replica, state, context):
+      drawn.append((context.key is None, context.shared_key is None))
+      return replica, state
+
+    def reading(*keys):
+      return pr.ReplicaTransformation(update, names=pr.names(reads=keys))
+
+    stages = reading(), reading('key'), pr.chain(reading('shared_key'))
+    pr.chain(*stages).update(pr.Replica(params=()), ((), (), ((),)), context())
+    self.assertEqual(drawn, [(True, True), (False, True), (True, False)])
 
   def test_composes_all_four_in_order(self):
     log = []

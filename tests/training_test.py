@@ -299,7 +299,10 @@ class RandomnessTest(parameterized.TestCase):
       }
       return replica._replace(metrics=metrics), state
 
-    algorithm = pr.chain(pr.gradient(), pr.ReplicaTransformation(update))
+    names = pr.names(reads=['key', 'shared_key'], writes=['metrics'])
+    algorithm = pr.chain(
+      pr.gradient(), pr.ReplicaTransformation(update, names=names)
+    )
     for num_devices in (2, 8):
       mesh = pr.ReplicaMesh(N, num_devices)
       train_steps = pr.make_resident_train_steps(

@@ -27,7 +27,3 @@ def average_by(average: Any, mixing: Mixing) -> ReplicaTransformation:
       f'{average!r}'
     )
   return made
-
-
-# For the algorithms that are not on registers yet.
-PARAMS = ('params',)

@@ -252,7 +252,7 @@ def _federated(
   seed = check_step('draw_seed', draw_seed)
   end = chain(AVERAGE if average is None else average)
   x0_is_read = server is not None or any(
-    'x0' in stage.names.reads for stage in (local, end) if stage.names
+    'x0' in stage.names.reads for stage in (local, end)
   )
   size = 1.0 if weights is None else _sizes(weights)
   weigh: list[ReplicaTransformation] = []

@@ -90,7 +90,7 @@ def at(
   if not callable(when):
     raise ValueError(f'at expects a schedule such as pr.every(4), got {when!r}')
   inner = chain(*stages)
-  found = _names(inner)
+  found = inner.names
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     after, state = inner.init(replica, num_replicas)
@@ -130,7 +130,7 @@ def _at_anyone(
       'inside must be sent every time; got a schedule inside, move it around '
       'the at(anyone(...))'
     )
-  found = _names(inner)
+  found = inner.names
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     flag = replica.get(register) if replica.has(register) else None
@@ -262,7 +262,7 @@ def where(
   """
   rule = as_rule('where', active)
   inner = chain(*stages)
-  found = _names(inner)
+  found = inner.names
   if inner.talks:
     raise ValueError(
       'where takes stages that do not communicate, got one that does; chain '
@@ -388,7 +388,7 @@ def algorithm(
       f'{name!r}'
     )
   inner = chain(*stages)
-  found = _names(inner)
+  found = inner.names
   prefix = f'{name}.'
   own = (found.declares | found.writes) - set(SHARED)
 
@@ -426,7 +426,7 @@ def on_leaves(
     *stages: in order.
   """
   inner = chain(*stages)
-  found = _names(inner)
+  found = inner.names
 
   def enter(replica: Replica) -> Replica:
     treedef = jax.tree.structure(replica.params)
@@ -496,10 +496,6 @@ def viewed(
     return leave(inner.output(enter(replica), state), replica)
 
   return ReplicaTransformation(update, init, cost, output, names, inner.talks)
-
-
-def _names(stage: ReplicaTransformation) -> Names:
-  return stage.names or Names()
 
 
 def _zeros(tree: ArrayTree) -> ArrayTree:
