@@ -37,7 +37,7 @@ ALGORITHMS = {
     name: TABLE[name].make
     for name in (
       'diloco',
-      'diloco_feedback',
+      'diloco_top_k',
       'diloco_ring',
       'diloco_sgp',
       'diloco_groups',
@@ -132,7 +132,7 @@ class IdentitiesTest(parameterized.TestCase):
     ('diloco_ring', 'diloco'),
     ('diloco_sgp', 'diloco'),
     ('diloco_groups', 'diloco_8'),
-    ('diloco_feedback', 'diloco'),
+    ('diloco_top_k', 'diloco'),
     ('muloco', 'diloco_of_muon'),
     ('muloco_1', 'ssgd_of_muon'),
     ('muloco_schedule', 'diloco_of_muon_schedule'),

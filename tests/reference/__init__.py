@@ -63,7 +63,6 @@ from tests.reference.decentralized import (
   star_weights,
 )
 from tests.reference.diloco import (
-  coded_outer,
   coded_streaming_diloco,
   decoupled_diloco,
   delayed_diloco,
@@ -127,7 +126,6 @@ __all__ = (
   'chunk_places',
   'chunked_top_k',
   'coded_diloco',
-  'coded_outer',
   'coded_streaming_diloco',
   'combine_then_adapt',
   'compressed_sgd',

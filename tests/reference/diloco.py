@@ -98,40 +98,6 @@ def noloco(
   return learners.trajectory()
 
 
-def coded_outer(
-  problem,
-  *,
-  period,
-  compress,
-  decay,
-  outer_learning_rate,
-  outer_momentum=0.0,
-  learning_rate,
-  momentum=0.0,
-):
-  """Outer Nesterov SGD on coded z - x_i; `decay` None without feedback."""
-  learners = Learners(problem, learning_rate, momentum)
-  n = learners.n
-  outer = Nesterov(problem.start, outer_learning_rate, outer_momentum)
-  e = [np.zeros_like(problem.start) for _ in range(n)]
-  for t in range(1, problem.num_steps + 1):
-    for i, g in enumerate(learners.gradients(t)):
-      learners.local_step(i, g)
-    if t % period == 0:
-      total = np.zeros_like(problem.start)
-      for i in range(n):
-        p = outer.z - learners.x[i]
-        if decay is not None:
-          p = decay * e[i] + p
-        q = compress(t, i, p)
-        e[i] = p - q
-        total += q / n
-      z = outer.step(total)
-      learners.x = [z.copy() for _ in range(n)]
-    learners.end_of_step()
-  return learners.trajectory()
-
-
 def hier_outer(
   problem,
   *,

@@ -102,19 +102,6 @@ TABLE = {
     ),
     8,
   ),
-  'diloco_feedback': row(
-    lambda: pr.diloco(
-      SGD, period=4, average=pr.average_differences(pr.feedback(pr.top_k(0.5)))
-    ),
-    functools.partial(
-      reference.coded_outer,
-      period=4,
-      compress=compressed.top_half,
-      decay=1.0,
-      **NESTEROV,
-    ),
-    4,
-  ),
   'muloco': row(
     lambda: pr.muloco(optax.contrib.muon(LEARNING_RATE), period=4),
     functools.partial(
@@ -156,6 +143,22 @@ TABLE = {
     ),
     'A',
     keeps_mean=False,
+  ),
+  # The paper's codes: four bits a number.
+  'streaming_diloco_e3m0': row(
+    lambda: pr.streaming_diloco(
+      SGD, period=6, fragments=2, delay=4, alpha=0.3, codec=pr.e3m0()
+    ),
+    functools.partial(
+      reference.coded_streaming_diloco,
+      period=6,
+      members=MEMBERS,
+      delay=4,
+      alpha=0.3,
+      compress=compressed.small_floats,
+      **NESTEROV,
+    ),
+    every_layout=False,
   ),
   'streaming_diloco_coded': row(
     lambda: pr.streaming_diloco(
