@@ -1,8 +1,8 @@
-"""One function per paper: an equation, a reference, one `chain`.
+"""One function per paper: an equation, a reference, the lines of its code.
 
 Notation: N replicas, x_i the local models, G_i a stochastic gradient at x_i,
 gamma the step size, t = step + 1. Three orders of mixing and stepping are in
-the literature and are different sequences; the chain shows which one a paper
+the literature and are different sequences; the stages show which one a paper
 has:
 
   A  x_i <- sum_j W_ij x_j - gamma G(x_i)       gradient, sync, local_update
@@ -10,11 +10,15 @@ has:
                                                 sync, gradient, local_update
   C  x_i <- sum_j W_ij (x_j - gamma G(x_j))     gradient, local_update, sync
 
-Two choices that the papers leave open are explicit arguments. `what` names the
-fields that an average covers: by default the parameters alone; with
-'opt_state' momentum buffers are averaged too (Yu, Jin, Yang 2019), with
-'model_state' batch statistics. `reset` is the schedule at which the optimizer's
-buffers start anew after an average: by default never, momentum stays local.
+What the replicas do at the end of a round is an argument, `average`: a stage on
+`params`, their mean by default. It says what papers leave open, such as whether
+momentum is averaged too (`sync(mean(), ('params', 'opt_state'))`; Yu, Jin, Yang
+2019) or reset (`chain(sync(mean()), restart(tx))`), and it may be gossip, a mean
+in groups, or codes. An algorithm with a mixing of its own has a function from
+the mixing to that stage, `sync` by default.
+
+`local` is what a replica does in a step by itself: an optimizer, or any stage
+that takes a gradient and moves `params`, such as `sgp(tx)` or another algorithm.
 
 Coupled L2 belongs to the loss, so that it is taken where the gradient is;
 decoupled weight decay belongs to `tx`, which in order A acts on the mixed
