@@ -2,22 +2,23 @@
 
 Flags and their help are made from the signatures and docstrings of the library:
 an algorithm that is added there is in every binary. A value is a number, a list
-such as 1,2,4 (1+2+4 inside of --run), or a name with numbers, such as
-erdos_renyi:0.5.
+such as 1,2,4 (1+2+4 inside of --run), or a name of `named`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import difflib
 import inspect
 import re
 import types
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from absl import flags
 import optax
 
+from experiments import named
 import prsgd_jax as pr
-from prsgd_jax import algorithms, compression
+from prsgd_jax import algorithms
+from prsgd_jax.base import Schedule
 
 FAMILIES = (
   'averaging',
@@ -53,55 +54,12 @@ def _by_family() -> dict[str, Callable[..., pr.ReplicaTransformation]]:
   return {name: found[name] for name in sorted(found, key=place)}
 
 
-def _whole(number: Any) -> Any:
-  """A whole number as an int; any other as it is, for the library to refuse."""
-  is_whole = isinstance(number, float) and number.is_integer()
-  return int(number) if is_whole else number
-
-
 ALGORITHMS = _by_family()
-MIXINGS: dict[str, Callable[..., pr.Mixing]] = {
-  'ring': pr.ring,
-  'torus': lambda num_rows=None: pr.torus(_whole(num_rows)),
-  'exponential': pr.exponential,
-  'hypercube': pr.hypercube,
-  'star': pr.star,
-  'complete': pr.complete,
-  'erdos_renyi': lambda p, seed=0: pr.erdos_renyi(p, seed=_whole(seed)),
-  'one_peer_exponential': pr.one_peer_exponential,
-  'random_matching': pr.random_matching,
-  'random_neighbour': pr.random_neighbour,
-  'mean': pr.mean,
-}
-COMPRESSORS: dict[str, Callable[..., compression.Compressor]] = {
-  'uncompressed': compression.uncompressed,
-  'stochastic_levels': lambda levels: compression.stochastic_levels(
-    _whole(levels)
-  ),
-  'ternary': compression.ternary,
-  'signs': compression.signs,
-  'top_k': compression.top_k,
-  'random_k': compression.random_k,
-}
-OUTER: dict[str, Callable[..., optax.GradientTransformation]] = {
-  'sgd': lambda rate=1.0, momentum=0.0: optax.sgd(rate, momentum or None),
-  'nesterov': lambda rate=0.7, momentum=0.9: optax.sgd(
-    rate, momentum, nesterov=True
-  ),
-  'adam': lambda rate=1e-2: optax.adam(rate, b2=0.99, eps=1e-3),
-  'yogi': lambda rate=1e-2: optax.yogi(rate, b2=0.99, eps=1e-3),
-  'adagrad': lambda rate=1e-2: optax.adagrad(rate, eps=1e-3),
-}
-# What a keyword's type is named from.
-NAMED: dict[type, Mapping[str, Callable[..., Any]]] = {
-  pr.Mixing: MIXINGS,
-  compression.Compressor: COMPRESSORS,
-  optax.GradientTransformation: OUTER,
-}
 # Keywords that other flags or the length of the run decide.
-PROVIDED = ('what', 'reset', 'learning_rate', 'momentum', 'num_steps')
+PROVIDED = ('average', 'learning_rate', 'momentum', 'num_steps')
 # Keyword -> flag, where another flag has that name.
 RENAMED = {'nesterov': 'block_nesterov'}
+LISTS = ([int], [float])
 
 
 def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
@@ -110,10 +68,35 @@ def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
   return {n: p for n, p in parameters.items() if p.kind == p.KEYWORD_ONLY}
 
 
-def options(algorithm: str) -> list[str]:
+def own_flags(algorithm: str) -> list[str]:
   """The flags of an algorithm's own."""
   names = [n for n in keywords(algorithm) if n not in PROVIDED]
-  return [RENAMED.get(name, name) for name in names]
+  found = [RENAMED.get(name, name) for name in names]
+  found += ['when'] * (scheduled(algorithm) is not None)
+  found += ['local'] * takes_local(algorithm)
+  return found
+
+
+def scheduled(algorithm: str) -> str | None:
+  """The keyword that --when gives in place of its own flag, None if none.
+
+  It is `period`, or else the only keyword that is a number of steps or a
+  schedule.
+  """
+  found = [n for n, p in keywords(algorithm).items() if _may_be_schedule(p)]
+  if 'period' in found:
+    return 'period'
+  return found[0] if len(found) == 1 else None
+
+
+def _may_be_schedule(parameter: inspect.Parameter) -> bool:
+  members = get_args(parameter.annotation)
+  return int in members and Schedule in members
+
+
+def takes_local(algorithm: str) -> bool:
+  """Whether an algorithm may have another one as its local step."""
+  return 'local' in inspect.signature(ALGORITHMS[algorithm]).parameters
 
 
 def check_name(algorithm: str) -> None:
@@ -129,7 +112,7 @@ def check_name(algorithm: str) -> None:
 
 def build(
   algorithm: str,
-  tx: optax.GradientTransformation,
+  local: optax.GradientTransformation | pr.ReplicaTransformation,
   options: Mapping[str, Any],
   provided: Mapping[str, Any],
 ) -> pr.ReplicaTransformation:
@@ -137,7 +120,7 @@ def build(
 
   Args:
     algorithm: its name.
-    tx: the optimizer of every replica.
+    local: the optimizer of every replica, or the local step.
     options: by flag, as parsed.
     provided: by keyword, what no flag of the algorithm's own gives; what it
       does not have is left out.
@@ -148,7 +131,7 @@ def build(
   taken = keywords(algorithm)
   arguments = {n: provided[n] for n in taken if n in provided}
   return ALGORITHMS[algorithm](
-    tx, **{**values(algorithm, options), **arguments}
+    local, **{**values(algorithm, options), **arguments}
   )
 
 
@@ -167,15 +150,21 @@ def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:
   """Raises ValueError if a flag does nothing for it, or one is missing."""
-  taken = {RENAMED.get(n, n): p for n, p in keywords(algorithm).items()}
+  own = own_flags(algorithm)
   for flag in options:
-    if flag not in taken:
+    if flag not in own:
       raise ValueError(
         f'--{flag} does nothing for --algorithm={algorithm}; leave it out'
       )
-  for flag, parameter in taken.items():
+  replaced = scheduled(algorithm) if 'when' in options else None
+  if replaced in options:
+    raise ValueError(
+      f'--when takes the place of --{replaced}; give one of them'
+    )
+  for keyword, parameter in keywords(algorithm).items():
+    flag = RENAMED.get(keyword, keyword)
     required = parameter.default is parameter.empty
-    if required and flag not in options and flag not in PROVIDED:
+    if required and flag not in (*options, *PROVIDED, replaced):
       raise ValueError(
         f'--algorithm={algorithm} needs --{flag}; for example '
         f'--{flag}={_example(_kind(parameter))}'
@@ -183,11 +172,15 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
 
 
 def _kind(parameter: inspect.Parameter) -> Any:
-  """The type of a keyword, without `| None`; a sequence as `[type]`."""
+  """The type that a flag has of those of a keyword; a sequence as `[type]`.
+
+  Of several it is the first: a flag is a number where a schedule may be, too.
+  """
   kind = parameter.annotation
-  if isinstance(kind, types.UnionType):
-    kind = next(k for k in get_args(kind) if k is not type(None))
-  if get_origin(kind) is not None:  # Sequence[int]
+  if get_origin(kind) in (types.UnionType, Union):
+    kinds = get_args(kind)
+    kind = pr.Codec if pr.Codec in kinds else kinds[0]
+  if get_origin(kind) is Sequence:
     return [get_args(kind)[0]]
   return kind
 
@@ -195,36 +188,16 @@ def _kind(parameter: inspect.Parameter) -> Any:
 def _example(kind: Any) -> str:
   if isinstance(kind, list):
     return '4,8'
-  return next(iter(NAMED[kind])) if kind in NAMED else '4'
+  return named.READERS[kind][1][0] if kind in named.READERS else '4'
 
 
 def _value(flag: str, kind: Any, given: Any) -> Any:
   """What the keyword takes, from what the flag holds."""
   if isinstance(kind, list):
-    return [_number(flag, kind[0], n) for n in re.split('[,+]', given)]
-  if kind not in NAMED:
-    return given
-  table = NAMED[kind]
-  name, *numbers = given.split(':')
-  if name not in table:
-    raise ValueError(f'unknown --{flag}={given}; use one of {", ".join(table)}')
-  values = [_number(flag, float, n) for n in numbers]
-  try:
-    inspect.signature(table[name]).bind(*values)
-  except TypeError as error:
-    raise ValueError(f'--{flag}={given}: {error}') from None
-  if table is OUTER and not all(v > 0 for v in values):
-    raise ValueError(f'--{flag}={given}: the numbers must be > 0')
-  return table[name](*values)
-
-
-def _number(flag: str, kind: type, text: str) -> Any:
-  try:
-    return kind(text)
-  except ValueError:
-    raise ValueError(
-      f'--{flag} expects {kind.__name__} numbers, got {text!r}'
-    ) from None
+    return [named.number(flag, kind[0], n) for n in re.split('[,+]', given)]
+  if kind in named.READERS:
+    return named.READERS[kind][0](flag, given)
+  return given
 
 
 def _documented(algorithm: str, keyword: str) -> str:
@@ -238,7 +211,8 @@ def define_flags() -> list[str]:
   """Defines a flag for every keyword; returns their names.
 
   Raises:
-    TypeError: if two algorithms have a keyword of different types.
+    TypeError: if two algorithms have a keyword of different types, or one has
+      a type that no flag has.
   """
   kinds: dict[str, Any] = {}
   helps: dict[str, dict[str, list[str]]] = {}
@@ -254,8 +228,8 @@ def define_flags() -> list[str]:
       helps.setdefault(flag, {}).setdefault(text, []).append(algorithm)
   for flag, kind in kinds.items():
     text = ' '.join(f'{", ".join(a)}: {t}' for t, a in helps[flag].items())
-    if not isinstance(kind, list) and kind in NAMED:
-      text += f' One of {", ".join(NAMED[kind])}.'
+    if not isinstance(kind, list) and kind in named.READERS:
+      text += f' One of {", ".join(named.READERS[kind][1])}.'
     _define(flag, kind, text)
   return list(kinds)
 
@@ -267,5 +241,10 @@ def _define(flag: str, kind: Any, text: str) -> None:
     flags.DEFINE_float(flag, None, text)
   elif kind is bool:
     flags.DEFINE_bool(flag, None, text)
-  else:
+  elif kind is str or kind in (*LISTS, *named.READERS):
     flags.DEFINE_string(flag, None, text)
+  else:
+    raise TypeError(
+      f'--{flag} would be {kind}, which no flag is; give it a reader in '
+      '`named`, or provide the keyword in `experiment`'
+    )

@@ -107,9 +107,10 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
     if name in options:
       raise ValueError(f'--run={text}: {name} is given twice')
     if name not in config.OPTIONS or not value:
+      own = ', '.join(algorithm_flags.own_flags(algorithm))
       raise ValueError(
         f'--run={text}: expected option=value with an option of {algorithm}, '
-        f'one of {", ".join(algorithm_flags.options(algorithm))}; got {pair!r}'
+        f'one of {own}; got {pair!r}'
       )
     try:
       options[name] = FLAGS[name].parser.parse(value)

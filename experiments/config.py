@@ -11,7 +11,7 @@ from absl import flags
 from flax import linen as nn
 import jax.numpy as jnp
 
-from experiments import algorithm_flags, cli, network
+from experiments import algorithm_flags, averages, cli, named, network
 from prsgd_jax import models
 from prsgd_jax.datasets import Dataset
 
@@ -32,19 +32,58 @@ OPTIMIZERS = ('sgd', 'adam', 'adamw')
 PARTITIONS = ('shared', 'sharded', 'dirichlet')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
-# Flags of the algorithms, and those that say what an average does besides.
-OPTIONS = (*algorithm_flags.define_flags(), 'buffers', 'batch_stats')
+# Flags of the algorithms, and those that stand for an argument of many: when
+# they average, their local step, what an average does.
+OPTIONS = (
+  *algorithm_flags.define_flags(),
+  'when',
+  'local',
+  *averages.OPTIONS,
+)
 
 flags.adopt_module_key_flags(algorithm_flags)
 flags.adopt_module_key_flags(network)
 flags.DEFINE_string(
   'algorithm', 'pr_sgd', f'One of {", ".join(algorithm_flags.ALGORITHMS)}.'
 )
+flags.DEFINE_string(
+  'when',
+  None,
+  'Schedule of the averages, in place of --period or --check_period. One of '
+  f'{", ".join(named.SCHEDULES)}, with numbers: every:PERIOD, '
+  'doubling:FIRST[:ROUNDS_EACH], linear_growth:FIRST:INCREMENT, '
+  'with_probability:P, qsr:ALPHA:BASE_PERIOD, post_local:SWITCH_STEP:PERIOD, '
+  'at:STEP+STEP+... with 0-based steps, intervals:LENGTH+LENGTH+... of which '
+  'the last repeats.',
+)
+flags.DEFINE_string(
+  'local',
+  None,
+  'Algorithm that is the local step of the algorithm, in place of a step of '
+  f'the optimizer. One of {", ".join(named.LOCAL)}; its period and its mixing '
+  'may follow: sgp:one_peer_exponential, k_avg:2:group_mean:4.',
+)
+flags.DEFINE_string(
+  'average_mixing',
+  None,
+  'Mixing of an average, in place of the mean of all replicas [mean]. One of '
+  f'{", ".join(named.MIXINGS)}.',
+)
+flags.DEFINE_string(
+  'average_codec',
+  None,
+  'Codec in which an average sends what the replicas moved since the last '
+  'one; for algorithms that remember where a round began. One of '
+  f'{", ".join(named.COMPRESSORS)}, or feedback:COMPRESSOR for error feedback, '
+  'such as feedback:top_k:0.1, or with a decay feedback:0.9:top_k:0.1. In '
+  'top_k:0.1:e3m0 the second one codes what the first one keeps.',
+)
 flags.DEFINE_enum(
   'buffers',
   None,
   ['keep', 'average', 'reset'],
-  'What an average does to the momentum buffers [keep].',
+  'What an average does to the buffers of the optimizer [keep; reset for '
+  'fedavg and fedprox].',
 )
 flags.DEFINE_enum(
   'batch_stats',
@@ -151,11 +190,13 @@ class RunConfig:
   def description(self, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint is compared by: all but the length of the run.
 
-    The length counts where the algorithm's own steps depend on it. The data
-    count by their contents.
+    The length counts where the steps of the algorithm or of its schedule
+    depend on it. The data count by their contents.
     """
     fields = dataclasses.asdict(self)
-    if 'num_steps' not in algorithm_flags.keywords(self.algorithm):
+    of_length = named.depends_on_length(self.options.get('when', ''))
+    of_length |= 'num_steps' in algorithm_flags.keywords(self.algorithm)
+    if not of_length:
       del fields['num_epochs'], fields['num_steps']
     return {**fields, 'data': _fingerprint(dataset)}
 
@@ -199,16 +240,9 @@ def check(config: RunConfig) -> RunConfig:
   algorithm_flags.check_name(config.algorithm)
   _choose('model', MODELS, config.model)
   _check_task(config)
-  options = dict(config.options)
-  keywords = algorithm_flags.keywords(config.algorithm)
-  for name, keyword in _average_options(options).items():
-    del options[name]
-    if keyword is not None and keyword not in keywords:
-      raise ValueError(
-        f'--{name} does nothing for --algorithm={config.algorithm}; '
-        'leave it out'
-      )
-  algorithm_flags.check(config.algorithm, options)
+  averages.check(config.algorithm, config.options)
+  own = {n: v for n, v in config.options.items() if n not in averages.OPTIONS}
+  algorithm_flags.check(config.algorithm, own)
   if (config.partition == 'dirichlet') != (config.dirichlet_alpha is not None):
     raise ValueError(
       '--partition=dirichlet and --dirichlet_alpha go together, got '
@@ -305,22 +339,16 @@ def total_steps(config: RunConfig, num_examples: int) -> int:
 
 
 def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
-  """The first step by which so many epochs are done."""
+  """Returns the first step by which that many epochs are done."""
   per_step = config.num_replicas * config.batch_size
   return max(1, math.ceil(round(epochs * num_examples / per_step, 6)))
 
 
-def _average_options(options: Mapping[str, Any]) -> dict[str, str | None]:
-  """Options that say what an average does besides -> keyword that does it."""
-  found: dict[str, str | None] = {}
-  if 'buffers' in options:
-    resets = options['buffers'] == 'reset'
-    found['buffers'] = 'reset' if resets else 'what'
-  if 'batch_stats' in options:
-    # Estimated anew they are at evaluation, whatever the algorithm.
-    anew = options['batch_stats'] == 'reestimate'
-    found['batch_stats'] = None if anew else 'what'
-  return found
+def warmup_steps(config: RunConfig, num_examples: int) -> int:
+  """Returns the number of steps in which the learning rate rises."""
+  if not config.warmup_epochs:
+    return 0
+  return steps_of_epochs(config, num_examples, config.warmup_epochs)
 
 
 def _fingerprint(dataset: Dataset) -> str:

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import algorithm_flags
+from experiments import algorithm_flags, averages, named
 from experiments import config as configs
 import prsgd_jax as pr
 from prsgd_jax import augmentation, input_pipeline
-from prsgd_jax.base import Schedule
 from prsgd_jax.classification import Task, classifier
 from prsgd_jax.datasets import Dataset
 from prsgd_jax.input_pipeline import (
@@ -40,7 +39,7 @@ def build_schedule(
   constant = optax.piecewise_constant_schedule(config.learning_rate, drops)
   if not config.warmup_epochs:
     return constant
-  rise = configs.steps_of_epochs(config, num_examples, config.warmup_epochs)
+  rise = configs.warmup_steps(config, num_examples)
   return lambda step: constant(step) * jnp.minimum((step + 1) / rise, 1)
 
 
@@ -77,21 +76,26 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
     'momentum': config.momentum,
     'num_steps': num_steps,
   }
-  what = ['params']
-  what += ['opt_state'] * (options.pop('buffers', 'keep') == 'average')
-  what += ['model_state'] * (options.pop('batch_stats', 'local') == 'average')
-  if len(what) > 1:
-    provided['what'] = what
-  if config.options.get('buffers') == 'reset':
-    provided['reset'] = _averages(
-      config.algorithm, algorithm_flags.values(config.algorithm, options)
+  if 'when' in options:
+    run = named.Run(
+      num_steps,
+      schedule,
+      configs.warmup_steps(config, num_examples),
+      config.seed,
     )
-  elif config.options.get('buffers') == 'keep':
-    provided['reset'] = pr.never()
-  # Of an algorithm that has it as a keyword the momentum is its own.
+    keyword = algorithm_flags.scheduled(config.algorithm)
+    provided[keyword or 'period'] = named.schedule('when', options['when'], run)
+  # An algorithm with a momentum argument takes care of it.
   own = 'momentum' in algorithm_flags.keywords(config.algorithm)
   tx = build_optimizer(config, schedule, 0.0 if own else config.momentum)
-  algorithm = algorithm_flags.build(config.algorithm, tx, options, provided)
+  average = averages.build(config.algorithm, tx, options)
+  if average is not None:
+    provided['average'] = average
+  local = (
+    named.local('local', options['local'], tx) if 'local' in options else tx
+  )
+  algorithm = algorithm_flags.build(config.algorithm, local, options, provided)
+  averages.check_codec(config.algorithm, algorithm, options)
   return Plan(algorithm, schedule, num_steps)
 
 
@@ -104,36 +108,6 @@ def build_optimizer(
   if config.optimizer == 'adamw':
     return optax.adamw(schedule, weight_decay=config.weight_decay)
   return optax.sgd(schedule, momentum or None, config.nesterov)
-
-
-def _every_period(*, period: int, **_: Any) -> Schedule:
-  return pr.every(period)
-
-
-def _hierarchical_local(
-  *, period: int, block_steps: int, switch_step: int = 0, **_: Any
-) -> Schedule:
-  inside = pr.after(switch_step, pr.every(period))
-  return pr.any_of(inside, pr.post_local(switch_step, period * block_steps))
-
-
-# When an algorithm averages at any level, from its keywords; the others do so
-# every `period` steps.
-AVERAGES: dict[str, Callable[..., Schedule]] = {
-  'hier_avg': lambda *, local_period, **_: pr.every(local_period),
-  'hierarchical_local_sgd': _hierarchical_local,
-  'multi_level_avg': lambda *, periods, **_: pr.every(periods[0]),
-  'post_local_sgd': lambda *, switch_step, period: pr.post_local(
-    switch_step, period
-  ),
-  'pr_sgd_heterogeneous': lambda *, local_steps: pr.every(max(local_steps)),
-  'pr_sgd_time_varying': lambda *, epoch_lengths: pr.intervals(epoch_lengths),
-}
-
-
-def _averages(algorithm: str, values: Mapping[str, Any]) -> Schedule:
-  """When an algorithm averages, from its keywords: buffers start anew then."""
-  return AVERAGES.get(algorithm, _every_period)(**values)
 
 
 def build_task(
@@ -241,7 +215,6 @@ def assemble(
   dataset: Dataset,
   num_devices: int | None,
   network: pr.Network,
-  plan: Plan | None = None,
 ) -> Parts:
   """Looks whether the parts of a run fit together.
 
@@ -250,7 +223,6 @@ def assemble(
     dataset: that it names.
     num_devices: D, or None for the most there are that fit.
     network: for the modelled time.
-    plan: in place of the config's own.
 
   Raises:
     ValueError: if they do not; the message says what to change.
@@ -258,7 +230,7 @@ def assemble(
   n = config.num_replicas
   network = with_own_speeds(config, network)
   network.check(n)
-  plan = plan or build_plan(config, dataset.num_examples)
+  plan = build_plan(config, dataset.num_examples)
   batch = batch_shapes(dataset)
   task = build_task(config, dataset.num_classes, batch)
   params, model_state = jax.eval_shape(

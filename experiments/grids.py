@@ -7,12 +7,10 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import algorithm_flags, compare, config
+from experiments import algorithm_flags, averages, compare, config
 
 # Flags of train.py that are not settings of a run.
 _NOT_SETTINGS = ('algorithm', 'progress', 'data_dir', 'workdir')
-# Options that any algorithm may have, checked with the config.
-_OF_AVERAGES = ('buffers', 'batch_stats')
 
 
 class Axis(NamedTuple):
@@ -154,9 +152,12 @@ def _applies(name: str, run: str) -> bool:
     return True
   algorithm, *pairs = run.split(',')
   algorithm_flags.check_name(algorithm)
-  if name in (pair.partition('=')[0] for pair in pairs):
+  given = {pair.partition('=')[0] for pair in pairs}
+  # Of --when and the flag whose place it takes, a run has one.
+  either = {'when', algorithm_flags.scheduled(algorithm)}
+  if given & (either if name in either else {name}):
     return False
-  return name in (*_OF_AVERAGES, *algorithm_flags.options(algorithm))
+  return name in (*averages.OPTIONS, *algorithm_flags.own_flags(algorithm))
 
 
 def _set(values: flags.FlagValues, changes: dict[str, str]) -> flags.FlagValues:

@@ -1,10 +1,12 @@
 """Tests of `experiments/algorithm_flags.py`."""
 
+import inspect
+
 from absl.testing import absltest, parameterized
 import numpy as np
 import optax
 
-from experiments import algorithm_flags, config
+from experiments import algorithm_flags, config, named
 import prsgd_jax as pr
 
 TX = optax.sgd(0.1)
@@ -14,9 +16,10 @@ class AlgorithmFlagsTest(parameterized.TestCase):
   @parameterized.parameters(*algorithm_flags.ALGORITHMS)
   def test_every_keyword_has_a_flag_that_says_what_it_is(self, name):
     self.assertIn(name, pr.__all__)
-    for flag in algorithm_flags.options(name):
+    for flag in algorithm_flags.own_flags(name):
       self.assertIn(flag, config.OPTIONS)
-      self.assertIn(f'{name}', config.flags.FLAGS[flag].help)
+      if flag not in ('when', 'local'):  # of a type of algorithms
+        self.assertIn(f'{name}', config.flags.FLAGS[flag].help)
 
   def test_every_algorithm_of_the_library_is_there(self):
     functions = {*pr.algorithms.__all__} - {'local_sgd'}
@@ -40,6 +43,41 @@ class AlgorithmFlagsTest(parameterized.TestCase):
       if isinstance(c, pr.Traffic)
     ]
     self.assertTrue(sent.waits.all())
+
+  @parameterized.parameters(
+    ('top_k:0.5', 16 * (4 + 2)),
+    ('top_k:0.5:e3m0', 16 * 2 + 16 // 2 + 4),
+    ('chunked_top_k:2:4', 16 * 4 + 16 * 2 // 8),
+    ('feedback:top_k:0.5', 16 * (4 + 2)),
+    ('feedback:0.9:top_k:0.5:e3m0', 16 * 2 + 16 // 2 + 4),
+    ('difference:signs', 32 // 8 + 4),
+    ('small_float:3:0', 32 // 2 + 4),
+  )
+  def test_codecs_may_have_codecs_inside(self, text, size):
+    codec = named.codec('codec', text)
+    compressor = codec.compressor if isinstance(codec, pr.Codec) else codec
+    value = np.zeros(32, np.float32)
+    self.assertEqual(pr.coded_bytes(compressor, value), size)
+
+  def test_every_compressor_and_mixing_of_the_library_has_a_name(self):
+    # Those that are made from an array have no name on the command line.
+    unnamed = {'graph', 'dense', 'weighted_mean', 'metropolis_hastings'}
+    for kind, table in (
+      (pr.Mixing, named.MIXINGS),
+      (pr.Compressor, named.COMPRESSORS),
+      (pr.Codec, named.CODECS),
+    ):
+      functions = {
+        name: getattr(pr, name)
+        for name in pr.__all__
+        if inspect.isfunction(getattr(pr, name))
+      }
+      made = {
+        name
+        for name, function in functions.items()
+        if inspect.signature(function).return_annotation is kind
+      }
+      self.assertEqual(made - unnamed, {*table} - unnamed)
 
   def test_close_names_are_suggested(self):
     with self.assertRaisesRegex(ValueError, 'did you mean hier_avg?'):

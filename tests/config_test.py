@@ -106,6 +106,31 @@ class ConfigTest(parameterized.TestCase):
      '--augment is of images; leave it out'),
     ({'dataset': 'text', 'model': 'transformer', 'partition': 'dirichlet',
       'dirichlet_alpha': 0.1}, 'skews labels, which --dataset=text has not'),
+    ({'options': {'period': 4, 'when': 'every:4'}},
+     '--when takes the place of --period; give one of them'),
+    ({'options': {}}, 'k_avg needs --period; for example --period=4'),
+    ({'algorithm': 'ssgd', 'options': {'when': 'every:4'}},
+     '--when does nothing for --algorithm=ssgd; leave it out'),
+    ({'algorithm': 'dynamic_averaging',
+      'options': {'when': 'every:4', 'check_period': 4, 'threshold': 1.0}},
+     '--when takes the place of --check_period; give one of them'),
+    ({'algorithm': 'streaming_diloco',
+      'options': {'when': 'every:4', 'fragments': 1, 'delay': 0, 'alpha': 0}},
+     '--when does nothing for --algorithm=streaming_diloco; leave it out'),
+    ({'algorithm': 'ssgd', 'options': {'local': 'sgp'}},
+     '--local does nothing for --algorithm=ssgd; leave it out'),
+    ({'algorithm': 'pr_sgd', 'options': {'local': 'sgp', 'period': 4}},
+     '--local does nothing for --algorithm=pr_sgd; leave it out'),
+    ({'algorithm': 'scaffold',
+      'options': {'period': 4, 'average_mixing': 'ring'}},
+     '--average_mixing does nothing for --algorithm=scaffold; leave it out'),
+    ({'algorithm': 'd_psgd', 'options': {'average_mixing': 'ring'}},
+     '--average_mixing does nothing for --algorithm=d_psgd, whose averages'),
+    ({'algorithm': 'd_psgd', 'options': {'average_codec': 'signs'}},
+     '--average_codec does nothing for --algorithm=d_psgd, whose averages'),
+    ({'algorithm': 'diloco', 'options': {
+      'period': 4, 'average_codec': 'signs', 'average_mixing': 'ring'}},
+     '--average_codec and --average_mixing exclude each other: .*choco_sgd'),
     ({'seed': -1}, 'seed must be in'),
     ({'seed': 2**32}, 'seed must be in'),
   )  # fmt: skip
@@ -124,6 +149,17 @@ class ConfigTest(parameterized.TestCase):
       one_shot.description(dataset()), longer.description(dataset())
     )
 
+  def test_length_is_described_where_the_schedule_has_it(self):
+    for when, counts in (('qsr:0.1:4', True), ('doubling:4', False)):
+      short = changed(options={'when': when})
+      longer = changed(options={'when': when}, num_epochs=3.0)
+      same = short.description(dataset()) == longer.description(dataset())
+      self.assertEqual(same, not counts)
+
+  def test_label_has_the_schedule(self):
+    label = changed(options={'when': 'at:3,7'}).label()
+    self.assertEqual(label, 'k_avg when=at:3+7')
+
   def test_buffers_are_those_of_momentum_or_of_adam(self):
     options = {'period': 4, 'buffers': 'reset'}
     with self.assertRaisesRegex(ValueError, 'does nothing without --momentum'):
@@ -137,7 +173,7 @@ class OptimizerTest(parameterized.TestCase):
     plan = experiment.build_plan(run_config, 1280)
     tx = experiment.build_optimizer(run_config, plan.schedule, 0.0)
     updates, _ = tx.update(g, tx.init(x), x)
-    return x + updates
+    return optax.apply_updates(x, updates)
 
   def test_adam_and_adamw_step_as_their_papers_do(self):
     x, g = np.float32([2.0, -1.0]), np.float32([0.3, -5.0])

@@ -28,6 +28,16 @@ class CostsTest(parameterized.TestCase):
     self.assertEqual(rows[1][1], '10')
     self.assertEqual(rows[1][3:5], ['131.4 KiB', '300.3 KiB'])
 
+  def test_schedules_and_codecs_count(self):
+    rows = self.cells(
+      '--run=k_avg,when=at:1+2', '--run=diloco,when=doubling:1',
+      '--run=diloco,period=4,average_codec=signs', '--num_steps=8',
+    )  # fmt: skip
+    self.assertEqual([row[1] for row in rows], ['2', '3', '2'])
+    # Bytes of the signs of each leaf and four scales, to seven replicas, twice.
+    sent = 2 * 7 * (1024 + 16 + 160 + 2 + 4 * 4)
+    self.assertEqual(rows[2][2], f'{sent / 1024:.1f} KiB')
+
   def test_without_runs_it_has_every_algorithm(self):
     rows = self.cells('--num_steps=8')
     named = {row[0].split()[0] for row in rows}

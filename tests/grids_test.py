@@ -55,6 +55,26 @@ class GridsTest(parameterized.TestCase):
     self.assertEqual([p.values['period'] for p in found], ['', '2', '4', ''])
     self.assertEqual(found[1].slug(), 'pr_sgd-period2')
 
+  def test_schedules_codecs_and_local_steps_are_axes(self):
+    found = self.points(
+      ['diloco', 'ssgd', 'slowmo,slow_momentum=0.5,period=4'],
+      'when=every:2,doubling:1', 'local=sgp,k_avg:1:group_mean:2',
+    )  # fmt: skip
+    labels = [p.config.label() for p in found]
+    self.assertEqual(
+      labels,
+      [
+        f'diloco when={when} local={local}'
+        for when in ('every:2', 'doubling:1')
+        for local in ('sgp', 'k_avg:1:group_mean:2')
+      ]
+      + ['ssgd']
+      + [
+        f'slowmo period=4 slow_momentum=0.5 local={local}'
+        for local in ('sgp', 'k_avg:1:group_mean:2')
+      ],
+    )
+
   def test_lists_have_a_plus_for_the_comma(self):
     found = self.points(['ssgd'], 'learning_rate_drops=,1+2')
     drops = [p.config.learning_rate_drops for p in found]
@@ -93,6 +113,11 @@ class GridsTest(parameterized.TestCase):
     ('are the same run', ('ssgd', 'ssgd'), ()),
     ('unknown --algorithm=foo', ('foo',), ('period=2',)),
     ('seed must be in 0', ('ssgd',), ('seed=-1',)),
+    ('when: does nothing', ('ssgd',), ('when=every:4',)),
+    ('when: does nothing', ('k_avg,period=2',), ('when=every:4',)),
+    ('period: does nothing', ('k_avg,when=every:2',), ('period=4',)),
+    ('--when takes the', ('k_avg',), ('period=4', 'when=every:4')),
+    ('local: does nothing', ('ssgd',), ('local=sgp',)),
   )
   def test_bad_grids_are_refused(self, message, runs, grid):
     with self.assertRaisesRegex(ValueError, message):

@@ -22,10 +22,11 @@ from tests import binaries
 SHALLOW = functools.partial(models.ResNet20, blocks_per_stage=1)
 NARROW = functools.partial(models.Transformer, width=8, num_blocks=1)
 SCRIPT = pathlib.Path(train.__file__)
-SMALL = (
-  '--algorithm=pr_sgd', '--period=4', '--num_devices=2', '--batch_size=8',
-  '--log_every=10', '--eval_every=20', '--checkpoint_every=20', '--noprogress',
+OF_ALL = (
+  '--num_devices=2', '--batch_size=8', '--log_every=10', '--eval_every=20',
+  '--checkpoint_every=20', '--noprogress',
 )  # fmt: skip
+SMALL = ('--algorithm=pr_sgd', '--period=4', *OF_ALL)
 
 
 def without_seconds(history):
@@ -43,9 +44,9 @@ class TrainTest(parameterized.TestCase):
     super().setUp()
     self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-  def train(self, *args, workdir='run'):
+  def train(self, *args, workdir='run', small=SMALL):
     outcome = binaries.call(
-      train, *SMALL, f'--workdir={self.root / workdir}', *args
+      train, *small, f'--workdir={self.root / workdir}', *args
     )
     self.assertEqual(outcome.code, 0, outcome.err)
     return self.root / workdir
@@ -96,6 +97,28 @@ class TrainTest(parameterized.TestCase):
     self.train('--num_steps=40', workdir='parts')
     parts = self.train('--num_steps=60', '--resume', workdir='parts')
     self.assert_same_run(whole, parts, 60)
+
+  def test_resumed_run_of_many_features_equals_the_uninterrupted_one(self):
+    args = (
+      *OF_ALL, '--algorithm=slowmo', '--slow_momentum=0.5', '--when=doubling:3',
+      '--local=sgp:one_peer_exponential', '--average_codec=feedback:top_k:0.1',
+      '--buffers=average',
+    )  # fmt: skip
+    whole = self.train('--num_steps=40', workdir='whole', small=args)
+    self.train('--num_steps=20', workdir='parts', small=args)
+    parts = self.train(
+      '--num_steps=40', '--resume', workdir='parts', small=args
+    )
+    self.assert_same_run(whole, parts, 40)
+    # Codes and buffers at steps 2, 8 and 20, push-sum at each of the 40.
+    last = records.read_records(parts)[-1]
+    self.assertEqual(last['rounds'], 40 + 2 * 3)
+    self.assertEqual(
+      records.read_config(parts)['label'],
+      'slowmo slow_momentum=0.5 when=doubling:3 '
+      'local=sgp:one_peer_exponential average_codec=feedback:top_k:0.1 '
+      'buffers=average',
+    )
 
   def test_resumed_on_other_devices_is_the_same_to_float_tolerance(self):
     whole = self.train('--num_steps=40', workdir='whole')
@@ -220,6 +243,14 @@ class BadInputTest(parameterized.TestCase):
     ('no preset .nowhere.flags.; there are .*demo.flags',
      '--flagfile=nowhere.flags'),
     ('needs --period; for example --period=4', '--algorithm=pr_sgd'),
+    ('--when takes the place of --period; give one of them',
+     '--algorithm=pr_sgd --period=4 --when=doubling:4'),
+    ('unknown --when=dubling:4; use one of every, doubling',
+     '--algorithm=pr_sgd --when=dubling:4'),
+    ("--when=linear_growth:4: missing a required argument: 'increment'",
+     '--algorithm=pr_sgd --when=linear_growth:4'),
+    ('--average_codec sends differences from x0, ',
+     '--algorithm=pr_sgd --period=4 --average_codec=top_k:0.1'),
     ('--period does nothing for --algorithm=ssgd',
      '--algorithm=ssgd --period=4'),
     ('--batch_stats does nothing: --model=mlp has none',

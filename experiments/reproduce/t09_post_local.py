@@ -6,20 +6,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 import numpy as np
-import optax
 
-from experiments import config, experiment, records
+from experiments import config, records
 from experiments.reproduce.target import (
   Claim,
   Outcome,
   Setting,
   Target,
-  Variant,
   make_config,
   train,
   verdict,
 )
-import prsgd_jax as pr
 from prsgd_jax.datasets import load_dataset
 
 SEEDS: Sequence[int] = (0, 1, 2)
@@ -62,50 +59,31 @@ def measure(setting: Setting) -> Outcome:
     switch = 1e-6
   fields['checkpoint_every'] = fields['eval_every']
   steps = functools.partial(_steps, setting, fields)
-  chosen = _runs(steps(switch), steps(WARMUP))
+  chosen = _runs(steps(switch))
   if setting.scale == 'test':
     chosen = [chosen[0], *chosen[2:]]
   curves: Curves = {
     label: [
-      train(setting, algorithm, options, variant=variant, **fields, seed=seed)
-      for seed in seeds
+      train(setting, algorithm, options, **fields, seed=seed) for seed in seeds
     ]
-    for label, algorithm, options, variant in chosen
+    for label, algorithm, options in chosen
   }
   return Outcome([_claim(curves)], {'curves': curves}, seeds)
 
 
-def _runs(
-  switch_step: int, warmup_steps: int
-) -> list[tuple[str, str, dict[str, Any], Variant | None]]:
-  """Label, algorithm, options, and what it differs in from the algorithm."""
-
-  def qsr(plan: experiment.Plan) -> pr.ReplicaTransformation:
-    when = pr.qsr(
-      plan.schedule,
-      alpha=QSR_ALPHA,
-      base_period=QSR_BASE,
-      num_steps=plan.num_steps,
-      warmup_steps=warmup_steps,
-    )
-    tx = optax.sgd(plan.schedule, FULL['momentum'], FULL['nesterov'])
-    return pr.chain(
-      pr.gradient(), pr.local_update(tx), pr.sync(pr.mean(), when=when)
-    )
-
-  named = Variant(f'qsr-base{QSR_BASE}-alpha{QSR_ALPHA}', qsr)
+def _runs(switch_step: int) -> list[tuple[str, str, dict[str, Any]]]:
+  """Label, algorithm, options."""
   return [
-    ('large batch', 'ssgd', {}, None),
+    ('large batch', 'ssgd', {}),
     *(
       (
         f'post-local, H = {period}',
         'post_local_sgd',
         {'switch_step': switch_step, 'period': period},
-        None,
       )
       for period in PERIODS
     ),
-    ('QSR', 'k_avg', {'period': QSR_BASE}, named),
+    ('QSR', 'k_avg', {'when': f'qsr:{QSR_ALPHA}:{QSR_BASE}'}),
   ]
 
 

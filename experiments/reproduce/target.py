@@ -76,18 +76,6 @@ class Target(NamedTuple):
   scales: tuple[str, ...] = ('cpu',)
 
 
-class Variant(NamedTuple):
-  """An algorithm that no flags name, in place of one whose state it has.
-
-  Attributes:
-    name: what tells it from that one.
-    make: from that one's plan, of which it has the learning rate.
-  """
-
-  name: str
-  make: Callable[[experiment.Plan], pr.ReplicaTransformation]
-
-
 def verdict(holds: bool, partly: bool = False) -> Verdict:
   """'yes' if it holds, else 'partly' if that does."""
   return 'yes' if holds else 'partly' if partly else 'no'
@@ -98,7 +86,6 @@ def train(
   algorithm: str,
   options: Mapping[str, Any],
   network: pr.Network = pr.ledger.NETWORK,
-  variant: Variant | None = None,
   **fields: Any,
 ) -> list[records.Record]:
   """Trains as train.py does, from where it was cut off; its records.
@@ -108,7 +95,6 @@ def train(
     algorithm: its name.
     options: of the algorithm, by the names of the flags.
     network: for the modelled time.
-    variant: what the run differs in from the algorithm, if it does.
     **fields: flags of train.py, by name; the others have their defaults.
   """
   given = {flag: fields.pop(flag) for flag in INTERVALS if flag in fields}
@@ -117,17 +103,11 @@ def train(
   intervals = runs.Intervals(**{**defaults, **given})
   run_config = make_config(algorithm, options, **fields)
   dataset = load_dataset(run_config.dataset, setting.data_dir)
-  plan, name = None, run_config.slug()
-  if variant is not None:
-    base = experiment.build_plan(run_config, dataset.num_examples)
-    plan, name = base._replace(algorithm=variant.make(base)), variant.name
-  parts = experiment.assemble(run_config, dataset, num_devices, network, plan)
-  if variant is not None:
-    told = {**parts.description, 'variant': name}
-    parts = parts._replace(description=told)
+  parts = experiment.assemble(run_config, dataset, num_devices, network)
   # The fields by a digest, for all their names are too long for a file's.
   digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
-  workdir = setting.workdir / f'{name}-seed{run_config.seed}-{digest[:8]}'
+  name = f'{run_config.slug()}-seed{run_config.seed}-{digest[:8]}'
+  workdir = setting.workdir / name
   runs.open_workdir(parts, workdir, intervals, resume=True)
   runs.execute(experiment.prepare(parts), workdir, intervals, progress=False)
   return records.read_records(workdir)
