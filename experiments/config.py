@@ -28,7 +28,9 @@ LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
 MODELS = {**CLASSIFIERS, **LANGUAGE_MODELS}
 # The dataset that language models read; the others are of images.
 TEXT = 'text'
-OPTIMIZERS = ('sgd', 'adam', 'adamw')
+OPTIMIZERS = ('sgd', 'adam', 'adamw', 'muon')
+# Optimizers whose weight decay is part of the step, not of the loss.
+DECOUPLED = ('adamw', 'muon')
 PARTITIONS = ('shared', 'sharded', 'dirichlet')
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -127,13 +129,20 @@ flags.DEFINE_list(
 flags.DEFINE_float(
   'warmup_epochs', 0.0, 'Epochs in which it rises, step by step from near 0.'
 )
-flags.DEFINE_enum('optimizer', 'sgd', OPTIMIZERS, 'Of every replica.')
+flags.DEFINE_enum(
+  'optimizer',
+  'sgd',
+  OPTIMIZERS,
+  'Of every replica. muon orthogonalizes the steps of matrices; the other '
+  'parameters have those of adamw.',
+)
 flags.DEFINE_float('momentum', 0.9, 'Of --optimizer=sgd; 0 for none.')
 flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
 flags.DEFINE_float(
   'weight_decay',
   0.0,
-  'Coupled L2, part of the gradient; with adamw decoupled, part of the step.',
+  'Coupled L2, part of the gradient; with adamw and muon decoupled, part of '
+  'the step.',
 )
 flags.DEFINE_enum(
   'dtype',

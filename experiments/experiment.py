@@ -107,6 +107,12 @@ def build_optimizer(
     return optax.adam(schedule)
   if config.optimizer == 'adamw':
     return optax.adamw(schedule, weight_decay=config.weight_decay)
+  if config.optimizer == 'muon':
+    return optax.contrib.muon(
+      schedule,
+      weight_decay=config.weight_decay,
+      adam_weight_decay=config.weight_decay,
+    )
   return optax.sgd(schedule, momentum or None, config.nesterov)
 
 
@@ -122,8 +128,8 @@ def build_task(
   """
   build = configs.MODELS[config.model]
   dtype = configs.DTYPES[config.dtype]
-  # That of adamw is of the optimizer.
-  decay = 0.0 if config.optimizer == 'adamw' else config.weight_decay
+  decoupled = config.optimizer in configs.DECOUPLED
+  decay = 0.0 if decoupled else config.weight_decay
   if 'text' in batch:
     length = batch['text'].shape[1] - 1
     model = build(num_classes, max_length=length, dtype=dtype)

@@ -106,6 +106,7 @@ class ConfigTest(parameterized.TestCase):
      '--augment is of images; leave it out'),
     ({'dataset': 'text', 'model': 'transformer', 'partition': 'dirichlet',
       'dirichlet_alpha': 0.1}, 'skews labels, which --dataset=text has not'),
+    ({'optimizer': 'muon'}, '--momentum does nothing for --optimizer=muon'),
     ({'options': {'period': 4, 'when': 'every:4'}},
      '--when takes the place of --period; give one of them'),
     ({'options': {}}, 'k_avg needs --period; for example --period=4'),
@@ -187,7 +188,24 @@ class OptimizerTest(parameterized.TestCase):
     sgd = self.step(changed(**fields), x, g)
     np.testing.assert_allclose(sgd, x - 0.01 * g, rtol=1e-5)
 
-  @parameterized.parameters(('sgd', 0.5), ('adam', 0.5), ('adamw', 0.0))
+  def test_muon_orthogonalizes_matrices_and_adams_the_others(self):
+    rng = np.random.default_rng(0)
+    x = {'matrix': rng.normal(size=(4, 3)), 'vector': rng.normal(size=4)}
+    x = jax.tree.map(np.float32, x)
+    g = jax.tree.map(np.square, x)
+    fields = {'momentum': 0.0, 'weight_decay': 0.5, 'learning_rate': 0.01}
+    new = self.step(changed(optimizer='muon', **fields), x, g)
+    moved = jax.tree.map(lambda n, o: (o - n) / 0.01 - 0.5 * o, new, x)
+    # Five Newton-Schulz iterations bring singular values near 1, no further.
+    sizes = np.linalg.svd(moved['matrix'], compute_uv=False)
+    np.testing.assert_allclose(sizes, 1, atol=0.35)
+    # That of AdamW with Nesterov momentum: the first m is counted twice.
+    nesterov = 1 + 0.9 * (1 - 0.9) / (1 - 0.9**2)
+    np.testing.assert_allclose(moved['vector'], nesterov, rtol=1e-3)
+
+  @parameterized.parameters(
+    ('sgd', 0.5), ('adam', 0.5), ('adamw', 0.0), ('muon', 0.0)
+  )
   def test_decay_is_in_the_loss_unless_it_is_decoupled(self, optimizer, decay):
     run_config = changed(optimizer=optimizer, momentum=0.0, weight_decay=0.5)
     batch = {

@@ -251,6 +251,57 @@ class ClockTest(parameterized.TestCase):
     np.testing.assert_allclose(rates[3], np.full(N, 0.1), rtol=1e-4)
 
 
+class MuonTest(parameterized.TestCase):
+  """optax's Muon: its matrices and the others have states of their own."""
+
+  def steps(self, *stages, num_devices=2, dtype=np.float32):
+    """The matrices after each of six steps, and the states."""
+    mesh = pr.ReplicaMesh(N, num_devices)
+    algorithm = pr.chain(*stages)
+    params = {'matrix': np.zeros((3, 2), dtype), 'vector': np.zeros(2, dtype)}
+
+    def shapes(state):
+      return str(jax.tree.map(lambda x: (x.shape, x.dtype), state))
+
+    def loss(params, model_state, batch, key):
+      del batch, key
+      return sum(x.sum() for x in jax.tree.leaves(params)), (model_state, {})
+
+    state = pr.create_train_state(mesh, algorithm, params, MODEL_STATE)
+    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    points, states = [np.zeros((N, 3, 2))], [shapes(state)]
+    for _ in range(6):
+      state, _ = train_steps(state, batches(mesh, 1)[0])
+      points.append(np.asarray(mesh.gather(state.params)['matrix'], float))
+      states.append(shapes(state))
+    return np.diff(points, axis=0), states
+
+  @parameterized.parameters(1, 4)
+  def test_its_schedule_reads_the_engines_step(self, num_devices):
+    tx = optax.contrib.muon(lambda count: 0.01 * (1 + count))
+    moved, _ = self.steps(
+      pr.where(pr.first_steps((1, 2, 3, 3)), pr.step(tx)),
+      num_devices=num_devices,
+    )
+    # The direction of a constant gradient does not change.
+    rates = moved[:, :, 0, 0] / moved[0, 0, 0, 0]
+    want = [[1, 1, 1, 1], [0, 2, 2, 2], [0, 0, 3, 3]]
+    want += [[4, 4, 4, 4], [0, 5, 5, 5], [0, 0, 6, 6]]
+    np.testing.assert_allclose(rates, want, rtol=1e-3)
+
+  def test_restart_does_not_wind_the_clock_back(self):
+    tx = optax.contrib.muon(lambda count: 0.01 * (1 + count))
+    moved, _ = self.steps(pr.step(tx), pr.at(pr.every(2), pr.restart(tx)))
+    rates = moved[:, 0, 0, 0] / moved[0, 0, 0, 0]
+    np.testing.assert_allclose(rates, np.arange(1.0, 7), rtol=1e-3)
+
+  def test_a_step_keeps_shapes_and_dtypes_in_half_precision(self):
+    tx = optax.contrib.muon(0.01)
+    _, states = self.steps(pr.step(tx), dtype=jnp.bfloat16)
+    for state in states[1:]:
+      self.assertEqual(state, states[0])
+
+
 class RestartTest(parameterized.TestCase):
   @parameterized.parameters(1, 4)
   def test_momentum_is_zero_after_and_kept_between(self, num_devices):

@@ -102,7 +102,7 @@ class TrainTest(parameterized.TestCase):
     args = (
       *OF_ALL, '--algorithm=slowmo', '--slow_momentum=0.5', '--when=doubling:3',
       '--local=sgp:one_peer_exponential', '--average_codec=feedback:top_k:0.1',
-      '--buffers=average',
+      '--buffers=average', '--optimizer=muon', '--learning_rate=0.01',
     )  # fmt: skip
     whole = self.train('--num_steps=40', workdir='whole', small=args)
     self.train('--num_steps=20', workdir='parts', small=args)
