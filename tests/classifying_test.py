@@ -14,10 +14,8 @@ from tests import binaries
 
 
 class ClassifyingTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (classifying.pr_sgd, pr.pr_sgd), (classifying.k_avg, pr.k_avg)
-  )
-  def test_chains_are_those_of_the_library(self, chain, algorithm):
+  @parameterized.parameters(pr.pr_sgd, pr.k_avg)
+  def test_a_period_may_be_a_setting(self, algorithm):
     digits = load_dataset('digits', binaries.digits_dir())
     problem = classifying.problem(
       models.MLP(10, hidden=(4,)), digits, batch_size=4, num_observed=32
@@ -36,7 +34,9 @@ class ClassifyingTest(parameterized.TestCase):
         observe=problem.observe,
       )
 
-    found = run(lambda period: chain(tx, period), (2, 3))
+    found = run(
+      lambda period: algorithm(tx, period=classifying.every(period)), (2, 3)
+    )
     expected = run(lambda _: algorithm(tx, period=3), (0,))
     for one, other in zip(*map(jax.tree.leaves, (found, expected))):
       np.testing.assert_allclose(one[1], other[0], rtol=1e-5)

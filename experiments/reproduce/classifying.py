@@ -1,4 +1,4 @@
-"""Small classifiers for `simulate`, and chains whose period is a setting."""
+"""Small classifiers for `simulate`, and a period that is a setting."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,9 +7,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import prsgd_jax as pr
 from prsgd_jax import augmentation, classification
 from prsgd_jax.datasets import Dataset
 
@@ -82,31 +80,9 @@ def problem(
   return Problem(loss_fn, start, observe)
 
 
-# The chains of the library, with the period a number that the compiled program
-# is given: one program for all periods.
+def every(period: jax.Array) -> Callable[[Any], Any]:
+  """`pr.every` of a number that the compiled program is given.
 
-
-def pr_sgd(
-  tx: optax.GradientTransformation, period: jax.Array
-) -> pr.ReplicaTransformation:
-  """`pr.pr_sgd`, whose average comes before the step (order A)."""
-  return pr.chain(
-    pr.gradient(),
-    pr.sync(pr.mean(), when=_every(period)),
-    pr.local_update(tx),
-  )
-
-
-def k_avg(
-  tx: optax.GradientTransformation, period: jax.Array
-) -> pr.ReplicaTransformation:
-  """`pr.k_avg`, whose average comes after the step (order C)."""
-  return pr.chain(
-    pr.gradient(),
-    pr.local_update(tx),
-    pr.sync(pr.mean(), when=_every(period)),
-  )
-
-
-def _every(period: jax.Array) -> Callable[[Any], Any]:
+  One program serves all periods.
+  """
   return lambda step: (step + 1) % period == 0

@@ -72,19 +72,25 @@ def simulate(
       )
     )
     replica, state = algorithm.init(pr.Replica(params=block), num_replicas)
+    lasting = algorithm.names.declares if algorithm.names else ()
+
+    def kept(replica: pr.Replica) -> pr.Replica:
+      """What lasts longer than a step."""
+      registers = {n: x for n, x in replica.registers.items() if n in lasting}
+      return replica._replace(grads=(), metrics=(), registers=registers)
 
     def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
       context = _context(loss_fn, num_replicas, root, t)
       replica, state = carry
       replica, state = algorithm.update(replica, state, context)
-      return (replica._replace(grads=(), metrics=()), state), None
+      return (kept(replica), state), None
 
     def stretch(carry: Any, first: jax.Array) -> tuple[Any, Any]:
       carry, _ = lax.scan(step, carry, first + jnp.arange(every))
       return carry, observe(algorithm.output(*carry).params)
 
     firsts = jnp.arange(0, num_steps, every)
-    return lax.scan(stretch, (replica, state), firsts)[1]
+    return lax.scan(stretch, (kept(replica), state), firsts)[1]
 
   over_seeds = jax.vmap(run, in_axes=(None, 0))
   over_all = jax.vmap(over_seeds, in_axes=(0, None))

@@ -1,7 +1,6 @@
 """T1: the figure of PR-SGD, loss and accuracy against epochs and time."""
 
 from collections.abc import Mapping, Sequence
-import functools
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -157,7 +156,9 @@ def _mlp(setting: Setting) -> Histories:
     )
 
   synchronous = run(lambda _: pr.ssgd(tx), (0,))
-  averaged = run(functools.partial(classifying.pr_sgd, tx), PERIODS)
+  averaged = run(
+    lambda period: pr.pr_sgd(tx, period=classifying.every(period)), PERIODS
+  )
   found = {
     name: np.concatenate([synchronous[name], averaged[name]])
     for name in averaged

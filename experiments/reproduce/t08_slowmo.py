@@ -32,12 +32,13 @@ RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 HIDDEN = 32
 SLOW_MOMENTUM = (0.5, 0.7)
 LOCAL = ('local SGD', 'local SGD, buffers kept')
+SGP = 'SGP'
 
 Make = Callable[[jax.Array], pr.ReplicaTransformation]
 
 # The table of the paper: CIFAR-10, ResNet-18, batch 4096, tau = 12, 5 seeds.
 PAPER = {'local SGD': 91.73, 'local SGD with SlowMo': 93.20, 'SGP': 93.90}
-PAPER |= {'all-reduce': 92.66}
+PAPER |= {'SGP with SlowMo': 94.32, 'all-reduce': 92.66}
 FULL = {
   'dataset': 'cifar10',
   'model': 'resnet18',
@@ -62,6 +63,15 @@ FULL_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     {'period': PERIOD, 'slow_momentum': 0.7, 'buffers': 'reset'},
   ),
   'SGP': ('sgp', {'mixing': 'one_peer_exponential'}),
+  'SGP with SlowMo': (
+    'slowmo',
+    {
+      'period': PERIOD,
+      'slow_momentum': 0.7,
+      'local': 'sgp:one_peer_exponential',
+      'buffers': 'reset',
+    },
+  ),
 }
 
 
@@ -76,22 +86,30 @@ def _methods() -> dict[str, Make]:
   def sgd(rate: jax.Array) -> optax.GradientTransformation:
     return optax.sgd(rate, momentum=0.9, nesterov=True)
 
-  def slowmo(beta: float) -> Make:
+  def sgp(rate: jax.Array) -> pr.ReplicaTransformation:
+    return pr.sgp(sgd(rate), mixing=pr.one_peer_exponential())
+
+  def restarted(rate: jax.Array) -> pr.ReplicaTransformation:
+    return pr.chain(pr.sync(pr.mean()), pr.restart(sgd(rate)))
+
+  def slowmo(beta: float, local: Callable[[jax.Array], Any]) -> Make:
     return lambda rate: pr.slowmo(
-      sgd(rate),
+      local(rate),
       learning_rate=lambda step: rate,
       period=PERIOD,
       slow_momentum=beta,
-      reset=pr.every(PERIOD),
+      average=restarted(rate),
     )
 
   return {
     'synchronous SGD': lambda rate: pr.ssgd(sgd(rate)),
     LOCAL[0]: lambda rate: pr.k_avg(
-      sgd(rate), period=PERIOD, reset=pr.every(PERIOD)
+      sgd(rate), period=PERIOD, average=restarted(rate)
     ),
     LOCAL[1]: lambda rate: pr.k_avg(sgd(rate), period=PERIOD),
-    **{f'SlowMo {beta}': slowmo(beta) for beta in SLOW_MOMENTUM},
+    **{f'SlowMo {beta}': slowmo(beta, sgd) for beta in SLOW_MOMENTUM},
+    SGP: sgp,
+    **{f'{SGP}, SlowMo {beta}': slowmo(beta, sgp) for beta in SLOW_MOMENTUM},
   }
 
 
@@ -137,6 +155,7 @@ def _cpu_claims(
     for name, end in ends.items()
   )
   slow = min((ends[f'SlowMo {b}'] for b in SLOW_MOMENTUM), key=np.mean)
+  pushed = min((ends[f'{SGP}, SlowMo {b}'] for b in SLOW_MOMENTUM), key=np.mean)
   kept = min((ends[name] for name in LOCAL), key=np.mean)
   rule = (
     'yes if the worst seed of the better SlowMo is better than the best seed '
@@ -160,6 +179,13 @@ def _cpu_claims(
       _better(slow, kept),
       f'{rule}. Kept buffers are a momentum across rounds, too. A first run '
       'had this claim alone; the one above was added after it',
+    ),
+    Claim(
+      f'SlowMo around SGP gains over SGP, tau = {PERIOD} [S]',
+      f'{pushed.mean():.4f} against {ends[SGP].mean():.4f}',
+      _better(pushed, ends[SGP]),
+      f'{rule.replace("local SGD", "SGP")}; with the exact mean and buffers '
+      'reset at the end of a round, and SGP with neither',
     ),
   ]
 
@@ -200,18 +226,24 @@ def _full(setting: Setting) -> Outcome:
     f'{name} {end.mean():.2f} +- {end.std():.2f} (paper {PAPER[name]})'
     for name, end in ends.items()
   )
-  gain = 0.0
-  if 'local SGD with SlowMo' in ends:
-    gain = ends['local SGD with SlowMo'].mean() - ends['local SGD'].mean()
-  claim = Claim(
-    'CIFAR-10, ResNet-18, batch 4096: local SGD 91.73 -> 93.20 with SlowMo [S]',
-    f'test accuracy, %: {told}; gain {gain:.2f}',
-    verdict(bool(gain >= 1), bool(gain > 0)),
-    'yes if the gain is 1 point or more, partly if above 0. Length, learning '
-    'rate, warm-up and beta are recalled, not verified. SlowMo around SGP '
-    '(94.32) was not attempted: the library has it around local steps',
-  )
-  return Outcome([claim], {'curves': curves}, seeds)
+  gains = {
+    name: float(ends[f'{name} with SlowMo'].mean() - ends[name].mean())
+    for name in ('local SGD', 'SGP')
+    if f'{name} with SlowMo' in ends
+  }
+  least = {'local SGD': 1.0, 'SGP': 0.2}
+  claims = [
+    Claim(
+      f'CIFAR-10, ResNet-18, batch 4096: {name} {PAPER[name]:.2f} -> '
+      f'{PAPER[f"{name} with SlowMo"]:.2f} with SlowMo [S]',
+      f'test accuracy, %: {told}; gain {gain:.2f}',
+      verdict(gain >= least[name], gain > 0),
+      f'yes if the gain is {least[name]:g} points or more, partly if above 0. '
+      'Length, learning rate, warm-up and beta are recalled, not verified',
+    )
+    for name, gain in gains.items()
+  ]
+  return Outcome(claims, {'curves': curves}, seeds)
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:

@@ -1,6 +1,6 @@
 """T13: PR-SGD and K-AVG on a recurrent network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -18,13 +18,14 @@ from experiments.reproduce.target import (
   Target,
   verdict,
 )
+import prsgd_jax as pr
 from prsgd_jax import models
 from prsgd_jax.datasets import load_dataset
 
 SEEDS = (0,)
 MODERATE = (4, 16)
 PERIODS = (1, *MODERATE, 64)
-METHODS = {'PR-SGD': classifying.pr_sgd, 'K-AVG': classifying.k_avg}
+METHODS = {'PR-SGD': pr.pr_sgd, 'K-AVG': pr.k_avg}
 # More steps than K-AVG with K = 1, at most, to be called flat.
 FLAT = 1.25
 
@@ -49,9 +50,9 @@ def measure(setting: Setting) -> Outcome:
   curves: dict[str, Any] = {str(rate): {} for rate in RATES}
   for rate, num_steps in RATES.items():
     tx = optax.sgd(rate, momentum=MOMENTUM)
-    for name, chain in METHODS.items():
+    for name, algorithm in METHODS.items():
       found = simulate(
-        functools.partial(chain, tx),
+        functools.partial(_of_period, algorithm, tx),
         PERIODS,
         SEEDS,
         loss_fn=problem.loss_fn,
@@ -67,6 +68,14 @@ def measure(setting: Setting) -> Outcome:
     _claim(rate, name, curves[str(rate)]) for rate in RATES for name in METHODS
   ]
   return Outcome(claims, data, SEEDS)
+
+
+def _of_period(
+  algorithm: Callable[..., pr.ReplicaTransformation],
+  tx: optax.GradientTransformation,
+  period: jax.Array,
+) -> pr.ReplicaTransformation:
+  return algorithm(tx, period=classifying.every(period))
 
 
 def _claim(rate: float, name: str, curves: Mapping[str, Any]) -> Claim:

@@ -18,11 +18,8 @@ def averaging(
 ) -> pr.ReplicaTransformation:
   """Local SGD, averaged with a probability and at the end (order C)."""
   tosses = pr.with_probability(probability, num_steps=num_steps)
-  return pr.chain(
-    pr.gradient(),
-    pr.local_update(optax.sgd(rate)),
-    pr.sync(pr.mean(), when=pr.any_of(tosses, pr.at_steps([num_steps - 1]))),
-  )
+  when = pr.any_of(tosses, pr.at_steps([num_steps - 1]))
+  return pr.k_avg(optax.sgd(rate), period=when)
 
 
 def signs(key: jax.Array, shape: Sequence[int], count: int) -> list[jax.Array]:
