@@ -13,12 +13,12 @@ has:
 What the replicas do at the end of a round is an argument, `average`: a stage on
 `params`, their mean by default. It says what papers leave open, such as whether
 momentum is averaged too (`sync(mean(), ('params', 'opt_state'))`; Yu, Jin, Yang
-2019) or reset (`chain(sync(mean()), restart(tx))`), and it may be gossip, a mean
-in groups, or codes. An algorithm with a mixing of its own has a function from
-the mixing to that stage, `sync` by default.
+2019) or reset (`chain(sync(mean()), restart(tx))`). It may be gossip, a mean in
+groups, or codes. An algorithm with a mixing of its own has a function from the
+mixing to that stage, `sync` by default.
 
 `local` is what a replica does in a step by itself: an optimizer, or any stage
-that takes a gradient and moves `params`, such as `sgp(tx)` or another algorithm.
+that takes a gradient and moves `params`, such as `sgp(tx)`.
 
 Coupled L2 belongs to the loss, so that it is taken where the gradient is;
 decoupled weight decay belongs to `tx`, which in order A acts on the mixed
