@@ -34,6 +34,7 @@ FAMILIES = (
   'elastic',
   'federated',
   'compressed',
+  'sparse',
   'dion',
   'corrected',
 )

@@ -102,6 +102,12 @@ from prsgd_jax.algorithms.robust import (
   decoupled_diloco,
   edit,
 )
+from prsgd_jax.algorithms.sparse import (
+  demo,
+  power_sgd,
+  sparse_loco,
+  sparta,
+)
 from prsgd_jax.algorithms.streaming import (
   streaming_diloco,
 )
@@ -115,6 +121,7 @@ __all__ = (
   'decoupled_diloco',
   'delayed_diloco',
   'delayed_nesterov',
+  'demo',
   'des_loc',
   'diffusion',
   'diloco',
@@ -143,6 +150,7 @@ __all__ = (
   'one_shot_averaging',
   'palsgd',
   'post_local_sgd',
+  'power_sgd',
   'pr_sgd',
   'pr_sgd_heterogeneous',
   'pr_sgd_time_varying',
@@ -155,6 +163,8 @@ __all__ = (
   'sign_sgd',
   'slowmo',
   'sparq_sgd',
+  'sparse_loco',
+  'sparta',
   'ssgd',
   'streaming_diloco',
   'tail_averaging',

@@ -1,8 +1,18 @@
 """STAGES: the words in which algorithms are written."""
 
 from prsgd_jax.stages.assignments import compute, evaluate, let, remember
-from prsgd_jax.stages.averages import average_differences, gossip_differences
-from prsgd_jax.stages.codecs import Codec, difference, feedback
+from prsgd_jax.stages.averages import (
+  average_differences,
+  average_entries,
+  gossip_differences,
+)
+from prsgd_jax.stages.codecs import (
+  Codec,
+  among_senders,
+  difference,
+  feedback,
+  frequencies,
+)
 from prsgd_jax.stages.combinators import algorithm, anyone, at, where
 from prsgd_jax.stages.communication import sync
 from prsgd_jax.stages.local import (
@@ -18,14 +28,17 @@ from prsgd_jax.stages.rules import first_steps, per_replica, reading, zeros
 __all__ = (
   'Codec',
   'algorithm',
+  'among_senders',
   'anyone',
   'at',
   'average_differences',
+  'average_entries',
   'compute',
   'difference',
   'evaluate',
   'feedback',
   'first_steps',
+  'frequencies',
   'gossip_differences',
   'gradient',
   'let',

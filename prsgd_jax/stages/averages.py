@@ -6,11 +6,15 @@ Each of these is a stage on `params` and fits wherever an algorithm takes
 
 from typing import Any
 
-from prsgd_jax.base import ReplicaTransformation
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_number
-from prsgd_jax.compression import Compressor
+from prsgd_jax.compression import Compressor, check_fraction, num_kept
 from prsgd_jax.mixing import Mixing, mean
-from prsgd_jax.stages.assignments import let
+from prsgd_jax.stages.assignments import compute, let
 from prsgd_jax.stages.codecs import Codec, difference
 from prsgd_jax.stages.combinators import algorithm
 from prsgd_jax.stages.communication import sync
@@ -91,4 +95,56 @@ def gossip_differences(
     let(mixed='params'),
     sync(mixing, 'mixed', codec=difference(compressor), own='known'),
     let(params=lambda params, mixed, known: params + gamma * (mixed - known)),
+  )
+
+
+def average_entries(
+  fraction: float, *, mixing: Mixing | None = None
+) -> ReplicaTransformation:
+  """Averages a random share of the entries, the same ones on all replicas.
+
+    x_ik <- sum_j W_ij x_jk for k in S, drawn anew each time; others stay
+
+  Nobody sends places, because all replicas draw S from the key that they share.
+  The values are added up on the way, as those of a plain mean: it costs
+  `fraction` of it.
+
+  Args:
+    fraction: |S| over the entries of each leaf, in (0, 1], rounded, and at
+      least one entry.
+    mixing: W, the mean of all replicas by default.
+
+  Raises:
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.k_avg(
+    ...     optax.sgd(0.1), period=1, average=pr.average_entries(0.005))
+  """
+  check_fraction(fraction)
+
+  def draw(params: ArrayTree, shared_key: Array) -> ArrayTree:
+    leaves, treedef = jax.tree.flatten(params)
+    places = []
+    for key, x in zip(jax.random.split(shared_key, len(leaves)), leaves):
+      # The largest of random numbers: half the time of a permutation.
+      bits = jax.random.bits(key, (x.size,), jnp.uint32)
+      places.append(lax.top_k(bits, num_kept(fraction, x.size))[1])
+    return jax.tree.unflatten(treedef, places)
+
+  def take(params: ArrayTree, places: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda x, p: x.ravel()[p], params, places)
+
+  def put(params: ArrayTree, part: ArrayTree, places: ArrayTree) -> ArrayTree:
+    def replaced(x: Array, new: Array, p: Array) -> Array:
+      return x.ravel().at[p].set(new.astype(x.dtype)).reshape(x.shape)
+
+    return jax.tree.map(replaced, params, part, places)
+
+  return algorithm(
+    'average_entries',
+    compute(places=draw, part=take),
+    sync(mean() if mixing is None else mixing, 'part'),
+    compute(params=put),
   )

@@ -1,4 +1,4 @@
-"""CODECS: compressors that remember what they left out."""
+"""CODECS: what is coded in place of a value, and what is remembered."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from prsgd_jax import chunks
 from prsgd_jax.base import ArrayTree
-from prsgd_jax.checks import check_number
+from prsgd_jax.checks import check_number, check_positive_int
 from prsgd_jax.compression import Compressor, check_compressor
 
 
@@ -22,6 +23,7 @@ class Codec(NamedTuple):
       was encoded, `own` is what the others decode of it, `mixed` is what
       arrived: sum_j W_ij own_j.
     one_matrix: whether the memory is only right for one constant W.
+    weighted: whether it is right for replicas with a register `weight`.
   """
 
   compressor: Compressor
@@ -29,6 +31,7 @@ class Codec(NamedTuple):
   prepare: Callable[[ArrayTree, ArrayTree], ArrayTree]
   finish: Callable[..., tuple[ArrayTree, ArrayTree, ArrayTree]]
   one_matrix: bool = False
+  weighted: bool = True
 
 
 def as_codec(given: Any) -> Codec:
@@ -126,7 +129,97 @@ def difference(compressor: Compressor) -> Codec:
     memory = jax.tree.map(jnp.add, memory, {'known': own, 'mixed': mixed})
     return memory['mixed'], memory['known'], memory
 
-  return Codec(compressor, start, prepare, finish, one_matrix=True)
+  return Codec(
+    compressor, start, prepare, finish, one_matrix=True, weighted=False
+  )
+
+
+def among_senders(codec: Compressor | Codec) -> Codec:
+  """Averages each entry over the replicas that sent it.
+
+    all receive sum_j W_ij q_j / sum_j W_ij [q_j != 0], and 0 where all q_j are
+
+  An entry that most replicas leave out is then as large as those that sent it
+  want, not as small as the mean of all. Every receiver counts the senders of
+  the codes that it decodes, so no more is sent.
+
+  Args:
+    codec: how values travel: a sparsifier such as `top_k(0.1)`, or a codec with
+      memory around one. A value sent that is exactly 0 counts as not sent.
+
+  Raises:
+    ValueError: if `codec` is neither a compressor nor a codec.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> codec = pr.among_senders(pr.feedback(pr.top_k(0.1), decay=0.95))
+
+  Reference:
+    The authors' code of SparseLoCo and DeMo (arXiv 2508.15706, 2411.19870),
+    whose sums over replicas are means of what was scattered to one place. Their
+    papers have the mean over all replicas.
+  """
+  inner = as_codec(codec)
+
+  def decode(codes: ArrayTree, shapes: ArrayTree) -> ArrayTree:
+    values = inner.compressor.decode(codes, shapes)
+    sent = jax.tree.map(lambda x: (x != 0).astype(x.dtype), values)
+    return {'values': values, 'sent': sent}
+
+  def finish(
+    sent: ArrayTree, own: ArrayTree, mixed: ArrayTree, memory: ArrayTree
+  ) -> tuple[ArrayTree, ArrayTree, ArrayTree]:
+    shared = jax.tree.map(
+      lambda x, w: jnp.where(w > 0, x / jnp.where(w > 0, w, 1), x),
+      mixed['values'],
+      mixed['sent'],
+    )
+    return inner.finish(sent, own['values'], shared, memory)
+
+  counted = inner.compressor._replace(decode=decode)
+  return inner._replace(compressor=counted, finish=finish, weighted=False)
+
+
+def frequencies(codec: Compressor | Codec, *, chunk: int = 64) -> Codec:
+  """Codes the frequencies of chunks in place of the values.
+
+  Each leaf is cut into chunks of up to 64 x 64 entries, see `chunks`. What the
+  codec is given, and what it remembers, is the discrete cosine transform of
+  each chunk, in the place of the chunk. The transform is orthonormal: an error
+  of the frequencies is as large as that of the values.
+
+  Args:
+    codec: how the frequencies travel: a compressor such as `chunked_top_k(32)`
+      of the same chunks, or a codec with memory.
+    chunk: the largest side of a chunk, an integer >= 1; 64 by default.
+
+  Raises:
+    ValueError: if an argument is not what it should be.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> codec = pr.frequencies(pr.feedback(pr.chunked_top_k(32), decay=0.999))
+
+  Reference:
+    Peng, Quesnelle, Kingma 2024, DeMo: decoupled momentum optimization (arXiv
+    2411.19870), and the authors' code, bloc97/DeMo, demo.py, which knows
+    vectors and matrices only.
+  """
+  inner = as_codec(codec)
+  chunk = check_positive_int('chunk', chunk)
+
+  def values(tree: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda x: chunks.from_frequencies(x, chunk), tree)
+
+  def prepare(value: ArrayTree, memory: ArrayTree) -> ArrayTree:
+    there = jax.tree.map(lambda x: chunks.to_frequencies(x, chunk), value)
+    return inner.prepare(there, memory)
+
+  def finish(*args: ArrayTree) -> tuple[ArrayTree, ArrayTree, ArrayTree]:
+    mixed, own, memory = inner.finish(*args)
+    return values(mixed), values(own), memory
+
+  return inner._replace(prepare=prepare, finish=finish)
 
 
 def _zeros(tree: ArrayTree) -> ArrayTree:

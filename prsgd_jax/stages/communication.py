@@ -87,8 +87,8 @@ def sync(
     weighted = replica.has('weight')
     if not weighted:
       check_rows(mixing, num_replicas)
-    if codec is not None and codec.one_matrix:
-      _check_constant(mixing, num_replicas, weighted)
+    if codec is not None:
+      _check_codec(codec, mixing, num_replicas, weighted)
     memory = ()
     if codec is not None:
       memory = over_block(codec.start)(_floats(replica, what)[0])
@@ -169,17 +169,20 @@ def _check_registers(what: tuple[str, ...]) -> None:
     )
 
 
-def _check_constant(mixing: Mixing, num_replicas: int, weighted: bool) -> None:
-  count = len(mixing.matrices(num_replicas))
+def _check_codec(
+  codec: Codec, mixing: Mixing, num_replicas: int, weighted: bool
+) -> None:
+  count = len(mixing.matrices(num_replicas)) if codec.one_matrix else 1
   if count > 1:
     raise ValueError(
       'a codec of differences needs one W for all steps, got a mixing with '
       f'{count}; use a static one such as pr.ring()'
     )
-  if weighted:
+  if weighted and not codec.weighted:
     raise ValueError(
-      'a codec of differences cannot carry weights, got replicas with a '
-      "register 'weight'; use pr.feedback(compressor)"
+      'a codec of differences, or one that counts senders, cannot carry '
+      "weights, got replicas with a register 'weight'; use "
+      'pr.feedback(compressor)'
     )
 
 

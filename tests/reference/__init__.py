@@ -111,6 +111,13 @@ from tests.reference.problem import (
   consensus_distance,
   make_problem,
 )
+from tests.reference.sparse import (
+  demo,
+  gram_schmidt,
+  power_sgd,
+  sparse_loco,
+  sparta,
+)
 
 __all__ = (
   'Learners',
@@ -137,6 +144,7 @@ __all__ = (
   'delay_weights',
   'delayed_diloco',
   'delayed_nesterov',
+  'demo',
   'des_loc',
   'diloco',
   'diloco_sgp',
@@ -152,6 +160,7 @@ __all__ = (
   'fednova',
   'fedpaq',
   'gradient_tracking',
+  'gram_schmidt',
   'hier_avg',
   'hier_outer',
   'hierarchical_local_sgd',
@@ -168,6 +177,7 @@ __all__ = (
   'outer_gossip',
   'palsgd',
   'post_local_sgd',
+  'power_sgd',
   'pr_sgd',
   'pr_sgd_heterogeneous',
   'pr_sgd_time_varying',
@@ -187,6 +197,8 @@ __all__ = (
   'slowmo_sgp',
   'small_float',
   'sparq_sgd',
+  'sparse_loco',
+  'sparta',
   'ssgd',
   'star_weights',
   'stochastic_levels',

@@ -13,6 +13,7 @@ from tests.rows import (
   hierarchical,
   outer,
   robust,
+  sparse,
 )
 from tests.rows.row import (
   LEARNING_RATE,
@@ -38,6 +39,7 @@ TABLE = {
   **robust.TABLE,
   **corrected.TABLE,
   **compressed.TABLE,
+  **sparse.TABLE,
 }
 
 __all__ = (
