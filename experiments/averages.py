@@ -113,7 +113,7 @@ def check_codec(
     raise ValueError(
       '--average_codec sends differences from x0, the point where a round '
       f'began, which --algorithm={algorithm} does not remember; use one that '
-      'does, such as fedpaq, fedavg or diloco'
+      'does, such as diloco, slowmo or fedavg'
     )
 
 

@@ -76,8 +76,8 @@ flags.DEFINE_string(
   None,
   'Codec in which an average sends what the replicas moved since the last '
   'one; for algorithms that remember where a round began. One of '
-  f'{", ".join(named.COMPRESSORS)}, or feedback:COMPRESSOR for error feedback, '
-  'such as feedback:top_k:0.1, or with a decay feedback:0.9:top_k:0.1. In '
+  f'{", ".join(named.COMPRESSORS)}, or of {", ".join(named.CODECS)} with one '
+  'of them behind: feedback:top_k:0.1, with a decay feedback:0.9:top_k:0.1. In '
   'top_k:0.1:e3m0 the second one codes what the first one keeps.',
 )
 flags.DEFINE_enum(

@@ -90,7 +90,13 @@ OF_VALUES = ('top_k', 'chunked_top_k')
 CODECS: dict[str, Callable[..., pr.Codec]] = {
   'feedback': pr.feedback,
   'difference': pr.difference,
+  'among_senders': pr.among_senders,
+  'frequencies': lambda codec, chunk=64: pr.frequencies(
+    codec, chunk=_whole(chunk)
+  ),
 }
+# Those in which a codec with memory may stand, too.
+OF_CODECS = ('among_senders', 'frequencies')
 OUTER: dict[str, Callable[..., optax.GradientTransformation]] = {
   'sgd': lambda rate=1.0, momentum=0.0: optax.sgd(rate, momentum or None),
   'nesterov': lambda rate=0.7, momentum=0.9: optax.sgd(
@@ -177,7 +183,8 @@ def codec(flag: str, given: str) -> pr.Codec | compression.Compressor:
   """Returns the codec that a flag names.
 
   A compressor is one; 'feedback:top_k:0.1' and, with a decay,
-  'feedback:0.9:top_k:0.1' have a memory.
+  'feedback:0.9:top_k:0.1' have a memory; 'among_senders:feedback:top_k:0.1' is
+  a codec of a codec.
 
   Args:
     flag: whose value it is.
@@ -186,16 +193,22 @@ def codec(flag: str, given: str) -> pr.Codec | compression.Compressor:
   Raises:
     ValueError: if there is none of that name, or its numbers are wrong.
   """
-  name, *parts = given.split(':')
+  return _codec(flag, given, given)
+
+
+def _codec(
+  flag: str, given: str, text: str
+) -> pr.Codec | compression.Compressor:
+  name, *parts = text.split(':')
   if name not in CODECS:
     _choose(flag, given, name, {**COMPRESSORS, **CODECS})
-    return compressor(flag, given)
+    return _compressor(flag, given, text)
   numbers, rest = _split(parts)
   if not rest:
     raise ValueError(
       f'--{flag}={given}: {name} needs a compressor, such as {name}:top_k:0.1'
     )
-  inside = _compressor(flag, given, rest)
+  inside = (_codec if name in OF_CODECS else _compressor)(flag, given, rest)
   return _call(flag, given, CODECS[name], inside, *numbers)
 
 

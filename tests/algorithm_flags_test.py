@@ -51,6 +51,8 @@ class AlgorithmFlagsTest(parameterized.TestCase):
     ('feedback:top_k:0.5', 16 * (4 + 2)),
     ('feedback:0.9:top_k:0.5:e3m0', 16 * 2 + 16 // 2 + 4),
     ('difference:signs', 32 // 8 + 4),
+    ('among_senders:feedback:top_k:0.5', 16 * (4 + 2)),
+    ('frequencies:4:feedback:0.999:chunked_top_k:2:4', 16 * 4 + 16 * 2 // 8),
     ('small_float:3:0', 32 // 2 + 4),
   )
   def test_codecs_may_have_codecs_inside(self, text, size):
