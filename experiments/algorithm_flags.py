@@ -57,7 +57,7 @@ def _by_family() -> dict[str, Callable[..., pr.ReplicaTransformation]]:
 
 ALGORITHMS = _by_family()
 # Keywords that other flags or the length of the run decide.
-PROVIDED = ('average', 'learning_rate', 'momentum', 'num_steps')
+PROVIDED = ('average', 'draw_seed', 'learning_rate', 'momentum', 'num_steps')
 # Keyword -> flag, where another flag has that name.
 RENAMED = {'nesterov': 'block_nesterov'}
 LISTS = ([int], [float])

@@ -75,6 +75,7 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
     'learning_rate': schedule,
     'momentum': config.momentum,
     'num_steps': num_steps,
+    'draw_seed': config.seed,
   }
   if 'when' in options:
     run = named.Run(

@@ -216,6 +216,16 @@ class PlanTest(parameterized.TestCase):
     self.assertEqual(one, same)
     self.assertNotEqual(one, other)
 
+  def test_participants_have_the_seed_of_the_run(self):
+    def workers(seed):
+      plan = build_plan('fedavg', period=4, participation=0.5, seed=seed)
+      shapes = pr.Replica(params=np.zeros(2, np.float32))
+      work, _ = plan.algorithm.cost(shapes, 8, np.arange(20))
+      return work.active
+
+    np.testing.assert_array_equal(workers(1), workers(1))
+    self.assertTrue((workers(1) != workers(2)).any())
+
   def test_the_theorys_schedule_is_its_own(self):
     config_ = dataclasses.replace(
       DEFAULTS,
