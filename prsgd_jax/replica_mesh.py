@@ -22,6 +22,9 @@ from prsgd_jax.base import (
 )
 from prsgd_jax.checks import check_positive_int
 
+# On CPU, the largest block whose replicas are written out one by one.
+WRITTEN_OUT = 128
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class ReplicaMesh:
@@ -122,11 +125,13 @@ class ReplicaMesh:
 
     On CPU a vmap over convolutions' weights becomes a grouped convolution, five
     times slower than one replica after the other, and a loop around
-    convolutions is slower still: the block is written out.
+    convolutions is slower still: the block is written out, unless it is so
+    large that this would take long to compile.
     """
+    on_cpu = self.devices[0].platform == 'cpu'
 
     def mapped(*args: Any) -> Any:
-      if self.block_size > 1 and self.devices[0].platform != 'cpu':
+      if self.block_size > (WRITTEN_OUT if on_cpu else 1):
         return jax.vmap(fn)(*args)
       once = jax.jit(fn, inline=True)  # traced once for the rows
       rows = [

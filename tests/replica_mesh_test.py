@@ -1,5 +1,7 @@
 """N replicas on D devices: which, how they are placed, and what is refused."""
 
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 import jax
 from jax import lax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
+from prsgd_jax import replica_mesh
 
 
 class ReplicaMeshTest(parameterized.TestCase):
@@ -156,6 +159,24 @@ class MapTest(parameterized.TestCase):
     placed = mesh.place(np.zeros((8, 3), np.float32))
     out = mesh.map(lambda x: x + 1)(placed)
     self.assertTrue(placed.sharding.is_equivalent_to(out.sharding, 3))
+
+
+class MapBlockTest(parameterized.TestCase):
+  """One function of a replica, written out or vectorized."""
+
+  @parameterized.parameters((7, 1), (8, 8))
+  def test_large_blocks_are_vectorized(self, written_out, num_products):
+    mesh = pr.ReplicaMesh(8, 1)
+    x = np.arange(24.0).reshape(8, 3)
+
+    def fn(x):
+      return x @ x
+
+    with mock.patch.object(replica_mesh, 'WRITTEN_OUT', written_out):
+      mapped = mesh.map_block(fn)
+      np.testing.assert_allclose(mapped(x), (x * x).sum(axis=1))
+      text = str(jax.make_jaxpr(mapped)(x))
+    self.assertEqual(text.count('dot_general['), num_products)
 
 
 if __name__ == '__main__':
