@@ -107,8 +107,6 @@ from prsgd_jax.graphs import (
   hypercube,
   metropolis_hastings,
   one_peer_exponential,
-  random_matching,
-  random_neighbour,
   ring,
   star,
   torus,
@@ -133,6 +131,10 @@ from prsgd_jax.mixing import (
 )
 from prsgd_jax.names import Names, names
 from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
+from prsgd_jax.random_graphs import (
+  random_matching,
+  random_neighbour,
+)
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.schedules import (
   TheorySchedule,

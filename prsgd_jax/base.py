@@ -28,6 +28,10 @@ Array = jax.Array
 ArrayTree = Any
 Step = Array | np.ndarray | int
 Schedule = Callable[[Step], Any]
+# Whom each replica waits for: int[S, N], itself among them, as often as needed.
+# Or, for unlike numbers, those of all replicas one after the other, and int[N],
+# where each one's begin.
+Senders = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 class Replica(NamedTuple):
@@ -109,19 +113,20 @@ class Traffic(NamedTuple):
       where the data decide, and the stage counts its rounds in its state.
     bytes_sent: bytes that one replica sends in one such round; where they are
       not the same for all, those of the one that sends most.
-    latencies: messages that follow one another in one such round.
+    latencies: messages that follow one another in one such round. Of what is
+      drawn in each round bytes and latencies are the expected ones.
     tier: the links used: 'global', 'group' or 'neighbour'.
-    waits: bool[K, N, N], whether replica i waits for what j sends, in K graphs.
-    random: whether a round has one of the K graphs by chance; otherwise they
-      take turns, step by step.
+    waits: whom a replica waits for. S for all of its group of S consecutive
+      replicas, so that N is everybody and 1 nobody. Otherwise
+      `(rounds_before, generator) -> Senders` of a round, where random graphs
+      are drawn by the generator.
   """
 
   fires: np.ndarray | None
   bytes_sent: float
-  latencies: int
+  latencies: float
   tier: str
-  waits: np.ndarray
-  random: bool = False
+  waits: int | Callable[[int, np.random.Generator], Senders]
 
 
 Cost = Work | Traffic

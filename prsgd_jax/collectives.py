@@ -8,8 +8,9 @@ name. Leaves are taken as they are: who averages bfloat16 casts first (see
 `payload.mix_inexact`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
+from typing import Any
 
 import jax
 from jax import lax
@@ -72,6 +73,43 @@ def _group_mean(x: Array, size: int) -> Array:
   return (lax.psum(sums, AXIS_NAME) / size)[group]
 
 
+def group_gather(
+  tree: ArrayTree, replica: Array, size: int
+) -> tuple[ArrayTree, Array, Array]:
+  """What all of a replica's group of `size` consecutive replicas hold.
+
+  Groups inside a device send nothing, groups of whole devices gather among
+  themselves; if groups begin in the middle of a device, all gather.
+
+  Args:
+    tree: leaves `[V, ...]`.
+    replica: int32[V], the indices of the block's replicas.
+    size: S.
+
+  Returns:
+    (the rows of all groups of which the block has a part, where each of these
+    groups begins among the rows, and int[V], which of them a replica is in).
+  """
+  block = replica.shape[0]
+  if block % size == 0:
+    starts = jnp.arange(0, block, size)
+    return tree, starts, jnp.arange(block) // size
+  if size % block == 0:
+    devices = np.arange(lax.axis_size(AXIS_NAME)).reshape(-1, size // block)
+    gather = functools.partial(
+      lax.all_gather,
+      axis_name=AXIS_NAME,
+      axis_index_groups=devices.tolist(),
+      tiled=True,
+    )
+    return jax.tree.map(gather, tree), jnp.zeros(1, int), replica - replica
+  n = block * lax.axis_size(AXIS_NAME)
+  first = replica[0] // size
+  some = jnp.arange((block - 2) // size + 2)  # a block has no more parts
+  starts = jnp.minimum(first + some, n // size - 1) * size
+  return all_gather(tree), starts, replica // size - first
+
+
 def shift(tree: ArrayTree, k: int) -> ArrayTree:
   """Replica i receives what replica i - k (mod N) holds.
 
@@ -92,6 +130,116 @@ def _shift(x: Array, k: int) -> Array:
 
   wrapped = send(x[block - offset :], hops + 1)
   return jnp.concatenate([wrapped, send(x[: block - offset], hops)])
+
+
+def shift_by(tree: ArrayTree, k: Array) -> ArrayTree:
+  """`shift` by a k in 0 .. N - 1 that is known at run time only.
+
+  On one device it moves rows. On several it is a switch over their distances,
+  one branch for each device. How many rows of a block go to which of two
+  devices is not known when compiling, and so whole blocks go to both; with one
+  replica on a device, to one.
+  """
+  block, num_devices = _layout(tree)
+  if num_devices == 1:
+    return jax.tree.map(lambda x: jnp.roll(x, k, axis=0), tree)
+  device = np.arange(num_devices)
+
+  def move(hops: int, x: Array) -> Array:
+    near = _route(x, (device - hops) % num_devices)
+    if block == 1:
+      return near
+    far = _route(x, (device - hops - 1) % num_devices)
+    both = jnp.concatenate([far, near])
+    return lax.dynamic_slice_in_dim(both, block - k % block, block)
+
+  return _switch(k // block, num_devices, move, tree)
+
+
+def meet(tree: ArrayTree, r: Array) -> ArrayTree:
+  """Replica i receives what its `partner` of round r holds, r traced.
+
+  On one device it moves rows, and with one replica on a device it is a switch
+  over the N - 1 rounds, of one message each. In between the partners of a block
+  are those of one or two others in reverse, but for the last replica's: it is a
+  switch over that reflection, one branch for each device, in which whole blocks
+  go to both, and one over the device that sends a row to the last one.
+  """
+  block, num_devices = _layout(tree)
+  n = block * num_devices
+  if num_devices == 1:
+    return jax.tree.map(lambda x: x[partner(jnp.arange(n), r, n)], tree)
+  if block == 1:
+    origins = [partner(np.arange(n), turn, n) for turn in range(n - 1)]
+    return lax.switch(
+      r, [functools.partial(permute, source=o) for o in origins], tree
+    )
+  device, last = np.arange(num_devices), num_devices - 1
+  here = lax.axis_index(AXIS_NAME)
+  replica = here * block + jnp.arange(block)
+  source = partner(replica, r, n)
+  lone = partner(n - 1, r, n)
+  off = (replica == n - 1) | (replica == lone)
+
+  def reflect(hops: int, x: Array) -> Array:
+    both = [_route(x, (hops - less - device) % num_devices) for less in (0, 1)]
+    second = source // block != (hops - here) % num_devices
+    return jnp.concatenate(both)[second * block + source % block]
+
+  def trade(other: int, x: Array) -> Array:
+    if other == last:
+      return x[source % block]
+    row = jnp.where(here == last, block - 1, lone % block)
+    swapped = np.where(device == last, other, device)
+    swapped[other] = last
+    sent = lax.dynamic_slice_in_dim(x, row, 1)
+    return jnp.broadcast_to(_route(sent, swapped), x.shape)
+
+  met = _switch(r // block, num_devices, reflect, tree)
+  traded = _switch(lone // block, num_devices, trade, tree)
+  pick = jax.vmap(jnp.where)
+  return jax.tree.map(lambda x, y: pick(off, x, y), traded, met)
+
+
+def partner(replica: Any, r: Any, n: int) -> Any:
+  """With whom a replica is paired in round r of the circle method.
+
+  Those on a circle of N - 1 are mirrored at r / 2; the one that would meet
+  itself meets the last replica, which is off the circle. The rounds
+  r = 0 .. N - 2 have each pair once; N even.
+  """
+  alone = r * (n // 2) % (n - 1)
+  where = jnp.where if isinstance(r, jax.Array) else np.where
+  mirrored = where(replica == alone, n - 1, (r - replica) % (n - 1))
+  return where(replica == n - 1, alone, mirrored)
+
+
+def _layout(tree: ArrayTree) -> tuple[int, int]:
+  """(V, D)."""
+  return jax.tree.leaves(tree)[0].shape[0], lax.axis_size(AXIS_NAME)
+
+
+def _switch(
+  index: Array, count: int, move: Callable[[int, Array], Array], tree: ArrayTree
+) -> ArrayTree:
+  """`move(index, leaf)` of every leaf, for a static index in each branch."""
+  branches = [
+    functools.partial(jax.tree.map, functools.partial(move, i))
+    for i in range(count)
+  ]
+  return lax.switch(index, branches, tree)
+
+
+def _route(x: Array, origin: np.ndarray) -> Array:
+  """What device `origin[d]` holds, on device d; each is one origin."""
+  stays = origin == np.arange(len(origin))
+  away = [(o, d) for d, o in enumerate(origin.tolist()) if o != d]
+  if not away:
+    return x
+  other = lax.ppermute(x, AXIS_NAME, away)
+  if not stays.any():
+    return other
+  return jnp.where(jnp.asarray(stays)[lax.axis_index(AXIS_NAME)], x, other)
 
 
 def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:

@@ -3,18 +3,25 @@
 Undirected graphs have Metropolis-Hastings weights, symmetric and doubly
 stochastic: W_ij = 1 / (1 + max(d_i, d_j)) on an edge, the rest on the diagonal.
 Each sends along its edges alone. Static ones are the same in every round; the
-others have several matrices, which take turns or are drawn by chance.
+others have several matrices, which take turns. Those that are drawn by chance
+are in `random_graphs.py`, exact ones for any number in `base_graphs.py`.
 """
 
 from collections.abc import Callable
-import functools
 import math
 
 import networkx as nx
 import numpy as np
+from scipy.sparse import csr_array
 
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.matrices import check_connected, check_stochastic, of_size
+from prsgd_jax.matrices import (
+  check_connected,
+  check_stochastic,
+  circulant,
+  from_links,
+  of_size,
+)
 from prsgd_jax.mixing import Mixing, sparse
 
 
@@ -28,15 +35,15 @@ def graph(graph: nx.Graph | np.ndarray) -> Mixing:
   Raises:
     ValueError: if the matrix is not square, not finite, or neither its rows nor
       its columns sum to one; if the graph is directed or does not connect all
-      replicas; from `matrices`, if it is not of the number of replicas.
+      replicas; from `Mixing.weights`, if it is not of the number of replicas.
   """
   if isinstance(graph, nx.Graph):
-    _check_graph(graph)
-    weights = metropolis_hastings(graph)
+    check_graph(graph)
+    weights = _metropolis_hastings(graph)
   else:
-    weights = check_stochastic(graph)
-  check_connected(weights[None])
-  return sparse(of_size(weights))
+    weights = csr_array(check_stochastic(graph))
+  check_connected([weights])
+  return sparse(of_size([weights]))
 
 
 def metropolis_hastings(graph: nx.Graph) -> np.ndarray:
@@ -46,11 +53,25 @@ def metropolis_hastings(graph: nx.Graph) -> np.ndarray:
     Xiao, Boyd, Lall 2005, A scheme for robust distributed sensor fusion based
     on average consensus, equation 8.
   """
-  adjacency = nx.to_numpy_array(graph, weight=None) != 0
-  np.fill_diagonal(adjacency, False)
-  degree = adjacency.sum(axis=1)
-  weights = adjacency / (1 + np.maximum(degree[:, None], degree))
-  return weights + np.diag(1 - weights.sum(axis=1))
+  return _metropolis_hastings(graph).toarray()
+
+
+def _metropolis_hastings(graph: nx.Graph) -> csr_array:
+  n, (i, j) = len(graph), undirected_links(graph)
+  degree = np.bincount(i, minlength=n)
+  weight = 1 / (1 + np.maximum(degree[i], degree[j]))
+  neighbours = from_links(n, i, j, weight)
+  index = np.arange(n)
+  own = from_links(n, index, index, 1 - neighbours.sum(axis=1))
+  return csr_array(neighbours + own)
+
+
+def undirected_links(graph: nx.Graph) -> tuple[np.ndarray, np.ndarray]:
+  """Returns (int[2 E], int[2 E]), each edge both ways, without loops."""
+  index = {node: i for i, node in enumerate(graph)}
+  edges = {frozenset((index[u], index[v])) for u, v in graph.edges() if u != v}
+  both = np.array(sorted(map(sorted, edges)), int).reshape(-1, 2)
+  return np.concatenate(both.T), np.concatenate(both[:, ::-1].T)
 
 
 def ring(self_weight: float = 1 / 3) -> Mixing:
@@ -64,9 +85,7 @@ def ring(self_weight: float = 1 / 3) -> Mixing:
   if not 0 <= self_weight < 1:
     raise ValueError(f'self_weight must be in [0, 1), got {self_weight!r}')
   side = (1 - self_weight) / 2
-  return sparse(
-    lambda n: _circulant(n, {0: self_weight, 1: side, -1: side})[None]
-  )
+  return _circulants(lambda n: [{0: self_weight, 1: side, -1: side}])
 
 
 def exponential() -> Mixing:
@@ -80,12 +99,11 @@ def exponential() -> Mixing:
     number was not verified).
   """
 
-  def matrices(num_replicas: int) -> np.ndarray:
+  def shifts(num_replicas: int) -> list[dict[int, float]]:
     hops = _hops(num_replicas)
-    weight = 1 / (len(hops) + 1)
-    return _circulant(num_replicas, dict.fromkeys([0, *hops], weight))[None]
+    return [dict.fromkeys([0, *hops], 1 / (len(hops) + 1))]
 
-  return sparse(matrices)
+  return _circulants(shifts)
 
 
 def torus(num_rows: int | None = None) -> Mixing:
@@ -95,7 +113,7 @@ def torus(num_rows: int | None = None) -> Mixing:
     num_rows: the height; the divisor of N next below its root if None.
 
   Raises:
-    ValueError: from `matrices`, if `num_rows` does not divide N.
+    ValueError: from `Mixing.weights`, if `num_rows` does not divide N.
   """
   if num_rows is not None:
     num_rows = check_positive_int('num_rows', num_rows)
@@ -117,7 +135,7 @@ def hypercube() -> Mixing:
   """Neighbours differ in one binary digit of their index: log2 N each.
 
   Raises:
-    ValueError: from `matrices`, if N is not a power of two.
+    ValueError: from `Mixing.weights`, if N is not a power of two.
   """
 
   def make(num_replicas: int) -> nx.Graph:
@@ -153,7 +171,7 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
 
   Raises:
     ValueError: if the probability is not in (0, 1] or the seed not an integer;
-      from `matrices`, if the graph that the seed gives is not connected.
+      from `Mixing.weights`, if the graph that the seed gives is not connected.
   """
   if not 0 < edge_probability <= 1:
     raise ValueError(
@@ -188,107 +206,10 @@ def one_peer_exponential() -> Mixing:
     gradient push (arXiv 1811.10792).
   """
 
-  def matrices(num_replicas: int) -> np.ndarray:
-    hops = _hops(num_replicas) or [0]
-    half = [_circulant(num_replicas, _half(k)) for k in hops]
-    return np.stack(half)
-
-  return sparse(matrices)
+  return _circulants(lambda n: [_half(k) for k in _hops(n) or [0]])
 
 
-def random_matching(graph: nx.Graph | None = None) -> Mixing:
-  """Random pairs, each of which takes its mean; every pair equally likely.
-
-  One of a few matchings is drawn in each round with the key that all replicas
-  share: of the N - 1 perfect ones of the circle method or, with a graph, of the
-  colour classes of its edges, in which some replicas may be left alone. This is
-  how DPSGD's "random neighbour" is read here by default: doubly stochastic, one
-  model sent.
-
-  Args:
-    graph: the pairs there may be, undirected, its nodes in their order the
-      replicas; any two if None.
-
-  Raises:
-    ValueError: if the graph is none, is directed or does not connect all
-      replicas; from `matrices`, if it is not of the number of replicas, or that
-      is odd and there is no graph.
-
-  Reference:
-    Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
-    dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433). The paper does not say more of how neighbours
-    are drawn than that they are random.
-  """
-  if graph is not None:
-    _check_graph(graph)
-    weights = np.stack([_pairs(p) for p in _edge_colours(graph)])
-    check_connected(weights)
-    return sparse(of_size(weights), random=True)
-
-  def matrices(num_replicas: int) -> np.ndarray:
-    if num_replicas % 2:
-      raise ValueError(
-        'random_matching needs an even number of replicas, got '
-        f'{num_replicas}; give it networkx.complete_graph({num_replicas}), '
-        'which leaves one replica alone in each round, or use '
-        'pr.random_neighbour()'
-      )
-    return np.stack([_pairs(p) for p in _circle_method(num_replicas)])
-
-  return sparse(matrices, random=True)
-
-
-def _circle_method(num_replicas: int) -> list[np.ndarray]:
-  """N - 1 perfect matchings that have each pair once; N even."""
-  circle = num_replicas - 1
-  matchings = []
-  for r in range(circle):
-    partner = (r - np.arange(circle)) % circle
-    fixed = int(np.flatnonzero(partner == np.arange(circle))[0])
-    partner = np.append(partner, fixed)  # the last replica, off the circle
-    partner[fixed] = circle
-    matchings.append(partner)
-  return matchings
-
-
-def _edge_colours(graph: nx.Graph) -> list[np.ndarray]:
-  """Matchings that have each edge once, as partners: oneself for nobody."""
-  index = {node: i for i, node in enumerate(graph)}
-  simple = nx.Graph((index[u], index[v]) for u, v in graph.edges() if u != v)
-  colours = nx.greedy_color(nx.line_graph(simple), 'DSATUR')
-  matchings = np.tile(
-    np.arange(len(index)), (max(colours.values(), default=0) + 1, 1)
-  )
-  for (i, j), colour in colours.items():
-    matchings[colour, [i, j]] = j, i
-  return list(matchings)
-
-
-def _pairs(partner: np.ndarray) -> np.ndarray:
-  eye = np.eye(len(partner))
-  return (eye + eye[partner]) / 2
-
-
-def random_neighbour() -> Mixing:
-  """x_i <- (x_i + x_{i - k}) / 2 with k in 1 .. N - 1 drawn for all in a round.
-
-  Each replica's neighbour is uniform among the others, and is not in turn mixed
-  with it. DPSGD's paper (see `random_matching`) may also mean a neighbour that
-  each replica draws by itself: a W whose columns do not sum to 1, which loads
-  some with many messages. That is not offered; here each sends one model, and
-  the mean is kept.
-  """
-
-  def matrices(num_replicas: int) -> np.ndarray:
-    shifts = range(1, max(num_replicas, 2))
-    half = [_circulant(num_replicas, _half(k)) for k in shifts]
-    return np.stack(half)
-
-  return sparse(matrices, random=True)
-
-
-def _check_graph(graph: nx.Graph) -> None:
+def check_graph(graph: nx.Graph) -> None:
   if not isinstance(graph, nx.Graph) or graph.is_directed():
     raise ValueError(
       'graph must be an undirected networkx graph, got '
@@ -302,20 +223,19 @@ def _check_graph(graph: nx.Graph) -> None:
 
 
 def _static(make: Callable[[int], nx.Graph]) -> Mixing:
-  @functools.cache
-  def matrices(num_replicas: int) -> np.ndarray:
-    weights = metropolis_hastings(make(num_replicas))[None]
-    check_connected(weights)
-    weights.setflags(write=False)
-    return weights
+  def matrices(num_replicas: int) -> list[csr_array]:
+    made = _metropolis_hastings(make(num_replicas))
+    check_connected([made])
+    return [made]
 
   return sparse(matrices)
 
 
-def _circulant(num_replicas: int, weights: dict[int, float]) -> np.ndarray:
-  """Replica i takes weight w_k of replica i - k (mod N), for each k."""
-  eye = np.eye(num_replicas)
-  return sum((w * np.roll(eye, k, axis=0) for k, w in weights.items()), 0 * eye)
+def _circulants(
+  shifts: Callable[[int], list[dict[int, float]]],
+) -> Mixing:
+  """Graphs that look alike from every replica, each as shift -> weight."""
+  return sparse(lambda n: [circulant(n, each) for each in shifts(n)])
 
 
 def _half(k: int) -> dict[int, float]:

@@ -13,7 +13,8 @@ gossip for the neighbours. Nothing overlaps: in order A an implementation may
 send while it computes, which is not counted in its favour.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,10 @@ from prsgd_jax.base import (
 )
 
 TIERS = ('global', 'group', 'neighbour')
+# The ledger holds so many numbers at once, one for each replica and step: of
+# the costs, and of the times, which stay in a processor's cache.
+HELD = 2**24
+TIMED = 2**17
 
 
 class Link(NamedTuple):
@@ -155,60 +160,167 @@ def account(
     ValueError: if the network is not one of so many replicas.
   """
   network.check(num_replicas)
-  costs = algorithm.cost(shapes, num_replicas, np.arange(num_steps))
+  run = _run(algorithm, shapes, num_replicas, num_steps)
   gradients = np.zeros(num_steps + 1, np.int64)
   rounds = np.zeros(num_steps + 1, np.int64)
   by_tier: dict[str, np.ndarray] = {}
   decided = []
-  for sent in costs:
+  for sent, count in zip(run.costs, run.counts, strict=True):
+    done = np.concatenate([[0], np.cumsum(count)])
     if isinstance(sent, Work):
-      gradients[1:] += np.cumsum(sent.active.sum(axis=1))
-      continue
-    if sent.fires is None:
+      gradients += done
+    elif sent.fires is None:
       decided.append((sent.tier, sent.bytes_sent, network.seconds(sent)))
-      continue
-    if not sent.bytes_sent:
-      continue  # a group of one
-    done = np.concatenate([[0], np.cumsum(sent.fires)])
-    rounds += done
-    spent = by_tier.setdefault(sent.tier, np.zeros(num_steps + 1))
-    spent += done * sent.bytes_sent
+    elif sent.bytes_sent:  # not in a group of one
+      rounds += done
+      spent = by_tier.setdefault(sent.tier, np.zeros(num_steps + 1))
+      spent += done * sent.bytes_sent
   total = sum(by_tier.values(), np.zeros(num_steps + 1))
-  seconds = _clock(costs, network, num_replicas, num_steps)
+  seconds = (_together if _in_step(run, network) else _apart)(run, network)
   return Account(gradients, rounds, total, by_tier, seconds, tuple(decided))
 
 
-def _clock(
-  costs: tuple[Cost, ...], network: Network, num_replicas: int, num_steps: int
-) -> np.ndarray:
+class _Run(NamedTuple):
+  """The costs of a run, asked for in spans of steps.
+
+  Attributes:
+    costs: of the first span.
+    counts: for each cost how many replicas take a gradient at each step, or
+      whether it fires; int[num_steps] or bool[num_steps].
+    active: iterates over the activity of each `Work`, bool[b, N], in blocks of
+      b steps.
+    num_replicas: N.
+    num_steps: T.
+  """
+
+  costs: tuple[Cost, ...]
+  counts: list[np.ndarray]
+  active: Callable[[], Iterator[list[np.ndarray]]]
+  num_replicas: int
+  num_steps: int
+
+
+def _run(
+  algorithm: ReplicaTransformation,
+  shapes: Replica,
+  num_replicas: int,
+  num_steps: int,
+) -> _Run:
+  longest = max(HELD // num_replicas, 1)
+  spans = [
+    np.arange(begin, min(begin + longest, num_steps))
+    for begin in range(0, max(num_steps, 1), longest)
+  ]
+
+  # A run of one span, as most are, need not be asked twice.
+  @functools.lru_cache(1)
+  def costs_of(span: int) -> tuple[Cost, ...]:
+    return algorithm.cost(shapes, num_replicas, spans[span])
+
+  def count(cost: Cost) -> np.ndarray:
+    if isinstance(cost, Work):
+      return cost.active.sum(axis=1)
+    return np.zeros(0, bool) if cost.fires is None else cost.fires
+
+  def active() -> Iterator[list[np.ndarray]]:
+    for i, span in enumerate(spans):
+      work = [c.active for c in costs_of(i) if isinstance(c, Work)]
+      size = max(TIMED // (num_replicas * max(len(work), 1)), 1)
+      for begin in range(0, len(span), size):
+        yield [each[begin : begin + size] for each in work]
+
+  by_span = [list(map(count, costs_of(i))) for i in range(len(spans))]
+  counts = [np.concatenate(parts) for parts in zip(*by_span, strict=True)]
+  return _Run(costs_of(0), counts, active, num_replicas, num_steps)
+
+
+def _in_step(run: _Run, network: Network) -> bool:
+  """Whether all replicas always have the same time."""
+  work = [
+    count
+    for cost, count in zip(run.costs, run.counts, strict=True)
+    if isinstance(cost, Work)
+  ]
+  if not work:
+    return True
+  return (
+    not network.jitter
+    and len(set(network.speeds)) < 2
+    and all(np.isin(count, (0, run.num_replicas)).all() for count in work)
+  )
+
+
+def _together(run: _Run, network: Network) -> np.ndarray:
+  """float64[num_steps + 1]: the time of replicas that are in step."""
+  pace = _pace(network, run.num_replicas)[0]
+  lasts = np.zeros((run.num_steps, 1 + len(run.costs)))
+  for i, cost in enumerate(run.costs):
+    if isinstance(cost, Work):
+      lasts[:, i] = np.where(run.counts[i], pace, 0.0)
+    elif cost.fires is not None:
+      lasts[:, i] = np.where(run.counts[i], network.seconds(cost), 0.0)
+  ends = np.cumsum(lasts).reshape(lasts.shape)[:, -1]
+  return np.concatenate([[0.0], ends])
+
+
+def _apart(run: _Run, network: Network) -> np.ndarray:
   """float64[num_steps + 1]: when the last replica has done so many steps."""
   # Two generators: all algorithms meet the same slow steps.
   jitter = np.random.default_rng([network.seed, 0])
   draw = np.random.default_rng([network.seed, 1])
-  pace = network.step_time / np.array(network.speeds or [1.0] * num_replicas)
-  clock = np.zeros(num_replicas)
-  turns = [0] * len(costs)
-  seconds = np.zeros(num_steps + 1)
-  for t in range(num_steps):
-    for i, cost in enumerate(costs):
-      if isinstance(cost, Work):
-        noise = network.jitter * jitter.normal(size=num_replicas)
-        lasts = pace * np.exp(noise - network.jitter**2 / 2)
-        clock = clock + np.where(cost.active[t], lasts, 0.0)
-      elif cost.fires is not None and cost.fires[t]:
-        graphs = len(cost.waits)
-        turn = draw.integers(graphs) if cost.random else turns[i] % graphs
-        turns[i] += 1
-        clock = _wait(clock, cost.waits[turn]) + network.seconds(cost)
-    seconds[t + 1] = clock.max()
+  clock = np.zeros(run.num_replicas)
+  turns = [0] * len(run.costs)
+  seconds = np.zeros(run.num_steps + 1)
+  step = 0
+  for active in run.active():
+    lasts = _lasts(active, network, jitter)
+    ends = np.empty_like(lasts[0])
+    for t in range(len(ends)):
+      works = iter(lasts)
+      for i, cost in enumerate(run.costs):
+        if isinstance(cost, Work):
+          clock = clock + next(works)[t]
+        elif cost.fires is not None and run.counts[i][step + t]:
+          clock = _wait(clock, cost, turns[i], draw) + network.seconds(cost)
+          turns[i] += 1
+      ends[t] = clock
+    seconds[step + 1 : step + 1 + len(ends)] = ends.max(axis=1)
+    step += len(ends)
   return seconds
 
 
-def _wait(clock: np.ndarray, waits: np.ndarray) -> np.ndarray:
+def _lasts(
+  active: list[np.ndarray], network: Network, jitter: np.random.Generator
+) -> list[np.ndarray]:
+  """float64[b, N] for each `Work`, how long it takes every replica."""
+  num_steps, num_replicas = active[0].shape
+  lasts = _pace(network, num_replicas)
+  lasts = np.broadcast_to(lasts, (num_steps, len(active), num_replicas))
+  if network.jitter:
+    noise = network.jitter * jitter.normal(size=lasts.shape)
+    lasts = lasts * np.exp(noise - network.jitter**2 / 2)
+  return [np.where(each, lasts[:, i], 0.0) for i, each in enumerate(active)]
+
+
+def _pace(network: Network, num_replicas: int) -> np.ndarray:
+  """float64[N], seconds of a step."""
+  return network.step_time / np.array(network.speeds or [1.0] * num_replicas)
+
+
+def _wait(
+  clock: np.ndarray, sent: Traffic, turn: int, draw: np.random.Generator
+) -> np.ndarray:
   """When each replica and all that it waits for have come so far."""
-  if waits.all():
-    return np.full_like(clock, clock.max())
-  return np.maximum(clock, np.where(waits, clock, -np.inf).max(axis=1))
+  if sent.waits == 1:
+    return clock
+  if isinstance(sent.waits, int):
+    slowest = clock.reshape(-1, sent.waits).max(axis=1)
+    return np.repeat(slowest, sent.waits)
+  senders = sent.waits(turn, draw)
+  if isinstance(senders, tuple):
+    origin, begins = senders
+    return np.maximum.reduceat(clock[origin], begins)
+  return clock[senders].max(axis=0)
 
 
 def with_decided(

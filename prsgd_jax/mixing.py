@@ -1,43 +1,62 @@
 """WITH WHOM: mixings of the replicas, x_i <- sum_j W_ij x_j.
 
 A mixing knows three things of itself: how to apply W inside the mapped program,
-W as a NumPy matrix, and what one application sends. Some have several W, which
+W as a sparse matrix, and what one application sends. Some have several W, which
 take turns or are drawn by chance. The graphs with names are in `graphs.py`.
 """
 
 from collections.abc import Callable, Sequence
 import functools
 import operator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse import csr_array
 
 from prsgd_jax import collectives
 from prsgd_jax.base import (
   Array,
   ArrayTree,
   Context,
+  Senders,
   Traffic,
   over_block,
 )
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.matrices import check_stochastic, links, of_size, permutations
+from prsgd_jax.decoding import (
+  Decode,
+  combine_codes,
+  combine_codes_alike,
+  mean_codes,
+)
+from prsgd_jax.matrices import (
+  Weights,
+  busiest,
+  check_stochastic,
+  entries,
+  from_groups,
+  listed,
+  of_size,
+  permutations,
+  senders,
+)
 
-# One replica's codes -> its tree of floats.
-Decode = Callable[[ArrayTree], ArrayTree]
+# The ledger keeps the links of so many W at once.
+KEPT = 1024
 
 
 class Message(NamedTuple):
   """What one replica sends when a payload is mixed once.
 
-  Where they do not all send the same, what the one that sends most does.
+  Where they do not all send the same, what the one that sends most does; of
+  links that are drawn, the expected number.
   """
 
   bytes_sent: float
-  latencies: int
+  latencies: float
   tier: str
 
 
@@ -59,20 +78,28 @@ class Mixing(NamedTuple):
   Attributes:
     apply: applies W; of the context it reads `replica`, and where there are
       several W `shared_key`, or `round`.
-    matrices: `num_replicas -> float64[K, N, N]`, the W that `apply` uses;
-      raises `ValueError` where the mixing does not fit that many replicas.
+    weights: `num_replicas -> Weights`, the W that `apply` uses, sparse and made
+      when they are asked for; raises `ValueError` where the mixing does not fit
+      that many replicas.
     message: `(payload_bytes, num_replicas) -> Message`, replicas counted as
       machines.
     coded_message: the same for codes, which cannot be added up on the way.
-    random: whether each round draws one of the W, all equally likely; otherwise
-      they take turns.
+    random: whether each round draws one of the W; otherwise they take turns.
   """
 
   apply: Apply
-  matrices: Callable[[int], np.ndarray]
+  weights: Callable[[int], Weights]
   message: Callable[[float, int], Message]
   coded_message: Callable[[float, int], Message]
   random: bool = False
+
+  def matrices(self, num_replicas: int) -> np.ndarray:
+    """Returns all W, float64[K, N, N]; in turn, or equally likely if random.
+
+    Raises:
+      ValueError: as `weights`, or if the W are too many to list.
+    """
+    return self.weights(num_replicas).dense()
 
 
 def mean() -> Mixing:
@@ -88,10 +115,10 @@ def mean() -> Mixing:
     if decode is None:
       return collectives.replica_mean(tree)
     n = collectives.num_replicas(tree)
-    return _combine_codes_alike(np.full(n, 1 / n), tree, context, decode)
+    return combine_codes_alike(np.full(n, 1 / n), tree, context, decode)
 
-  def matrices(num_replicas: int) -> np.ndarray:
-    return np.full((1, num_replicas, num_replicas), 1 / num_replicas)
+  def weights(num_replicas: int) -> Weights:
+    return _groups(num_replicas, num_replicas)
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_reduce(payload_bytes, num_replicas, 'global')
@@ -99,7 +126,7 @@ def mean() -> Mixing:
   def coded_message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_gather(payload_bytes, num_replicas, 'global')
 
-  return Mixing(apply, matrices, message, coded_message)
+  return Mixing(apply, weights, message, coded_message)
 
 
 def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
@@ -113,8 +140,8 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
     weights: w, float[N], positive; only their ratios matter.
 
   Raises:
-    ValueError: if a weight is not a finite number > 0; from `matrices`, if
-      there is not one for each replica.
+    ValueError: if a weight is not a finite number > 0; from `Mixing.weights`,
+      if there is not one for each replica.
 
   Example:
     >>> weighted_mean([1, 3]).matrices(2)[0].tolist()
@@ -132,20 +159,24 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
     tree: ArrayTree, context: Context, decode: Decode | None = None
   ) -> ArrayTree:
     if decode is not None:
-      return _combine_codes_alike(row, tree, context, decode)
+      return combine_codes_alike(row, tree, context, decode)
     mine = jnp.asarray(row)[context.replica]
     weighted = jax.tree.map(
       lambda x: over_block(operator.mul)(mine.astype(x.dtype), x), tree
     )
     return collectives.replica_sum(weighted)
 
-  def matrices(num_replicas: int) -> np.ndarray:
+  def of_number(num_replicas: int) -> Weights:
     if len(row) != num_replicas:
       raise ValueError(
         f'weights must have one number for each of the {num_replicas} '
         f'replicas, got {len(row)}'
       )
-    return np.tile(row, (1, num_replicas, 1))
+    return Weights(
+      lambda turn: csr_array(np.tile(row, (num_replicas, 1))),
+      sums=(True, np.allclose(num_replicas * row, 1, rtol=0, atol=1e-6)),
+      waits=num_replicas,
+    )
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_reduce(payload_bytes, num_replicas, 'global')
@@ -153,43 +184,44 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
   def coded_message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_gather(payload_bytes, num_replicas, 'global')
 
-  return Mixing(apply, matrices, message, coded_message)
+  return Mixing(apply, of_number, message, coded_message)
 
 
 def group_mean(size: int) -> Mixing:
   """The mean of each group of `size` consecutive replicas (Hier-AVG's S).
 
   The message is a ring all-reduce on the links inside a group; that of a group
-  of all replicas is that of `mean`.
+  of all replicas is that of `mean`. Codes are gathered inside a group: S - 1
+  payloads in S - 1 latencies.
 
   Raises:
-    ValueError: if `size` is not an integer >= 1; from `matrices`, if it does
-      not divide the number of replicas; from `apply`, if it is given codes.
+    ValueError: if `size` is not an integer >= 1; from `Mixing.weights`, if it
+      does not divide the number of replicas.
   """
   size = check_positive_int('group_size', size)
 
   def apply(
     tree: ArrayTree, context: Context, decode: Decode | None = None
   ) -> ArrayTree:
-    del context
-    if decode is not None:
-      raise ValueError('group_mean does not carry codes; use pr.mean()')
-    return collectives.replica_group_mean(tree, size)
+    if decode is None:
+      return collectives.replica_group_mean(tree, size)
+    return mean_codes(tree, size, context, decode)
 
-  def matrices(num_replicas: int) -> np.ndarray:
+  def weights(num_replicas: int) -> Weights:
     if num_replicas % size:
       raise ValueError(
         f'group_size must divide the {num_replicas} replicas, got {size}; '
         f'use one of {_divisors(num_replicas)}'
       )
-    group = np.full((size, size), 1 / size)
-    return np.kron(np.eye(num_replicas // size), group)[None]
+    return _groups(num_replicas, size)
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
-    tier = 'global' if size == num_replicas else 'group'
-    return _all_reduce(payload_bytes, size, tier)
+    return _all_reduce(payload_bytes, size, _tier(size, num_replicas))
 
-  return Mixing(apply, matrices, message, message)
+  def coded_message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_gather(payload_bytes, size, _tier(size, num_replicas))
+
+  return Mixing(apply, weights, message, coded_message)
 
 
 def dense(matrix: np.ndarray) -> Mixing:
@@ -204,8 +236,8 @@ def dense(matrix: np.ndarray) -> Mixing:
 
   Raises:
     ValueError: if the matrix is not square, not finite, or neither its rows nor
-      its columns sum to one; from `matrices`, if it is not of the number of
-      replicas.
+      its columns sum to one; from `Mixing.weights`, if it is not of the number
+      of replicas.
   """
   weights = check_stochastic(matrix)
 
@@ -213,7 +245,7 @@ def dense(matrix: np.ndarray) -> Mixing:
     tree: ArrayTree, context: Context, decode: Decode | None = None
   ) -> ArrayTree:
     if decode is not None:
-      return _combine_codes(jnp.asarray(weights)[context.replica], tree, decode)
+      return combine_codes(jnp.asarray(weights)[context.replica], tree, decode)
 
     def combine(x: Array) -> Array:
       rows = jnp.asarray(weights, x.dtype)[context.replica]
@@ -229,7 +261,9 @@ def dense(matrix: np.ndarray) -> Mixing:
 
 
 def sparse(
-  matrices: Callable[[int], np.ndarray], *, random: bool = False
+  weights: Callable[[int], Weights | np.ndarray | Sequence[csr_array]],
+  *,
+  random: bool = False,
 ) -> Mixing:
   """Matrices W applied by sending along their non-zero entries alone.
 
@@ -239,104 +273,90 @@ def sparse(
   degree. Several W are a switch over the static ones.
 
   Args:
-    matrices: `num_replicas -> float64[K, N, N]`.
+    weights: `num_replicas -> Weights` with a `number`, or -> the W themselves,
+      such as float64[K, N, N].
     random: whether each round draws one of the K, or they take turns.
   """
+
+  @functools.cache
+  def made(num_replicas: int) -> Weights:
+    found = weights(num_replicas)
+    return found if isinstance(found, Weights) else listed(found)
 
   def apply(
     tree: ArrayTree, context: Context, decode: Decode | None = None
   ) -> ArrayTree:
     if not jax.tree.leaves(tree):
       return tree
-    choices = matrices(collectives.num_replicas(tree))
     branches = [
-      functools.partial(_send_and_add, weights, context.replica, decode)
-      for weights in choices
+      functools.partial(_send_and_add, matrix, context.replica, decode)
+      for matrix in made(collectives.num_replicas(tree)).each()
     ]
     if len(branches) == 1:
       return branches[0](tree)
+    turn: Array | int = context.round % len(branches)
     if random:
-      # int32 whether or not x64 is enabled, or the draws would differ.
-      turn: Array | int = jax.random.randint(
-        context.shared_key, (), 0, len(branches), jnp.int32
-      )
-    else:
-      turn = context.round % len(branches)
+      turn = draw_turn(context.shared_key, len(branches))
     return lax.switch(turn, branches, tree)
 
-  def message(payload_bytes: float, num_replicas: int) -> Message:
-    sent = links(matrices(num_replicas))
-    most_sent, most_received = (int(sent.sum(axis).max()) for axis in (1, 2))
-    messages = max(most_sent, most_received)
-    return Message(most_sent * payload_bytes, messages, 'neighbour')
+  @functools.cache
+  def most(num_replicas: int) -> tuple[int, int]:
+    counts = [busiest(matrix) for matrix in made(num_replicas).each()]
+    sent, received = np.max(counts, axis=0).tolist()
+    return sent, max(sent, received)
 
-  return Mixing(apply, matrices, message, message, random)
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    sent, messages = most(num_replicas)
+    return Message(sent * payload_bytes, messages, 'neighbour')
+
+  return Mixing(apply, made, message, message, random)
+
+
+def draw_turn(key: Array, count: int, shape: tuple[int, ...] = ()) -> Array:
+  """Returns one of 0 .. count - 1, all equally likely."""
+  # int32 whether or not x64 is enabled, or the draws would differ.
+  return jax.random.randint(key, shape, 0, count, jnp.int32)
 
 
 def _send_and_add(
-  weights: np.ndarray,
+  weights: csr_array,
   replica: Array,
   decode: Decode | None,
   tree: ArrayTree,
 ) -> ArrayTree:
   """sum_j W_ij x_j of this block, one message after the other."""
   unpack = over_block(decode) if decode is not None else lambda tree: tree
-  index = np.arange(len(weights))
 
-  def weighted(tree: ArrayTree, source: np.ndarray) -> ArrayTree:
-    present = np.where(source < 0, 0.0, weights[index, source])
-    if len(set(present.tolist())) == 1:
-      scale = functools.partial(operator.mul, float(present[0]))
-      return jax.tree.map(scale, unpack(tree))
-    mine = jnp.asarray(present)[replica]
-
-    def scale_own(x: Array) -> Array:
-      scaled = over_block(operator.mul)(mine.astype(x.dtype), x)
-      # What nobody sent need not be finite once decoded.
-      return over_block(jnp.where)(mine != 0, scaled, jnp.zeros_like(x))
-
-    return jax.tree.map(scale_own, unpack(tree))
+  def weighted(tree: ArrayTree, present: np.ndarray) -> ArrayTree:
+    return scaled_rows(unpack(tree), present, replica)
 
   terms = [
-    weighted(collectives.permute(tree, source), source)
+    weighted(collectives.permute(tree, source), entries(weights, source))
     for source in permutations(weights)
   ]
-  if weights.diagonal().any() or not terms:
-    terms = [weighted(tree, index), *terms]
+  own = weights.diagonal()
+  if own.any() or not terms:
+    terms = [weighted(tree, own), *terms]
   return jax.tree.map(lambda *xs: functools.reduce(operator.add, xs), *terms)
 
 
-def _combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
-  """`rows[r] . decoded` with all replicas' codes, decoded one by one."""
-  gathered = collectives.all_gather(codes)
-
-  def code(j: Array | int) -> ArrayTree:
-    return jax.tree.map(
-      lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), gathered
-    )
-
-  def add(j: Array, total: ArrayTree) -> ArrayTree:
-    def weighted(x: Array) -> Array:
-      return jax.vmap(lambda w: w * x)(rows[:, j].astype(x.dtype))
-
-    return jax.tree.map(lambda y, x: y + weighted(x), total, decode(code(j)))
-
-  zero = jax.tree.map(
-    lambda x: jnp.zeros((rows.shape[0], *x.shape), x.dtype),
-    jax.eval_shape(lambda: decode(code(0))),
-  )
-  return lax.fori_loop(0, rows.shape[1], add, zero)
-
-
-def _combine_codes_alike(
-  row: np.ndarray, codes: ArrayTree, context: Context, decode: Decode
+def scaled_rows(
+  tree: ArrayTree, scale: np.ndarray, replica: Array
 ) -> ArrayTree:
-  """`row . decoded`, the same on all replicas of the block."""
-  once = _combine_codes(jnp.asarray(row[None]), codes, decode)
-  block = context.replica.shape[0]
-  return jax.tree.map(
-    lambda x: jnp.broadcast_to(x, (block, *x.shape[1:])), once
-  )
+  """Multiplies what each replica holds by its own number of float64[N].
+
+  Where that is 0 the result is 0, whatever the replica holds: what nobody sent
+  need not be finite once decoded.
+  """
+  if len(set(scale.tolist())) == 1:
+    return jax.tree.map(functools.partial(operator.mul, float(scale[0])), tree)
+  mine = jnp.asarray(scale)[replica]
+
+  def scale_own(x: Array) -> Array:
+    scaled = over_block(operator.mul)(mine.astype(x.dtype), x)
+    return over_block(jnp.where)(mine != 0, scaled, jnp.zeros_like(x))
+
+  return jax.tree.map(scale_own, tree)
 
 
 def traffic(
@@ -356,11 +376,47 @@ def traffic(
     steps: the steps, an integer array.
     coded: whether the payload is codes, which are not added up on the way.
   """
-  fires = np.ones(len(steps), bool)
-  waits = mixing.matrices(num_replicas) != 0
   message = mixing.coded_message if coded else mixing.message
   sent = message(payload, num_replicas)
-  return Traffic(fires, *sent, waits, mixing.random)
+  return Traffic(np.ones(len(steps), bool), *sent, _waits(mixing, num_replicas))
+
+
+def _waits(
+  mixing: Mixing, num_replicas: int
+) -> int | Callable[[int, np.random.Generator], Senders]:
+  made = mixing.weights(num_replicas)
+  if made.waits is not None:
+    return made.waits
+  if made.number == 1:
+    fixed = made.matrix(0)
+    if fixed.nnz == num_replicas**2:
+      return num_replicas
+    table = senders(fixed)
+    return lambda turn, generator: table
+
+  def of(turn: Any) -> Senders:
+    return senders(made.matrix(turn))
+
+  number = made.number
+  if number is None:
+    return lambda turn, generator: of(made.draw_turn(generator))
+  kept = functools.lru_cache(KEPT)(of)
+  if mixing.random:
+    return lambda turn, generator: kept(made.draw_turn(generator))
+  return lambda turn, generator: kept(turn % number)
+
+
+def _groups(num_replicas: int, size: int) -> Weights:
+  """W of the mean of each group of `size` consecutive replicas."""
+  return Weights(
+    lambda turn: from_groups(np.arange(num_replicas).reshape(-1, size)),
+    sums=(True, True),
+    waits=size,
+  )
+
+
+def _tier(size: int, num_replicas: int) -> str:
+  return 'global' if size == num_replicas else 'group'
 
 
 def _all_reduce(payload: float, size: int, tier: str) -> Message:

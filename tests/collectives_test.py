@@ -152,6 +152,89 @@ class ShiftTest(parameterized.TestCase):
         self.assertNotEqual(source, target)
 
 
+def run_by(num_replicas, num_devices, primitive, arguments):
+  """As `run`, with arguments that are known at run time only."""
+  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  fn, placed = mesh.map(primitive), mesh.place(data(num_replicas))
+  return [
+    mesh.gather(fn(placed, mesh.replicate(np.int32(argument))))
+    for argument in arguments
+  ]
+
+
+class ShiftByTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_is_the_shift_of_that_length(self, n, d):
+    shifts = range(n)
+    for k, out in zip(shifts, run_by(n, d, collectives.shift_by, shifts)):
+      want = expected(lambda x, k=k: np.roll(x, k, axis=0))(n)
+      jax.tree.map(np.testing.assert_array_equal, out, want)
+
+  @parameterized.parameters((8, 8, 1), (8, 4, 2), (12, 3, 2), (8, 1, 0))
+  def test_a_branch_sends_whole_blocks_to_two_devices(self, n, d, most):
+    found = messages(
+      n,
+      d,
+      lambda x: collectives.shift_by(x, jnp.int32(3) * x[0, 0].astype(int)),
+    )
+    for sent in found:
+      self.assertEqual(sent.name, 'ppermute')
+      self.assertEqual(sent.operands[0].shape, (n // d, 5))
+      self.assertTrue(all(a != b for a, b in sent.params['perm']))
+    # One of the D branches keeps a block, and its neighbour the other one.
+    self.assertLen(found, most * (d - 1))
+
+
+class MeetTest(parameterized.TestCase):
+  LAYOUTS = (
+    (2, 1), (2, 2), (4, 2), (6, 2), (6, 3), (8, 1), (8, 2), (8, 4), (8, 8),
+    (12, 4), (18, 3), (30, 5),
+  )  # fmt: skip
+
+  @parameterized.parameters(*LAYOUTS)
+  def test_receives_what_the_partner_holds(self, n, d):
+    rounds = range(n - 1)
+    for r, out in zip(rounds, run_by(n, d, collectives.meet, rounds)):
+      partner = collectives.partner(np.arange(n), r, n)
+      want = expected(lambda x, p=partner: x[p])(n)
+      jax.tree.map(np.testing.assert_array_equal, out, want)
+
+  @parameterized.parameters(2, 4, 8, 14)
+  def test_every_pair_meets_once(self, n):
+    met = np.zeros((n, n), int)
+    for r in range(n - 1):
+      partner = collectives.partner(np.arange(n), r, n)
+      np.testing.assert_array_equal(partner[partner], np.arange(n))
+      met[np.arange(n), partner] += 1
+    np.testing.assert_array_equal(met, 1 - np.eye(n))
+
+  def test_draws_are_those_of_the_circle_method(self):
+    # Written out: rounds are as they were when each was a matrix.
+    want = [
+      [5, 4, 3, 2, 1, 0], [1, 0, 4, 5, 2, 3], [2, 5, 0, 4, 3, 1],
+      [3, 2, 1, 0, 5, 4], [4, 3, 5, 1, 0, 2],
+    ]  # fmt: skip
+    got = [collectives.partner(np.arange(6), r, 6).tolist() for r in range(5)]
+    self.assertEqual(got, want)
+
+
+class GroupGatherTest(parameterized.TestCase):
+  @parameterized.named_parameters(every_layout())
+  def test_rows_of_the_group_are_there_in_order(self, n, d):
+    mesh = pr.ReplicaMesh(n, d)
+    for size in (s for s in range(1, n + 1) if n % s == 0):
+
+      def fn(x, size=size):
+        rows, starts, group = collectives.group_gather(
+          x, mesh.replica_index(), size
+        )
+        return rows[starts[group][:, None] + jnp.arange(size)]
+
+      got = mesh.gather(mesh.map(fn)(mesh.place(np.arange(n))))
+      groups = np.arange(n).reshape(-1, size)
+      np.testing.assert_array_equal(got, np.repeat(groups, size, axis=0))
+
+
 class PermuteTest(parameterized.TestCase):
   @parameterized.named_parameters(every_layout())
   def test_replica_receives_from_its_source(self, n, d):

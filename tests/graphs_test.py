@@ -12,6 +12,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax import mixing as mixings
+from prsgd_jax.matrices import of_size
 from tests import harness, reference
 
 # Its links are neither symmetric nor alike for two replicas.
@@ -60,7 +61,7 @@ def rounds(mixing, n, d, tree, decode=None, num_rounds=8):
 
   def fn(tree, seed, turn):
     key = jax.random.key(seed, impl='threefry2x32')
-    context = harness.bare_context(mesh, turn)._replace(shared_key=key)
+    context = harness.bare_context(mesh)._replace(shared_key=key, round=turn)
     return mixing.apply(tree, context, decode)
 
   mapped, placed = mesh.map(fn), mesh.place(tree)
@@ -145,8 +146,7 @@ class EveryGraphTest(parameterized.TestCase):
 
   @parameterized.parameters(
     'ring', 'torus', 'hypercube', 'star', 'complete', 'erdos_renyi', 'path',
-    'random_matching', 'random_matching_on_a_path',
-  )  # fmt: skip
+    )  # fmt: skip
   def test_undirected_graphs_are_symmetric(self, name):
     make, ns = TABLE[name]
     matrices = make().matrices(ns[-1])
@@ -163,7 +163,8 @@ class EveryGraphTest(parameterized.TestCase):
 
   @parameterized.parameters(
     pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
-    pr.one_peer_exponential, pr.random_matching, pr.random_neighbour,
+    pr.one_peer_exponential, pr.random_matching,
+    pr.random_neighbour,
   )  # fmt: skip
   def test_two_replicas_have_one_link(self, make):
     matrices = make().matrices(2)
@@ -280,6 +281,59 @@ class DrawsTest(parameterized.TestCase):
       np.testing.assert_array_equal(got, mixing.matrices(8)[k])
 
 
+class ManyReplicasTest(parameterized.TestCase):
+  """The size of a program does not grow with N, but with the devices."""
+
+  def program(self, make, n, d):
+    mesh = pr.ReplicaMesh(n, d)
+    fn = mesh.map(lambda x: make().apply(x, harness.bare_context(mesh)))
+    jaxpr = jax.make_jaxpr(fn)(jnp.zeros((d, n // d, 2))).jaxpr
+    equations = [eqn for eqn, _ in harness.equations(jaxpr)]
+    branches = [
+      len(eqn.params['branches'])
+      for eqn in equations
+      if eqn.primitive.name == 'cond'
+    ]
+    return len(equations), branches
+
+  @parameterized.parameters(
+    pr.random_matching, pr.random_neighbour,
+    pr.ring, pr.torus, pr.hypercube, pr.exponential, pr.one_peer_exponential,
+
+  )  # fmt: skip
+  def test_on_one_device(self, make):
+    count, branches = self.program(make, 1024, 1)
+    self.assertLess(count, 400)
+    self.assertLess(max(branches, default=0), 20)
+
+  @parameterized.parameters(
+    (pr.random_matching, [4, 4]), (pr.random_neighbour, [4])
+  )
+  def test_one_branch_for_each_device(self, make, branches):
+    for n in (8, 64, 1024):
+      self.assertEqual(self.program(make, n, 4)[1], branches)
+
+  @parameterized.parameters(
+    (64, 1), (64, 2), (64, 8), (30, 5), (1024, 1), (1024, 4)
+  )
+  def test_matchings_are_matchings(self, n, d):
+    mesh = pr.ReplicaMesh(n, d)
+    draw = functools.partial(jax.random.randint, shape=(), minval=0)
+
+    def fn(x, seed):
+      key = jax.random.key(seed, impl='threefry2x32')
+      context = harness.bare_context(mesh)._replace(shared_key=key)
+      return pr.random_matching().apply(x, context)
+
+    mapped, weights = mesh.map(fn), pr.random_matching().weights(n)
+    x = mesh.place(np.arange(n, dtype=np.float32))
+    for t in range(6):
+      key = jax.random.key(t, impl='threefry2x32')
+      turn = int(draw(key, maxval=n - 1, dtype=jnp.int32))
+      got = mesh.gather(mapped(x, mesh.replicate(np.int32(t))))
+      np.testing.assert_array_equal(got, weights.matrix(turn) @ np.arange(n))
+
+
 class SparsityTest(parameterized.TestCase):
   """One replica per device: what is sent is the edges, each once."""
 
@@ -288,7 +342,7 @@ class SparsityTest(parameterized.TestCase):
     mixing = ALL[name][0]()
     mesh = pr.ReplicaMesh(n, n)
     for weights in mixing.matrices(n):
-      fixed = mixings.sparse(lambda n, w=weights: w[None])
+      fixed = mixings.sparse(of_size(weights))
       fn = mesh.map(lambda x, w=fixed: w.apply(x, harness.bare_context(mesh)))
       found = harness.collectives_of(fn, jnp.zeros((n, 1, 5)))
       links = links_of(weights)

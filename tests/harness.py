@@ -130,6 +130,22 @@ def from_host(mesh, host):
   return placed.replace(key=key)
 
 
+def waits_of(sent, num_replicas, turn=0, generator=None):
+  """bool[N, N], whether replica i waits for j, of a `Traffic` in one round."""
+  index = np.arange(num_replicas)
+  if isinstance(sent.waits, int):
+    return index[:, None] // sent.waits == index // sent.waits
+  waits = np.zeros((num_replicas, num_replicas), bool)
+  senders = sent.waits(turn, generator)
+  if isinstance(senders, tuple):
+    origin, begins = senders
+    counts = np.diff(np.append(begins, len(origin)))
+    waits[np.repeat(index, counts), origin] = True
+  else:
+    waits[index, senders] = True
+  return waits
+
+
 def bare_context(mesh, step=0):
   """What a mixing may read, inside a mapped function; no loss."""
   keys = jax.random.split(jax.random.key(0), mesh.num_replicas)

@@ -1,5 +1,7 @@
 """Rounds and bytes: by hand, and against the collectives that are run."""
 
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
@@ -240,6 +242,112 @@ class ModelledTimeTest(parameterized.TestCase):
       seconds(_chain(), 1, **network)
 
 
+def naive_clock(costs, waits_of_round, num_steps, network):
+  """seconds[num_steps + 1] of machines that look at each other one by one.
+
+  `waits_of_round(i, turn)` is bool[N, N] of the i-th cost.
+  """
+  noise = np.random.default_rng([network.seed, 0])
+  pace = network.step_time / np.array(network.speeds or [1.0] * N)
+  clock, turns, seconds = [0.0] * N, [0] * len(costs), [0.0]
+  for t in range(num_steps):
+    for i, cost in enumerate(costs):
+      if isinstance(cost, pr.Work):
+        draws = noise.normal(size=N) * network.jitter - network.jitter**2 / 2
+        for r in range(N):
+          if cost.active[t, r]:
+            clock[r] += pace[r] * np.exp(draws[r])
+      elif cost.fires[t]:
+        waits = waits_of_round(i, turns[i])
+        turns[i] += 1
+        clock = [
+          max(clock[j] for j in range(N) if waits[r, j] or j == r)
+          + network.seconds(cost)
+          for r in range(N)
+        ]
+    seconds.append(max(clock))
+  return seconds
+
+
+class NaiveClockTest(parameterized.TestCase):
+  """The clock does what a loop over steps and pairs of replicas does."""
+
+  T = 60
+  SPEEDS = (1.0, 2.0, 4.0, 4.0, 2.0, 1.0, 1.0, 3.0)
+
+  @parameterized.product(
+    mixing=(
+      pr.mean, pr.ring, pr.star, pr.one_peer_exponential,
+      lambda: pr.group_mean(2), lambda: pr.dense(np.eye(N)),
+    ),
+    network=(
+      {}, {'jitter': 0.4}, {'speeds': SPEEDS},
+      {'speeds': SPEEDS, 'jitter': 0.4, 'seed': 2},
+    ),
+  )  # fmt: skip
+  def test_of_graphs_that_take_turns(self, mixing, network):
+    stages = (pr.gradient(), pr.at(pr.every(3), pr.sync(mixing())))
+    matrices = mixing().matrices(N) != 0
+    network = pr.Network(**network)
+    got, costs = self.account(pr.chain(*stages), network)
+    want = naive_clock(
+      costs, lambda i, turn: matrices[turn % len(matrices)], self.T, network
+    )
+    np.testing.assert_array_equal(got.seconds, want)
+
+  @parameterized.parameters(
+    (pr.random_matching, lambda k: pr.random_matching().matrices(N)[k]),
+    (pr.random_neighbour, lambda k: pr.random_neighbour().matrices(N)[k]),
+  )
+  def test_of_graphs_drawn_by_chance(self, mixing, weights):
+    network = pr.Network(jitter=0.4, seed=5)
+    stages = pr.chain(pr.gradient(), pr.sync(mixing()))
+    got, costs = self.account(stages, network)
+    draw = np.random.default_rng([network.seed, 1])
+    drawn = [int(draw.integers(N - 1)) for _ in range(self.T)]
+    want = naive_clock(
+      costs, lambda i, turn: weights(drawn[turn]) != 0, self.T, network
+    )
+    np.testing.assert_array_equal(got.seconds, want)
+
+  @parameterized.parameters(1, 7, 2 * N)
+  def test_how_much_is_held_at_once_changes_nothing(self, held):
+    # Active steps that differ, so that the ledger asks for them again.
+    algorithm = pr.chain(
+      pr.where(pr.first_steps((1, 3) * (N // 2)), pr.step(SGD)),
+      pr.sync(pr.random_matching()),
+    )
+    network = pr.Network(jitter=0.4)
+    want, _ = self.account(algorithm, network)
+    with mock.patch.multiple(pr.ledger, HELD=held, TIMED=held):
+      got, _ = self.account(algorithm, network)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+  def account(self, algorithm, network):
+    _, state = create(algorithm)
+    shapes = pr.replica_shapes(state)
+    costs = algorithm.cost(shapes, N, np.arange(self.T))
+    return pr.account(algorithm, shapes, N, self.T, network), costs
+
+
+class ManyReplicasTest(parameterized.TestCase):
+  """N = 1024: nothing of the size of K N^2, or of T N^2, is made."""
+
+  SIZE = 1024
+
+  @parameterized.parameters(
+    pr.mean, pr.ring, pr.one_peer_exponential, pr.random_matching,
+    pr.random_neighbour, pr.torus,
+    pr.exponential, pr.hypercube, pr.star, lambda: pr.group_mean(32),
+  )  # fmt: skip
+  def test_can_be_accounted_for(self, make):
+    shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    algorithm = pr.chain(pr.gradient(), pr.sync(make()))
+    got = pr.account(algorithm, shapes, self.SIZE, 50, pr.Network(jitter=0.1))
+    self.assertEqual(got.rounds[-1], 50)
+    self.assertGreater(got.seconds[-1], 50 * pr.ledger.NETWORK.step_time)
+
+
 def program_bytes(jaxpr):
   """Bytes that one replica sends in a program at V = 1, by the convention.
 
@@ -291,8 +399,8 @@ class CollectivesTest(parameterized.TestCase):
     train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
     program = jax.make_jaxpr(train_steps)(state, batch)
     costs = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
-    sent = [c.bytes_sent for c in costs if isinstance(c, pr.Traffic)]
-    self.assertAlmostEqual(program_bytes(program.jaxpr), sum(sent))
+    sent = sum(c.bytes_sent for c in costs if isinstance(c, pr.Traffic))
+    self.assertAlmostEqual(program_bytes(program.jaxpr), sent)
 
   @parameterized.parameters(
     'pr_sgd', 'k_avg', 'hier_avg', 'diloco', 'post_local'

@@ -53,8 +53,8 @@ class CheckTest(parameterized.TestCase):
 
   def test_matrices_are_of_their_own_size(self):
     one, two = np.eye(3), np.stack([np.eye(3), shift(3, 1)])
-    self.assertEqual(matrices.of_size(one)(3).shape, (1, 3, 3))
-    np.testing.assert_array_equal(matrices.of_size(two)(3), two)
+    self.assertEqual(matrices.of_size(one)(3).dense().shape, (1, 3, 3))
+    np.testing.assert_array_equal(matrices.of_size(two)(3).dense(), two)
     with self.assertRaisesRegex(ValueError, r'\[4, 4\].*got \(3, 3\)'):
       matrices.of_size(one)(4)
 
@@ -80,6 +80,81 @@ class ConnectedTest(parameterized.TestCase):
       matrices.check_connected(given)
 
 
+def checked(matrix):
+  """The matrix of a sparse one, whose rows are sorted and have no zeros."""
+  assert matrix.data.all()
+  assert all(
+    (np.diff(row) > 0).all()
+    for row in np.split(matrix.indices, matrix.indptr[1:-1])
+  )
+  return matrix.toarray()
+
+
+class SparseTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (6, {0: 0.5, 2: 0.5}),
+    (2, {0: 1 / 3, 1: 1 / 3, -1: 1 / 3}),  # one neighbour on both sides
+    (1, {0: 0.5, 1: 0.25, -1: 0.25}),
+    (5, {0: 0.0, 1: 0.5, -1: 0.5}),
+  )
+  def test_circulant(self, n, shifts):
+    want = sum(w * np.roll(np.eye(n), k, axis=0) for k, w in shifts.items())
+    np.testing.assert_allclose(
+      checked(matrices.circulant(n, shifts)), want, atol=1e-15
+    )
+
+  def test_pairs(self):
+    got = matrices.pairs(np.array([1, 0, 2, 4, 3]))
+    want = np.zeros((5, 5))
+    want[:2, :2] = want[3:, 3:] = 0.5
+    want[2, 2] = 1
+    np.testing.assert_array_equal(got.toarray(), want)
+
+  def test_groups(self):
+    got = matrices.from_groups(np.array([[0, 3], [1, 2]]))
+    want = np.zeros((4, 4))
+    want[np.ix_([0, 3], [0, 3])] = want[1:3, 1:3] = 0.5
+    np.testing.assert_array_equal(checked(got), want)
+
+  @parameterized.parameters(range(5))
+  def test_entries(self, seed):
+    rng = np.random.default_rng(seed)
+    dense = rng.normal(size=(6, 6)) * random_links(6, seed)[:6, :6]
+    source = rng.integers(-1, 6, 6)
+    got = matrices.entries(matrices.listed([dense]).matrix(0), source)
+    want = np.where(source < 0, 0, dense[np.arange(6), source])
+    np.testing.assert_array_equal(got, want)
+
+  @parameterized.parameters(
+    (reference.ring_weights(6),),
+    (star(40),),  # too unlike for a table
+    (np.eye(3),),
+    (shift(5, 2),),  # not even its own
+    *((random_links(n, seed),) for n in (3, 9, 30) for seed in range(3)),
+  )
+  def test_senders_are_the_links_and_oneself(self, weights):
+    clock = np.random.default_rng(0).normal(size=len(weights))
+    found = matrices.senders(matrices.listed([weights]).matrix(0))
+    if isinstance(found, tuple):
+      got = np.maximum.reduceat(clock[found[0]], found[1])
+    else:
+      got = clock[found].max(axis=0)
+    waits = (weights != 0) | np.eye(len(weights), dtype=bool)
+    want = np.where(waits, clock, -np.inf).max(axis=1)
+    np.testing.assert_array_equal(got, want)
+
+  def test_a_star_is_no_table(self):
+    found = matrices.senders(matrices.listed([star(1000)]).matrix(0))
+    self.assertLen(found[0], 1000 + 2 * 999)
+
+  def test_sums_of_all_matrices(self):
+    rows = np.array([[0.5, 0.5], [0.0, 1.0]])
+    self.assertTrue(matrices.listed([rows]).sum_to_one(1))
+    self.assertFalse(matrices.listed([rows]).sum_to_one(0))
+    self.assertFalse(matrices.listed([rows, rows.T]).sum_to_one(1))
+    self.assertTrue(matrices.listed([rows, np.eye(2)]).sum_to_one(1))
+
+
 class PermutationsTest(parameterized.TestCase):
   @parameterized.parameters(
     (np.eye(4), 0),
@@ -92,7 +167,7 @@ class PermutationsTest(parameterized.TestCase):
   )
   def test_every_link_is_sent_once(self, weights, degree):
     rounds = matrices.permutations(weights)
-    linked = matrices.links(weights)
+    linked = (weights != 0) & ~np.eye(len(weights), dtype=bool)
     sent = np.zeros(weights.shape, int)
     for source in rounds:
       receivers = np.flatnonzero(source >= 0)

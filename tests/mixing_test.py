@@ -235,9 +235,34 @@ class CodesTest(parameterized.TestCase):
     out, _ = self.apply(pr.mean(), num_devices)
     np.testing.assert_array_equal(out, np.broadcast_to(out[0], out.shape))
 
-  def test_groups_carry_none(self):
-    with self.assertRaisesRegex(ValueError, 'group_mean does not carry codes'):
-      self.apply(pr.group_mean(2), 2)
+  # Groups inside a device, of whole devices, and across two.
+  @parameterized.parameters(
+    (8, 2, 2), (8, 2, 4), (8, 4, 4), (8, 8, 4), (8, 8, 1), (12, 4, 2),
+    (12, 3, 6), (12, 4, 4), (6, 3, 3), (15, 5, 5),
+  )  # fmt: skip
+  def test_groups_gather_their_codes(self, n, d, size):
+    codes = np.random.default_rng(1).integers(-99, 99, (n, 3)).astype(np.int8)
+    mesh = pr.ReplicaMesh(n, d)
+
+    def fn(codes):
+      return pr.group_mean(size).apply(
+        codes, harness.bare_context(mesh), lambda x: x * jnp.float32(0.5)
+      )
+
+    out = mesh.gather(mesh.map(fn)(mesh.place(codes)))
+    want = (codes * 0.5).reshape(-1, size, 3).mean(axis=1)
+    np.testing.assert_allclose(out, np.repeat(want, size, axis=0), atol=1e-5)
+    groups = out.reshape(-1, size, 3)
+    np.testing.assert_array_equal(
+      groups, np.broadcast_to(groups[:, :1], groups.shape)
+    )
+    sent = harness.collectives_of(mesh.map(fn), mesh.place(codes))
+    if (n // d) % size == 0:
+      self.assertEmpty(sent)
+    for each in sent:
+      self.assertEqual(each.operands[0].dtype, np.int8)
+      if size % (n // d) == 0:
+        self.assertLen(each.params['axis_index_groups'][0], size // (n // d))
 
 
 class ErrorsTest(parameterized.TestCase):

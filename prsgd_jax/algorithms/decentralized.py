@@ -20,9 +20,10 @@ from prsgd_jax.algorithms.requirements import (
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number
 from prsgd_jax.compression import Compressor, check_compressor
-from prsgd_jax.graphs import one_peer_exponential, random_matching, ring
+from prsgd_jax.graphs import one_peer_exponential, ring
 from prsgd_jax.mixing import Mixing
 from prsgd_jax.payload import is_inexact
+from prsgd_jax.random_graphs import random_matching
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.sparse import csr_array
 
 from prsgd_jax.base import Array, ReplicaTransformation
 from prsgd_jax.checks import check_step
+from prsgd_jax.matrices import from_links
 from prsgd_jax.mixing import sparse
 from prsgd_jax.stages import (
   algorithm,
@@ -124,9 +126,15 @@ class _Tree(NamedTuple):
       found[color, [child, parent]] = parent, child
     return found
 
-  def swaps(self, color: int) -> Callable[[int], np.ndarray]:
-    """`num_replicas -> float64[1, N, N]`, which swaps along a color."""
-    return lambda n: np.eye(n)[self.partners(n)[color]][None]
+  def swaps(self, color: int) -> Callable[[int], list[csr_array]]:
+    """`num_replicas -> [W]`, which swaps along a color."""
+
+    def matrices(num_replicas: int) -> list[csr_array]:
+      partner = self.partners(num_replicas)[color]
+      index, ones = np.arange(num_replicas), np.ones(num_replicas)
+      return [from_links(num_replicas, index, partner, ones)]
+
+    return matrices
 
   def distances(self, num_replicas: int) -> np.ndarray:
     """int32[N, N], the links between two replicas."""

@@ -17,7 +17,6 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.compression import Compressor, coded_bytes
-from prsgd_jax.matrices import sums_to_one
 from prsgd_jax.mixing import Mixing, traffic
 from prsgd_jax.names import CLOCK, names
 from prsgd_jax.payload import is_inexact, payload_bytes, wire_dtype
@@ -137,8 +136,7 @@ def sync(
       mixing, payload, num_replicas, steps, coded=codec is not None
     )
     if not waits:
-      nobody = np.eye(num_replicas, dtype=bool)[None]
-      sent = sent._replace(waits=nobody, random=False)
+      sent = sent._replace(waits=1)
     return (sent,)
 
   drawn = ('shared_key',) * mixing.random + ('key',) * (codec is not None)
@@ -152,7 +150,7 @@ def check_rows(mixing: Mixing, num_replicas: int) -> None:
 
   The rows of its matrices must sum to one. Those of push-sum need not.
   """
-  if not sums_to_one(mixing.matrices(num_replicas), -1):
+  if not mixing.weights(num_replicas).sum_to_one(1):
     raise ValueError(
       'a mixing must have rows that sum to 1, got one whose columns alone do; '
       'use it with pr.sgp, which weighs the replicas'
@@ -172,11 +170,11 @@ def _check_registers(what: tuple[str, ...]) -> None:
 def _check_codec(
   codec: Codec, mixing: Mixing, num_replicas: int, weighted: bool
 ) -> None:
-  count = len(mixing.matrices(num_replicas)) if codec.one_matrix else 1
-  if count > 1:
+  number = mixing.weights(num_replicas).number if codec.one_matrix else 1
+  if number != 1:
     raise ValueError(
       'a codec of differences needs one W for all steps, got a mixing with '
-      f'{count}; use a static one such as pr.ring()'
+      f'{number or "many"}; use a static one such as pr.ring()'
     )
   if weighted and not codec.weighted:
     raise ValueError(
@@ -190,7 +188,7 @@ def _start_rounds(
   mixing: Mixing, replica: Replica, num_replicas: int
 ) -> ArrayTree:
   """int32[V] zeros if the mixing's matrices take turns; otherwise nothing."""
-  if mixing.random or len(mixing.matrices(num_replicas)) == 1:
+  if mixing.random or mixing.weights(num_replicas).number == 1:
     return ()
   return jnp.zeros(jax.tree.leaves(replica.params)[0].shape[:1], jnp.int32)
 
