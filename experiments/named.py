@@ -57,8 +57,10 @@ MIXINGS: dict[str, Callable[..., pr.Mixing]] = {
   'complete': pr.complete,
   'erdos_renyi': lambda p, seed=0: pr.erdos_renyi(p, seed=_whole(seed)),
   'one_peer_exponential': pr.one_peer_exponential,
+  'base_graph': lambda max_degree=1: pr.base_graph(_whole(max_degree)),
   'random_matching': pr.random_matching,
   'random_neighbour': pr.random_neighbour,
+  'independent_neighbours': pr.independent_neighbours,
   'group_mean': lambda group_size: pr.group_mean(_whole(group_size)),
   'mean': pr.mean,
 }

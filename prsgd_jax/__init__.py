@@ -78,6 +78,7 @@ from prsgd_jax.base import (
   chain,
   lasting,
 )
+from prsgd_jax.base_graphs import base_graph
 from prsgd_jax.batch_statistics import make_reestimate
 from prsgd_jax.compression import (
   Compressor,
@@ -132,6 +133,8 @@ from prsgd_jax.mixing import (
 from prsgd_jax.names import Names, names
 from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
 from prsgd_jax.random_graphs import (
+  independent_neighbours,
+  matcha,
   random_matching,
   random_neighbour,
 )
@@ -225,6 +228,7 @@ __all__ = (
   'average_iterates',
   'average_penalized',
   'average_radial',
+  'base_graph',
   'bin_means',
   'bmuf',
   'chain',
@@ -280,6 +284,7 @@ __all__ = (
   'hier_avg',
   'hierarchical_local_sgd',
   'hypercube',
+  'independent_neighbours',
   'intervals',
   'k_avg',
   'k_gt',
@@ -298,6 +303,7 @@ __all__ = (
   'make_reestimate',
   'make_resident_train_steps',
   'make_train_steps',
+  'matcha',
   'mean',
   'metropolis_hastings',
   'muloco',

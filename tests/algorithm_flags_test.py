@@ -62,8 +62,10 @@ class AlgorithmFlagsTest(parameterized.TestCase):
     self.assertEqual(pr.coded_bytes(compressor, value), size)
 
   def test_every_compressor_and_mixing_of_the_library_has_a_name(self):
-    # Those that are made from an array have no name on the command line.
-    unnamed = {'graph', 'dense', 'weighted_mean', 'metropolis_hastings'}
+    # Those made from an array or a graph have no name on the command line.
+    unnamed = {
+      'graph', 'dense', 'weighted_mean', 'metropolis_hastings', 'matcha'
+    }  # fmt: skip
     for kind, table in (
       (pr.Mixing, named.MIXINGS),
       (pr.Compressor, named.COMPRESSORS),

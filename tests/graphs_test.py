@@ -42,6 +42,8 @@ TABLE = {
   'path': (lambda: pr.graph(PATH), (6,)),
   'matrix': (lambda: pr.graph(reference.random_doubly_stochastic(8)), (8,)),
   'one_peer_exponential': (pr.one_peer_exponential, (6, 8)),
+  'base_graph': (pr.base_graph, (6, 8)),
+  'base_graph_of_two': (lambda: pr.base_graph(2), (8,)),
   'random_matching': (pr.random_matching, (6, 8)),
   'random_matching_on_a_path': (lambda: pr.random_matching(PATH), (6,)),
   'random_neighbour': (pr.random_neighbour, (6,)),
@@ -146,7 +148,8 @@ class EveryGraphTest(parameterized.TestCase):
 
   @parameterized.parameters(
     'ring', 'torus', 'hypercube', 'star', 'complete', 'erdos_renyi', 'path',
-    )  # fmt: skip
+    'base_graph', 'random_matching', 'random_matching_on_a_path',
+  )  # fmt: skip
   def test_undirected_graphs_are_symmetric(self, name):
     make, ns = TABLE[name]
     matrices = make().matrices(ns[-1])
@@ -154,7 +157,7 @@ class EveryGraphTest(parameterized.TestCase):
 
   @parameterized.parameters(
     pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
-    pr.one_peer_exponential, pr.random_neighbour,
+    pr.one_peer_exponential, pr.base_graph, pr.random_neighbour,
   )  # fmt: skip
   def test_one_replica_keeps_what_it_has(self, make):
     np.testing.assert_array_equal(make().matrices(1), np.ones((1, 1, 1)))
@@ -163,7 +166,7 @@ class EveryGraphTest(parameterized.TestCase):
 
   @parameterized.parameters(
     pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
-    pr.one_peer_exponential, pr.random_matching,
+    pr.one_peer_exponential, pr.base_graph, pr.random_matching,
     pr.random_neighbour,
   )  # fmt: skip
   def test_two_replicas_have_one_link(self, make):
@@ -297,9 +300,9 @@ class ManyReplicasTest(parameterized.TestCase):
     return len(equations), branches
 
   @parameterized.parameters(
-    pr.random_matching, pr.random_neighbour,
+    pr.random_matching, pr.random_neighbour, pr.independent_neighbours,
     pr.ring, pr.torus, pr.hypercube, pr.exponential, pr.one_peer_exponential,
-
+    pr.base_graph,
   )  # fmt: skip
   def test_on_one_device(self, make):
     count, branches = self.program(make, 1024, 1)
@@ -414,6 +417,8 @@ class SparsityTest(parameterized.TestCase):
     (pr.one_peer_exponential(), 8, (120.0, 1)),
     (pr.random_matching(), 8, (120.0, 1)),
     (pr.random_neighbour(), 8, (120.0, 1)),
+    (pr.base_graph(1), 12, (120.0, 1)),
+    (pr.base_graph(3), 8, (360.0, 3)),
     (pr.graph(DIRECTED), 6, (240.0, 2)),
     (pr.graph(np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0]]) / [[3], [1], [1]]),
      3, (240.0, 2)),

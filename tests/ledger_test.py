@@ -277,7 +277,7 @@ class NaiveClockTest(parameterized.TestCase):
 
   @parameterized.product(
     mixing=(
-      pr.mean, pr.ring, pr.star, pr.one_peer_exponential,
+      pr.mean, pr.ring, pr.star, pr.one_peer_exponential, pr.base_graph,
       lambda: pr.group_mean(2), lambda: pr.dense(np.eye(N)),
     ),
     network=(
@@ -310,6 +310,18 @@ class NaiveClockTest(parameterized.TestCase):
     )
     np.testing.assert_array_equal(got.seconds, want)
 
+  def test_of_replicas_that_draw_by_themselves(self):
+    network = pr.Network(jitter=0.4)
+    mixing = pr.independent_neighbours()
+    got, costs = self.account(pr.chain(pr.gradient(), pr.sync(mixing)), network)
+    draw = np.random.default_rng([network.seed, 1])
+    index = np.arange(N)
+    waits = np.zeros((self.T, N, N), bool)
+    for each in waits:
+      each[index, (index + 1 + draw.integers(N - 1, size=N)) % N] = True
+    want = naive_clock(costs, lambda i, turn: waits[turn], self.T, network)
+    np.testing.assert_array_equal(got.seconds, want)
+
   @parameterized.parameters(1, 7, 2 * N)
   def test_how_much_is_held_at_once_changes_nothing(self, held):
     # Active steps that differ, so that the ledger asks for them again.
@@ -337,7 +349,7 @@ class ManyReplicasTest(parameterized.TestCase):
 
   @parameterized.parameters(
     pr.mean, pr.ring, pr.one_peer_exponential, pr.random_matching,
-    pr.random_neighbour, pr.torus,
+    pr.random_neighbour, pr.independent_neighbours, pr.base_graph, pr.torus,
     pr.exponential, pr.hypercube, pr.star, lambda: pr.group_mean(32),
   )  # fmt: skip
   def test_can_be_accounted_for(self, make):
@@ -400,7 +412,9 @@ class CollectivesTest(parameterized.TestCase):
     program = jax.make_jaxpr(train_steps)(state, batch)
     costs = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
     sent = sum(c.bytes_sent for c in costs if isinstance(c, pr.Traffic))
-    self.assertAlmostEqual(program_bytes(program.jaxpr), sent)
+    # The program has all matchings, and the ledger the expected half.
+    share = 0.5 if name == 'd_psgd_matcha' else 1.0
+    self.assertAlmostEqual(program_bytes(program.jaxpr) * share, sent)
 
   @parameterized.parameters(
     'pr_sgd', 'k_avg', 'hier_avg', 'diloco', 'post_local'

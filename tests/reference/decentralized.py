@@ -62,6 +62,47 @@ def one_peer_exponential_weights(num_replicas, num_rounds):
   return weights
 
 
+def base_graph_weights(num_rounds):
+  """One W for each round of Base-4 on eight replicas: 8 = 2 times 4."""
+  weights = np.zeros((num_rounds, 8, 8))
+  for r in range(num_rounds):
+    for i in range(8):
+      for j in range(8):
+        if r % 2 == 0 and i // 2 == j // 2:
+          weights[r, i, j] = 1 / 2
+        if r % 2 == 1 and i % 2 == j % 2:
+          weights[r, i, j] = 1 / 4
+  return weights
+
+
+def neighbour_weights(neighbours):
+  """float64[T, N, N]: x_i <- (x_i + x_j) / 2 with j = neighbours[t, i]."""
+  num_rounds, n = neighbours.shape
+  weights = np.zeros((num_rounds, n, n))
+  for r in range(num_rounds):
+    for i in range(n):
+      weights[r, i, i] += 0.5
+      weights[r, i, neighbours[r, i]] += 0.5
+  return weights
+
+
+def matcha_weights(active, matchings, alpha):
+  """float64[T, N, N]: I - alpha times the Laplacians that are active.
+
+  `active` is bool[T, M], and a matching a list of pairs.
+  """
+  n = 1 + max(max(pair) for pairs in matchings for pair in pairs)
+  weights = np.tile(np.eye(n), (len(active), 1, 1))
+  for r in range(len(active)):
+    for pairs, fires in zip(matchings, active[r]):
+      for i, j in pairs if fires else ():
+        weights[r, i, i] -= alpha
+        weights[r, j, j] -= alpha
+        weights[r, i, j] += alpha
+        weights[r, j, i] += alpha
+  return weights
+
+
 def _mixed(weights, x, t=1):
   """With W, or with the W of step t of [T, N, N]."""
   n = len(x)

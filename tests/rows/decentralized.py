@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import networkx as nx
 import numpy as np
 
 import prsgd_jax as pr
@@ -18,6 +19,13 @@ EVERY_THIRD = np.stack(
   [RING if t % 3 == 0 else np.eye(N) for t in range(1, T + 1)]
 )
 SPARQ = {'period': 3, 'consensus_step_size': 0.4}
+# The edges of a ring in two matchings, and alpha for each with probability 1/2:
+# 2 / (p (l_2 + l_N) + 2 (1 - p)), l_2 = 2 - 2 cos(2 pi / 8) and l_N = 4.
+RING_MATCHINGS = (
+  [(i, i + 1) for i in range(0, N, 2)],
+  [(i, (i + 1) % N) for i in range(1, N, 2)],
+)
+ALPHA = 2 / (0.5 * (2 - 2 * np.cos(np.pi / 4) + 4) + 1)
 SPEEDS = (1, 2, 4, 4, 2, 1, 1, 4)
 DURATIONS = (4, 2, 1, 1, 2, 4, 4, 1)  # ticks of a gradient
 
@@ -31,6 +39,23 @@ def drawn(path, make=pr.random_matching):
     int(jax.random.randint(key, (), 0, len(matrices), np.int32)) for key in keys
   ]
   return matrices[turns]
+
+
+@functools.cache
+def drawn_neighbours():
+  """int[T, N], whom `d_psgd` draws for each by `independent_neighbours`."""
+  _, keys = harness.stage_keys(T, (1,))
+  further = [jax.random.randint(k, (N,), 0, N - 1, np.int32) for k in keys]
+  return (np.arange(N) + 1 + np.array(further)) % N
+
+
+@functools.cache
+def drawn_matchings():
+  """bool[T, 2], which halves of a ring's edges `d_psgd` draws by `matcha`."""
+  _, keys = harness.stage_keys(T, (1,))
+  return np.array(
+    [jax.random.uniform(key, (2,), np.float32) < 0.5 for key in keys]
+  )
 
 
 def sparq_threshold(t):
@@ -92,6 +117,30 @@ TABLE = {
   ),
   'd_psgd_one_peer': _d_psgd(
     pr.one_peer_exponential(), ONE_PEER, every_layout=False
+  ),
+  'd_psgd_base_graph': _d_psgd(
+    pr.base_graph(3), reference.base_graph_weights(T), every_layout=False
+  ),
+  'd_psgd_independent': Row(
+    lambda: pr.d_psgd(SGD, mixing=pr.independent_neighbours()),
+    lambda problem, **kwargs: reference.d_psgd(
+      problem,
+      weights=reference.neighbour_weights(drawn_neighbours()),
+      **kwargs,
+    ),
+    'A',
+    keeps_mean=False,  # the columns of W do not sum to 1
+  ),
+  'd_psgd_matcha': Row(
+    lambda: pr.d_psgd(SGD, mixing=pr.matcha(nx.cycle_graph(N), budget=0.5)),
+    lambda problem, **kwargs: reference.d_psgd(
+      problem,
+      weights=reference.matcha_weights(
+        drawn_matchings(), RING_MATCHINGS, ALPHA
+      ),
+      **kwargs,
+    ),
+    'A',
   ),
   'd_psgd_star': _d_psgd(
     pr.star(), reference.star_weights(N), every_layout=False
