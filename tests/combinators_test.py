@@ -163,6 +163,19 @@ class AtTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'one flag for each replica'):
       pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros((3, 2)))
 
+  @parameterized.parameters(1, 4)
+  def test_flags_of_two_signs_do_not_cancel(self, num_devices):
+    def far(replica):
+      return jnp.where(replica < 2, 1 - 2 * replica, 0)
+
+    params, *_ = run(
+      pr.let(params=lambda replica: 1.0 * replica, far=far),
+      pr.at(pr.anyone('far'), pr.sync(pr.mean())),
+      num_steps=1,
+      num_devices=num_devices,
+    )
+    np.testing.assert_array_equal(params, np.full((N, 3), 1.5))
+
   def test_a_decision_has_a_register(self):
     with self.assertRaisesRegex(ValueError, 'name of a register, got 3'):
       pr.anyone(3)

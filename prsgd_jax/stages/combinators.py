@@ -156,7 +156,8 @@ def _at_anyone(
       counts = tuple(Decided(count.rounds + 1) for count in counts)
       return replica, (counts, state)
 
-    flags = replica.get(register).astype(jnp.float32)
+    # Compared before the mean, in which flags of two signs would cancel.
+    flags = (replica.get(register) != 0).astype(jnp.float32)
     fires = collectives.replica_mean(flags)[0] != 0
     stage = inner._replace(update=counted)
     return _run_if(fires, stage, found.writes, replica, state, context)
