@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import optax
 
+from prsgd_jax.names import CLOCK
+
 
 def check_positive_int(name: str, value: Any) -> int:
   """Returns `value` as an int.
@@ -56,6 +58,19 @@ def check_optax(name: str, tx: Any) -> None:
       f'{name} expects an optax transformation such as optax.sgd(0.1), got '
       f'{tx!r}'
     )
+
+
+def check_register(name: str, value: Any) -> str:
+  """Returns the name of a register.
+
+  Raises:
+    ValueError: if `value` is not a string, or a name of the clock.
+  """
+  if not isinstance(value, str) or value in CLOCK:
+    raise ValueError(
+      f"{name} must be the name of a register such as 'params', got {value!r}"
+    )
+  return value
 
 
 def check_schedule(name: str, when: Any) -> None:

@@ -1,5 +1,7 @@
 """SYNC: what it mixes, and what it compiles to."""
 
+import types
+
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
@@ -173,6 +175,144 @@ class WeightTest(parameterized.TestCase):
     )
     (sent,) = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
     self.assertEqual(sent.bytes_sent, 2 * 3 / 4 * (12 + 4))
+
+
+class AssignedWeightTest(parameterized.TestCase):
+  """Weights that no `remember` declares: of a step, of any dtype."""
+
+  RULES = types.MappingProxyType(
+    {
+      'int': lambda replica: replica + 1,
+      'bool': lambda replica: replica > 0,
+      'float': lambda replica: replica + 1.0,
+    }
+  )
+
+  @parameterized.product(
+    kind=tuple(RULES), assign=(pr.let, pr.compute), num_devices=(1, 4)
+  )
+  def test_weighs_by_numbers_of_any_dtype(self, kind, assign, num_devices):
+    w = np.array(
+      [[0.5, 0.2, 0.3, 0], [0, 0.6, 0.1, 0.3], [0.25] * 4, [0.1, 0.2, 0.3, 0.4]]
+    )
+    x = np.arange(4.0)
+    params, *_ = run(
+      pr.let(params=lambda replica: 1.0 * replica),
+      assign(weight=self.RULES[kind]),
+      pr.sync(pr.dense(w)),
+      num_steps=1,
+      num_devices=num_devices,
+    )
+    weight = np.asarray(self.RULES[kind](x), np.float64)
+    want = (w @ (weight * x)) / (w @ weight)
+    np.testing.assert_allclose(params[:, 0], want, rtol=1e-6)
+
+  def test_the_ledger_counts_a_weight_made_of_metrics(self):
+    algorithm = pr.chain(
+      pr.gradient(),
+      pr.compute(weight=lambda metrics: jnp.exp(-metrics['loss'])),
+      pr.sync(pr.mean()),
+    )
+    state = pr.create_train_state(
+      pr.ReplicaMesh(N, 1), algorithm, np.zeros(3, np.float32)
+    )
+    cost = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
+    self.assertEqual(cost[1].bytes_sent, 2 * (N - 1) / N * 4 * (3 + 1))
+
+  @parameterized.parameters(pr.let, pr.compute)
+  def test_is_one_number(self, assign):
+    algorithm = pr.chain(assign(weight='params'), pr.sync(pr.mean()))
+    with self.assertRaisesRegex(ValueError, r'one number .* got \(3,\)'):
+      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+
+  def test_comes_after_a_codec_that_cannot_carry_it(self):
+    algorithm = pr.chain(
+      pr.sync(pr.ring(), codec=pr.difference(pr.signs())),
+      pr.remember(weight=1.0),
+    )
+    mesh = pr.ReplicaMesh(N, 2)
+    state = pr.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
+    )
+    steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    with self.assertRaisesRegex(ValueError, 'cannot carry weights'):
+      steps(state, batches(mesh, 1)[0])
+
+
+class SyncArgumentsTest(parameterized.TestCase):
+  """What a register must be to be sent."""
+
+  @parameterized.parameters(
+    (3,), (None,), ((),), ('step',), ('metrics',), (('params', 1),)
+  )
+  def test_what_are_names(self, what):
+    with self.assertRaisesRegex(ValueError, 'sync expects names of registers'):
+      pr.sync(pr.mean(), what)
+
+  def test_weight_is_not_named(self):
+    with self.assertRaisesRegex(
+      ValueError, 'every sync mixes the register .weight.'
+    ):
+      pr.sync(pr.mean(), ('params', 'weight'))
+
+  @parameterized.parameters(3, 'step')
+  def test_own_is_a_name(self, own):
+    with self.assertRaisesRegex(ValueError, 'own must be the name of a reg'):
+      pr.sync(pr.mean(), codec=pr.signs(), own=own)
+
+  @parameterized.parameters('params', 'weight')
+  def test_own_is_another_register(self, own):
+    with self.assertRaisesRegex(ValueError, 'is assigned by this sync already'):
+      pr.sync(pr.mean(), codec=pr.signs(), own=own)
+
+  @parameterized.named_parameters(
+    (
+      'integers',
+      (pr.remember(n=1), pr.sync(pr.mean(), 'n')),
+      "register 'n' has only integers",
+    ),
+    (
+      'no_leaves',
+      (
+        pr.step(optax.sgd(0.1)),
+        pr.sync(pr.mean(), 'opt_state', codec=pr.signs()),
+      ),
+      'a codec needs floating leaves',
+    ),
+    (
+      'metrics',
+      (
+        pr.gradient(),
+        pr.compute(l=lambda metrics: metrics['loss']),
+        pr.sync(pr.mean(), 'l'),
+      ),
+      'has no shape before the first step',
+    ),
+    (
+      'own',
+      (
+        pr.remember(known=0.0),
+        pr.sync(pr.mean(), codec=pr.signs(), own='known'),
+      ),
+      "own='known' must be like register 'params'",
+    ),
+  )
+  def test_registers_fit(self, stages, message):
+    with self.assertRaisesRegex(ValueError, message):
+      pr.create_train_state(
+        pr.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3, np.float32)
+      )
+
+  def test_own_keeps_its_dtype(self):
+    mesh = pr.ReplicaMesh(N, 2)
+    algorithm = pr.chain(
+      pr.remember(known='params'),
+      pr.sync(pr.mean(), codec=pr.signs(), own='known'),
+    )
+    state = pr.create_train_state(mesh, algorithm, jnp.ones(3, jnp.bfloat16))
+    steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    state, _ = steps(state, batches(mesh, 1)[0])
+    self.assertEqual(state.registers['known'].dtype, jnp.float32)
 
 
 class CodecTest(parameterized.TestCase):

@@ -63,7 +63,7 @@ def remember(**initial: Any) -> ReplicaTransformation:
           )
       start = rules.assign(name, rule, _without(replica, name), clock)
       if name == 'weight':
-        start = _check_weight(start)
+        start = _float_weight('remember', start)
       replica = replica.set({name: widen(start)})
     return replica, ()
 
@@ -94,7 +94,7 @@ def let(**assigned: Any) -> ReplicaTransformation:
     >>> import prsgd_jax as pr
     >>> stage = pr.let(u=lambda u, x0, params: 0.5 * u + (x0 - params))
   """
-  return _assignments(_rules('let', assigned), rules.assign)
+  return _assignments('let', _rules('let', assigned), rules.assign)
 
 
 def compute(**assigned: Any) -> ReplicaTransformation:
@@ -115,18 +115,29 @@ def compute(**assigned: Any) -> ReplicaTransformation:
     >>> logged = pr.compute(
     ...     metrics=lambda metrics, size: {**metrics, 'gradient_norm': size})
   """
-  return _assignments(_rules('compute', assigned), rules.compute)
+  return _assignments('compute', _rules('compute', assigned), rules.compute)
 
 
 def _assignments(
-  made: dict[str, Rule], evaluate: Evaluate
+  stage: str, made: dict[str, Rule], assign: Evaluate
 ) -> ReplicaTransformation:
+  def evaluate(
+    name: str, rule: Rule, replica: Replica, clock: rules.Clock
+  ) -> ArrayTree:
+    new = assign(name, rule, replica, clock)
+    first = name == 'weight' and not replica.has(name)
+    return _float_weight(stage, new) if first else new
+
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     clock = rules.clock_at_init(replica, num_replicas)
     for name, rule in made.items():
       rule.check(num_replicas)
       if not all(replica.has(read) for read in _read({name: rule})):
-        continue  # metrics, or a register that `check_complete` reports
+        # Metrics, or a register that `check_complete` reports.
+        if name == 'weight' and not replica.has(name):
+          # One number for each replica, whatever it is computed from.
+          replica = replica.set({name: jnp.zeros(clock.replica.shape)})
+        continue
 
       def shapes(
         replica: Replica, name: str = name, rule: Rule = rule
@@ -190,15 +201,15 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
   )
 
 
-def _check_weight(start: ArrayTree) -> Array:
+def _float_weight(stage: str, weight: ArrayTree) -> Array:
   """The weight of each replica as a float, whatever number was given."""
-  if not rules.is_scalar(start):
+  if not rules.is_scalar(weight):
     raise ValueError(
-      'remember(weight=...) expects one number for each replica, got '
-      f'{jax.tree.map(jnp.shape, start)}; sync weighs the replicas by it, use '
-      'another name for other things'
+      f'{stage}(weight=...) expects one number for each replica, got '
+      f'{jax.tree.map(lambda x: x.shape[1:], weight)}; sync weighs the '
+      'replicas by it, use another name for other things'
     )
-  return start.astype(jnp.promote_types(start.dtype, jnp.result_type(float)))
+  return weight.astype(jnp.promote_types(weight.dtype, jnp.result_type(float)))
 
 
 def _keep(

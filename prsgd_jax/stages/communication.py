@@ -16,11 +16,22 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   over_block,
 )
+from prsgd_jax.checks import check_register
 from prsgd_jax.compression import Compressor, coded_bytes
 from prsgd_jax.mixing import Mixing, traffic
-from prsgd_jax.names import CLOCK, names
-from prsgd_jax.payload import is_inexact, payload_bytes, wire_dtype
+from prsgd_jax.names import CLOCK, FIELDS, names
+from prsgd_jax.payload import (
+  cast_like,
+  is_inexact,
+  payload_bytes,
+  wire_dtype,
+)
 from prsgd_jax.stages.codecs import Codec, as_codec
+
+_UNWEIGHTED = (
+  'a codec of differences, or one that counts senders, cannot carry weights, '
+  "got replicas with a register 'weight'; use pr.feedback(compressor)"
+)
 
 
 class SyncState(NamedTuple):
@@ -73,26 +84,41 @@ def sync(
   """
   if not isinstance(mixing, Mixing):
     raise ValueError(f'sync expects a mixing such as pr.mean(), got {mixing!r}')
-  what = (what,) if isinstance(what, str) else tuple(what)
-  _check_registers(what)
+  what = _check_registers(what)
   codec = None if codec is None else as_codec(codec)
-  if own is not None and (codec is None or len(what) > 1):
-    raise ValueError(
-      f'own={own!r} needs a codec and one register, got codec={codec} and '
-      f'{what}'
-    )
+  if own is not None:
+    check_register('own', own)
+    if codec is None or len(what) > 1:
+      raise ValueError(
+        f'own={own!r} needs a codec and one register, got codec={codec} and '
+        f'{what}'
+      )
+    if own in (*what, 'weight'):
+      raise ValueError(
+        f'own={own!r} is assigned by this sync already; use another name'
+      )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     weighted = replica.has('weight')
     if not weighted:
       check_rows(mixing, num_replicas)
+    for name in what:
+      _check_floats(name, replica)
     if codec is not None:
       _check_codec(codec, mixing, num_replicas, weighted)
     memory = ()
     if codec is not None:
-      memory = over_block(codec.start)(_floats(replica, what)[0])
-    if own is not None and not replica.has(own):
-      replica = replica.set({own: replica.get(what[0])})
+      floats, _ = _floats(replica, what)
+      if not floats:
+        raise ValueError(
+          f'a codec needs floating leaves to encode, but {what} has none'
+        )
+      memory = over_block(codec.start)(floats)
+    if own is not None:
+      like = replica.get(what[0])
+      if not replica.has(own):
+        replica = replica.set({own: like})
+      _check_alike(own, replica.get(own), what[0], like)
     return replica, SyncState(
       _start_rounds(mixing, replica, num_replicas), memory
     )
@@ -102,6 +128,8 @@ def sync(
   ) -> tuple[Replica, ArrayTree]:
     floats, back = _floats(replica, what)
     weight = replica.get('weight') if replica.has('weight') else None
+    if codec is not None and not codec.weighted and weight is not None:
+      raise ValueError(_UNWEIGHTED)  # declared, or assigned, after `init`
     turn, rounds = _take_turn(context, state.rounds)
     known: list[Array] = []
     memory = state.memory
@@ -119,6 +147,8 @@ def sync(
       new['weight'] = mass
     if own is not None:
       new[own] = back(known)[what[0]]
+      if replica.has(own):
+        new[own] = cast_like(new[own], replica.get(own))
     return replica.set(new), SyncState(rounds, memory)
 
   def cost(
@@ -157,13 +187,55 @@ def check_rows(mixing: Mixing, num_replicas: int) -> None:
     )
 
 
-def _check_registers(what: tuple[str, ...]) -> None:
-  known = all(
-    isinstance(name, str) and name not in (*CLOCK, 'metrics') for name in what
-  )
-  if not what or not known or len(set(what)) != len(what):
+def _check_registers(what: Any) -> tuple[str, ...]:
+  named = (what,) if isinstance(what, str) else what
+  if (
+    not isinstance(named, Sequence)
+    or not named
+    or not all(isinstance(name, str) for name in named)
+    or len(set(named)) != len(named)
+    or set(named) & {*CLOCK, 'metrics'}
+  ):
     raise ValueError(
-      f"sync expects names of registers such as 'params', each once, got {what}"
+      "sync expects names of registers such as 'params', each once, got "
+      f'{what!r}'
+    )
+  if 'weight' in named:
+    raise ValueError(
+      f"every sync mixes the register 'weight' by itself, got {what!r}; leave "
+      'it out'
+    )
+  return tuple(named)
+
+
+def _check_floats(name: str, replica: Replica) -> None:
+  """Raises ValueError for a register that has leaves, none of them floating."""
+  if name in FIELDS:
+    return  # an optimizer may have no buffers, or only counts
+  if name not in replica.registers:
+    raise ValueError(
+      f'sync: register {name!r} has no shape before the first step, because it '
+      f'comes from metrics; declare it by pr.remember({name}=0.0)'
+    )
+  leaves = jax.tree.leaves(replica.get(name))
+  if leaves and not any(map(is_inexact, leaves)):
+    raise ValueError(
+      f'sync mixes floating leaves, but register {name!r} has only integers; '
+      f'assign it floats, such as pr.remember({name}=1.0)'
+    )
+
+
+def _check_alike(
+  name: str, value: ArrayTree, other: str, like: ArrayTree
+) -> None:
+  found, wanted = (
+    (jax.tree.structure(x), [leaf.shape[1:] for leaf in jax.tree.leaves(x)])
+    for x in (value, like)
+  )
+  if found != wanted:
+    raise ValueError(
+      f'own={name!r} must be like register {other!r}, with the shapes '
+      f'{wanted[1]}, got {found[1]}'
     )
 
 
@@ -177,11 +249,7 @@ def _check_codec(
       f'{number or "many"}; use a static one such as pr.ring()'
     )
   if weighted and not codec.weighted:
-    raise ValueError(
-      'a codec of differences, or one that counts senders, cannot carry '
-      "weights, got replicas with a register 'weight'; use "
-      'pr.feedback(compressor)'
-    )
+    raise ValueError(_UNWEIGHTED)
 
 
 def _start_rounds(
