@@ -318,5 +318,16 @@ class MetricsTest(parameterized.TestCase):
     )
 
 
+class MetricsTest(parameterized.TestCase):
+  @parameterized.parameters(pr.let, pr.compute)
+  def test_are_a_dict(self, assign):
+    with self.assertRaisesRegex(ValueError, 'expects a dict of numbers'):
+      pr.create_train_state(
+        pr.ReplicaMesh(N, 2),
+        pr.chain(assign(metrics=lambda step: step)),
+        np.zeros(3),
+      )
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -1,5 +1,7 @@
 """COMBINATORS: when stages run, on whom, and under what names."""
 
+import functools
+
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,64 @@ class WhereTest(parameterized.TestCase):
       )
       np.testing.assert_array_equal(params[:, 0], [0, 0, 0.5, 0.5])
 
+  @parameterized.parameters(1, 4)
+  def test_a_nested_where_has_the_active_of_both(self, num_devices):
+    *_, metrics, _ = run(
+      pr.where(
+        lambda replica: replica < 3,
+        pr.where(lambda replica: replica > 0, pr.gradient()),
+      ),
+      pr.local_update(optax.sgd(0.1)),
+      num_steps=1,
+      num_devices=num_devices,
+    )
+    np.testing.assert_array_equal(metrics['active'], [[0, 1, 1, 0]])
+
+  @parameterized.parameters(1, 4)
+  def test_active_is_who_took_any_gradient(self, num_devices):
+    first, last = (
+      pr.where(rule, pr.gradient())
+      for rule in (lambda replica: replica < 1, lambda replica: replica > 2)
+    )
+    kept = pr.where(
+      lambda replica: replica == 1, pr.compute(metrics=lambda metrics: metrics)
+    )
+    for stages, want in (
+      ((first, last), [1, 0, 0, 1]),
+      ((first, kept), [1, 0, 0, 0]),
+      ((pr.gradient(), last), None),  # all
+    ):
+      *_, metrics, _ = run(*stages, num_steps=1, num_devices=num_devices)
+      if want is None:
+        self.assertNotIn('active', metrics)
+      else:
+        np.testing.assert_array_equal(metrics['active'], [want])
+
+  @parameterized.product(
+    rule=(lambda params: params > 0, lambda params: {'far': params.max() > 0}),
+    num_devices=(1, 4),
+  )
+  def test_the_rule_gives_one_bool(self, rule, num_devices):
+    stage = pr.where(
+      rule, pr.let(params=0.0), expected=lambda steps, n: np.ones((1, n), bool)
+    )
+    with self.assertRaisesRegex(ValueError, 'one bool of each replica, got'):
+      pr.create_train_state(
+        pr.ReplicaMesh(N, num_devices), pr.chain(stage), np.zeros(3)
+      )
+
+  @parameterized.product(
+    around=(
+      functools.partial(pr.where, lambda replica: replica > 1),
+      functools.partial(pr.at, pr.every(2)),
+    ),
+    num_devices=(1, 4),
+  )
+  def test_metrics_are_not_added_inside(self, around, num_devices):
+    added = pr.compute(metrics=lambda metrics: {**metrics, 'new': 1.0})
+    with self.assertRaisesRegex(ValueError, 'change the structure .* metrics'):
+      run(pr.gradient(), around(added), num_steps=1, num_devices=num_devices)
+
   def test_counts_the_work_of_the_active(self):
     stage = pr.where(
       lambda step, replica: (step + replica) % 2 == 0, pr.gradient()
@@ -144,6 +204,16 @@ class AtTest(parameterized.TestCase):
   def test_when_is_a_schedule(self, when):
     with self.assertRaisesRegex(ValueError, 'at expects a schedule .* got'):
       pr.at(when, pr.sync(pr.mean()))
+
+  @parameterized.parameters(
+    (lambda step: step % 3,),
+    (lambda step: None,),
+    (lambda step: jnp.array([True, False]),),
+  )
+  def test_a_schedule_gives_one_bool(self, when):
+    algorithm = pr.chain(pr.at(when, pr.let(params=0.0)))
+    with self.assertRaisesRegex(ValueError, 'gives one bool for a step'):
+      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
 
   def test_a_schedule_inside_a_decision_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'move it around'):

@@ -125,6 +125,10 @@ def _assignments(
     name: str, rule: Rule, replica: Replica, clock: rules.Clock
   ) -> ArrayTree:
     new = assign(name, rule, replica, clock)
+    if name == 'metrics' and not isinstance(new, Mapping):
+      raise ValueError(
+        f'{stage}(metrics=...) expects a dict of numbers, got {new}'
+      )
     first = name == 'weight' and not replica.has(name)
     return _float_weight(stage, new) if first else new
 

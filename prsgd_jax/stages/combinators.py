@@ -27,7 +27,7 @@ from prsgd_jax.base import (
 from prsgd_jax.mixing import mean, traffic
 from prsgd_jax.names import CLOCK, FIELDS, Names
 from prsgd_jax.stages import rules
-from prsgd_jax.stages.rules import as_rule
+from prsgd_jax.stages.rules import Rule, as_rule
 
 # What one replica sends when it is asked for a flag, in float32.
 FLAG_BYTES = 4
@@ -93,6 +93,8 @@ def at(
   found = inner.names
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    _check_fires(jax.eval_shape(when, step))
     after, state = inner.init(replica, num_replicas)
     return _only_known(after, replica, found), state
 
@@ -106,7 +108,7 @@ def at(
   def cost(
     shapes: Replica, num_replicas: int, steps: np.ndarray
   ) -> tuple[Cost, ...]:
-    fires = np.broadcast_to(np.asarray(when(steps)), steps.shape)
+    fires = np.broadcast_to(np.asarray(when(steps), bool), steps.shape)
     return tuple(
       _masked(entry, fires) for entry in inner.cost(shapes, num_replicas, steps)
     )
@@ -204,8 +206,10 @@ def _run_if(
 
   def run(operand: tuple[dict, ArrayTree]) -> tuple[dict, ArrayTree]:
     values, state = operand
-    after, state = inner.update(replica.set(values), state, context)
-    return {name: after.get(name) for name in carried}, state
+    after, new_state = inner.update(replica.set(values), state, context)
+    kept = {name: after.get(name) for name in carried}
+    _check_kept('at', (values, state), (kept, new_state))
+    return kept, new_state
 
   operand = ({name: replica.get(name) for name in carried}, state)
   if isinstance(fires, jax.Array):
@@ -213,6 +217,49 @@ def _run_if(
   else:
     values, state = run(operand) if fires else operand
   return replica.set(values), state
+
+
+def _check_fires(fires: Any) -> None:
+  """Raises ValueError unless a schedule gives one bool for a step."""
+  is_bool = getattr(fires, 'dtype', None) == np.bool_
+  if not is_bool or fires.shape != ():
+    raise ValueError(
+      'at expects a schedule that gives one bool for a step, such as '
+      'lambda step: step % 4 == 3, got one that gives '
+      f'{getattr(fires, "dtype", None)}{list(getattr(fires, "shape", ()))}'
+    )
+
+
+def _check_kept(
+  stage: str,
+  before: tuple[dict[str, ArrayTree], ArrayTree],
+  after: tuple[dict[str, ArrayTree], ArrayTree],
+) -> None:
+  """Checks, while tracing, that conditional stages change no types.
+
+  Args:
+    stage: the combinator, for the message.
+    before: (registers by name, private state).
+    after: the same two after the stages.
+
+  Raises:
+    ValueError: if a structure, shape or dtype changed.
+  """
+  for (name, old), new in zip(
+    [*before[0].items(), ('its private state', before[1])],
+    [*after[0].values(), after[1]],
+  ):
+    if _types(old) != _types(new):
+      raise ValueError(
+        f'{stage}(...): its stages change the structure or a type of {name}, '
+        f'from {_types(old)[1]} to {_types(new)[1]}; new entries of metrics '
+        'must be added outside'
+      )
+
+
+def _types(tree: ArrayTree) -> tuple[Any, list[str]]:
+  leaves, treedef = jax.tree.flatten(tree)
+  return treedef, [f'{x.dtype}{list(x.shape[1:])}' for x in leaves]
 
 
 def _only_known(after: Replica, before: Replica, found: Names) -> Replica:
@@ -278,13 +325,16 @@ def where(
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     rule.check(num_replicas)
+    if all(replica.has(name) for name in set(rule.reads) - {*CLOCK}):
+      clock = rules.clock_at_init(replica, num_replicas)
+      jax.eval_shape(lambda r: _who(rule, r, clock), replica)
     return inner.init(replica, num_replicas)
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
     clock = rules.clock_of(context)
-    mask = rules.call(rule, replica, clock).astype(bool)
+    mask = _who(rule, replica, clock)
     old = {n: replica.get(n) for n in sorted(found.writes) if replica.has(n)}
     operand = (old, state)
     run = functools.partial(_run_active, inner, found, replica, context, mask)
@@ -329,6 +379,17 @@ def where(
   )
 
 
+def _who(rule: Rule, replica: Replica, clock: rules.Clock) -> Array:
+  """bool[V], which replicas are active."""
+  active = rules.call(rule, replica, clock)
+  if not rules.is_scalar(active):
+    shapes = jax.tree.map(lambda x: x.shape[1:], active)
+    raise ValueError(
+      f'where expects a rule for one bool of each replica, got {shapes}'
+    )
+  return active.astype(bool)
+
+
 def _run_active(
   inner: ReplicaTransformation,
   found: Names,
@@ -339,8 +400,11 @@ def _run_active(
 ) -> tuple[dict, dict, ArrayTree]:
   """(registers there were before, registers that are new, state)."""
   old, state = operand
-  after, state = inner.update(replica.set(old), state, context)
-  if after.metrics and 'metrics' in found.writes:
+  after, new_state = inner.update(replica.set(old), state, context)
+  # Fresh metrics of a gradient do not have it; those of a `where` inside do.
+  # Metrics from before that lack it are of a gradient that all have taken.
+  taken_by_all = replica.metrics and 'active' not in replica.metrics
+  if after.metrics and 'active' not in after.metrics and not taken_by_all:
     ones = jnp.ones(mask.shape, jnp.int32)
     after = after._replace(metrics={**after.metrics, 'active': ones})
   new = {
@@ -348,7 +412,9 @@ def _run_active(
     for name in sorted(found.assigns)
     if name not in old and after.has(name)
   }
-  return {name: after.get(name) for name in old}, new, state
+  kept = {name: after.get(name) for name in old}
+  _check_kept('where', (old, state), (kept, new_state))
+  return kept, new, new_state
 
 
 def _choose(active: Array, new: ArrayTree, old: ArrayTree) -> ArrayTree:
