@@ -301,6 +301,15 @@ class RulesTest(parameterized.TestCase):
 
 
 class MetricsTest(parameterized.TestCase):
+  @parameterized.parameters(pr.let, pr.compute)
+  def test_are_a_dict(self, assign):
+    with self.assertRaisesRegex(ValueError, 'expects a dict of numbers'):
+      pr.create_train_state(
+        pr.ReplicaMesh(N, 2),
+        pr.chain(assign(metrics=lambda step: step)),
+        np.zeros(3),
+      )
+
   def test_a_metric_of_ones_own(self):
     *_, metrics, g = run(
       LOCAL,
@@ -318,15 +327,77 @@ class MetricsTest(parameterized.TestCase):
     )
 
 
-class MetricsTest(parameterized.TestCase):
+class IntegersTest(parameterized.TestCase):
+  """Integers are counted with, and never cut silently."""
+
   @parameterized.parameters(pr.let, pr.compute)
-  def test_are_a_dict(self, assign):
-    with self.assertRaisesRegex(ValueError, 'expects a dict of numbers'):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, 2),
-        pr.chain(assign(metrics=lambda step: step)),
-        np.zeros(3),
-      )
+  def test_floats_are_not_cut(self, assign):
+    algorithm = pr.chain(pr.remember(n=0), assign(n=lambda n: n + 0.5))
+    with self.assertRaisesRegex(ValueError, r'cut to integers; .*n=0\.0'):
+      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+
+  @parameterized.parameters(pr.let, pr.compute)
+  def test_counts(self, assign):
+    _, registers = after(
+      pr.remember(n=0),
+      assign(n=lambda n: n + 2),
+      start=np.zeros(3, np.float32),
+      num_steps=3,
+    )
+    np.testing.assert_array_equal(registers['n'], [6] * N)
+
+  def test_an_integer_leaf_of_a_tree_keeps_its_value(self):
+    # Also one number of each replica, which is not a register by itself.
+    params, _ = after(
+      pr.let(params=lambda params: params + 0.5),
+      start={'n': np.int32(3), 'w': np.zeros(2, np.float32)},
+    )
+    np.testing.assert_array_equal(params['n'], [3] * N)
+    np.testing.assert_array_equal(params['w'], np.full((N, 2), 0.5))
+
+  def test_a_count_does_not_read_trees(self):
+    # Of dicts it would be told that the structures differ.
+    algorithm = pr.chain(
+      pr.remember(n=0), pr.let(n=lambda n, params: n + params.sum())
+    )
+    with self.assertRaisesRegex(ValueError, r'use pr\.compute\(n='):
+      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+
+
+class KeysTest(parameterized.TestCase):
+  """No two rules draw the same numbers."""
+
+  @parameterized.product(
+    name=('key', 'shared_key'), assign=(pr.let, pr.compute)
+  )
+  def test_rules_of_one_stage_draw_for_themselves(self, name, assign):
+    rule = pr.reading(jax.random.normal, name)
+    _, registers = after(
+      pr.remember(a=0.0, b=0.0, c=0.0),
+      assign(a=rule, b=rule, c=rule),
+      start=np.zeros(3, np.float32),
+    )
+    drawn = np.stack([registers[n] for n in 'abc'])
+    self.assertLen(np.unique(drawn[:, 0]), 3)
+    self.assertEqual(len(np.unique(drawn)), 12 if name == 'key' else 3)
+
+  @parameterized.product(name=('key', 'shared_key'), num_devices=(1, 4))
+  def test_who_is_active_does_not_tell_what_is_drawn(self, name, num_devices):
+    def active(key):  # as many users do, with a part of the key
+      return jax.random.uniform(jax.random.split(key)[0]) < 0.5
+
+    _, registers = after(
+      pr.remember(drawn=-1.0),
+      pr.where(
+        pr.reading(active, name),
+        pr.compute(drawn=pr.reading(jax.random.uniform, name)),
+        expected=lambda steps, n: np.ones((len(steps), n), bool),
+      ),
+      start=np.zeros(3, np.float32),
+      num_steps=40,
+      num_devices=num_devices,
+    )
+    self.assertGreater(registers['drawn'].max(), 0.5)
 
 
 if __name__ == '__main__':

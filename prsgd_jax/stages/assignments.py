@@ -79,8 +79,8 @@ def let(**assigned: Any) -> ReplicaTransformation:
   of one replica, in float32 or wider, and later rules see what earlier ones
   assigned. The result takes the dtype of the register that it replaces. Integer
   leaves keep their values. `key` differs from leaf to leaf, `shared_key` does
-  not. A register that no `remember` declares ends with the step, or with the
-  `at` around it.
+  not; both differ from rule to rule. A register that no `remember` declares ends
+  with the step, or with the `at` around it.
 
   Args:
     **assigned: name -> a function, the name of a register to copy, a number,
@@ -158,8 +158,10 @@ def _assignments(
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    clock = rules.clock_of(context)
+    drawing = 0
     for name, rule in made.items():
+      clock = rules.clock_of(context, drawing)
+      drawing += bool({'key', 'shared_key'} & set(rule.reads))
       replica = replica.set({name: evaluate(name, rule, replica, clock)})
     return replica, state
 

@@ -333,7 +333,8 @@ def where(
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    clock = rules.clock_of(context)
+    # Number 1: the stages inside have the keys that are folded from number 0.
+    clock = rules.clock_of(context, 1)
     mask = _who(rule, replica, clock)
     old = {n: replica.get(n) for n in sorted(found.writes) if replica.has(n)}
     operand = (old, state)

@@ -199,14 +199,26 @@ class Clock(NamedTuple):
   shared_key: Array
 
 
-def clock_of(context: Context) -> Clock:
-  """Returns what the rules of a step may read."""
+def clock_of(context: Context, rule: int = 0) -> Clock:
+  """Returns what a rule of a step may read.
+
+  Args:
+    context: of the stage.
+    rule: its number among the rules of the stage that read a key. Each of them
+      has keys of its own.
+  """
+  key, shared_key = context.key, context.shared_key
+  if rule:
+    # Above the numbers of leaves and stages, which are folded in as well.
+    fold = functools.partial(jax.random.fold_in, data=2**31 + rule)
+    key = None if key is None else jax.vmap(fold)(key)
+    shared_key = None if shared_key is None else fold(shared_key)
   return Clock(
     context.step,
     context.replica,
     collectives.num_replicas(context.replica),
-    context.key,
-    context.shared_key,
+    key,
+    shared_key,
   )
 
 
@@ -278,6 +290,11 @@ def assign(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
   if not trees and (old is None or is_scalar(old)):
     new = _call(rule, clock, scalars, 0)
     return new if old is None else _fitted('let', name, new, old)
+  if trees and is_scalar(old) and not is_inexact(old):
+    raise ValueError(
+      f'let({name}=...): an integer of each replica was assigned from a tree, '
+      f'whose integer leaves keep their values; use pr.compute({name}=...)'
+    )
   (model, like), *others = every.items()
   for other, tree in others:
     _check_structure(f'let({name}=...)', model, like, other, tree)
@@ -323,6 +340,12 @@ def _assign_leaf(
 
 def _fitted(stage: str, name: str, new: Array, old: Array) -> Array:
   """The new leaf in the dtype of what it replaces."""
+  if is_inexact(new) and not is_inexact(old):
+    raise ValueError(
+      f'{stage}({name}=...): a leaf of {old.dtype} was assigned floats, which '
+      'would be cut to integers; cast it in the rule, or declare it by a '
+      f'float, such as pr.remember({name}=0.0)'
+    )
   if new.shape != old.shape:
     raise ValueError(
       f'{stage}({name}=...): a leaf of shape {old.shape[1:]} was assigned one '
