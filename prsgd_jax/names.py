@@ -29,6 +29,8 @@ class Names(NamedTuple):
     writes: registers that the stage may assign.
     assigns: registers that certainly hold something after the stage.
     declares: registers that last for the whole run and are created here.
+    lasts: registers read outside of steps, by `remember` and `evaluate`. They
+      must last, because what belongs to a step holds nothing there.
   """
 
   reads: frozenset[str] = frozenset()
@@ -36,6 +38,7 @@ class Names(NamedTuple):
   writes: frozenset[str] = frozenset()
   assigns: frozenset[str] = frozenset()
   declares: frozenset[str] = frozenset()
+  lasts: frozenset[str] = frozenset()
 
 
 def names(
@@ -83,7 +86,12 @@ def joined(parts: Sequence[Names]) -> Names:
     return frozenset().union(*(getattr(n, field) for n in parts))
 
   return Names(
-    reads, union('uses'), union('writes'), union('assigns'), declares
+    reads,
+    union('uses'),
+    union('writes'),
+    union('assigns'),
+    declares,
+    union('lasts'),
   )
 
 
@@ -112,13 +120,19 @@ def check_complete(found: Names) -> None:
 
   Raises:
     ValueError: if a register is read but not assigned before, or assigned but
-      never read.
+      never read; if `remember` or `evaluate` reads one that does not last.
   """
   known = found.declares | found.writes
   for name in sorted(found.reads - {*CLOCK, *GIVEN}):
     if name == 'opt_state' and name in found.declares:
       continue  # the engine has it from the first step on
     raise ValueError(_never_held(name, found.declares, known))
+  for name in sorted(found.lasts - found.declares - {*CLOCK, *GIVEN}):
+    raise ValueError(
+      f'register {_short(name)!r} is read by remember or evaluate, outside of '
+      'steps, but it ends with the step; declare it by pr.remember, or assign '
+      'what is needed by pr.let(...) in the step'
+    )
   unread = found.writes - found.uses - found.declares - {*FIELDS, 'weight'}
   for name in sorted(unread):
     raise ValueError(
@@ -135,6 +149,11 @@ def _never_held(
   if name == 'grads':
     return (
       'grads is read before a gradient is taken; chain pr.gradient() before it'
+    )
+  if name == 'metrics':
+    return (
+      'metrics is read before a gradient is taken; chain pr.gradient() before '
+      'that stage'
     )
   if name == 'opt_state':
     return (

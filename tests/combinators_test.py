@@ -311,6 +311,18 @@ class AlgorithmTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(params, 0.5 * (1 - 0.1 * g[0]), rtol=1e-5)
 
+  def test_an_output_does_not_leave_with_its_names(self):
+    algorithm = pr.chain(
+      pr.remember(u=lambda params: params + 1),
+      pr.algorithm('inside', pr.evaluate(u=2.0, params='u')),
+      pr.evaluate(params=lambda params, u: params + u),
+    )
+    state = pr.create_train_state(
+      pr.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
+    )
+    params, _ = pr.consensus(algorithm, state)
+    np.testing.assert_array_equal(params, [3, 3, 3])
+
   @parameterized.parameters((pr.gradient(),), ('a name',), ('',), (None,))
   def test_has_a_name(self, name):
     with self.assertRaisesRegex(ValueError, 'expects a name such as'):

@@ -163,6 +163,22 @@ INCOMPLETE = {
     lambda: (pr.at(EVERY, pr.let(d='params')), pr.let(params='d')),
     "'d' is read where it need not hold anything",
   ),
+  'metrics_before_the_gradient': (
+    lambda: (pr.compute(metrics=lambda metrics: metrics), *LOCAL),
+    'metrics is read before a gradient is taken',
+  ),
+  'remember_reads_what_a_step_assigns': (
+    lambda: (*LOCAL, pr.let(d='params'), pr.remember(x0='d')),
+    "'d' is read by remember or evaluate, outside of steps, but it ends",
+  ),
+  'remember_reads_a_gradient': (
+    lambda: (*LOCAL, pr.algorithm('a', pr.remember(x0='grads'))),
+    "'grads' is read by remember or evaluate",
+  ),
+  'evaluate_reads_what_a_step_assigns': (
+    lambda: (*LOCAL, pr.let(d='params'), pr.evaluate(params='d')),
+    "'d' is read by remember or evaluate, outside of steps, but it ends",
+  ),
   'own_is_never_read': (
     lambda: (pr.sync(pr.mean(), codec=pr.signs(), own='known'),),
     "'known' is assigned but never read",

@@ -68,6 +68,7 @@ def remember(**initial: Any) -> ReplicaTransformation:
     return replica, ()
 
   found = names(reads=_read(made), writes=(), declares=made)
+  found = found._replace(lasts=found.reads)
   return ReplicaTransformation(_keep, init, names=found)
 
 
@@ -78,9 +79,9 @@ def let(**assigned: Any) -> ReplicaTransformation:
   `replica` (its index), `num_replicas`, `key` or `shared_key`. It sees one leaf
   of one replica, in float32 or wider, and later rules see what earlier ones
   assigned. The result takes the dtype of the register that it replaces. Integer
-  leaves keep their values. `key` differs from leaf to leaf, `shared_key` does
-  not; both differ from rule to rule. A register that no `remember` declares ends
-  with the step, or with the `at` around it.
+  leaves keep their values. `key` differs from leaf to leaf, and `shared_key`
+  does not. Both differ from rule to rule. A register that no `remember` declares
+  ends with the step, or with the `at` around it.
 
   Args:
     **assigned: name -> a function, the name of a register to copy, a number,
@@ -202,9 +203,9 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
       replica = replica.set({name: rules.assign(name, rule, replica, clock)})
     return replica
 
-  return ReplicaTransformation(
-    _keep, output=output, names=names(reads=_read(made))
-  )
+  found = names(reads=_read(made))
+  found = found._replace(lasts=found.reads)
+  return ReplicaTransformation(_keep, output=output, names=found)
 
 
 def _float_weight(stage: str, weight: ArrayTree) -> Array:

@@ -473,8 +473,11 @@ def algorithm(
     return replica._replace(registers={**around, **mine})
 
   def leave(inside: Replica, replica: Replica) -> Replica:
+    # Not the names that an `evaluate` inside gives to its own results.
     mine = {
-      prefix + n if n in own else n: x for n, x in inside.registers.items()
+      prefix + n if n in own else n: x
+      for n, x in inside.registers.items()
+      if n in own or n == 'weight'
     }
     return inside._replace(registers={**replica.registers, **mine})
 
