@@ -67,9 +67,7 @@ def check_register(name: str, value: Any) -> str:
     ValueError: if `value` is not a string, or a name of the clock.
   """
   if not isinstance(value, str) or value in CLOCK:
-    raise ValueError(
-      f"{name} must be the name of a register such as 'params', got {value!r}"
-    )
+    raise ValueError(f'{name} must be the name of a register, got {value!r}')
   return value
 
 

@@ -49,8 +49,12 @@ class TrainState(struct.PyTreeNode):
   def advance(
     self, replica: Replica, algorithm_state: ArrayTree
   ) -> 'TrainState':
-    """The state after a step that ended with this replica."""
-    return self.replace(
+    """Returns the state after a step that ended with this replica.
+
+    Raises:
+      ValueError: if the step changed a structure, a shape or a dtype.
+    """
+    after = self.replace(
       step=self.step + 1,
       params=replica.params,
       opt_state=replica.opt_state,
@@ -59,6 +63,25 @@ class TrainState(struct.PyTreeNode):
       # What belongs to the step ends with it.
       registers={name: replica.registers[name] for name in self.registers},
     )
+    _check_types(self, after)
+    return after
+
+
+def _check_types(before: TrainState, after: TrainState) -> None:
+  def named(state: TrainState) -> dict[str, ArrayTree]:
+    fields = ('params', 'opt_state', 'model_state', 'algorithm_state')
+    return {**{n: getattr(state, n) for n in fields}, **state.registers}
+
+  def types(tree: ArrayTree) -> tuple:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, [f'{x.dtype}{list(x.shape[1:])}' for x in leaves]
+
+  for (name, old), new in zip(named(before).items(), named(after).values()):
+    if types(old) != types(new):
+      raise ValueError(
+        f'a step must keep the structure, shapes and dtypes of {name!r}, '
+        f'{types(old)}, got {types(new)}'
+      )
 
 
 def create_train_state(

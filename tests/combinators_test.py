@@ -123,6 +123,9 @@ class WhereTest(parameterized.TestCase):
     for stages, want in (
       ((first, last), [1, 0, 0, 1]),
       ((first, kept), [1, 0, 0, 0]),
+      ((first, pr.gradient()), [1, 1, 1, 1]),
+      ((first, pr.at(pr.at_steps([0]), pr.gradient())), [1, 1, 1, 1]),
+      ((first, pr.at(pr.at_steps([1]), pr.gradient())), [1, 0, 0, 0]),
       ((pr.gradient(), last), None),  # all
     ):
       *_, metrics, _ = run(*stages, num_steps=1, num_devices=num_devices)

@@ -294,7 +294,7 @@ class SyncArgumentsTest(parameterized.TestCase):
         pr.remember(known=0.0),
         pr.sync(pr.mean(), codec=pr.signs(), own='known'),
       ),
-      "own='known' must be like register 'params'",
+      "registers 'known' and 'params' must have the same",
     ),
   )
   def test_registers_fit(self, stages, message):

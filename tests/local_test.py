@@ -13,6 +13,7 @@ from tests.stage_harness import (
   MOMENTUM_SGD,
   N,
   batches,
+  linear_loss,
   run,
 )
 
@@ -400,6 +401,84 @@ class OuterUpdateTest(parameterized.TestCase):
   def test_is_of_an_optimizer(self):
     with self.assertRaisesRegex(ValueError, 'optax transformation.* got 0.7'):
       pr.outer_update(0.7, of='delta', at='x0')
+
+
+class RegistersTest(parameterized.TestCase):
+  """The registers that stages are told by name."""
+
+  @parameterized.parameters(
+    (lambda name: pr.gradient(name),),
+    (lambda name: pr.outer_update(MOMENTUM_SGD, of=name, at='params'),),
+    (lambda name: pr.outer_update(MOMENTUM_SGD, of='grads', at=name),),
+    (lambda name: pr.anyone(name),),
+  )
+  def test_are_names(self, make):
+    for name in ('step', 3, None):
+      with self.assertRaisesRegex(ValueError, 'must be the name of a register'):
+        make(name)
+
+  @parameterized.parameters('params', 'opt_state', 'metrics', 'weight')
+  def test_a_step_goes_into_a_register_of_its_own(self, into):
+    with self.assertRaisesRegex(ValueError, 'into receives a step'):
+      pr.local_update(MOMENTUM_SGD, into=into)
+
+  @parameterized.parameters(
+    (lambda: (pr.gradient('n'),),),
+    (lambda: (pr.outer_update(MOMENTUM_SGD, of='n', at='params'),),),
+    (
+      lambda: (
+        pr.gradient(),
+        pr.local_update(MOMENTUM_SGD, into='n'),
+      ),
+    ),
+  )
+  def test_have_the_shapes_of_points(self, make):
+    algorithm = pr.chain(pr.remember(n=1.0), *make())
+    for start in (np.zeros(3, np.float32), {'w': np.zeros(3, np.float32)}):
+      with self.assertRaisesRegex(ValueError, 'the same structure and shapes'):
+        pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, start)
+
+  @parameterized.parameters(
+    (
+      (pr.gradient(), pr.restart(MOMENTUM_SGD)),
+      'the algorithm has no optimizer',
+    ),
+    (
+      (
+        pr.gradient(),
+        pr.local_update(optax.adam(0.1)),
+        pr.restart(MOMENTUM_SGD),
+      ),
+      'restart expects the optimizer',
+    ),
+  )
+  def test_restart_has_an_optimizer_before_tracing(self, stages, message):
+    with self.assertRaisesRegex(ValueError, message):
+      pr.create_train_state(
+        pr.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3, np.float32)
+      )
+
+  def test_an_outer_step_of_half_precision_keeps_its_state(self):
+    # The state is that of float32 steps, and the parameters stay as they are.
+    algorithm = pr.chain(
+      pr.remember(x0=lambda params: params + 1),
+      pr.at(
+        pr.every(2),
+        pr.let(delta=lambda x0, params: params - x0),
+        pr.outer_update(MOMENTUM_SGD, of='delta', at='params'),
+      ),
+    )
+    mesh = pr.ReplicaMesh(N, 2)
+    state = pr.create_train_state(
+      mesh, algorithm, jnp.ones(3, jnp.bfloat16), MODEL_STATE
+    )
+    steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    for _ in range(2):
+      state, _ = steps(state, batches(mesh, 1)[0])
+    self.assertEqual(state.params.dtype, jnp.bfloat16)
+    np.testing.assert_allclose(
+      mesh.gather(state.params).astype(np.float32), 1.1, rtol=1e-2
+    )
 
 
 class StepTest(parameterized.TestCase):

@@ -236,6 +236,25 @@ class ReplicaShapesTest(absltest.TestCase):
     self.assertEqual(shapes.model_state['seen'].dtype, np.int32)
 
 
+class TypesTest(parameterized.TestCase):
+  @parameterized.parameters(1, 3)
+  def test_a_step_keeps_them(self, num_steps):
+    # A scan of several steps would fail with a traceback of its own, and a
+    # single step would go on in another dtype.
+    def update(replica, state, context):
+      return replica.set({'x': replica.get('x').astype(jnp.bfloat16)}), state
+
+    wrong = pr.ReplicaTransformation(
+      update, names=pr.names(reads=['x'], writes=['x'])
+    )
+    algorithm = pr.chain(pr.remember(x='params'), wrong)
+    mesh = pr.ReplicaMesh(4, 2)
+    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
+    steps = pr.make_train_steps(mesh, algorithm, loss)
+    with self.assertRaisesRegex(ValueError, "dtypes of 'x', .*float32.*bfloat"):
+      steps(state, mesh.place_per_device(np.zeros((2, num_steps, 2, 3))))
+
+
 class RoundTripTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_a_state_comes_back_from_the_host(self, num_devices):

@@ -80,8 +80,8 @@ def let(**assigned: Any) -> ReplicaTransformation:
   of one replica, in float32 or wider, and later rules see what earlier ones
   assigned. The result takes the dtype of the register that it replaces. Integer
   leaves keep their values. `key` differs from leaf to leaf, and `shared_key`
-  does not. Both differ from rule to rule. A register that no `remember` declares
-  ends with the step, or with the `at` around it.
+  does not. Both differ from rule to rule. A register that no `remember`
+  declares ends with the step, or with the `at` around it.
 
   Args:
     **assigned: name -> a function, the name of a register to copy, a number,

@@ -24,6 +24,7 @@ from prsgd_jax.base import (
   chain,
   over_block,
 )
+from prsgd_jax.checks import check_register
 from prsgd_jax.mixing import mean, traffic
 from prsgd_jax.names import CLOCK, FIELDS, Names
 from prsgd_jax.stages import rules
@@ -58,9 +59,7 @@ def anyone(register: str) -> Anyone:
     >>> stages = (pr.compute(far=lambda params: abs(params).max() > 1),
     ...           pr.at(pr.anyone('far'), pr.sync(pr.mean())))
   """
-  if not isinstance(register, str):
-    raise ValueError(f'anyone expects the name of a register, got {register!r}')
-  return Anyone(register)
+  return Anyone(check_register('anyone(register)', register))
 
 
 def at(

@@ -27,6 +27,7 @@ from prsgd_jax.payload import (
   wire_dtype,
 )
 from prsgd_jax.stages.codecs import Codec, as_codec
+from prsgd_jax.stages.local import check_alike
 
 _UNWEIGHTED = (
   'a codec of differences, or one that counts senders, cannot carry weights, '
@@ -115,10 +116,9 @@ def sync(
         )
       memory = over_block(codec.start)(floats)
     if own is not None:
-      like = replica.get(what[0])
       if not replica.has(own):
-        replica = replica.set({own: like})
-      _check_alike(own, replica.get(own), what[0], like)
+        replica = replica.set({own: replica.get(what[0])})
+      check_alike(f'sync(own={own!r})', own, what[0], replica)
     return replica, SyncState(
       _start_rounds(mixing, replica, num_replicas), memory
     )
@@ -222,20 +222,6 @@ def _check_floats(name: str, replica: Replica) -> None:
     raise ValueError(
       f'sync mixes floating leaves, but register {name!r} has only integers; '
       f'assign it floats, such as pr.remember({name}=1.0)'
-    )
-
-
-def _check_alike(
-  name: str, value: ArrayTree, other: str, like: ArrayTree
-) -> None:
-  found, wanted = (
-    (jax.tree.structure(x), [leaf.shape[1:] for leaf in jax.tree.leaves(x)])
-    for x in (value, like)
-  )
-  if found != wanted:
-    raise ValueError(
-      f'own={name!r} must be like register {other!r}, with the shapes '
-      f'{wanted[1]}, got {found[1]}'
     )
 
 

@@ -18,8 +18,8 @@ from prsgd_jax.base import (
   chain,
   over_block,
 )
-from prsgd_jax.checks import check_optax
-from prsgd_jax.names import CLOCK, names
+from prsgd_jax.checks import check_optax, check_register
+from prsgd_jax.names import FIELDS, names
 from prsgd_jax.payload import cast_like, widen
 
 
@@ -33,7 +33,9 @@ def gradient(at: str = 'params') -> ReplicaTransformation:
     at: the register that holds the point. Its structure is that of `params`.
 
   Raises:
-    ValueError: from `update`, if the loss reports a metric called 'active'.
+    ValueError: if `at` is not a name; from `init`, if the register has other
+      shapes than `params`; from `update`, if the loss reports a metric called
+      'active'.
 
   Example:
     >>> import prsgd_jax as pr
@@ -41,8 +43,11 @@ def gradient(at: str = 'params') -> ReplicaTransformation:
     ...           pr.gradient('ahead'))
   """
 
+  check_register('at', at)
+
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
+    check_alike(f'gradient({at!r})', at, 'params', replica)
     grads = jax.tree.map(jnp.zeros_like, replica.params)
     return replica._replace(grads=grads), ()
 
@@ -58,6 +63,8 @@ def gradient(at: str = 'params') -> ReplicaTransformation:
         "the metric 'active' is the engine's own; give the loss's another name"
       )
     metrics = {'loss': loss, **metrics}
+    if 'active' in replica.metrics:  # of a gradient under `where` before
+      metrics['active'] = jnp.ones_like(replica.metrics['active'])
     return replica._replace(
       grads=grads, model_state=model_state, metrics=metrics
     ), state
@@ -100,15 +107,23 @@ def local_update(
     >>> stages = pr.gradient(), pr.local_update(optax.sgd(0.1), into='u')
   """
   check_optax('local_update', tx)
-  if into in CLOCK or (into is not None and not isinstance(into, str)):
-    raise ValueError(f'into must be the name of a register, got {into!r}')
+  if into is not None:
+    check_register('into', into)
+  if into in {*FIELDS, 'weight'} - {'grads'}:
+    raise ValueError(
+      f'into receives a step, which the register {into!r} cannot hold; use '
+      "another name, such as 'u'"
+    )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
     replica = replica._replace(opt_state=over_block(tx.init)(replica.params))
-    if into is None or replica.has(into):
+    if into is None:
       return replica, ()
-    return replica.set({into: widen(replica.params)}), ()
+    if not replica.has(into):
+      replica = replica.set({into: widen(replica.params)})
+    check_alike(f'local_update(into={into!r})', into, 'params', replica)
+    return replica, ()
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
@@ -118,6 +133,8 @@ def local_update(
       new = {'params': optax.apply_updates(replica.params, updates)}
     else:
       new = {into: widen(updates)}
+      if replica.has(into):
+        new = {into: cast_like(updates, replica.get(into))}
     return replica.set({**new, 'opt_state': opt_state}), state
 
   found = names(
@@ -126,6 +143,27 @@ def local_update(
     declares=('opt_state',),
   )
   return ReplicaTransformation(update, init, names=found)
+
+
+def check_alike(stage: str, one: str, other: str, replica: Replica) -> None:
+  """Checks that two registers have one structure and the same shapes.
+
+  Registers that hold nothing yet are not checked.
+
+  Raises:
+    ValueError: if they have not.
+  """
+  if not (replica.has(one) and replica.has(other)):
+    return
+  found, wanted = (
+    (jax.tree.structure(x), [leaf.shape[1:] for leaf in jax.tree.leaves(x)])
+    for x in (replica.get(one), replica.get(other))
+  )
+  if found != wanted:
+    raise ValueError(
+      f'{stage}: registers {one!r} and {other!r} must have the same structure '
+      f'and shapes, got {found} and {wanted}'
+    )
 
 
 def optimizer_updates(
@@ -173,27 +211,33 @@ def outer_update(
     at: the register that moves.
 
   Raises:
-    ValueError: if `tx` is not an optax transformation.
+    ValueError: if `tx` is not an optax transformation, or `of` or `at` is not
+      a name; from `init`, if the two registers have different shapes.
 
   Example:
     >>> import optax, prsgd_jax as pr
     >>> stage = pr.outer_update(optax.sgd(0.7), of='delta', at='x0')
   """
   check_optax('outer_update', tx)
+  check_register('of', of)
+  check_register('at', at)
   tx = optax.with_extra_args_support(tx)
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
+    check_alike('outer_update', of, at, replica)
     point = replica.get(at) if replica.has(at) else replica.params
-    return replica, over_block(tx.init)(point)
+    return replica, over_block(tx.init)(widen(point))
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
     del context
-    point = replica.get(at)
-    updates, state = over_block(tx.update)(replica.get(of), state, point)
-    return replica.set({at: optax.apply_updates(point, updates)}), state
+    # Wide, whatever `of` and `at` hold, so that the state keeps its dtypes.
+    along, point = widen((replica.get(of), replica.get(at)))
+    updates, state = over_block(tx.update)(along, state, point)
+    point = optax.apply_updates(point, updates)
+    return replica.set({at: cast_like(point, replica.get(at))}), state
 
   return ReplicaTransformation(
     update, init, names=names(reads={of, at}, writes=(at,))
@@ -211,8 +255,9 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
     tx: the optimizer of `local_update`, or one with the same state.
 
   Raises:
-    ValueError: if `tx` is not an optax transformation; from `update`, if its
-      state has another structure than that of `local_update`.
+    ValueError: if `tx` is not an optax transformation; from `init`, or from
+      `update` where `local_update` comes later in the chain, if its state has
+      another structure than that of `local_update`.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -222,22 +267,32 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """
   check_optax('restart', tx)
 
+  def fresh(replica: Replica) -> ArrayTree:
+    made = over_block(tx.init)(replica.params)
+    found, kept = map(jax.tree.structure, (made, replica.opt_state))
+    if found != kept:  # type: ignore[operator]
+      raise ValueError(
+        f'restart expects the optimizer of local_update with the state {kept}, '
+        f'got one with the state {found}'
+      )
+    return cast_like(made, replica.opt_state)
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    del num_replicas
+    if replica.opt_state != ():  # local_update may come later in the chain
+      jax.eval_shape(fresh, replica)
+    return replica, ()
+
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
     del context
-    fresh = over_block(tx.init)(replica.params)
-    made, kept = map(jax.tree.structure, (fresh, replica.opt_state))
-    if made != kept:  # type: ignore[operator]
-      raise ValueError(
-        f'restart expects the optimizer of local_update with the state {kept}, '
-        f'got one with the state {made}'
-      )
-    fresh = cast_like(fresh, replica.opt_state)
-    return replica._replace(opt_state=fresh), state
+    return replica._replace(opt_state=fresh(replica)), state
 
   return ReplicaTransformation(
-    update, names=names(reads=('params',), writes=('opt_state',))
+    update,
+    init,
+    names=names(reads=('params', 'opt_state'), writes=('opt_state',)),
   )
 
 
