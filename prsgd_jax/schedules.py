@@ -76,7 +76,15 @@ def starts(ends: Schedule) -> Schedule:
     >>> np.flatnonzero(starts(every(4))(np.arange(12))).tolist()
     [0, 4, 8]
   """
-  return lambda step: (step == 0) | ends(step - (step > 0))
+
+  def schedule(step: Step) -> jax.Array | np.ndarray:
+    before = ends(step - (step > 0))
+    # Rounds of one step: known when tracing, so that nothing is compiled.
+    if not isinstance(before, jax.Array) and np.all(before):
+      return before
+    return (step == 0) | before
+
+  return schedule
 
 
 def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:

@@ -137,6 +137,21 @@ class ConstantTest(parameterized.TestCase):
     self.assertNotIsInstance(seen[0], jax.core.Tracer)
 
 
+class StartsTest(parameterized.TestCase):
+  def test_rounds_of_one_step_are_known_when_tracing(self):
+    fires = pr.starts(pr.every(1))
+    known = []
+
+    @jax.jit
+    def trace(step):
+      known.append(fires(step))
+      return step
+
+    trace(0)
+    self.assertIsInstance(known[0], np.ndarray)
+    np.testing.assert_array_equal(fires(np.arange(3)), [True] * 3)
+
+
 class AtTest(parameterized.TestCase):
   def test_steps_after_the_last_do_not_fire(self):
     schedule = pr.at_steps([2])
