@@ -206,7 +206,7 @@ def _check_resume(
   num_devices: int,
 ) -> None:
   mesh = ReplicaMesh(problem.num_replicas, num_devices)
-  middle = problem.num_steps // 2 - 1  # inside most periods
+  middle = max(problem.num_steps // 2 - 1, 0)  # inside most periods
   state = mesh.place_per_device(whole.states[middle])
   state = state.replace(
     key=jax.random.wrap_key_data(state.key, impl='threefry2x32')

@@ -77,5 +77,14 @@ class CheckLawsTest(parameterized.TestCase):
       testing.check_laws(pr.chain(LOCAL, wrong), problem=problem)
 
 
+class ShortTest(absltest.TestCase):
+  def test_a_run_of_a_single_step(self):
+    algorithm = pr.chain(pr.step(optax.sgd(0.1)), pr.sync(pr.mean()))
+    problem = testing.make_problem(num_replicas=4, num_steps=1)
+    self.assertEqual(
+      testing.check_laws(algorithm, problem=problem).x.shape[0], 2
+    )
+
+
 if __name__ == '__main__':
   absltest.main()
