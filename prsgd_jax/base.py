@@ -7,7 +7,7 @@ optax makes an optimizer a chain of gradient transformations. Here an
 pseudocode.
 
 Stages see *blocks*: a device holds V = N / D of the N replicas, and every leaf
-has the leading axis V. Elementwise maths needs no care; what reduces over a
+has the leading axis V. Elementwise operations need no care. A reduction over a
 replica's own axes goes through `over_block`.
 """
 
@@ -39,9 +39,10 @@ class Replica(NamedTuple):
 
   Attributes:
     params, opt_state, model_state: last for the whole run.
-    grads, metrics: belong to the step; empty until `gradient` fills them.
-    registers: all others by name. Those that `remember` declares last for the
-      whole run; others end with the step, or with the `at` that assigns them.
+    grads, metrics: last for one step; empty until `gradient` fills them.
+    registers: all other registers, by name. Those that `remember` declares last
+      for the whole run. Any other ends with the step, or with the `at` that
+      assigns it.
   """
 
   params: ArrayTree
@@ -69,14 +70,15 @@ class Replica(NamedTuple):
 
 
 class Context(NamedTuple):
-  """What the engine tells every stage of a step.
+  """What the engine gives every stage in a step.
 
   Attributes:
     step: int32 scalar, 0-based, the same everywhere: the only clock.
     replica: int32[V], the global indices of this block's replicas.
     key: key[V], a function of (seed, replica, step), each replica's own.
-    shared_key: key, a function of (seed, step): the same on all replicas. Of
-      both `chain` gives every stage its own, if its names read it, else None.
+    shared_key: key, a function of (seed, step): the same on all replicas.
+      `chain` derives both keys for each stage whose names read them; any other
+      stage gets None.
     value_and_grad: `(params, model_state) -> ((loss, (model_state, metrics)),
       grads)` on this step's batch, over the block (every leaf `[V, ...]`).
     round: int32 scalar, how often the `sync` that reads it has run before. It
@@ -110,9 +112,9 @@ class Traffic(NamedTuple):
 
   Attributes:
     fires: bool[num_steps], whether the stage communicates at each step; None
-      where the data decide, and the stage counts its rounds in its state.
-    bytes_sent: bytes that one replica sends in one such round; where they are
-      not the same for all, those of the one that sends most.
+      for data-dependent communication, whose stage counts its rounds.
+    bytes_sent: bytes that one replica sends in one such round; the maximum over
+      the replicas.
     latencies: messages that follow one another in one such round. Of what is
       drawn in each round bytes and latencies are the expected ones.
     tier: the links used: 'global', 'group' or 'neighbour'.
@@ -133,9 +135,9 @@ Cost = Work | Traffic
 
 
 class Decided(NamedTuple):
-  """Part of the state of a stage whose rounds the data decide.
+  """Rounds of a stage whose communication depends on the data.
 
-  One for each `Traffic` of it without `fires`, in their order.
+  Its state has one for each `Traffic` without `fires`, in the same order.
 
   Attributes:
     rounds: int32[V], the rounds done, the same on all replicas.
@@ -175,7 +177,8 @@ class ReplicaTransformation(NamedTuple):
     output: `(replica, state) -> replica`, the replica to evaluate.
     names: the registers that the stage reads and assigns, which `names` makes.
     talks: for each `Traffic` of its cost, whether it is sent every time the
-      stage runs. A stage without `Traffic` does not talk.
+      stage runs. A stage without `Traffic` does not
+      communicate.
   """
 
   update: Callable[[Replica, ArrayTree, Context], tuple[Replica, ArrayTree]]
@@ -289,10 +292,10 @@ def _check_talks(
 def _with_own_keys(
   context: Context, stage: ReplicaTransformation, i: int
 ) -> Context:
-  """Gives the i-th stage keys of its own: what two stages draw is independent.
+  """Gives the i-th stage keys of its own, so that stages draw independently.
 
-  A stage that does not name a key gets none. With the key of another it would
-  draw the same numbers, silently.
+  A stage that does not name a key gets none, because with the key of another
+  stage it would silently draw the same numbers.
   """
   fold = functools.partial(jax.random.fold_in, data=i)
   draws, draws_alike = (k in stage.names.uses for k in ('key', 'shared_key'))
@@ -305,8 +308,8 @@ def _with_own_keys(
 def lasting(algorithm: ReplicaTransformation, replica: Replica) -> Replica:
   """Returns the replica with the registers that last from step to step.
 
-  A loop of your own carries these; what else a step assigned ends with it. The
-  engine does the same.
+  A training loop of your own carries these from step to step. All other
+  registers end with the step, as they do in the engine.
 
   Args:
     algorithm: the whole algorithm.

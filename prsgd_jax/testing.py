@@ -1,8 +1,8 @@
-"""Tests of an algorithm of your own: its NumPy loop, and the laws of all.
+"""Tests of your own algorithm: its NumPy loop, and the laws of all algorithms.
 
-An algorithm is right if it goes the way of a loop that is written from the
-paper alone. `check_laws` runs both on a small problem, in float64, where a
-tolerance of 1e-12 tells two algorithms apart.
+An algorithm is right if it follows a loop that is written only from the paper.
+`check_laws` runs both on a small problem, in float64, where a tolerance of
+1e-12 separates two algorithms.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ TOLERANCE = 1e-12
 
 
 class Problem(NamedTuple):
-  """N losses that differ, with noise: one for each replica.
+  """N different losses with noise, one for each replica.
 
     f_i(x) = a_i . (x - b_i)^2 / 2 + sum_k log cosh(x_k)
     G_i(x) = grad f_i(x) + noise_i
@@ -101,23 +101,23 @@ def check_laws(
 ) -> Report:
   """Checks an algorithm against its NumPy loop and the laws of all algorithms.
 
-  1. The replicas go the way of the oracle at every step.
-  2. They go the same way on every number of devices that divides N.
-  3. A run that is saved and restored in the middle goes on bit for bit.
+  1. The replicas follow the oracle at every step.
+  2. The trajectory is the same on every number of devices that divides N.
+  3. A run restored from its middle is bit-identical to an uninterrupted one.
   4. A step changes no structure, shape or dtype of the state.
   5. The ledger can count what the algorithm sends.
 
   Args:
     algorithm: the algorithm, such as `pr.k_avg(optax.sgd(0.1), period=4)`.
-    oracle: `problem -> x[T + 1, N, d]`, the same in NumPy; nothing of it should
-      come from the library.
+    oracle: `problem -> x[T + 1, N, d]`, the same algorithm in NumPy, written
+      without the library. Default: no oracle, so law 1 is not checked.
     problem: `make_problem()` by default.
 
   Returns:
     The trajectory and the cost.
 
   Raises:
-    AssertionError: if a law does not hold; the message says which.
+    AssertionError: if a law does not hold, with the law in the message.
     ValueError: if the algorithm does not fit N replicas.
 
   Example:
@@ -180,7 +180,7 @@ def _continue(
   steps: range,
   states: list,
 ) -> None:
-  """Appends to `states` what each step makes of the state."""
+  """Appends the state after each step to `states`."""
   train_steps = make_train_steps(mesh, algorithm, _loss)
   blocks = (mesh.num_devices, 1, mesh.block_size, -1)
   for step in steps:

@@ -1,4 +1,4 @@
-"""STAGES: the words in which algorithms are written."""
+"""STAGES: the building blocks of algorithms."""
 
 from prsgd_jax.stages.assignments import compute, evaluate, let, remember
 from prsgd_jax.stages.averages import (

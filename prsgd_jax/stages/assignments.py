@@ -89,7 +89,7 @@ def let(**assigned: Any) -> ReplicaTransformation:
 
   Raises:
     ValueError: if a name belongs to the clock, or a rule is not one; from
-      `init`, if structures or shapes do not fit.
+      `init`, if structures or shapes do not fit, or integers get floats.
 
   Example:
     >>> import prsgd_jax as pr
@@ -108,7 +108,8 @@ def compute(**assigned: Any) -> ReplicaTransformation:
     **assigned: name -> rule.
 
   Raises:
-    ValueError: as `let`.
+    ValueError: if a name belongs to the clock, or a rule is not one; from
+      `init`, if structures or shapes do not fit, or integers get floats.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -172,10 +173,10 @@ def _assignments(
 
 
 def evaluate(**assigned: Any) -> ReplicaTransformation:
-  """Assigns registers in the output alone: what is evaluated and averaged.
+  """Assigns registers in the output only, which is evaluated and averaged.
 
-  Training does not see it. A tail average, or the center of elastic averaging,
-  is what an algorithm returns in place of the replica's parameters.
+  Training does not see the change. An algorithm can return a tail average, or
+  the center of elastic averaging, in place of the replica's parameters.
 
   Args:
     **assigned: name -> a rule as in `let`. It cannot read the clock.
@@ -227,7 +228,7 @@ def _keep(
 
 
 def _read(made: Mapping[str, Rule], *, clock: bool = False) -> list[str]:
-  """What rules read of what is there before the first of them."""
+  """Returns what rules read that no rule before them assigns."""
   found, held = [], set(() if clock else CLOCK)
   for name, rule in made.items():
     found += [read for read in rule.reads if read not in held]

@@ -1,4 +1,4 @@
-"""AVERAGES: what the replicas may do at the end of a round besides a mean.
+"""AVERAGES: alternatives to the plain mean at the end of a round.
 
 Each of these is a stage on `params` and fits wherever an algorithm takes
 `average=`.
@@ -23,13 +23,13 @@ from prsgd_jax.stages.communication import sync
 def average_differences(
   codec: Compressor | Codec, *, mixing: Mixing | None = None
 ) -> ReplicaTransformation:
-  """Averages what the replicas moved by, in codes.
+  """Averages the movements of the replicas, encoded.
 
     x_i <- x0 + sum_j W_ij Q(x_j - x0)
 
-  x0, the point where the round began, is a register of the algorithm around:
-  that of `diloco`, `slowmo`, `bmuf` or `fedavg` with a server, or
-  `remember(x0='params')` of your own.
+  x0, the point where the round began, is a register of the surrounding
+  algorithm, such as `diloco`, `slowmo`, `bmuf` or `fedavg` with a server. An
+  algorithm of your own declares it by `remember(x0='params')`.
 
   Args:
     codec: Q, a compressor, or a codec with memory such as
@@ -38,7 +38,7 @@ def average_differences(
       same x0.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -57,10 +57,10 @@ def average_differences(
 def gossip_differences(
   mixing: Mixing, compressor: Compressor, *, consensus_step_size: Any
 ) -> ReplicaTransformation:
-  """Gossips by compressed differences alone (CHOCO).
+  """Gossips with compressed differences (CHOCO).
 
     xhat_i <- xhat_i + Q(x_i - xhat_i)
-    x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i),  xhat_i = 0 at first
+    x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i),  xhat_i = 0 initially
 
   Args:
     mixing: W, the same in every round; symmetric and doubly stochastic in the
@@ -70,8 +70,8 @@ def gossip_differences(
       must be.
 
   Raises:
-    ValueError: if an argument is not what it should be; from `init`, if the
-      mixing has several matrices.
+    ValueError: if an argument has the wrong type or is out of range; from
+      `init`, if the mixing has several matrices.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -103,19 +103,19 @@ def average_entries(
 ) -> ReplicaTransformation:
   """Averages a random share of the entries, the same ones on all replicas.
 
-    x_ik <- sum_j W_ij x_jk for k in S, drawn anew each time; others stay
+    x_ik <- sum_j W_ij x_jk for k in S; other entries stay
 
-  Nobody sends places, because all replicas draw S from the key that they share.
-  The values are added up on the way, as those of a plain mean: it costs
-  `fraction` of it.
+  S is drawn for each round. No replica sends positions, because all draw S from
+  the shared key. The values are summed in transit as in a plain mean, so a
+  round costs `fraction` of one.
 
   Args:
-    fraction: |S| over the entries of each leaf, in (0, 1], rounded, and at
-      least one entry.
+    fraction: share of the entries of each leaf that is in S, in (0, 1]. |S| is
+      rounded, and at least one entry.
     mixing: W, the mean of all replicas by default.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr

@@ -1,4 +1,4 @@
-"""CODECS: what is coded in place of a value, and what is remembered."""
+"""CODECS: how a value is encoded, with memory between messages."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ class Codec(NamedTuple):
     finish: `(sent, own, mixed, memory) -> (mixed, own, memory)`. `sent` is what
       was encoded, `own` is what the others decode of it, `mixed` is what
       arrived: sum_j W_ij own_j.
-    one_matrix: whether the memory is only right for one constant W.
-    weighted: whether it is right for replicas with a register `weight`.
+    one_matrix: whether the memory is valid only for one constant W.
+    weighted: whether replicas may have a register `weight`.
   """
 
   compressor: Compressor
@@ -52,16 +52,16 @@ def as_codec(given: Any) -> Codec:
 
 
 def feedback(compressor: Compressor, decay: float = 1.0) -> Codec:
-  """Error feedback: what a message left out is added to the next one.
+  """Returns the codec that adds the error of each message to the next one.
 
-    sends Q(v + decay e);  e <- v + decay e - Q(v + decay e),  e = 0 at first
+    sends Q(v + decay e);  e <- v + decay e - Q(v + decay e),  e = 0 initially
 
   Args:
     compressor: Q, a contraction such as `top_k` or `signs`.
-    decay: how much of the error is kept, in [0, 1]; 1 by default.
+    decay: share of the error that is kept, in [0, 1]; 1 by default.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -90,10 +90,10 @@ def feedback(compressor: Compressor, decay: float = 1.0) -> Codec:
 
 
 def difference(compressor: Compressor) -> Codec:
-  """Sends the change of a value since the last message, compressed.
+  """Returns the codec that sends the compressed change since the last message.
 
     sends q_i = Q(v_i - v'_i);  v'_i <- v'_i + q_i
-    all receive sum_j W_ij v'_j, where v' is what the others know of v, 0 first
+    all receive sum_j W_ij v'_j, where v' is what others know of v, 0 initially
 
   Each replica keeps v'_i and sum_j W_ij v'_j. The sum is right for a constant W
   only, and without weights; `sync` refuses others.
@@ -135,13 +135,13 @@ def difference(compressor: Compressor) -> Codec:
 
 
 def among_senders(codec: Compressor | Codec) -> Codec:
-  """Averages each entry over the replicas that sent it.
+  """Returns the codec that averages each entry over the replicas that sent it.
 
-    all receive sum_j W_ij q_j / sum_j W_ij [q_j != 0], and 0 where all q_j are
+    all receive sum_j W_ij q_j / sum_j W_ij [q_j != 0], or 0 without a sender
 
-  An entry that most replicas leave out is then as large as those that sent it
-  want, not as small as the mean of all. Every receiver counts the senders of
-  the codes that it decodes, so no more is sent.
+  An entry that few replicas send is averaged over those few, so the other
+  replicas do not shrink it. Each receiver counts the senders in the codes that
+  it decodes, so messages do not grow.
 
   Args:
     codec: how values travel: a sparsifier such as `top_k(0.1)`, or a codec with
@@ -156,8 +156,8 @@ def among_senders(codec: Compressor | Codec) -> Codec:
 
   Reference:
     The authors' code of SparseLoCo and DeMo (arXiv 2508.15706, 2411.19870),
-    whose sums over replicas are means of what was scattered to one place. Their
-    papers have the mean over all replicas.
+    which averages the values scattered to one position. The papers average over
+    all replicas.
   """
   inner = as_codec(codec)
 
@@ -181,12 +181,12 @@ def among_senders(codec: Compressor | Codec) -> Codec:
 
 
 def frequencies(codec: Compressor | Codec, *, chunk: int = 64) -> Codec:
-  """Codes the frequencies of chunks in place of the values.
+  """Returns the codec that encodes the frequencies of chunks, not the values.
 
-  Each leaf is cut into chunks of up to 64 x 64 entries, see `chunks`. What the
-  codec is given, and what it remembers, is the discrete cosine transform of
-  each chunk, in the place of the chunk. The transform is orthonormal: an error
-  of the frequencies is as large as that of the values.
+  Each leaf is cut into chunks of up to 64 x 64 entries, see `chunks`. The codec
+  receives and remembers the discrete cosine transform of each chunk, stored in
+  place of the chunk. The transform is orthonormal, so an error in the
+  frequencies is as large as the error in the values.
 
   Args:
     codec: how the frequencies travel: a compressor such as `chunked_top_k(32)`
@@ -194,7 +194,7 @@ def frequencies(codec: Compressor | Codec, *, chunk: int = 64) -> Codec:
     chunk: the largest side of a chunk, an integer >= 1; 64 by default.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import prsgd_jax as pr
@@ -202,8 +202,8 @@ def frequencies(codec: Compressor | Codec, *, chunk: int = 64) -> Codec:
 
   Reference:
     Peng, Quesnelle, Kingma 2024, DeMo: decoupled momentum optimization (arXiv
-    2411.19870), and the authors' code, bloc97/DeMo, demo.py, which knows
-    vectors and matrices only.
+    2411.19870), and the authors' code, bloc97/DeMo, demo.py, which
+    supports only vectors and matrices.
   """
   inner = as_codec(codec)
   chunk = check_positive_int('chunk', chunk)

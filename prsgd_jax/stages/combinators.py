@@ -1,4 +1,4 @@
-"""COMBINATORS: when stages run, on whom, and under what names."""
+"""COMBINATORS: when stages run, on which replicas, and under which names."""
 
 from collections.abc import Callable, Iterable
 import functools
@@ -37,7 +37,7 @@ SHARED = (*FIELDS, *CLOCK, 'weight')
 
 
 class Anyone(NamedTuple):
-  """A decision of all replicas: whether a register is not 0 on any of them."""
+  """A joint decision: whether a register is nonzero on any replica."""
 
   register: str
 
@@ -45,11 +45,12 @@ class Anyone(NamedTuple):
 def anyone(register: str) -> Anyone:
   """Returns the condition, for `at`, that any replica raises a flag.
 
-  All replicas decide alike, because the flags are reduced over them first. To
-  ask costs every replica one flag of four bytes.
+  All replicas decide alike, because the flags are reduced over them first. Each
+  check costs every replica one flag of four bytes.
 
   Args:
-    register: one number for each replica; 0 is no flag.
+    register: name of a register with one number for each replica. A number
+      other than 0 raises the flag.
 
   Raises:
     ValueError: if `register` is not a name.
@@ -65,20 +66,21 @@ def anyone(register: str) -> Anyone:
 def at(
   when: Schedule | Anyone, *stages: ReplicaTransformation
 ) -> ReplicaTransformation:
-  """Runs the stages at some steps only.
+  """Runs the stages only at some steps.
 
-  It is one `lax.cond` around the registers that the stages may assign and that
-  hold something before. Registers that hold nothing before end with it. A
-  schedule that is known while tracing, such as `always()`, compiles none.
+  It compiles to one `lax.cond` over the registers that the stages may assign
+  and that hold something before it. A register first assigned inside ends with
+  it. A schedule known while tracing, such as `always()`, needs no conditional.
 
   Args:
-    when: a schedule such as `every(4)`, or `anyone(register)`, where the data
-      decide.
+    when: a schedule such as `every(4)`, or `anyone(register)` for a
+      data-dependent decision.
     *stages: in order.
 
   Raises:
     ValueError: if `when` is neither; if communication inside `anyone` has a
-      schedule of its own, whose rounds nobody would count.
+      schedule of its own, whose rounds could not be counted; from `init`, if a
+      schedule does not give one bool.
 
   Example:
     >>> import prsgd_jax as pr
@@ -262,7 +264,7 @@ def _types(tree: ArrayTree) -> tuple[Any, list[str]]:
 
 
 def _only_known(after: Replica, before: Replica, found: Names) -> Replica:
-  """What is left after an `at`: what there was before, and declarations."""
+  """Returns what an `at` leaves: registers from before, and declared ones."""
   known = {
     name: x
     for name, x in after.registers.items()
@@ -285,19 +287,20 @@ def where(
   *stages: ReplicaTransformation,
   expected: Callable[[np.ndarray, int], np.ndarray] | None = None,
 ) -> ReplicaTransformation:
-  """Runs the stages on some replicas; the others keep all they have.
+  """Runs the stages on the active replicas; inactive ones keep their registers.
 
-  With one replica on a device the others compute nothing. In a block all
-  compute, and the results of the others are discarded. What the stages assign
-  for the first time in this step is zero on the others. The metric `active`
-  tells which replicas took a gradient, 1 or 0.
+  With one replica on a device, an inactive replica computes nothing. In a block
+  all replicas compute, and the results of inactive ones are discarded. A
+  register first assigned inside is zero on inactive replicas. The metric
+  `active` is 1 on replicas that took a gradient, otherwise 0.
 
   Args:
     active: a rule as in `let` for one bool of each replica.
-    *stages: in order. They must not communicate, because the replicas are not
-      in step here.
-    expected: `(steps, num_replicas) -> bool[T, N]`, who is active, for the
-      ledger. Needed if the rule reads more than the step and the replica.
+    *stages: in order. They must not communicate, because inactive replicas
+      would not answer.
+    expected: `(steps, num_replicas) -> bool[T, N]`, which replicas are active,
+      for the ledger. Required if the rule reads more than the step and the
+      replica.
 
   Raises:
     ValueError: if a stage communicates, or `expected` is missing; from `init`,
@@ -428,11 +431,11 @@ def algorithm(
 ) -> ReplicaTransformation:
   """Chains the stages under names of their own.
 
-  As in a Python function, what the stages declare or assign is local. It is
-  called `name.register` in the train state and in checkpoints. What they only
-  read may belong to the stages around. `params`, `grads`, `opt_state`,
-  `model_state`, `metrics` and `weight` are shared. So an algorithm can be the
-  local step or the average of another one without a clash.
+  As in a Python function, a register that the stages declare or assign is
+  local. It is called `name.register` in the train state and in checkpoints. A
+  register that they only read may belong to the surrounding stages. `params`,
+  `grads`, `opt_state`, `model_state`, `metrics` and `weight` are shared. An
+  algorithm can therefore be the local step or the average of another one.
 
   Args:
     name: of the algorithm, an identifier.

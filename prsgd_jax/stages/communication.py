@@ -58,26 +58,27 @@ def sync(
   """Communicates: x_i <- sum_j W_ij x_j, for the registers named.
 
   The registers travel in one message, with one draw of W. Only floating leaves
-  are mixed, in float32 or wider. It is an assignment: after a mean all replicas
-  are equal bit for bit. If the replica has a register `weight`,
+  are mixed, in float32 or wider. The result replaces the registers, so after a
+  mean all replicas are bit-identical. If the replica has a register `weight`,
 
     x_i <- sum_j W_ij w_j x_j / sum_j W_ij w_j;  w_i <- sum_j W_ij w_j
 
   which is FedAvg's weighted mean, and push-sum. A replica that receives no
-  weight at all becomes NaN: nothing is kept silently.
+  weight becomes NaN, so that the failure is visible.
 
   Args:
-    mixing: with whom, W.
+    mixing: W, such as `mean()` or `ring()`.
     what: the registers to mix, the parameters by default.
     codec: a compressor, or a codec with memory. The values travel as its codes,
       and every receiver decodes them.
-    own: a register that receives what the others now know of this replica's
-      value. It needs a codec and a single register in `what`.
+    own: a register that receives this replica's value as the other replicas now
+      know it. It needs a codec and a single register in `what`.
     waits: whether the modeled time of a replica waits for this message.
 
   Raises:
-    ValueError: if an argument is not what it should be; from `init`, if the
-      mixing does not fit the number of replicas, the weights or the codec.
+    ValueError: if an argument has the wrong type; from `init`, if the registers
+      have no floating leaves, or the mixing does not fit the number of
+      replicas, the weights or the codec.
 
   Example:
     >>> import prsgd_jax as pr

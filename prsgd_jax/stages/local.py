@@ -26,8 +26,8 @@ from prsgd_jax.payload import cast_like, widen
 def gradient(at: str = 'params') -> ReplicaTransformation:
   """Takes G_i, the gradient of this step's batch at a point.
 
-  Assigns `grads`, `model_state` and `metrics`: what the loss reports, and
-  `loss` itself unless the loss reports another one.
+  Assigns `grads`, `model_state` and `metrics`. The metrics are those that the
+  loss reports, and `loss` itself unless the loss reports its own.
 
   Args:
     at: the register that holds the point. Its structure is that of `params`.
@@ -99,8 +99,8 @@ def local_update(
       parameters then stay as they are.
 
   Raises:
-    ValueError: if `tx` is not an optax transformation, or `into` names
-      something else; if an algorithm has two of these stages.
+    ValueError: if `tx` is not an optax transformation, or `into` is not the
+      name of a free register; if an algorithm has two of these stages.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -203,7 +203,7 @@ def outer_update(
 ) -> ReplicaTransformation:
   """Takes an optimizer step of one register along another: at <- at + tx(of).
 
-  The state of `tx` is private, and its schedules count how often it ran.
+  The state of `tx` is private, and its schedules count the calls of this stage.
 
   Args:
     tx: any optax transformation.

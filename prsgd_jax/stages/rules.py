@@ -2,7 +2,7 @@
 
 A rule is a function whose parameters name what it reads, or a shorthand for
 one: a register's name, a number, `reading(fn, ...)`, `per_replica([...])`. It
-is called on the values of one replica and knows no block axis.
+is called on the values of one replica, without the block axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ def reading(fn: Callable[..., Any], *reads: str) -> Rule:
 
   Args:
     fn: a function of positional arguments.
-    *reads: the registers, or names of the clock, that it is given.
+    *reads: names of registers or of the clock, whose values are passed.
 
   Raises:
     ValueError: if `fn` is not callable or a name is not a string.
@@ -111,7 +111,7 @@ def reading(fn: Callable[..., Any], *reads: str) -> Rule:
 
 
 def per_replica(values: Sequence[float] | np.ndarray) -> Rule:
-  """Returns the rule for a number of each replica, given in order.
+  """Returns the rule that gives each replica a number of its own.
 
   Args:
     values: one number for each replica, [N].
@@ -141,7 +141,7 @@ def per_replica(values: Sequence[float] | np.ndarray) -> Rule:
 
 
 def first_steps(local_steps: Sequence[int]) -> Rule:
-  """Returns the rule for `where` that replica i takes I_i steps of a round.
+  """Returns the rule for `where` that activates replica i for I_i steps.
 
   A round is max_i I_i steps. Replica i is active in the first I_i of them.
 
@@ -149,8 +149,8 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
     local_steps: I_i, one integer >= 1 for each replica.
 
   Raises:
-    ValueError: if a number of steps is not an integer >= 1, or there are none;
-      from `init`, if their number is not N.
+    ValueError: if `local_steps` is empty or has anything but integers >= 1;
+      from `init`, if its length is not N.
 
   Example:
     >>> import numpy as np
@@ -180,7 +180,7 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
 
 
 def zeros(params: Array) -> Array:
-  """Zeros like the parameters: a rule for `remember`.
+  """Returns zeros like the parameters; a rule for `remember`.
 
   Example:
     >>> import prsgd_jax as pr
@@ -269,8 +269,8 @@ def compute(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
 def assign(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
   """Evaluates a rule leaf by leaf, in float32 or wider.
 
-  A register of one number for each replica is given to the rule beside every
-  leaf of the others. Integer leaves of trees keep what they have.
+  A register of one number for each replica is passed along with every leaf of
+  the trees. Integer leaves of trees keep their values.
 
   Args:
     name: the register to assign; what it holds gives the dtypes.
@@ -290,7 +290,7 @@ def assign(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
   if not trees and (old is None or is_scalar(old)):
     new = _call(rule, clock, scalars, 0)
     return new if old is None else _fitted('let', name, new, old)
-  if trees and is_scalar(old) and not is_inexact(old):
+  if old is not None and trees and is_scalar(old) and not is_inexact(old):
     raise ValueError(
       f'let({name}=...): an integer of each replica was assigned from a tree, '
       f'whose integer leaves keep their values; use pr.compute({name}=...)'
