@@ -1,6 +1,6 @@
 """Streaming DiLoCo: fragments of the model in turn, applied later."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import itertools
 
 import jax
@@ -9,8 +9,10 @@ import optax
 from prsgd_jax.algorithms.diloco import DILOCO_OUTER
 from prsgd_jax.base import (
   ArrayTree,
+  Replica,
   ReplicaTransformation,
   Schedule,
+  chain,
 )
 from prsgd_jax.checks import (
   check_number,
@@ -20,6 +22,7 @@ from prsgd_jax.checks import (
 )
 from prsgd_jax.compression import Compressor
 from prsgd_jax.mixing import mean
+from prsgd_jax.names import FIELDS
 from prsgd_jax.stages import (
   Codec,
   algorithm,
@@ -31,7 +34,7 @@ from prsgd_jax.stages import (
   sync,
   zeros,
 )
-from prsgd_jax.stages.combinators import on_leaves
+from prsgd_jax.stages.scopes import viewed
 
 
 def streaming_diloco(
@@ -93,7 +96,7 @@ def streaming_diloco(
 
   def fragment(p: int) -> ReplicaTransformation:
     offset = (p + 1) * period // len(selected)
-    return on_leaves(
+    return _on_leaves(
       selected[p],
       at(
         _after(offset, period),
@@ -116,6 +119,55 @@ def streaming_diloco(
 
 
 Select = Callable[[ArrayTree], list[int]]
+
+
+def _on_leaves(
+  select: Callable[[ArrayTree], Iterable[int]], *stages: ReplicaTransformation
+) -> ReplicaTransformation:
+  """Runs the stages on some leaves of the parameters, and of all like them.
+
+  Inside, a register with the structure of `params` is the list of its selected
+  leaves. What the stages declare has the structure of that list.
+
+  Args:
+    select: `params -> positions` among the leaves of the tree.
+    *stages: in order.
+  """
+  inner = chain(*stages)
+  found = inner.names
+
+  def enter(replica: Replica) -> Replica:
+    treedef = jax.tree.structure(replica.params)
+    chosen = list(select(replica.params))
+
+    def part(tree: ArrayTree) -> ArrayTree:
+      if jax.tree.structure(tree) != treedef:  # type: ignore[operator]
+        return tree
+      leaves = jax.tree.leaves(tree)
+      return [leaves[i] for i in chosen]
+
+    held = [n for n in (*FIELDS, *replica.registers) if replica.has(n)]
+    return replica.set({n: part(replica.get(n)) for n in held})
+
+  def leave(inside: Replica, replica: Replica) -> Replica:
+    treedef = jax.tree.structure(replica.params)
+    chosen = list(select(replica.params))
+
+    def whole(name: str) -> ArrayTree:
+      new = inside.get(name)
+      if not replica.has(name):
+        return new
+      leaves, structure = jax.tree.flatten(replica.get(name))
+      if structure != treedef:  # type: ignore[operator]
+        return new
+      for i, leaf in zip(chosen, new, strict=True):
+        leaves[i] = leaf
+      return jax.tree.unflatten(treedef, leaves)
+
+    kept = [n for n in found.writes if replica.has(n)] + sorted(found.declares)
+    return replica.set({n: whole(n) for n in kept if inside.has(n)})
+
+  return viewed(inner, enter, leave, found._replace(assigns=frozenset()))
 
 
 def _after(offset: int, period: int, delay: int = 0) -> Schedule:

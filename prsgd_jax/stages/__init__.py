@@ -13,7 +13,6 @@ from prsgd_jax.stages.codecs import (
   feedback,
   frequencies,
 )
-from prsgd_jax.stages.combinators import algorithm, anyone, at, where
 from prsgd_jax.stages.communication import sync
 from prsgd_jax.stages.local import (
   gradient,
@@ -24,6 +23,9 @@ from prsgd_jax.stages.local import (
 )
 from prsgd_jax.stages.requirements import require
 from prsgd_jax.stages.rules import first_steps, per_replica, reading, zeros
+from prsgd_jax.stages.scopes import algorithm
+from prsgd_jax.stages.when import anyone, at
+from prsgd_jax.stages.who import where
 
 __all__ = (
   'Codec',

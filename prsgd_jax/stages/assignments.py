@@ -15,10 +15,10 @@ from prsgd_jax.base import (
 )
 from prsgd_jax.names import CLOCK, FIELDS, GIVEN, names
 from prsgd_jax.payload import widen
-from prsgd_jax.stages import rules
+from prsgd_jax.stages import blocks
 from prsgd_jax.stages.rules import Rule, as_rule
 
-Evaluate = Callable[[str, Rule, Replica, rules.Clock], ArrayTree]
+Evaluate = Callable[[str, Rule, Replica, blocks.Clock], ArrayTree]
 
 
 def remember(**initial: Any) -> ReplicaTransformation:
@@ -52,7 +52,7 @@ def remember(**initial: Any) -> ReplicaTransformation:
       )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
-    clock = rules.clock_at_init(replica, num_replicas)
+    clock = blocks.clock_at_init(replica, num_replicas)
     for name, rule in made.items():
       rule.check(num_replicas)
       for read in set(rule.reads) - {*CLOCK, *GIVEN}:
@@ -61,7 +61,7 @@ def remember(**initial: Any) -> ReplicaTransformation:
             f'remember({name}=...) reads {read!r}, which holds nothing yet; '
             'move it after the stage that makes it'
           )
-      start = rules.assign(name, rule, _without(replica, name), clock)
+      start = blocks.assign(name, rule, _without(replica, name), clock)
       if name == 'weight':
         start = _float_weight('remember', start)
       replica = replica.set({name: widen(start)})
@@ -95,7 +95,7 @@ def let(**assigned: Any) -> ReplicaTransformation:
     >>> import prsgd_jax as pr
     >>> stage = pr.let(u=lambda u, x0, params: 0.5 * u + (x0 - params))
   """
-  return _assignments('let', _rules('let', assigned), rules.assign)
+  return _assignments('let', _rules('let', assigned), blocks.assign)
 
 
 def compute(**assigned: Any) -> ReplicaTransformation:
@@ -117,14 +117,14 @@ def compute(**assigned: Any) -> ReplicaTransformation:
     >>> logged = pr.compute(
     ...     metrics=lambda metrics, size: {**metrics, 'gradient_norm': size})
   """
-  return _assignments('compute', _rules('compute', assigned), rules.compute)
+  return _assignments('compute', _rules('compute', assigned), blocks.compute)
 
 
 def _assignments(
   stage: str, made: dict[str, Rule], assign: Evaluate
 ) -> ReplicaTransformation:
   def evaluate(
-    name: str, rule: Rule, replica: Replica, clock: rules.Clock
+    name: str, rule: Rule, replica: Replica, clock: blocks.Clock
   ) -> ArrayTree:
     new = assign(name, rule, replica, clock)
     if name == 'metrics' and not isinstance(new, Mapping):
@@ -135,7 +135,7 @@ def _assignments(
     return _float_weight(stage, new) if first else new
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
-    clock = rules.clock_at_init(replica, num_replicas)
+    clock = blocks.clock_at_init(replica, num_replicas)
     for name, rule in made.items():
       rule.check(num_replicas)
       if not all(replica.has(read) for read in _read({name: rule})):
@@ -162,7 +162,7 @@ def _assignments(
   ) -> tuple[Replica, ArrayTree]:
     drawing = 0
     for name, rule in made.items():
-      clock = rules.clock_of(context, drawing)
+      clock = blocks.clock_of(context, drawing)
       drawing += bool({'key', 'shared_key'} & set(rule.reads))
       replica = replica.set({name: evaluate(name, rule, replica, clock)})
     return replica, state
@@ -199,9 +199,9 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
   def output(replica: Replica, state: ArrayTree) -> Replica:
     del state
-    clock = rules.clock_at_init(replica, 0)
+    clock = blocks.clock_at_init(replica, 0)
     for name, rule in made.items():
-      replica = replica.set({name: rules.assign(name, rule, replica, clock)})
+      replica = replica.set({name: blocks.assign(name, rule, replica, clock)})
     return replica
 
   found = names(reads=_read(made))
@@ -211,7 +211,7 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
 def _float_weight(stage: str, weight: ArrayTree) -> Array:
   """The weight of each replica as a float, whatever number was given."""
-  if not rules.is_scalar(weight):
+  if not blocks.is_scalar(weight):
     raise ValueError(
       f'{stage}(weight=...) expects one number for each replica, got '
       f'{jax.tree.map(lambda x: x.shape[1:], weight)}; sync weighs the '

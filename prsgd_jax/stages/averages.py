@@ -16,8 +16,8 @@ from prsgd_jax.compression import Compressor, check_fraction, num_kept
 from prsgd_jax.mixing import Mixing, mean
 from prsgd_jax.stages.assignments import compute, let
 from prsgd_jax.stages.codecs import Codec, difference
-from prsgd_jax.stages.combinators import algorithm
 from prsgd_jax.stages.communication import sync
+from prsgd_jax.stages.scopes import algorithm
 
 
 def average_differences(

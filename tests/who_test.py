@@ -1,4 +1,4 @@
-"""COMBINATORS: when stages run, on whom, and under what names."""
+"""WHO: `where`, stages on some replicas only."""
 
 import functools
 
@@ -10,10 +10,8 @@ import optax
 
 import prsgd_jax as pr
 from tests.stage_harness import (
-  MODEL_STATE,
   MOMENTUM_SGD,
   N,
-  batches,
   jaxpr_equations,
   linear_loss,
   run,
@@ -175,161 +173,6 @@ class WhereTest(parameterized.TestCase):
     )
     (work,) = stage.cost(SHAPES, 4, np.arange(2))
     np.testing.assert_array_equal(work.active, [[1, 0, 0, 0]] * 2)
-
-
-class AtTest(parameterized.TestCase):
-  LOCAL = pr.step(optax.sgd(0.1))
-
-  def test_runs_at_the_steps_of_the_schedule_and_no_others(self):
-    mesh = pr.ReplicaMesh(N, 2)
-    algorithm = pr.chain(
-      self.LOCAL, pr.at(pr.at_steps([1, 3]), pr.sync(pr.mean()))
-    )
-    state = pr.create_train_state(
-      mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
-    )
-    train_steps = pr.make_train_steps(mesh, algorithm, linear_loss)
-    for step in range(6):
-      state, _ = train_steps(state, batches(mesh, 1, seed=step)[0])
-      params = mesh.gather(state.params)
-      self.assertEqual((params == params[0]).all(), step in (1, 3))
-
-  def test_what_it_assigns_first_ends_with_it(self):
-    algorithm = pr.chain(
-      self.LOCAL,
-      pr.at(pr.every(2), pr.let(d='params')),
-      pr.let(params=lambda d: d),
-    )
-    with self.assertRaisesRegex(ValueError, "'d' is read where it need not"):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
-
-  @parameterized.parameters(4, None, 'every')
-  def test_when_is_a_schedule(self, when):
-    with self.assertRaisesRegex(ValueError, 'at expects a schedule .* got'):
-      pr.at(when, pr.sync(pr.mean()))
-
-  @parameterized.parameters(
-    (lambda step: step % 3,),
-    (lambda step: None,),
-    (lambda step: jnp.array([True, False]),),
-  )
-  def test_a_schedule_gives_one_bool(self, when):
-    algorithm = pr.chain(pr.at(when, pr.let(params=0.0)))
-    with self.assertRaisesRegex(ValueError, 'gives one bool for a step'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
-
-  def test_a_schedule_inside_a_decision_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'move it around'):
-      pr.at(pr.anyone('far'), pr.at(pr.every(2), pr.sync(pr.mean())))
-
-  def test_a_decision_inside_a_decision_is_refused(self):
-    inner = pr.at(pr.anyone('near'), pr.sync(pr.mean()))
-    with self.assertRaisesRegex(ValueError, 'sent every time'):
-      pr.at(pr.anyone('far'), inner)
-
-  def test_a_flag_is_one_number_for_each_replica(self):
-    algorithm = pr.chain(
-      self.LOCAL,
-      pr.let(far=lambda params: params),
-      pr.at(pr.anyone('far'), pr.sync(pr.mean())),
-    )
-    with self.assertRaisesRegex(ValueError, 'one flag for each replica'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros((3, 2)))
-
-  @parameterized.parameters(1, 4)
-  def test_flags_of_two_signs_do_not_cancel(self, num_devices):
-    def far(replica):
-      return jnp.where(replica < 2, 1 - 2 * replica, 0)
-
-    params, *_ = run(
-      pr.let(params=lambda replica: 1.0 * replica, far=far),
-      pr.at(pr.anyone('far'), pr.sync(pr.mean())),
-      num_steps=1,
-      num_devices=num_devices,
-    )
-    np.testing.assert_array_equal(params, np.full((N, 3), 1.5))
-
-  def test_a_decision_has_a_register(self):
-    with self.assertRaisesRegex(ValueError, 'name of a register, got 3'):
-      pr.anyone(3)
-
-
-class AlgorithmTest(parameterized.TestCase):
-  """Names are local, as in a function."""
-
-  SLOW = staticmethod(
-    lambda local: pr.algorithm(
-      'slow',
-      pr.remember(x0='params', u=pr.zeros),
-      local,
-      pr.at(
-        pr.every(2),
-        pr.let(
-          u=lambda u, x0, params: 0.5 * u + params - x0,
-          x0=lambda x0, u: x0 + u,
-          params='x0',
-        ),
-      ),
-    )
-  )
-
-  def test_a_local_step_with_a_register_of_the_same_name(self):
-    local = pr.algorithm(
-      'local',
-      pr.gradient(),
-      pr.local_update(optax.sgd(0.1), into='u'),
-      pr.let(params=lambda params, u: params + u),
-    )
-    one = run(self.SLOW(local), num_steps=6)[0]
-    other = run(self.SLOW(pr.step(optax.sgd(0.1))), num_steps=6)[0]
-    np.testing.assert_array_equal(one, other)
-
-  def test_a_chain_shares_its_names(self):
-    # The twin: without names of its own the local step assigns SlowMo's u.
-    local = pr.chain(
-      pr.gradient(),
-      pr.local_update(optax.sgd(0.1), into='u'),
-      pr.let(params=lambda params, u: params + u),
-    )
-    one = run(self.SLOW(local), num_steps=6)[0]
-    other = run(self.SLOW(pr.step(optax.sgd(0.1))), num_steps=6)[0]
-    self.assertGreater(np.abs(one - other).max(), 1e-3)
-
-  def test_registers_of_the_state_have_the_names_of_both(self):
-    algorithm = pr.algorithm('outer', self.SLOW(pr.step(optax.sgd(0.1))))
-    state = pr.create_train_state(
-      pr.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
-    )
-    self.assertEqual(set(state.registers), {'outer.slow.x0', 'outer.slow.u'})
-
-  def test_what_it_only_reads_may_be_of_the_stages_around(self):
-    pull = pr.algorithm(
-      'pull', pr.let(params=lambda params, x0: params + 0.5 * (x0 - params))
-    )
-    params, *_, g = run(
-      pr.remember(x0=lambda params: params + 1),
-      pr.step(optax.sgd(0.1)),
-      pull,
-      num_steps=1,
-    )
-    np.testing.assert_allclose(params, 0.5 * (1 - 0.1 * g[0]), rtol=1e-5)
-
-  def test_an_output_does_not_leave_with_its_names(self):
-    algorithm = pr.chain(
-      pr.remember(u=lambda params: params + 1),
-      pr.algorithm('inside', pr.evaluate(u=2.0, params='u')),
-      pr.evaluate(params=lambda params, u: params + u),
-    )
-    state = pr.create_train_state(
-      pr.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
-    )
-    params, _ = pr.consensus(algorithm, state)
-    np.testing.assert_array_equal(params, [3, 3, 3])
-
-  @parameterized.parameters((pr.gradient(),), ('a name',), ('',), (None,))
-  def test_has_a_name(self, name):
-    with self.assertRaisesRegex(ValueError, 'expects a name such as'):
-      pr.algorithm(name, pr.gradient())
 
 
 if __name__ == '__main__':

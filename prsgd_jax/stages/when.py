@@ -1,0 +1,244 @@
+"""WHEN: stages at some steps only, `at` and `anyone`."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax import collectives
+from prsgd_jax.base import (
+  ArrayTree,
+  Context,
+  Cost,
+  Decided,
+  Replica,
+  ReplicaTransformation,
+  Schedule,
+  Traffic,
+  Work,
+  chain,
+)
+from prsgd_jax.checks import check_register
+from prsgd_jax.mixing import mean, traffic
+from prsgd_jax.names import Names
+from prsgd_jax.stages.conditional import check_kept
+
+# What one replica sends when it is asked for a flag, in float32.
+FLAG_BYTES = 4
+
+
+class Anyone(NamedTuple):
+  """A joint decision: whether a register is nonzero on any replica."""
+
+  register: str
+
+
+def anyone(register: str) -> Anyone:
+  """Returns the condition, for `at`, that any replica raises a flag.
+
+  All replicas decide alike, because the flags are reduced over them first. Each
+  check costs every replica one flag of four bytes.
+
+  Args:
+    register: name of a register with one number for each replica. A number
+      other than 0 raises the flag.
+
+  Raises:
+    ValueError: if `register` is not a name.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stages = (pr.compute(far=lambda params: abs(params).max() > 1),
+    ...           pr.at(pr.anyone('far'), pr.sync(pr.mean())))
+  """
+  return Anyone(check_register('anyone(register)', register))
+
+
+def at(
+  when: Schedule | Anyone, *stages: ReplicaTransformation
+) -> ReplicaTransformation:
+  """Runs the stages only at some steps.
+
+  It compiles to one `lax.cond` over the registers that the stages may assign
+  and that hold something before it. A register first assigned inside ends with
+  it. A schedule known while tracing, such as `always()`, needs no conditional.
+
+  Args:
+    when: a schedule such as `every(4)`, or `anyone(register)` for a
+      data-dependent decision.
+    *stages: in order.
+
+  Raises:
+    ValueError: if `when` is neither; if communication inside `anyone` has a
+      schedule of its own, whose rounds could not be counted; from `init`, if a
+      schedule does not give one bool.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> stage = pr.at(pr.every(4), pr.sync(pr.mean()), pr.let(x0='params'))
+  """
+  if isinstance(when, Anyone):
+    return _at_anyone(when.register, chain(*stages))
+  if not callable(when):
+    raise ValueError(f'at expects a schedule such as pr.every(4), got {when!r}')
+  inner = chain(*stages)
+  found = inner.names
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    _check_fires(jax.eval_shape(when, step))
+    after, state = inner.init(replica, num_replicas)
+    return _only_known(after, replica, found), state
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    return _run_if(
+      when(context.step), inner, found.writes, replica, state, context
+    )
+
+  def cost(
+    shapes: Replica, num_replicas: int, steps: np.ndarray
+  ) -> tuple[Cost, ...]:
+    fires = np.broadcast_to(np.asarray(when(steps), bool), steps.shape)
+    return tuple(
+      _masked(entry, fires) for entry in inner.cost(shapes, num_replicas, steps)
+    )
+
+  return ReplicaTransformation(
+    update,
+    init,
+    cost,
+    inner.output,
+    found._replace(assigns=frozenset()),
+    (False,) * len(inner.talks),
+  )
+
+
+def _at_anyone(
+  register: str, inner: ReplicaTransformation
+) -> ReplicaTransformation:
+  if not all(inner.talks):
+    raise ValueError(
+      'at(anyone(...)) counts the rounds that it decides, so that what is sent '
+      'inside must be sent every time; got a schedule inside, move it around '
+      'the at(anyone(...))'
+    )
+  found = inner.names
+
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    flag = replica.get(register) if replica.has(register) else None
+    block = jax.tree.leaves(replica.params)[0].shape[:1]
+    if flag is not None and jax.tree.map(jnp.shape, flag) != block:
+      raise ValueError(
+        f'anyone({register!r}) expects one flag for each replica, got '
+        f'{jax.tree.map(jnp.shape, flag)}; assign it by pr.compute'
+      )
+    after, state = inner.init(replica, num_replicas)
+    none_yet = Decided(jnp.zeros(block, jnp.int32))
+    counts = (none_yet,) * len(inner.talks)
+    return _only_known(after, replica, found), (counts, state)
+
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    def counted(
+      replica: Replica, state: ArrayTree, context: Context
+    ) -> tuple[Replica, ArrayTree]:
+      counts, state = state
+      replica, state = inner.update(replica, state, context)
+      counts = tuple(Decided(count.rounds + 1) for count in counts)
+      return replica, (counts, state)
+
+    # Compared before the mean, in which flags of two signs would cancel.
+    flags = (replica.get(register) != 0).astype(jnp.float32)
+    fires = collectives.replica_mean(flags)[0] != 0
+    stage = inner._replace(update=counted)
+    return _run_if(fires, stage, found.writes, replica, state, context)
+
+  def cost(
+    shapes: Replica, num_replicas: int, steps: np.ndarray
+  ) -> tuple[Cost, ...]:
+    flag = traffic(mean(), FLAG_BYTES, num_replicas, steps)
+    inside = inner.cost(shapes, num_replicas, steps)
+    sent = [entry for entry in inside if isinstance(entry, Traffic)]
+    if len(sent) < len(inside):
+      raise ValueError(
+        'at(anyone(...)) cannot count gradients; take them outside of it'
+      )
+    return (flag, *(entry._replace(fires=None) for entry in sent))
+
+  def output(replica: Replica, state: ArrayTree) -> Replica:
+    return inner.output(replica, state[1])
+
+  return ReplicaTransformation(
+    update,
+    init,
+    cost,
+    output,
+    found._replace(
+      reads=found.reads | {register},
+      uses=found.uses | {register},
+      assigns=frozenset(),
+    ),
+    (True,) + (False,) * len(inner.talks),
+  )
+
+
+def _run_if(
+  fires: Any,
+  inner: ReplicaTransformation,
+  writes: Iterable[str],
+  replica: Replica,
+  state: ArrayTree,
+  context: Context,
+) -> tuple[Replica, ArrayTree]:
+  """`inner.update` under a condition that is the same on all replicas."""
+  carried = [name for name in sorted(writes) if replica.has(name)]
+
+  def run(operand: tuple[dict, ArrayTree]) -> tuple[dict, ArrayTree]:
+    values, state = operand
+    after, new_state = inner.update(replica.set(values), state, context)
+    kept = {name: after.get(name) for name in carried}
+    check_kept('at', (values, state), (kept, new_state))
+    return kept, new_state
+
+  operand = ({name: replica.get(name) for name in carried}, state)
+  if isinstance(fires, jax.Array):
+    values, state = lax.cond(fires, run, lambda operand: operand, operand)
+  else:
+    values, state = run(operand) if fires else operand
+  return replica.set(values), state
+
+
+def _check_fires(fires: Any) -> None:
+  """Raises ValueError unless a schedule gives one bool for a step."""
+  is_bool = getattr(fires, 'dtype', None) == np.bool_
+  if not is_bool or fires.shape != ():
+    raise ValueError(
+      'at expects a schedule that gives one bool for a step, such as '
+      'lambda step: step % 4 == 3, got one that gives '
+      f'{getattr(fires, "dtype", None)}{list(getattr(fires, "shape", ()))}'
+    )
+
+
+def _only_known(after: Replica, before: Replica, found: Names) -> Replica:
+  """Returns what an `at` leaves: registers from before, and declared ones."""
+  known = {
+    name: x
+    for name, x in after.registers.items()
+    if name in before.registers or name in found.declares
+  }
+  grads = after.grads if before.has('grads') else before.grads
+  return after._replace(registers=known, grads=grads)
+
+
+def _masked(entry: Cost, fires: np.ndarray) -> Cost:
+  if isinstance(entry, Work):
+    return Work(entry.active & fires[:, None])
+  if entry.fires is None:
+    return entry
+  return entry._replace(fires=entry.fires & fires)
