@@ -166,6 +166,14 @@ def _never_held(
       f'register {short!r} is read before it is declared; move its pr.remember '
       'before that stage'
     )
+  scope = name.rpartition('.')[0]
+  if scope and any(outer in known for outer in _around(scope, short)):
+    return (
+      f'register {short!r} is read inside the algorithm '
+      f'{_short(scope)!r}, which also assigns it, so that it is not the '
+      'register of that name around; use pr.chain in place of pr.algorithm, or '
+      'assign another name'
+    )
   if name in known:
     return (
       f'register {short!r} is read where it need not hold anything'
@@ -200,6 +208,12 @@ def check_writes(found: Names, before: Any, after: Any) -> None:
         f'a stage assigned register {name!r}, but its names.writes are '
         f'{sorted(allowed)}; add {name!r} to them'
       )
+
+
+def _around(scope: str, short: str) -> list[str]:
+  """The names that a register may have in the algorithms around a scope."""
+  parts = scope.split('.')[:-1]
+  return ['.'.join([*parts[:i], short]) for i in range(len(parts) + 1)]
 
 
 def _short(name: str) -> str:

@@ -179,6 +179,14 @@ INCOMPLETE = {
     lambda: (*LOCAL, pr.let(d='params'), pr.evaluate(params='d')),
     "'d' is read by remember or evaluate, outside of steps, but it ends",
   ),
+  'of_the_stages_around_and_assigned_inside': (
+    lambda: (
+      pr.let(d='params'),
+      pr.algorithm('a', pr.algorithm('b', pr.sync(pr.mean(), 'd'))),
+      pr.let(params='d'),
+    ),
+    "'d' is read inside the algorithm 'b', which also assigns it",
+  ),
   'own_is_never_read': (
     lambda: (pr.sync(pr.mean(), codec=pr.signs(), own='known'),),
     "'known' is assigned but never read",
@@ -216,6 +224,12 @@ WRONG = {
   'field': (lambda: pr.remember(params=pr.zeros), "has 'params' already"),
   'no_rule': (lambda: pr.let(u=[1.0]), 'expects a function of registers'),
   'no_names': (lambda: pr.let(u=lambda *x: x), 'name what it reads by'),
+  'nothing_required': (lambda: pr.require(3), 'require expects a function'),
+  'no_steps': (lambda: pr.first_steps(3), 'one number per replica, got 3'),
+  'nothing_expected': (
+    lambda: pr.where(True, pr.gradient(), expected=True),
+    'expected must be a function',
+  ),
   'no_mixing': (lambda: pr.sync('mean'), 'expects a mixing such as pr.mean'),
   'no_schedule': (lambda: pr.at(4, MEAN), 'expects a schedule such as'),
   'no_optimizer': (lambda: pr.local_update('sgd'), 'an optax transformation'),
@@ -242,6 +256,17 @@ UNFIT = {
       pr.let(params=lambda params, n: params + n),
     ),
     "registers 'params' and 'n' have different structures",
+  ),
+  'no_array': (
+    lambda: (pr.let(params=lambda params: (params, params)),),
+    'a rule gives one array for a leaf, got .*use pr.compute',
+  ),
+  'output': (
+    lambda: (
+      pr.remember(n=lambda params: params.sum()),
+      pr.evaluate(params='n'),
+    ),
+    r'a leaf of shape \(2,\) was assigned one of shape \(\)',
   ),
   'number_of_replicas': (
     lambda: (pr.remember(weight=pr.per_replica([1.0] * 3)), MEAN),

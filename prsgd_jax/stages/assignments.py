@@ -183,7 +183,7 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
   Raises:
     ValueError: if a name belongs to the clock, or a rule is not one or reads
-      the clock.
+      the clock; from `init`, if structures or shapes do not fit.
 
   Example:
     >>> import prsgd_jax as pr
@@ -197,6 +197,13 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
         'to no step; keep what it needs by pr.remember'
       )
 
+  def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
+    del num_replicas
+    if all(replica.has(read) for read in _read(made)):
+      # Abstractly: what does not fit is found before the training, not after.
+      jax.eval_shape(lambda r: output(r, ()), replica)
+    return replica, ()
+
   def output(replica: Replica, state: ArrayTree) -> Replica:
     del state
     clock = blocks.clock_at_init(replica, 0)
@@ -206,7 +213,7 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
   found = names(reads=_read(made))
   found = found._replace(lasts=found.reads)
-  return ReplicaTransformation(_keep, output=output, names=found)
+  return ReplicaTransformation(_keep, init, output=output, names=found)
 
 
 def _float_weight(stage: str, weight: ArrayTree) -> Array:

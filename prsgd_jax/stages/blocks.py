@@ -164,6 +164,11 @@ def _assign_leaf(
     return around[0] if old is None else old
   wide = {n: widen(x) for n, x in own.items()}
   new = _call(rule, clock, {**scalars, **wide}, number)
+  if not isinstance(new, jax.Array | np.ndarray):
+    raise ValueError(
+      f'let({name}=...): a rule gives one array for a leaf, got '
+      f'{jax.tree.structure(new)}; use pr.compute for whole trees'
+    )
   if old is None:
     return new
   if new.ndim == 1 and not own:  # one number for each replica

@@ -16,6 +16,9 @@ def require(check: Callable[[Replica, int], None]) -> ReplicaTransformation:
       as the stages before left it. It raises ValueError if the algorithm does
       not fit.
 
+  Raises:
+    ValueError: if `check` is not callable.
+
   Example:
     >>> import prsgd_jax as pr
     >>> def even(replica, num_replicas):
@@ -23,6 +26,12 @@ def require(check: Callable[[Replica, int], None]) -> ReplicaTransformation:
     ...     raise ValueError(f'expected an even number, got {num_replicas}')
     >>> stage = pr.require(even)
   """
+
+  if not callable(check):
+    raise ValueError(
+      'require expects a function of a replica and the number of replicas, got '
+      f'{check!r}'
+    )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     check(replica, num_replicas)

@@ -148,6 +148,10 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
     >>> active(step=np.arange(3)[:, None], replica=np.arange(2)).tolist()
     [[True, True], [False, True], [False, True]]
   """
+  if np.ndim(local_steps) != 1:
+    raise ValueError(
+      f'local_steps expects one number per replica, got {local_steps!r}'
+    )
   counts = np.array(
     [check_positive_int('local_steps', c) for c in local_steps], np.int32
   )

@@ -62,6 +62,10 @@ def where(
       'where takes stages that do not communicate, got one that does; chain '
       'sync after where(...)'
     )
+  if expected is not None and not callable(expected):
+    raise ValueError(
+      f'expected must be a function of (steps, num_replicas), got {expected!r}'
+    )
   unknown = set(rule.reads) - {'step', 'replica', 'num_replicas'}
   if expected is None and unknown:
     raise ValueError(
