@@ -164,7 +164,7 @@ def _assign_leaf(
     return around[0] if old is None else old
   wide = {n: widen(x) for n, x in own.items()}
   new = _call(rule, clock, {**scalars, **wide}, number)
-  if not isinstance(new, jax.Array | np.ndarray):
+  if not isinstance(new, jax.Array):
     raise ValueError(
       f'let({name}=...): a rule gives one array for a leaf, got '
       f'{jax.tree.structure(new)}; use pr.compute for whole trees'
