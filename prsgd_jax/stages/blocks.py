@@ -163,8 +163,8 @@ def _assign_leaf(
   if not all(map(is_inexact, around)):  # integers keep what they have
     return around[0] if old is None else old
   wide = {n: widen(x) for n, x in own.items()}
-  new: Any = _call(rule, clock, {**scalars, **wide}, number)
-  if not isinstance(new, jax.Array | np.ndarray):
+  new = _call(rule, clock, {**scalars, **wide}, number)
+  if jax.tree.structure(new) != jax.tree.structure(0):  # type: ignore[operator]
     raise ValueError(
       f'let({name}=...): a rule gives one array for a leaf, got '
       f'{jax.tree.structure(new)}; use pr.compute for whole trees'
