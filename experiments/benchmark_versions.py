@@ -1,7 +1,7 @@
 """Measures the engine of this checkout against that of an older one.
 
-  git worktree add /tmp/before COMMIT
-  python experiments/benchmark_versions.py --before=/tmp/before
+  git worktree add ../before COMMIT
+  python experiments/benchmark_versions.py --before=../before
 
 Both run in this process, in turn, on the same batches. The older package is
 copied under another name. A ratio is of the medians of steps per second, so
