@@ -6,13 +6,16 @@ They run for a moment each, and most of the time goes into compiling them: each
 is compiled in one piece, without the compiler's last optimizations and, where a
 flag can turn them off, the emitters of fused loops that double its time.
 
-A file's programs are dropped after it: a process may have so many memory maps
-(Linux: 65 530), a program takes some thirty (in the usual pieces a hundred or
-two), and a process that has none left dies of a segmentation fault.
+A file's programs are dropped after it, and earlier where they are many: a
+process may have so many memory maps (Linux: 65 530), a program takes some
+thirty (in the usual pieces, or with JAX 0.12, a hundred or two), and a process
+that has none left dies of a segmentation fault.
 """
 
 from importlib import metadata
+import itertools
 import os
+import pathlib
 import tempfile
 
 # Of the environment, so that programs which tests start compile alike.
@@ -33,7 +36,22 @@ jax.config.update('jax_compilation_cache_dir', _cache.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
+MAPS = pathlib.Path('/proc/self/maps')  # of Linux
+MOST_MAPS = 25_000
+_tests = itertools.count(1)
+
+
 @pytest.fixture(autouse=True, scope='module')
 def drop_programs():
   yield
   jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def drop_programs_in_time():
+  yield
+  # Not after each test: to count takes some milliseconds.
+  if next(_tests) % 20 == 0 and MAPS.exists():
+    with MAPS.open() as maps:
+      if sum(1 for _ in maps) > MOST_MAPS:
+        jax.clear_caches()
