@@ -44,7 +44,7 @@ from prsgd_jax.matrices import (
   senders,
 )
 
-# The ledger keeps the links of so many W at once.
+# Matrices whose links the ledger keeps at once.
 KEPT = 1024
 
 

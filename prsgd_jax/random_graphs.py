@@ -1,4 +1,4 @@
-"""WITH WHOM, by chance: mixings that draw their links anew in each round.
+"""WITH WHOM, by chance: mixings that draw new links in each round.
 
 All replicas draw alike, with the key that they share.
 """

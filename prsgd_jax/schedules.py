@@ -20,7 +20,7 @@ from prsgd_jax.base import (
   Schedule,
   Step,
 )
-from prsgd_jax.checks import check_positive_int, check_step
+from prsgd_jax.checks import check_positive_int, check_schedule, check_step
 
 
 def always() -> Schedule:
@@ -126,10 +126,7 @@ def after(start_step: int, schedule: Schedule) -> Schedule:
     [8, 12]
   """
   start_step = check_step('start_step', start_step)
-  if not callable(schedule):
-    raise ValueError(
-      f'after expects a schedule such as pr.every(4), got {schedule!r}'
-    )
+  check_schedule('after', schedule)
 
   def shifted(step: Step) -> jax.Array | np.ndarray:
     begun = step >= start_step

@@ -26,7 +26,7 @@ EPSILON = 1e-8
 def dion(
   tx: optax.GradientTransformation, *, rank: int, momentum: float = 0.95
 ) -> ReplicaTransformation:
-  """Dion: orthonormal updates of low rank, which alone are sent.
+  """Dion: sends only orthonormal updates of low rank.
 
   Of each matrix [in, out], with the common Q [in, r] and each replica's own M:
     M_i <- M_i + G_i;  P = orth(mean_j M_j' Q);  R = mean_j M_j P

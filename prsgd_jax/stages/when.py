@@ -21,7 +21,7 @@ from prsgd_jax.base import (
   Work,
   chain,
 )
-from prsgd_jax.checks import check_register
+from prsgd_jax.checks import check_register, check_schedule
 from prsgd_jax.mixing import mean, traffic
 from prsgd_jax.names import Names
 from prsgd_jax.stages.conditional import check_kept
@@ -82,8 +82,7 @@ def at(
   """
   if isinstance(when, Anyone):
     return _at_anyone(when.register, chain(*stages))
-  if not callable(when):
-    raise ValueError(f'at expects a schedule such as pr.every(4), got {when!r}')
+  check_schedule('at', when)
   inner = chain(*stages)
   found = inner.names
 
