@@ -11,7 +11,7 @@ import optax
 from experiments import algorithm_flags, averages, named
 from experiments import config as configs
 import prsgd_jax as pr
-from prsgd_jax import augmentation, input_pipeline
+from prsgd_jax import augmentation, input_pipeline, ledger
 from prsgd_jax.classification import Task, classifier
 from prsgd_jax.datasets import Dataset
 from prsgd_jax.input_pipeline import (
@@ -198,12 +198,12 @@ class Parts(NamedTuple):
   mesh: pr.ReplicaMesh
   network: pr.Network
   task: Task
-  account: pr.Account
+  meter: pr.Meter
 
-  def epoch(self, step: int) -> float:
-    """Passes over the data after so many steps, of all gradients taken."""
-    examples = self.account.gradients[step] * self.config.batch_size
-    return float(examples / self.dataset.num_examples)
+  def epoch(self, gradients: int) -> float:
+    """Returns the passes over the data in that many gradients."""
+    examples = gradients * self.config.batch_size
+    return examples / self.dataset.num_examples
 
 
 class Experiment(NamedTuple):
@@ -247,14 +247,12 @@ def assemble(
     raise ValueError(
       f'--batch_stats does nothing: --model={config.model} has none'
     )
-  account = pr.account(
-    plan.algorithm,
-    replica_shapes(plan.algorithm, n, params, model_state),
-    n,
-    plan.num_steps,
-    network,
+  shapes = replica_shapes(plan.algorithm, n, params, model_state)
+  meter = pr.meter(plan.algorithm, shapes, n, plan.num_steps, network)
+  _check_epochs(
+    config,
+    lambda: ledger.working_share(plan.algorithm, shapes, n, plan.num_steps),
   )
-  _check_epochs(config, account.gradients[-1] / (n * plan.num_steps))
   return Parts(
     config=config,
     description=config.description(dataset),
@@ -264,7 +262,7 @@ def assemble(
     mesh=pr.ReplicaMesh(n, num_devices),
     network=network,
     task=task,
-    account=account,
+    meter=meter,
   )
 
 
@@ -290,7 +288,9 @@ def with_own_speeds(
   return network
 
 
-def _check_epochs(config: configs.RunConfig, working: float) -> None:
+def _check_epochs(
+  config: configs.RunConfig, working_share: Callable[[], float]
+) -> None:
   """Raises ValueError if epochs are counted and not all replicas work."""
   lengths = {
     'num_epochs': config.num_steps is None,
@@ -298,7 +298,7 @@ def _check_epochs(config: configs.RunConfig, working: float) -> None:
     'warmup_epochs': config.warmup_epochs,
   }
   given = [f'--{name}' for name, value in lengths.items() if value]
-  if given and working < 0.999:
+  if given and (working := working_share()) < 0.999:
     raise ValueError(
       f'{" and ".join(given)} must be of replicas that all work at every step; '
       f'those of --algorithm={config.algorithm} do at {working:.0%} of them: '

@@ -3,7 +3,7 @@
 from absl import flags
 
 import prsgd_jax as pr
-from prsgd_jax.ledger import NETWORK, Link
+from prsgd_jax.network import NETWORK, Link
 
 FLAGS = flags.FLAGS
 

@@ -152,7 +152,8 @@ def _execute(
   done_before = records.read_summary(workdir)
   if done_before is not None and done_before['step'] == num_steps == start:
     return done_before
-  account = experiment.parts.account
+  meter = experiment.parts.meter
+  position = meter.advance(meter.init(), start)
   log = records.Log(
     workdir,
     label=experiment.parts.config.label(),
@@ -186,11 +187,13 @@ def _execute(
     if done or stop % intervals.log_every == 0:
       take(*pending)
       pending = None
+      position = meter.advance(position, stop)
+      spent = meter.spent(position, state.algorithm_state)
       record = {
         'step': stop,
-        'epoch': experiment.parts.epoch(stop),
+        'epoch': experiment.parts.epoch(spent.gradients),
         **means.pop(),
-        **_spent(experiment, account, state),
+        **_spent(experiment, stop, spent),
       }
       working = time.monotonic()
       if done or stop % intervals.eval_every == 0:
@@ -198,8 +201,8 @@ def _execute(
       log.write(record)
       if done or stop % intervals.checkpoint_every == 0:
         _save(experiment, workdir, state)
-      spent = time.monotonic() - working
-      clock = clock._replace(paused=clock.paused + spent)
+      paused = clock.paused + time.monotonic() - working
+      clock = clock._replace(paused=paused)
   log.close()
   return _summarise(experiment, workdir, clock)
 
@@ -225,12 +228,10 @@ class _Means:
 
 
 def _spent(
-  experiment: Experiment, account: pr.Account, state: pr.TrainState
+  experiment: Experiment, step: int, spent: ledger.Spent
 ) -> records.Record:
   """The learning rate, and what was spent so far."""
-  step = int(state.step[0])
   learning_rate = np.float32(experiment.parts.plan.schedule(step - 1))
-  spent = ledger.with_decided(account, step, state.algorithm_state)
   return {
     # The shortest digits of the float32: 0.02, not 0.019999999552965164.
     'learning_rate': float(str(learning_rate)),

@@ -120,7 +120,7 @@ from prsgd_jax.input_pipeline import (
   shared,
   stack_batches,
 )
-from prsgd_jax.ledger import Account, Link, Network, account
+from prsgd_jax.ledger import Account, Meter, account, meter
 from prsgd_jax.mixing import (
   Message,
   Mixing,
@@ -131,6 +131,7 @@ from prsgd_jax.mixing import (
   weighted_mean,
 )
 from prsgd_jax.names import Names, names
+from prsgd_jax.network import Link, Network
 from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
 from prsgd_jax.random_graphs import (
   independent_neighbours,
@@ -203,6 +204,7 @@ __all__ = (
   'Dataset',
   'Link',
   'Message',
+  'Meter',
   'Mixing',
   'Names',
   'Network',
@@ -305,6 +307,7 @@ __all__ = (
   'make_train_steps',
   'matcha',
   'mean',
+  'meter',
   'metropolis_hastings',
   'muloco',
   'multi_level_avg',

@@ -1,12 +1,16 @@
 """Checks of arguments: what was expected, what came, what to type."""
 
 from collections.abc import Callable
+import math
 from typing import Any
 
 import numpy as np
 import optax
 
 from prsgd_jax.names import CLOCK
+
+# Steps and rounds are int32 in the compiled programs.
+MAX_STEPS = 2**31 - 1
 
 
 def check_positive_int(name: str, value: Any) -> int:
@@ -31,8 +35,41 @@ def check_step(name: str, value: Any) -> int:
   return int(value)
 
 
+def check_length(name: str, value: Any) -> int:
+  """Returns the length of a run or of one of its parts, in steps.
+
+  Raises:
+    ValueError: if it is not an integer in 1 .. 2^31 - 1, the steps that a run
+      can count.
+  """
+  if check_positive_int(name, value) > MAX_STEPS:
+    raise ValueError(
+      f'{name} must be at most 2**31 - 1 = {MAX_STEPS}, because steps are '
+      f'counted in int32, got {value!r}'
+    )
+  return int(value)
+
+
+def check_seed(name: str, value: Any) -> int:
+  """Returns the seed of random numbers as an int.
+
+  Raises:
+    ValueError: if it is not an integer in 0 .. 2^32 - 1.
+  """
+  if not _is_int(value) or not 0 <= value < 2**32:
+    raise ValueError(
+      f'{name} must be an integer in 0 .. 2**32 - 1, got {value!r}'
+    )
+  return int(value)
+
+
 def check_number(
-  name: str, value: Any, holds: Callable[[float], bool], expected: str
+  name: str,
+  value: Any,
+  holds: Callable[[float], bool],
+  expected: str,
+  *,
+  infinite: bool = False,
 ) -> float:
   """Returns `value` as a float.
 
@@ -41,14 +78,52 @@ def check_number(
     value: the argument.
     holds: the condition that it must meet.
     expected: the condition in words, such as '> 0'.
+    infinite: whether infinity is a value, as of a threshold that is never
+      reached; False by default.
 
   Raises:
-    ValueError: if it is not a number, or `holds` is false for it.
+    ValueError: if it is not a number, is NaN or infinite, or `holds` is false
+      for it.
   """
   is_number = isinstance(value, float | int | np.floating | np.integer)
-  if not is_number or isinstance(value, bool) or not holds(float(value)):
+  if not is_number or isinstance(value, bool):
     raise ValueError(f'{name} must be {expected}, got {value!r}')
-  return float(value)
+  try:
+    number = float(value)
+  except OverflowError:
+    number = math.inf
+  if math.isnan(number) or not holds(number):
+    raise ValueError(f'{name} must be {expected}, got {value!r}')
+  if math.isinf(number) and not infinite:
+    raise ValueError(f'{name} must be {expected} and finite, got {value!r}')
+  return number
+
+
+def check_positive(name: str, value: Any) -> float:
+  """Returns a finite number above 0 as a float.
+
+  Raises:
+    ValueError: if it is not one.
+  """
+  return check_number(name, value, lambda x: x > 0, '> 0')
+
+
+def check_fraction(name: str, value: Any) -> float:
+  """Returns a number in (0, 1] as a float.
+
+  Raises:
+    ValueError: if it is not one.
+  """
+  return check_number(name, value, lambda x: 0 < x <= 1, 'in (0, 1]')
+
+
+def check_probability(name: str, value: Any) -> float:
+  """Returns a number in [0, 1] as a float.
+
+  Raises:
+    ValueError: if it is not one.
+  """
+  return check_number(name, value, lambda x: 0 <= x <= 1, 'in [0, 1]')
 
 
 def check_optax(name: str, tx: Any) -> None:

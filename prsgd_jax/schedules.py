@@ -5,7 +5,10 @@ training program and on a NumPy array of steps in the ledger alike. Steps are
 0-based: `every(4)` fires at steps 3, 7, 11, the papers' t = 4, 8, 12.
 
 What is not arithmetic (coin flips, intervals that follow a learning rate) is
-computed beforehand for the `num_steps` of a run, into a table.
+computed beforehand for the `num_steps` of a run, into a table of bounded size.
+
+A run has at most 2^31 - 1 steps, which are int32 where they are traced. A later
+step is never reached: what would first fire there never does, on both sides.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +23,19 @@ from prsgd_jax.base import (
   Schedule,
   Step,
 )
-from prsgd_jax.checks import check_positive_int, check_schedule, check_step
+from prsgd_jax.checks import (
+  MAX_STEPS,
+  check_length,
+  check_positive,
+  check_positive_int,
+  check_probability,
+  check_schedule,
+  check_seed,
+  check_step,
+)
+
+# Entries of a table that is part of the compiled program.
+MOST_LISTED = 2**24
 
 
 def always() -> Schedule:
@@ -36,6 +51,8 @@ def never() -> Schedule:
 def every(period: int) -> Schedule:
   """At every `period`-th step: t mod I = 0 with t = step + 1.
 
+  A period above 2^31 - 1, the steps that a run can have, never fires.
+
   Raises:
     ValueError: if `period` is not an integer >= 1.
 
@@ -47,6 +64,8 @@ def every(period: int) -> Schedule:
   period = check_positive_int('period', period)
   if period == 1:
     return always()
+  if period > MAX_STEPS:
+    return never()
   return lambda step: (step + 1) % period == 0
 
 
@@ -90,20 +109,30 @@ def starts(ends: Schedule) -> Schedule:
 def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
   """At the given 0-based steps and no others.
 
-  The table of steps is a constant of the compiled program, one byte for each
-  step up to the last.
+  They are a constant of the compiled program: a table of one byte for each step
+  up to the last or, if that is 2^24 or later, a sorted list that is searched.
 
   Raises:
-    ValueError: if `steps` has anything but integers >= 0.
+    ValueError: if `steps` has anything but integers >= 0, or more than 2^24 of
+      them.
   """
   listed = np.asarray(steps)
+  if listed.dtype == object:  # integers beyond int64 among them
+    kept = [step for step in steps if not _is_beyond(step)]
+    listed = np.asarray(kept, None if kept else int)
   if listed.size and (
     not np.issubdtype(listed.dtype, np.integer) or listed.min() < 0
   ):
-    raise ValueError(f'at_steps(steps) expects integers >= 0, got {steps!r}')
+    raise ValueError(
+      f'at_steps(steps) expects integers >= 0, got {_short(steps)}'
+    )
+  within = np.unique(listed[listed < MAX_STEPS])
+  _check_listed('steps', within.size)
+  if within.max(initial=-1) >= MOST_LISTED:
+    return _searched(within.astype(np.int32))
   # One entry more than the last step, False: where later steps are looked up.
-  table = np.zeros(int(listed.max(initial=-1)) + 2, bool)
-  table[listed.astype(int)] = True
+  table = np.zeros(int(within.max(initial=-1)) + 2, bool)
+  table[within.astype(int)] = True
 
   def schedule(step: Step) -> jax.Array | np.ndarray:
     if isinstance(step, jax.Array):
@@ -111,6 +140,82 @@ def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
     return table[np.minimum(step, table.size - 1)]
 
   return schedule
+
+
+def _searched(listed: np.ndarray) -> Schedule:
+  """At the steps of a sorted list, int32[n] with n > 0."""
+  last = listed.size - 1
+
+  def schedule(step: Step) -> jax.Array | np.ndarray:
+    if isinstance(step, jax.Array):
+      table = jnp.asarray(listed)
+      return table[jnp.minimum(jnp.searchsorted(table, step), last)] == step
+    found = np.minimum(np.searchsorted(listed, step), last)
+    return listed[found] == np.asarray(step)
+
+  return schedule
+
+
+def _is_beyond(step: object) -> bool:
+  return isinstance(step, int) and step >= MAX_STEPS
+
+
+def _short(values: object) -> str:
+  """What came, in a message of bounded length."""
+  text = repr(values)
+  return text if len(text) < 80 else f'{text[:60]} ...'
+
+
+def _check_listed(name: str, count: int) -> None:
+  if count > MOST_LISTED:
+    raise ValueError(
+      f'{name} would have more than 2**24 = {MOST_LISTED} entries, which the '
+      'compiled program holds; use longer periods or fewer steps, or a '
+      'schedule that is arithmetic, such as pr.every(4)'
+    )
+
+
+def latest(schedule: Schedule, steps: np.ndarray) -> np.ndarray:
+  """Returns for each step the last one, up to it, at which a schedule fires.
+
+  It looks back no further than needed.
+
+  Args:
+    schedule: asked with NumPy arrays.
+    steps: int[n] of any order, for the host.
+
+  Returns:
+    int[n]; 0 where the schedule has not fired yet.
+
+  Example:
+    >>> import numpy as np
+    >>> latest(every(4), np.array([2, 3, 6, 9])).tolist()
+    [0, 3, 3, 7]
+  """
+  asked, place = np.unique(np.asarray(steps, int), return_inverse=True)
+  found = np.zeros(len(asked), int)
+  cuts = np.flatnonzero(np.diff(asked) > 1) + 1
+  begin, before = 0, -1  # the step before, whose answer is known
+  for part in np.split(asked, cuts) if len(asked) else ():
+    known = int(found[begin - 1]) if begin else 0
+    first = _fired(schedule, before + 1, int(part[0]), known)
+    fires = np.broadcast_to(np.asarray(schedule(part), bool), part.shape)
+    own = np.maximum(np.where(fires, part, 0), first)
+    found[begin : begin + len(part)] = np.maximum.accumulate(own)
+    begin, before = begin + len(part), int(part[-1])
+  return found[place].reshape(np.shape(steps))
+
+
+def _fired(schedule: Schedule, begin: int, end: int, known: int) -> int:
+  """The last of the steps begin .. end - 1 that fires, else `known`."""
+  size = 64
+  while end > begin:
+    window = np.arange(max(begin, end - size), end)
+    fires = np.broadcast_to(np.asarray(schedule(window), bool), window.shape)
+    if fires.any():
+      return int(window[fires][-1])
+    end, size = int(window[0]), min(2 * size, 2**20)
+  return known
 
 
 def after(start_step: int, schedule: Schedule) -> Schedule:
@@ -127,6 +232,8 @@ def after(start_step: int, schedule: Schedule) -> Schedule:
   """
   start_step = check_step('start_step', start_step)
   check_schedule('after', schedule)
+  if start_step > MAX_STEPS:
+    return never()
 
   def shifted(step: Step) -> jax.Array | np.ndarray:
     begun = step >= start_step
@@ -150,8 +257,11 @@ def intervals(lengths: Sequence[int]) -> Schedule:
     [0, 3, 7, 11, 15]
   """
   ends = _ends(lengths)
-  last = int(ends[-1]) - int(ends[-2] if len(ends) > 1 else 0)
-  return any_of(at_steps(ends - 1), after(int(ends[-1]), every(last)))
+  if ends[-1] > MAX_STEPS:
+    return at_steps([end - 1 for end in ends])
+  last = ends[-1] - (ends[-2] if len(ends) > 1 else 0)
+  every_last = after(ends[-1], every(last))
+  return any_of(at_steps([end - 1 for end in ends]), every_last)
 
 
 def doubling(first: int, *, num_steps: int, rounds_each: int = 1) -> Schedule:
@@ -212,20 +322,24 @@ def with_probability(
 
   Args:
     probability: zeta, of an average at a step.
-    num_steps: T, the number of tosses.
-    seed: of the tosses.
+    num_steps: T, the number of tosses, at most 2^24.
+    seed: of the tosses, an integer in 0 .. 2^32 - 1.
 
   Raises:
-    ValueError: if `probability` is not in [0, 1], or `num_steps` is not an
-      integer >= 1.
+    ValueError: if an argument is out of its range.
 
   Reference:
     Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?
     (arXiv 1606.07365).
   """
-  if not 0 <= probability <= 1:
-    raise ValueError(f'probability must be in [0, 1], got {probability!r}')
+  probability = check_probability('probability', probability)
   num_steps = check_positive_int('num_steps', num_steps)
+  if num_steps > MOST_LISTED:
+    raise ValueError(
+      f'with_probability tosses at most 2**24 = {MOST_LISTED} coins, got '
+      f'num_steps={num_steps}; give fewer, which begin again after the last'
+    )
+  seed = check_seed('seed', seed)
   # Uniform in [0, 1): never for 0, always for 1.
   tosses = np.random.default_rng(seed).random(num_steps) < probability
   fires = at_steps(np.flatnonzero(tosses))
@@ -257,7 +371,7 @@ def qsr(
   Raises:
     ValueError: if `learning_rate` is no function or below 0 somewhere, `alpha`
       is not above 0, or another argument is not an integer of at least 1 (of
-      at least 0 for `warmup_steps`).
+      at least 0 for `warmup_steps`), or there would be more than 2^24 averages.
 
   Reference:
     Gu, Lyu, Arora, Zhang, Huang 2024, A quadratic synchronization rule for
@@ -270,12 +384,11 @@ def qsr(
       'learning_rate must be a function of the step such as '
       f'optax.cosine_decay_schedule(0.1, 1000), got {learning_rate!r}'
     )
-  if not alpha > 0:
-    raise ValueError(f'alpha must be > 0, got {alpha!r}')
+  alpha = check_positive('alpha', alpha)
   base_period = check_positive_int('base_period', base_period)
-  num_steps = check_positive_int('num_steps', num_steps)
+  num_steps = check_length('num_steps', num_steps)
   warmup_steps = check_step('warmup_steps', warmup_steps)
-  ends = []
+  ends: list[int] = []
   done = 0
   while done < num_steps:
     eta = float(learning_rate(max(done, warmup_steps)))
@@ -284,6 +397,7 @@ def qsr(
     # The whole run where eta is 0, or next to it. A millionth more, so that a
     # learning rate in single precision does not miss an integer.
     longest = (alpha / eta) ** 2 if eta * num_steps > alpha else num_steps
+    _check_listed('averages', len(ends) + 1)
     period = max(base_period, int(longest * (1 + 1e-6)))
     done = min(done + period, num_steps)
     ends.append(done)
@@ -305,6 +419,8 @@ def post_local(switch_step: int, period: int) -> Schedule:
     [0, 1, 2, 6, 10]
   """
   local = after(check_step('switch_step', switch_step), every(period))
+  if switch_step > MAX_STEPS:
+    return always()
   return lambda step: (step < switch_step) | local(step)
 
 
@@ -352,7 +468,7 @@ def theory_schedule(
 
   Args:
     num_replicas: N.
-    num_epochs: S.
+    num_epochs: S, at most 2^24.
     smoothness: L, the Lipschitz constant of the gradient.
 
   Raises:
@@ -370,13 +486,13 @@ def theory_schedule(
   """
   n = check_positive_int('num_replicas', num_replicas)
   num_epochs = check_positive_int('num_epochs', num_epochs)
-  if not smoothness > 0:
-    raise ValueError(f'smoothness must be > 0, got {smoothness!r}')
+  _check_listed('epochs', num_epochs)
+  smoothness = check_positive('smoothness', smoothness)
   s = np.arange(1, num_epochs + 1)
   root = np.rint(np.cbrt(s)).astype(int)
   root -= root**3 > s  # the floor, also of cubes, which floats may miss
   lengths = np.maximum(1, root // n)
-  ends = np.cumsum(lengths).astype(np.int32)
+  ends = np.minimum(np.cumsum(lengths), MAX_STEPS).astype(np.int32)
   gamma = np.minimum(1 / smoothness, n / np.cbrt(s) ** 2)
 
   def learning_rate(step: Step) -> jax.Array | np.ndarray:
@@ -389,12 +505,12 @@ def theory_schedule(
   return TheorySchedule(tuple(lengths.tolist()), learning_rate)
 
 
-def _ends(lengths: Sequence[int]) -> np.ndarray:
-  """int[S], the steps done when each of the intervals ends."""
+def _ends(lengths: Sequence[int]) -> list[int]:
+  """The steps done when each of the intervals ends."""
   checked = [check_positive_int('lengths', length) for length in lengths]
   if not checked:
     raise ValueError('lengths must have at least one interval, got none')
-  return np.cumsum(checked)
+  return list(itertools.accumulate(checked))
 
 
 def _until(num_steps: int, lengths: Iterable[int]) -> list[int]:
@@ -404,6 +520,7 @@ def _until(num_steps: int, lengths: Iterable[int]) -> list[int]:
   total = 0
   for length in lengths:
     taken.append(length)
+    _check_listed('intervals', len(taken))
     total += length
     if total >= num_steps:
       break

@@ -189,7 +189,7 @@ class AdPsgdTest(parameterized.TestCase):
 
   def test_takes_as_long_as_the_gradients_of_the_fastest(self):
     # 4 ticks are a gradient of the slowest, 4 of the fastest, on any network.
-    free = dict.fromkeys(pr.ledger.TIERS, pr.Link(0.0, np.inf))
+    free = dict.fromkeys(pr.network.TIERS, pr.Link(0.0, np.inf))
     network = pr.Network(links=free, step_time=1.0, speeds=SPEEDS)
     shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
 

@@ -84,6 +84,12 @@ class RoundsTest(parameterized.TestCase):
     state, _ = run.train_steps(state, batch)
     account = pr.account(algorithm, shapes, N, T)
     spent = pr.ledger.with_decided(account, T, state.algorithm_state)
+    meter = pr.meter(algorithm, shapes, N, T)
+    position = meter.advance(meter.init(), T)
+    self.assertEqual(meter.spent(position, state.algorithm_state), spent)
+    without = account.rounds[T]
+    self.assertEqual(meter.spent(position).rounds, without)
+    self.assertLess(without, spent.rounds)
     averages = sum(v for _, _, v in oracle_checks(2, DYNAMIC_THRESHOLD))
     all_reduce = 2 * (N - 1) / N
     self.assertEqual(spent.rounds, T // 2 + averages)

@@ -250,7 +250,9 @@ class PlanTest(parameterized.TestCase):
   def test_epochs_are_those_of_the_gradients_taken(self):
     # 8 replicas of batch 16; half of them take one step of two.
     def epochs(algorithm, **options):
-      return assemble(algorithm, num_steps=20, **options).epoch(20)
+      parts = assemble(algorithm, num_steps=20, **options)
+      (spent,) = pr.ledger.spent_at(parts.meter, [20])
+      return parts.epoch(spent.gradients)
 
     self.assertEqual(epochs('k_avg', period=4), 2.0)
     unequal = epochs('pr_sgd_heterogeneous', local_steps='1,1,1,1,2,2,2,2')

@@ -158,7 +158,7 @@ class AccountTest(parameterized.TestCase):
     np.testing.assert_array_equal(account(algorithm, 3).rounds, [0, 1, 2, 3])
 
 
-FREE = {'links': dict.fromkeys(pr.ledger.TIERS, pr.Link(0.0, np.inf))}
+FREE = {'links': dict.fromkeys(pr.network.TIERS, pr.Link(0.0, np.inf))}
 GIGABYTE = pr.Link(latency=1e-3, bandwidth=1e9)
 
 
@@ -234,9 +234,22 @@ class ModelledTimeTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'speeds': (1, 2)}, 'one number > 0 for each of the 8'),
     ({'speeds': (0,) * 8}, 'one number > 0'),
-    ({'step_time': -1}, 'step_time and jitter must be >= 0'),
+    ({'speeds': (float('nan'),) + (1,) * 7}, 'one number > 0 .* got nan'),
+    ({'speeds': (1,) * 7 + (float('inf'),)}, 'one number > 0 .* got inf'),
+    ({'step_time': -1}, 'step_time must be >= 0'),
+    ({'step_time': float('nan')}, 'step_time must be >= 0 .* got nan'),
+    ({'step_time': 1e308}, 'step_time must be .* at most 1e.100'),
+    ({'jitter': float('nan')}, 'jitter must be >= 0 .* got nan'),
+    ({'jitter': float('inf')}, 'jitter must be >= 0 .* got inf'),
+    ({'seed': -1}, 'seed must be an integer >= 0'),
+    ({'links': {**FREE['links'], 'group': pr.Link(float('nan'), 1.0)}},
+     'latency of the group links must be >= 0 .* got nan'),
+    ({'links': {**FREE['links'], 'global': pr.Link(0.0, float('nan'))}},
+     'bandwidth of the global links must be .* got nan'),
+    ({'links': {**FREE['links'], 'global': pr.Link(0.0, 0.0)}},
+     'bandwidth of the global links must be .* got 0.0'),
     ({'links': {}}, 'links must have the tiers'),
-  )
+  )  # fmt: skip
   def test_refused(self, network, message):
     with self.assertRaisesRegex(ValueError, message):
       seconds(_chain(), 1, **network)
@@ -340,6 +353,127 @@ class NaiveClockTest(parameterized.TestCase):
     shapes = pr.replica_shapes(state)
     costs = algorithm.cost(shapes, N, np.arange(self.T))
     return pr.account(algorithm, shapes, N, self.T, network), costs
+
+
+class MeterTest(parameterized.TestCase):
+  """The totals one after the other are those of the whole run."""
+
+  T = 60
+  UNEQUAL = pr.chain(
+    # All work until step 20, so that replicas get out of step late.
+    pr.where(lambda step, replica: (step < 20) | (replica < 4), pr.step(SGD)),
+    pr.at(pr.every(3), pr.sync(pr.random_matching())),
+    pr.at(pr.every(7), pr.sync(pr.independent_neighbours())),
+    pr.sync(pr.group_mean(2)),
+  )
+  TWO_GRADIENTS = pr.chain(
+    pr.gradient(), pr.at(pr.every(2), pr.sync(pr.ring())), pr.step(SGD),
+    pr.at(pr.every(5), pr.sync(pr.mean())),
+  )  # fmt: skip
+
+  @parameterized.product(
+    algorithm=(
+      'ssgd', 'hier_avg', 'ad_psgd', UNEQUAL, TWO_GRADIENTS,
+    ),
+    network=({}, {'jitter': 0.4}, {'speeds': NaiveClockTest.SPEEDS}),
+    pieces=((60,), (1, 2, 3, 20, 21, 59, 60)),
+  )  # fmt: skip
+  def test_is_the_account_bit_for_bit(self, algorithm, network, pieces):
+    if isinstance(algorithm, str):
+      algorithm = TABLE[algorithm].make()
+    self.check(algorithm, pr.Network(**network), pieces, first=4)
+
+  @parameterized.parameters('fedavg', 'palsgd')
+  def test_is_the_account_of_those_who_draw_who_works(self, name):
+    network = pr.Network(jitter=0.4)
+    self.check(TABLE[name].make(), network, (7, 30, 60), first=32)
+
+  def check(self, algorithm, network, pieces, first):
+    shapes = self.shapes(algorithm)
+    whole = pr.account(algorithm, shapes, N, self.T, network)
+    with mock.patch.multiple(
+      pr.ledger, HELD=4 * first * N, TIMED=first * N, FIRST=first
+    ):
+      meter = pr.meter(algorithm, shapes, N, self.T, network)
+      position = meter.init()
+      for step in pieces:
+        position = meter.advance(position, step)
+        got = meter.spent(position)
+        self.assertEqual(got.gradients, whole.gradients[step])
+        self.assertEqual(got.rounds, whole.rounds[step])
+        self.assertEqual(got.bytes_sent, whole.bytes_sent[step])
+        self.assertEqual(got.seconds, whole.seconds[step])
+        for tier, sent in got.bytes_by_tier.items():
+          self.assertEqual(sent, whole.bytes_by_tier[tier][step])
+
+  def test_a_position_can_be_advanced_twice(self):
+    network = pr.Network(jitter=0.4)
+    meter = pr.meter(
+      self.UNEQUAL, self.shapes(self.UNEQUAL), N, self.T, network
+    )
+    half = meter.advance(meter.init(), 30)
+    one, two = (meter.spent(meter.advance(half, 60)) for _ in range(2))
+    self.assertEqual(one, two)
+    self.assertEqual(half.step, 30)
+
+  @parameterized.parameters(9, 61, -1)
+  def test_goes_forward_to_the_end_only(self, step):
+    algorithm = pr.k_avg(SGD, period=4)
+    meter = pr.meter(algorithm, self.shapes(algorithm), N, self.T)
+    with self.assertRaisesRegex(
+      ValueError, f'step must be in 10 .* got {step}'
+    ):
+      meter.advance(meter.advance(meter.init(), 10), step)
+
+  @parameterized.parameters(
+    'ssgd', 'pr_sgd', 'fedavg', 'one_shot_averaging', 'palsgd', 'doubling'
+  )
+  def test_asks_no_more_than_it_has_done_of_the_longest_run(self, name):
+    T = 2**31 - 1
+    made = {
+      'one_shot_averaging': lambda: pr.one_shot_averaging(SGD, num_steps=T),
+      'doubling': lambda: pr.k_avg(SGD, period=pr.doubling(1, num_steps=T)),
+    }
+    algorithm = (made.get(name) or TABLE[name].make)()
+    asked = []
+
+    def cost(shapes, num_replicas, steps):
+      asked.append(len(steps))
+      return algorithm.cost(shapes, num_replicas, steps)
+
+    shapes = self.shapes(algorithm)
+    meter = pr.meter(algorithm._replace(cost=cost), shapes, N, T)
+    position = meter.advance(meter.init(), 100)
+    self.assertEqual(sum(asked), pr.ledger.FIRST)
+    want = pr.account(algorithm, shapes, N, 100)
+    self.assertEqual(meter.spent(position).seconds, want.seconds[-1])
+    self.assertEqual(meter.spent(position).rounds, want.rounds[-1])
+
+  def test_the_spans_cover_the_run_and_grow_with_it(self):
+    with mock.patch.multiple(pr.ledger, HELD=64 * N, FIRST=4):
+      spans = [pr.ledger._span(step, N, 1000) for step in range(1000)]
+    for step, (first, stop) in enumerate(spans):
+      self.assertLessEqual(first, step)
+      self.assertLess(step, stop)
+      self.assertLessEqual(stop - first, max(4, min(first, 64)))
+    found = sorted(set(spans))
+    self.assertEqual(found[:4], [(0, 4), (4, 8), (8, 16), (16, 32)])
+    self.assertEqual(found[-1], (960, 1000))
+
+  def test_the_share_that_works(self):
+    local_steps = (1, 1, 1, 1, 2, 2, 2, 2)
+    algorithm = pr.where(pr.first_steps(local_steps), pr.step(SGD))
+    shapes = self.shapes(algorithm)
+    for num_steps in (8, 10**9):
+      got = pr.ledger.working_share(algorithm, shapes, N, num_steps)
+      self.assertAlmostEqual(got, 0.75, delta=0.01)
+    everyone = pr.ssgd(SGD)
+    got = pr.ledger.working_share(everyone, shapes, N, 10**9)
+    self.assertEqual(got, 1.0)
+
+  def shapes(self, algorithm):
+    _, state = create(algorithm)
+    return pr.replica_shapes(state)
 
 
 class ManyReplicasTest(parameterized.TestCase):

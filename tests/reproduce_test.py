@@ -16,6 +16,7 @@ from experiments.reproduce import __main__ as reproduce
 from experiments.reproduce import results_page, t09_post_local, target
 from experiments.reproduce.target import Setting
 import prsgd_jax as pr
+from prsgd_jax import ledger
 from prsgd_jax.datasets import DatasetError
 from tests import binaries
 
@@ -100,14 +101,13 @@ class FullSettingTest(parameterized.TestCase):
     steps = (parts.plan.num_steps // 2, parts.plan.num_steps)
     return [
       {
-        'step': step, 'epoch': parts.epoch(step), 'loss': 0.5,
-        'rounds': int(parts.account.rounds[step]),
-        'bytes_sent': float(parts.account.bytes_sent[step]),
+        'step': step, 'epoch': parts.epoch(spent.gradients), 'loss': 0.5,
+        'rounds': spent.rounds, 'bytes_sent': spent.bytes_sent,
         'bytes_by_tier': {}, 'seconds': 1.0, 'consensus_distance': 0.0,
-        'modelled_seconds': float(parts.account.seconds[step]),
+        'modelled_seconds': spent.seconds,
         'test_accuracy': 0.9, 'test_loss': 0.5,
       }
-      for step in steps
+      for step, spent in zip(steps, ledger.spent_at(parts.meter, steps))
     ]  # fmt: skip
 
   @parameterized.parameters(*FULL)

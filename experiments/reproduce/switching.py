@@ -74,7 +74,7 @@ def _train(
 ) -> list[records.Record]:
   """One run, by the last program at every `period`-th step, else the first."""
   num_steps = parts.plan.num_steps
-  account = parts.account
+  meter, position = parts.meter, parts.meter.init()
   averages = pr.every(period)
   local, common = programs[0], programs[-1]
   # A copy, for the state that a step is given is used up.
@@ -86,13 +86,15 @@ def _train(
     losses.append(metrics['loss'])
     if done % log_every and done < num_steps:
       continue
+    position = meter.advance(position, done)
+    spent = meter.spent(position)
     record = {
       'step': done,
-      'epoch': parts.epoch(done),
+      'epoch': parts.epoch(spent.gradients),
       'loss': float(np.mean(jax.device_get(losses))),
-      'rounds': int(account.rounds[done]),
-      'bytes_sent': float(account.bytes_sent[done]),
-      'modelled_seconds': float(account.seconds[done]),
+      'rounds': spent.rounds,
+      'bytes_sent': spent.bytes_sent,
+      'modelled_seconds': spent.seconds,
     }
     losses = []
     if done % eval_every == 0 or done == num_steps:

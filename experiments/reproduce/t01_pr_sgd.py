@@ -20,9 +20,9 @@ from experiments.reproduce.target import (
   verdict,
 )
 import prsgd_jax as pr
-from prsgd_jax import models
+from prsgd_jax import ledger, models
 from prsgd_jax.datasets import load_dataset
-from prsgd_jax.ledger import ETHERNET, Link
+from prsgd_jax.network import ETHERNET, Link
 
 # The paper's intervals besides 1 and 128 (4 to 32 are recalled, not verified).
 MODERATE = (4, 8, 16, 32)
@@ -167,17 +167,17 @@ def _mlp(setting: Setting) -> Histories:
   for i, (label, algorithm, options) in enumerate(_runs()):
     run_config = make_config(algorithm, options, **MLP)
     parts = experiment.assemble(run_config, digits, None, NETWORK)
+    steps = range(MLP_EVERY, MLP['num_steps'] + 1, MLP_EVERY)
+    spent = list(ledger.spent_at(parts.meter, steps))
     histories[label] = [
       [
         {
           'step': step,
-          'epoch': parts.epoch(step),
-          'modelled_seconds': float(parts.account.seconds[step]),
+          'epoch': parts.epoch(spent[point].gradients),
+          'modelled_seconds': spent[point].seconds,
           **{name: float(of[i, k, point]) for name, of in found.items()},
         }
-        for point, step in enumerate(
-          range(MLP_EVERY, MLP['num_steps'] + 1, MLP_EVERY)
-        )
+        for point, step in enumerate(steps)
       ]
       for k in range(len(MLP_SEEDS))
     ]

@@ -10,7 +10,7 @@ import optax
 from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
 from prsgd_jax.checks import check_number, check_step
-from prsgd_jax.schedules import every, rounds, starts
+from prsgd_jax.schedules import every, latest, rounds, starts
 from prsgd_jax.stages import (
   algorithm,
   at,
@@ -304,8 +304,7 @@ def _draws(
     return jnp.where(drawn(step, num_replicas)[replica], n, 0)
 
   def expected(steps: np.ndarray, num_replicas: int) -> np.ndarray:
-    clock = np.arange(steps.max(initial=0) + 1, dtype=np.int32)
-    first = np.maximum.accumulate(np.where(begins(clock), clock, 0))[steps]
+    first = latest(begins, steps)
     of_round, at_step = np.unique(first, return_inverse=True)
     worked = jax.vmap(lambda step: drawn(step, num_replicas))(of_round)
     return np.asarray(worked)[at_step]
