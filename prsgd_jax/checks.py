@@ -108,6 +108,15 @@ def check_positive(name: str, value: Any) -> float:
   return check_number(name, value, lambda x: x > 0, '> 0')
 
 
+def check_not_negative(name: str, value: Any) -> float:
+  """Returns a finite number of at least 0 as a float.
+
+  Raises:
+    ValueError: if it is not one.
+  """
+  return check_number(name, value, lambda x: x >= 0, '>= 0')
+
+
 def check_fraction(name: str, value: Any) -> float:
   """Returns a number in (0, 1] as a float.
 

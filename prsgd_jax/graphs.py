@@ -14,7 +14,12 @@ import networkx as nx
 import numpy as np
 from scipy.sparse import csr_array
 
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import (
+  check_fraction,
+  check_number,
+  check_positive_int,
+  check_seed,
+)
 from prsgd_jax.matrices import (
   check_connected,
   check_stochastic,
@@ -49,10 +54,22 @@ def graph(graph: nx.Graph | np.ndarray) -> Mixing:
 def metropolis_hastings(graph: nx.Graph) -> np.ndarray:
   """W of an undirected graph, float64[N, N]: symmetric, doubly stochastic.
 
+  Loops are left out, and parallel edges count once. The graph need not connect
+  all replicas, as that of `pr.graph` must.
+
+  Raises:
+    ValueError: if the graph is none, is directed, has weights or no node.
+
+  Example:
+    >>> import networkx as nx
+    >>> metropolis_hastings(nx.path_graph(3)).round(3).tolist()
+    [[0.667, 0.333, 0.0], [0.333, 0.333, 0.333], [0.0, 0.333, 0.667]]
+
   Reference:
     Xiao, Boyd, Lall 2005, A scheme for robust distributed sensor fusion based
     on average consensus, equation 8.
   """
+  check_graph(graph)
   return _metropolis_hastings(graph).toarray()
 
 
@@ -82,8 +99,9 @@ def ring(self_weight: float = 1 / 3) -> Mixing:
   Raises:
     ValueError: if `self_weight` is not in [0, 1).
   """
-  if not 0 <= self_weight < 1:
-    raise ValueError(f'self_weight must be in [0, 1), got {self_weight!r}')
+  self_weight = check_number(
+    'self_weight', self_weight, lambda x: 0 <= x < 1, 'in [0, 1)'
+  )
   side = (1 - self_weight) / 2
   return _circulants(lambda n: [{0: self_weight, 1: side, -1: side}])
 
@@ -173,12 +191,8 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
     ValueError: if the probability is not in (0, 1] or the seed not an integer;
       from `Mixing.weights`, if the graph that the seed gives is not connected.
   """
-  if not 0 < edge_probability <= 1:
-    raise ValueError(
-      f'edge_probability must be in (0, 1], got {edge_probability!r}'
-    )
-  if not isinstance(seed, int | np.integer):
-    raise ValueError(f'seed must be an integer, got {seed!r}')
+  edge_probability = check_fraction('edge_probability', edge_probability)
+  seed = check_seed('seed', seed)
 
   def make(num_replicas: int) -> nx.Graph:
     made = nx.gnp_random_graph(num_replicas, edge_probability, seed=seed)
@@ -215,6 +229,8 @@ def check_graph(graph: nx.Graph) -> None:
       'graph must be an undirected networkx graph, got '
       f'{type(graph).__name__}; of directed links give the matrix to pr.graph'
     )
+  if not len(graph):
+    raise ValueError('graph must have at least one node, got none')
   if any('weight' in data for _, _, data in graph.edges(data=True)):
     raise ValueError(
       'graph must have edges without weights, which get those of '

@@ -20,7 +20,7 @@ import numpy as np
 from prsgd_jax.base import (
   Array,
 )
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import check_positive, check_positive_int, check_seed
 from prsgd_jax.replica_mesh import ReplicaMesh
 
 Transform = Callable[[Array, Any], Any]
@@ -28,6 +28,8 @@ Transform = Callable[[Array, Any], Any]
 # Position arithmetic in uint32 is exact up to this many examples.
 MAX_RESIDENT = 2**23
 _SHUFFLE_ROUNDS = 32
+# Below this a share of a class is drawn by its logarithm.
+_TAIL = 1e-12
 
 
 class Sampler(NamedTuple):
@@ -56,13 +58,14 @@ def shared(
     num_examples: n.
     num_replicas: N.
     batch_size: examples per replica and step.
-    seed: of the shuffles.
+    seed: of the shuffles, an integer in 0 .. 2^32 - 1.
 
   Raises:
     ValueError: if there are no examples, or a batch of all replicas is larger
       than the data set.
   """
   _check_sizes(num_examples, num_replicas, batch_size)
+  seed = check_seed('seed', seed)
   global_batch = num_replicas * batch_size
   if global_batch > num_examples:
     raise ValueError(
@@ -90,7 +93,8 @@ def sharded(
   Args and Raises: as for `shared`; a batch must fit the smallest shard.
   """
   _check_sizes(num_examples, num_replicas, batch_size)
-  order = np.random.default_rng(seed).permutation(num_examples)
+  rng = np.random.default_rng(check_seed('seed', seed))
+  order = rng.permutation(num_examples)
   shards = np.array_split(order, num_replicas)
   return from_shards(num_examples, shards, batch_size, seed=seed)
 
@@ -107,36 +111,40 @@ def dirichlet(
 
   Replica i draws its share of the classes q_i from Dirichlet(alpha p), p the
   shares in the whole, and fills a shard of n / N examples by q_i from what is
-  left. Small alpha is skewed, large alpha is alike.
+  left. Small alpha is skewed, large alpha is alike: at 1e-300 a shard has one
+  class until that is used up, then the next one; at 1e300 shards have the
+  shares of the whole.
 
   Args:
     labels: int[n], the class of every example.
     num_replicas: N.
     batch_size: examples per replica and step.
-    alpha: concentration, > 0.
-    seed: of the draws and shuffles.
+    alpha: concentration, > 0 and finite.
+    seed: of the draws and shuffles, an integer in 0 .. 2^32 - 1.
 
   Raises:
-    ValueError: if alpha is not positive, or a batch is larger than a shard.
+    ValueError: if an argument is out of its range, or a batch is larger than a
+      shard.
 
   Reference:
     Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
     distribution for federated visual classification (arXiv 1909.06335).
   """
   _check_sizes(len(labels), num_replicas, batch_size)
-  if not alpha > 0:
-    raise ValueError(f'alpha must be > 0, got {alpha!r}')
-  rng = np.random.default_rng(seed)
+  alpha = check_positive('alpha', alpha)
+  rng = np.random.default_rng(check_seed('seed', seed))
+  tails = np.random.default_rng([seed, 1])
   classes, counts = np.unique(labels, return_counts=True)
   pools = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
   taken = np.zeros(len(classes), int)
   shards = []
   for size in _split_sizes(len(labels), num_replicas):
-    wish = rng.dirichlet(alpha * counts / counts.sum())
+    wish = _log_dirichlet(alpha, counts / counts.sum(), rng, tails)
     quota = np.zeros(len(classes), int)
     while (missing := size - quota.sum()) > 0:
       left = counts - taken - quota
-      share = np.where(left > 0, np.maximum(wish, 1e-12), 0)
+      open_wish = np.where(left > 0, wish, -np.inf)
+      share = np.exp(open_wish - open_wish.max())
       draw = rng.multinomial(missing, share / share.sum())
       quota += np.minimum(draw, left)
     picked = [
@@ -145,6 +153,30 @@ def dirichlet(
     taken += quota
     shards.append(np.concatenate(picked))
   return from_shards(len(labels), shards, batch_size, seed=seed)
+
+
+def _log_dirichlet(
+  alpha: float,
+  shares: np.ndarray,
+  rng: np.random.Generator,
+  tails: np.random.Generator,
+) -> np.ndarray:
+  """Draws log q of q ~ Dirichlet(alpha p), where q may underflow.
+
+  Below a small b a share has the distribution function (q / b)^a, a = alpha p:
+  there log q = log b + log(U) / a, whatever was drawn.
+
+  Args:
+    alpha: > 0.
+    shares: p.
+    rng: of the shares.
+    tails: of U, so that as much is drawn by `rng` whatever underflows.
+  """
+  # Beyond these the shards are the same, and their logarithms overflow.
+  a = np.clip(alpha, 1e-290, 1e18) * shares
+  drawn = rng.dirichlet(a)
+  small = np.log(_TAIL) + np.log1p(-tails.random(len(a))) / a
+  return np.where(drawn < _TAIL, small, np.log(np.maximum(drawn, _TAIL)))
 
 
 def from_shards(
@@ -160,13 +192,14 @@ def from_shards(
     num_examples: of the data that the rows are of.
     shards: one int array of rows per replica, of any lengths.
     batch_size: examples per replica and step.
-    seed: of the shuffles.
+    seed: of the shuffles, an integer in 0 .. 2^32 - 1.
 
   Raises:
     ValueError: if a batch is larger than a shard, or a row is no row of the
       data.
   """
   _check_sizes(num_examples, len(shards), batch_size)
+  seed = check_seed('seed', seed)
   sizes = np.array([len(shard) for shard in shards])
   smallest = int(sizes.argmin())
   if sizes[smallest] < batch_size:

@@ -14,6 +14,7 @@ from scipy.sparse import csr_array, eye_array
 
 from prsgd_jax import collectives
 from prsgd_jax.base import Array, ArrayTree, Context, over_block
+from prsgd_jax.checks import check_fraction
 from prsgd_jax.graphs import check_graph
 from prsgd_jax.matrices import (
   Weights,
@@ -237,8 +238,7 @@ def matcha(graph: nx.Graph, *, budget: float = 0.5) -> Mixing:
     are optimized within the budget; here they are equal. The matchings are
     those of a greedy colouring, which may be more than the paper's.
   """
-  if not 0 < budget <= 1:
-    raise ValueError(f'budget must be in (0, 1], got {budget!r}')
+  budget = check_fraction('budget', budget)
   check_graph(graph)
   if len(graph) < 2:
     raise ValueError(f'graph must have two nodes or more, got {len(graph)}')

@@ -116,10 +116,10 @@ def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
     ValueError: if `steps` has anything but integers >= 0, or more than 2^24 of
       them.
   """
+  if not isinstance(steps, np.ndarray):
+    # Beyond int64 they would not make an array of integers.
+    steps = [step for step in steps if not _is_beyond(step)]
   listed = np.asarray(steps)
-  if listed.dtype == object:  # integers beyond int64 among them
-    kept = [step for step in steps if not _is_beyond(step)]
-    listed = np.asarray(kept, None if kept else int)
   if listed.size and (
     not np.issubdtype(listed.dtype, np.integer) or listed.min() < 0
   ):
@@ -157,7 +157,7 @@ def _searched(listed: np.ndarray) -> Schedule:
 
 
 def _is_beyond(step: object) -> bool:
-  return isinstance(step, int) and step >= MAX_STEPS
+  return isinstance(step, int | np.integer) and int(step) >= MAX_STEPS
 
 
 def _short(values: object) -> str:
@@ -284,6 +284,8 @@ def doubling(first: int, *, num_steps: int, rounds_each: int = 1) -> Schedule:
   """
   first = check_positive_int('first', first)
   rounds_each = check_positive_int('rounds_each', rounds_each)
+  num_steps = check_positive_int('num_steps', num_steps)
+  _check_listed('intervals', min(rounds_each, num_steps // first))
   lengths = (first * 2 ** (i // rounds_each) for i in itertools.count())
   return intervals(_until(num_steps, lengths))
 
@@ -418,7 +420,8 @@ def post_local(switch_step: int, period: int) -> Schedule:
     >>> np.flatnonzero(post_local(3, period=4)(np.arange(12))).tolist()
     [0, 1, 2, 6, 10]
   """
-  local = after(check_step('switch_step', switch_step), every(period))
+  switch_step = check_step('switch_step', switch_step)
+  local = after(switch_step, every(period))
   if switch_step > MAX_STEPS:
     return always()
   return lambda step: (step < switch_step) | local(step)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
+from prsgd_jax.checks import check_seed
 from prsgd_jax.ledger import Account, account
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import (
@@ -68,7 +69,7 @@ def make_problem(
   num_replicas: int = 8, num_steps: int = 24, dim: int = 6, seed: int = 0
 ) -> Problem:
   """Returns a problem of random numbers."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(check_seed('seed', seed))
   return Problem(
     curvature=rng.uniform(0.2, 1.5, (num_replicas, dim)),
     target=rng.normal(size=(num_replicas, dim)),

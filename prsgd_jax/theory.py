@@ -8,7 +8,12 @@ hand are measured by `analysis`; what is known exactly is in `laws`.
 import math
 from typing import NamedTuple
 
-from prsgd_jax.checks import check_number, check_positive_int
+from prsgd_jax.checks import (
+  check_not_negative,
+  check_number,
+  check_positive,
+  check_positive_int,
+)
 
 
 class GradientBound(NamedTuple):
@@ -57,11 +62,10 @@ def drift_bound(
     communication (arXiv 1807.06629), the lemma before Theorem 1
     (its number was not verified).
   """
-  gamma = _positive('learning_rate', learning_rate)
+  gamma = check_positive('learning_rate', learning_rate)
   period = check_positive_int('period', period)
-  return (
-    4 * gamma**2 * period**2 * _not_negative('second_moment', second_moment)
-  )
+  second_moment = check_not_negative('second_moment', second_moment)
+  return 4 * gamma**2 * period**2 * second_moment
 
 
 def pr_sgd_bound(
@@ -108,7 +112,7 @@ def pr_sgd_bound(
   """
   n = check_positive_int('num_replicas', num_replicas)
   num_steps = check_positive_int('num_steps', num_steps)
-  smoothness = _positive('smoothness', smoothness)
+  smoothness = check_positive('smoothness', smoothness)
   # A millionth more than 1 / L, which may have been rounded.
   gamma = check_number(
     'learning_rate',
@@ -116,12 +120,13 @@ def pr_sgd_bound(
     lambda x: 0 < x * smoothness <= 1 + 1e-6,
     f'in (0, 1 / smoothness] = (0, {1 / smoothness:g}]',
   )
+  gap = check_not_negative('initial_gap', initial_gap)
   drift = drift_bound(
     learning_rate=gamma, period=period, second_moment=second_moment
   )
   return GradientBound(
-    start=2 * _not_negative('initial_gap', initial_gap) / (gamma * num_steps),
-    noise=smoothness * gamma * _not_negative('variance', variance) / n,
+    start=2 * gap / (gamma * num_steps),
+    noise=smoothness * gamma * check_not_negative('variance', variance) / n,
     drift=drift * smoothness**2,
   )
 
@@ -144,7 +149,7 @@ def pr_sgd_corollary(
   """
   n = check_positive_int('num_replicas', num_replicas)
   num_steps = check_positive_int('num_steps', num_steps)
-  smoothness = _positive('smoothness', smoothness)
+  smoothness = check_positive('smoothness', smoothness)
   if num_steps < n**3:
     raise ValueError(
       f'num_steps must be >= num_replicas^3 = {n**3}, for which the corollary '
@@ -198,10 +203,10 @@ def k_avg_bound(
   p = check_positive_int('num_replicas', num_replicas)
   k = check_positive_int('period', period)
   num_rounds = check_positive_int('num_rounds', num_rounds)
-  gamma = _positive('learning_rate', learning_rate)
-  smoothness = _positive('smoothness', smoothness)
-  gap = _not_negative('initial_gap', initial_gap)
-  noise = _not_negative('variance', variance)
+  gamma = check_positive('learning_rate', learning_rate)
+  smoothness = check_positive('smoothness', smoothness)
+  gap = check_not_negative('initial_gap', initial_gap)
+  noise = check_not_negative('variance', variance)
   noise /= check_positive_int('batch_size', batch_size)
   length = k - 1 + _fraction('delta', delta)
   scale = smoothness * k * gamma * noise / length
@@ -251,10 +256,10 @@ def hier_avg_bound(
     num_replicas, local_period, global_period, group_size
   )
   num_rounds = check_positive_int('num_rounds', num_rounds)
-  gamma = _positive('learning_rate', learning_rate)
-  smoothness = _positive('smoothness', smoothness)
-  gap = _not_negative('initial_gap', initial_gap)
-  noise = _not_negative('variance', variance)
+  gamma = check_positive('learning_rate', learning_rate)
+  smoothness = check_positive('smoothness', smoothness)
+  gap = check_not_negative('initial_gap', initial_gap)
+  noise = check_not_negative('variance', variance)
   noise /= check_positive_int('batch_size', batch_size)
   length = k2 - 1 + _fraction('delta', delta)
   in_groups = (k2 - k1) * (4 * k2 + k1 - 3) / size
@@ -284,16 +289,6 @@ def check_hierarchy(
   if p % size:
     raise ValueError(f'group_size must divide the {p} replicas, got {size}')
   return p, k1, k2, size
-
-
-def _positive(name: str, value: float) -> float:
-  return check_number(name, value, lambda x: 0 < x < math.inf, '> 0 and finite')
-
-
-def _not_negative(name: str, value: float) -> float:
-  return check_number(
-    name, value, lambda x: 0 <= x < math.inf, '>= 0 and finite'
-  )
 
 
 def _fraction(name: str, value: float) -> float:

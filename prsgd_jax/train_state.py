@@ -12,6 +12,7 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   lasting,
 )
+from prsgd_jax.checks import check_seed
 from prsgd_jax.names import check_complete
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
@@ -103,7 +104,7 @@ def create_train_state(
     params: one point from which all replicas start; with `per_replica`, N
       points, every leaf `[N, ...]`.
     model_state: batch statistics and the like, in the same form.
-    seed: of all randomness of the run.
+    seed: of all randomness of the run, an integer in 0 .. 2^32 - 1.
     per_replica: whether `params` and `model_state` have the leading axis N. An
       algorithm that keeps the last agreed point (`outer`, SlowMo, FedPAQ, an
       elastic centre) takes a replica's own start for it: from different points
@@ -115,6 +116,7 @@ def create_train_state(
       if leaves lack the leading axis N where it is promised.
   """
   check_complete(algorithm.names)
+  seed = check_seed('seed', seed)
   point = (params, model_state)
   if not per_replica:
     shape = (mesh.num_replicas,)

@@ -1,6 +1,7 @@
 """Tests of `prsgd_jax.input_pipeline`."""
 
 import itertools
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -186,9 +187,74 @@ class DirichletTest(parameterized.TestCase):
     # 20 replicas of 10 classes, before the pools run low.
     self.assertBetween(shares.var(), 0.03, 0.06)
 
-  def test_refuses_alpha_zero(self):
-    with self.assertRaisesRegex(ValueError, 'alpha must be > 0, got 0'):
-      input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=0, seed=0)
+  @parameterized.parameters(2, 3, 8)
+  def test_the_smaller_alpha_the_more_skewed(self, num_replicas):
+    # The mean over replicas and seeds of sum_c |share - share in the whole|.
+    # At either end it is a limit, which is reached to the noise of the seeds.
+    alphas = (1e-300, 1e-100, 1e-3, 1e-2, 0.3, 1, 10, 100, 1e6, 1e300)
+    labels = np.random.default_rng(0).integers(10, size=1797)
+    whole = np.bincount(labels) / len(labels)
+
+    def skew(alpha):
+      found = []
+      for seed in range(20):
+        for shard in self.drawn(labels, num_replicas, alpha, seed):
+          share = np.bincount(labels[shard], minlength=10) / len(shard)
+          found.append(np.abs(share - whole).sum())
+      return np.mean(found)
+
+    skews = [skew(alpha) for alpha in alphas]
+    for more, less in itertools.pairwise(skews):
+      self.assertLess(less, more + 0.02)
+    for more, less in itertools.pairwise(skews[3:8]):
+      self.assertLess(less, more - 0.02)
+    # Fewest classes: shards are filled one class after the other.
+    self.assertGreater(skews[0], {2: 0.95, 3: 1.18, 8: 1.55}[num_replicas])
+
+  def test_at_the_smallest_alpha_one_class_follows_another(self):
+    labels = np.repeat(np.arange(10), 100)
+    for shard in self.drawn(labels, 4, 1e-300, seed=0):
+      counts = np.bincount(labels[shard], minlength=10)
+      # 250 examples of 100 each: few classes, all but two of them whole.
+      self.assertLen(np.flatnonzero((counts > 0) & (counts < 100)), 1)
+
+  def test_ordinary_draws_are_numpys(self):
+    labels = np.random.default_rng(0).integers(10, size=1797)
+    counts = np.bincount(labels)
+    rng = np.random.default_rng(5)
+    for c in range(10):
+      rng.permutation(np.flatnonzero(labels == c))
+    (shard, *_) = self.drawn(labels, 8, 10.0, seed=5)
+    wish = rng.dirichlet(10.0 * counts / len(labels))
+    want = rng.multinomial(len(shard), wish)
+    np.testing.assert_array_equal(np.bincount(labels[shard]), want)
+
+  def drawn(self, labels, num_replicas, alpha, seed):
+    with mock.patch.object(input_pipeline, 'from_shards') as from_shards:
+      input_pipeline.dirichlet(labels, num_replicas, 1, alpha=alpha, seed=seed)
+    return from_shards.call_args.args[1]
+
+  @parameterized.parameters(0, -1.0, float('nan'), float('inf'))
+  def test_refuses_alpha(self, alpha):
+    with self.assertRaisesRegex(ValueError, f'alpha must be > 0.* got {alpha}'):
+      input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=alpha, seed=0)
+
+  @parameterized.parameters(-1, 2**32, 1.0)
+  def test_refuses_a_seed(self, seed):
+    for make in (input_pipeline.shared, input_pipeline.sharded):
+      with self.assertRaisesRegex(ValueError, f'seed must be .* got {seed}'):
+        make(40, 2, 2, seed=seed)
+    with self.assertRaisesRegex(ValueError, f'seed must be .* got {seed}'):
+      input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=1.0, seed=seed)
+
+  def test_a_seed_may_be_of_numpy(self):
+    make = input_pipeline.shared
+    rows = [
+      make(40, 2, 2, seed=s).rows(jnp.int32(3), jnp.int32(1))
+      for s in (7, np.int64(7), np.uint64(7))
+    ]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
 
   def test_refuses_a_batch_larger_than_a_shard(self):
     with self.assertRaisesRegex(ValueError, 'batch of 6 is larger'):

@@ -287,6 +287,78 @@ class AveragedQuadraticVarianceTest(parameterized.TestCase):
       )
 
 
+class PeriodicQuadraticVarianceTest(parameterized.TestCase):
+  @parameterized.product(
+    period=(1, 2, 5, 10, 50),
+    constants=(
+      {}, {'num_replicas': 1}, {'curvature': 3, 'beta_squared': 2},
+      {'num_replicas': 2, 'beta_squared': 19.2},
+      {'learning_rate': 1.0, 'beta_squared': 0.3},
+    ),
+  )  # fmt: skip
+  def test_is_where_the_moments_settle(self, period, constants):
+    # A = E w_i^2 and C = E w_i w_j, step by step.
+    constants = {**QUADRATIC, **constants}
+    n, alpha, c, beta2, sigma2 = (
+      constants[k]
+      for k in (
+        'num_replicas', 'learning_rate', 'curvature', 'beta_squared',
+        'sigma_squared',
+      )
+    )  # fmt: skip
+    A = C = 0.0
+    values = []
+    for t in range(8000):
+      A, C = (
+        (1 - alpha * c) ** 2 * A + alpha**2 * (beta2 * A + sigma2),
+        (1 - alpha * c) ** 2 * C,
+      )
+      values.append((A + (n - 1) * C) / n)
+      if (t + 1) % period == 0:
+        A = C = values[-1]
+    got = laws.periodic_quadratic_variance(period=period, **constants)
+    last = values[-period:]
+    np.testing.assert_allclose(got, (last[-1], np.mean(last)), rtol=1e-9)
+
+  def test_every_step_is_certain(self):
+    got = laws.periodic_quadratic_variance(period=1, **QUADRATIC)
+    want = laws.averaged_quadratic_variance(probability=1, **QUADRATIC)
+    np.testing.assert_allclose(got, (want, want), rtol=1e-14)
+
+  def test_is_not_the_law_of_averages_by_chance(self):
+    got = laws.periodic_quadratic_variance(period=20, **QUADRATIC)
+    other = laws.averaged_quadratic_variance(probability=0.05, **QUADRATIC)
+    self.assertAlmostEqual(other / got.mean, 1.060, places=3)
+
+  @parameterized.parameters(10**6, 10**12)
+  def test_ever_rarer_averages_are_none(self, period):
+    got = laws.periodic_quadratic_variance(period=period, **QUADRATIC)
+    never = laws.averaged_quadratic_variance(probability=0, **QUADRATIC)
+    np.testing.assert_allclose(got.mean, never, rtol=1e-4)
+
+  def test_diverges(self):
+    def limit(**changed):
+      return laws.periodic_quadratic_variance(**{**QUADRATIC, **changed})
+
+    self.assertLess(limit(period=2, beta_squared=19.5).mean, math.inf)
+    for changed in (
+      {'period': 10**4, 'beta_squared': 19.5},
+      {'period': 2**40, 'beta_squared': 19.5},
+      {'period': 1, 'learning_rate': 2},
+      {'period': 3, 'learning_rate': 2.5},
+    ):
+      self.assertEqual(limit(**changed), (math.inf, math.inf))
+
+  @parameterized.parameters(
+    ({'period': 0}, 'period must be an integer >= 1, got 0'),
+    ({'curvature': math.nan}, 'curvature must be > 0, got nan'),
+    ({'sigma_squared': math.inf}, 'sigma_squared must be >= 0 and finite'),
+  )
+  def test_refuses(self, changed, message):
+    with self.assertRaisesRegex(ValueError, message):
+      laws.periodic_quadratic_variance(**{'period': 5, **QUADRATIC, **changed})
+
+
 class OneShotQuarticTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 3, 6)
   def test_is_the_mean_over_all_ends(self, m):

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
+from prsgd_jax import schedules
 
 STEPS = np.arange(40)
 TOSSES = np.random.default_rng(3).random(25) < 0.3
@@ -171,6 +172,105 @@ class AtTest(parameterized.TestCase):
   def test_steps_are_integers_from_zero(self, steps):
     with self.assertRaisesRegex(ValueError, r'expects integers >= 0, got \['):
       pr.at_steps(steps)
+
+
+BEYOND = (2**31, 2**40, 10**30, np.int64(2**40), np.uint64(2**63))
+
+
+class BeyondInt32Test(parameterized.TestCase):
+  """What no run can reach never fires, on the traced side as in NumPy."""
+
+  STEPS = np.array([0, 1, 5, 2**24, 2**31 - 2])
+
+  def check(self, schedule, want):
+    np.testing.assert_array_equal(schedule(self.STEPS), want)
+    traced = jax.jit(jax.vmap(schedule))(jnp.asarray(self.STEPS, jnp.int32))
+    np.testing.assert_array_equal(traced, want)
+
+  @parameterized.parameters(*BEYOND)
+  def test_never(self, number):
+    never = [False] * 5
+    self.check(pr.every(number), never)
+    self.check(pr.at_steps([int(number)]), never)
+    self.check(pr.after(number, pr.every(1)), never)
+    self.check(pr.intervals([number]), never)
+    self.check(pr.doubling(number, num_steps=100), never)
+    self.check(pr.linear_growth(number, increment=1, num_steps=9), never)
+    self.check(pr.starts(pr.every(number)), [True, *never[1:]])
+
+  @parameterized.parameters(*BEYOND)
+  def test_until_then(self, number):
+    self.check(pr.post_local(number, period=4), [True] * 5)
+    self.check(pr.post_local(2, period=number), [True, True] + [False] * 3)
+    self.check(pr.intervals([2, number]), [False, True] + [False] * 3)
+    self.check(pr.at_steps([5, int(number)]), self.STEPS == 5)
+
+  def test_the_last_step_of_the_longest_run_can_fire(self):
+    last = self.STEPS == 2**31 - 2
+    self.check(pr.every(2**31 - 1), last)
+    self.check(pr.at_steps([2**31 - 2]), last)
+    self.check(pr.after(2**31 - 3, pr.every(2)), last)
+
+  @parameterized.parameters(
+    lambda T: pr.doubling(1, num_steps=T),
+    lambda T: pr.linear_growth(1, increment=100, num_steps=T),
+    lambda T: pr.qsr(lambda t: 1e-3, alpha=1.0, base_period=1, num_steps=T),
+    lambda T: pr.at_steps([T - 1]),
+  )
+  def test_tables_are_those_of_the_averages_not_of_the_steps(self, make):
+    schedule = make(2**31 - 1)
+    program = jax.make_jaxpr(schedule)(jnp.zeros((), jnp.int32))
+    held = sum(np.asarray(c).nbytes for c in program.consts)
+    self.assertLess(held, 2**26)
+
+  @parameterized.parameters(
+    (
+      lambda: pr.with_probability(0.5, num_steps=10**9),
+      r'at most 2\*\*24 = 16777216 coins, got num_steps=1000000000',
+    ),
+    (
+      lambda: pr.with_probability(0.5, num_steps=9, seed=2**32),
+      'seed must be .* got 4294967296',
+    ),
+    (
+      lambda: pr.with_probability(0.5, num_steps=9, seed=-1),
+      'seed must be .* got -1',
+    ),
+    (
+      lambda: pr.doubling(1, num_steps=10**9, rounds_each=10**9),
+      r'more than 2\*\*24',
+    ),
+    (lambda: pr.theory_schedule(8, 10**9), r'epochs would have more than 2'),
+    (
+      lambda: pr.qsr(lambda t: 1, alpha=1, base_period=1, num_steps=2**31),
+      'num_steps must be at most',
+    ),
+    (lambda: pr.with_probability(np.nan, num_steps=9), 'probability must be'),
+    (
+      lambda: pr.qsr(lambda t: 1, alpha=np.nan, base_period=1, num_steps=9),
+      'alpha must be > 0, got nan',
+    ),
+    (
+      lambda: pr.theory_schedule(8, 9, smoothness=np.inf),
+      'smoothness must be > 0 and finite, got inf',
+    ),
+  )
+  def test_a_table_of_a_run_that_is_too_long_is_one_line(self, make, message):
+    with self.assertRaisesRegex(ValueError, message):
+      make()
+
+  def test_latest(self):
+    for schedule in (
+      pr.every(7), pr.at_steps([0, 3, 900]), pr.never(), pr.always(),
+      pr.every(2**40),
+    ):  # fmt: skip
+      steps = np.arange(1200)
+      fired = np.where(schedule(steps), steps, 0)
+      want = np.maximum.accumulate(fired)
+      for asked in (steps, [1000], [5, 5, 2], [1100, 3, 4, 300], []):
+        asked = np.array(asked, int)
+        got = schedules.latest(schedule, asked)
+        np.testing.assert_array_equal(got, want[asked])
 
 
 class IntervalsTest(parameterized.TestCase):

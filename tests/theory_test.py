@@ -160,9 +160,9 @@ class PrSgdBoundTest(parameterized.TestCase):
     ({'num_steps': 0}, 'num_steps must be an integer >= 1, got 0'),
     ({'period': 2.5}, 'period must be an integer >= 1, got 2.5'),
     ({'num_replicas': 0}, 'num_replicas must be an integer >= 1'),
-    ({'smoothness': 0}, 'smoothness must be > 0 and finite, got 0'),
-    ({'initial_gap': -1}, 'initial_gap must be >= 0 and finite, got -1'),
-    ({'variance': float('nan')}, 'variance must be >= 0 and finite, got nan'),
+    ({'smoothness': 0}, 'smoothness must be > 0, got 0'),
+    ({'initial_gap': -1}, 'initial_gap must be >= 0, got -1'),
+    ({'variance': float('nan')}, 'variance must be >= 0, got nan'),
     ({'second_moment': None}, 'second_moment must be >= 0'),
   )
   def test_refuses(self, changed, message):

@@ -18,7 +18,7 @@ from prsgd_jax.base import (
   Step,
   chain,
 )
-from prsgd_jax.checks import check_number, check_optax, check_step
+from prsgd_jax.checks import check_number, check_optax, check_seed
 from prsgd_jax.mixing import mean
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
@@ -208,8 +208,8 @@ def palsgd(
     outer: optax transformation of the pseudo-gradient. Default: that of
       `diloco`.
     average: stage at the end of a round. Default: the mean of the parameters.
-    draw_seed: seed of the coins, an integer >= 0. The seed of the run does not
-      matter to them, so that the ledger knows in advance who works.
+    draw_seed: seed of the coins, an integer in 0 .. 2^32 - 1. The seed of the
+      run does not matter to them. The ledger knows in advance who works.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -234,7 +234,7 @@ def palsgd(
   )
   k = check_number('pull', pull, lambda x: 0 <= x < np.inf, '>= 0 and finite')
   strength = k / p if p else 0.0
-  seed = check_step('draw_seed', draw_seed)
+  seed = check_seed('draw_seed', draw_seed)
   outer = DILOCO_OUTER if outer is None else outer
   check_optax('outer', outer)
 

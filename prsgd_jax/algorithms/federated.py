@@ -9,7 +9,7 @@ import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
-from prsgd_jax.checks import check_number, check_step
+from prsgd_jax.checks import check_number, check_seed
 from prsgd_jax.schedules import every, latest, rounds, starts
 from prsgd_jax.stages import (
   algorithm,
@@ -61,8 +61,8 @@ def fedavg(
       paper's clients keep nothing between rounds. With
       `average_differences(codec)` clients send codes; a codec with memory also
       sends what it remembers of replicas that were not drawn.
-    draw_seed: seed of the draws, an integer >= 0. The seed of the run does not
-      matter to them, so that the ledger knows in advance who works.
+    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1. The seed of the
+      run does not matter to them. The ledger knows in advance who works.
 
   Raises:
     ValueError: if an argument is out of range; from `init`, if there is not one
@@ -126,7 +126,7 @@ def fedprox(
       default.
     average: what the replicas do at the end of a round. By default their mean,
       after which the buffers of `tx` start again.
-    draw_seed: seed of the draws, an integer >= 0.
+    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1.
 
   Raises:
     ValueError: if an argument is out of range; from `init`, if there is not one
@@ -249,7 +249,7 @@ def _federated(
   fraction = check_number(
     'participation', participation, lambda x: 0 < x <= 1, 'in (0, 1]'
   )
-  seed = check_step('draw_seed', draw_seed)
+  seed = check_seed('draw_seed', draw_seed)
   end = chain(AVERAGE if average is None else average)
   x0_is_read = server is not None or any(
     'x0' in stage.names.reads for stage in (local, end)

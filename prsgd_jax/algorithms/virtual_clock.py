@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.base import Schedule
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import MAX_STEPS, check_positive_int
 from prsgd_jax.schedules import any_of, every
 from prsgd_jax.stages.rules import Rule
 
@@ -28,7 +28,8 @@ def durations(speeds: Sequence[int]) -> tuple[int, ...]:
     speeds: int[N], pieces of work in equal times.
 
   Raises:
-    ValueError: if a speed is not an integer >= 1, or there are none.
+    ValueError: if a speed is not an integer >= 1, there are none, or a piece of
+      work would take more than 2^31 - 1 ticks.
 
   Example:
     >>> durations((1, 2, 4))
@@ -37,7 +38,13 @@ def durations(speeds: Sequence[int]) -> tuple[int, ...]:
   counts = [check_positive_int('speeds', s) for s in speeds]
   if not counts:
     raise ValueError('speeds must have one number per replica, got none')
-  return tuple(math.lcm(*counts) // s for s in counts)
+  ticks = math.lcm(*counts)
+  if ticks > MAX_STEPS:
+    raise ValueError(
+      f'speeds must have a least common multiple of at most {MAX_STEPS} ticks, '
+      f'the steps that a run can have, got {ticks}; use smaller numbers'
+    )
+  return tuple(ticks // s for s in counts)
 
 
 def begins(ticks: Sequence[int]) -> Rule:

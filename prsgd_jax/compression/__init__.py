@@ -30,7 +30,6 @@ from prsgd_jax.compression.quantizers import (
   uncompressed,
 )
 from prsgd_jax.compression.sparsifiers import (
-  check_fraction,
   chunked_top_k,
   drawn_places,
   num_kept,
@@ -44,7 +43,6 @@ __all__ = (
   'bare_signs',
   'bin_means',
   'check_compressor',
-  'check_fraction',
   'chunked_top_k',
   'coded_bytes',
   'drawn_places',

@@ -7,7 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array, ArrayTree
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import check_fraction, check_positive_int
 from prsgd_jax.chunks import grid, join, split
 from prsgd_jax.compression.compressor import (
   Compressor,
@@ -69,7 +69,7 @@ def top_k(fraction: float, values: Compressor | None = None) -> Compressor:
     Stich, Cordonnier, Jaggi 2018, Sparsified SGD with memory (arXiv
     1809.07599), definition 2.2.
   """
-  check_fraction(fraction)
+  fraction = check_fraction('fraction', fraction)
   inner = _compressor_of_values(values)
 
   def encode(key: Array, v: Array) -> SparseCode:
@@ -160,7 +160,7 @@ def random_k(fraction: float) -> Compressor:
     Stich, Cordonnier, Jaggi 2018, Sparsified SGD with memory (arXiv
     1809.07599), definition 2.2.
   """
-  check_fraction(fraction)
+  fraction = check_fraction('fraction', fraction)
 
   def encode(key: Array, v: Array) -> SeededCode:
     seed = jax.random.bits(key, (2,), jnp.uint32)
@@ -183,12 +183,6 @@ def drawn_places(seed: Array, n: int, k: int) -> Array:
 def num_kept(fraction: float, n: int) -> int:
   """k of `fraction` of n entries: rounded, and at least 1 if there are any."""
   return min(n, max(1, round(fraction * n)))
-
-
-def check_fraction(fraction: float) -> None:
-  """Raises ValueError unless it is in (0, 1]."""
-  if not 0 < fraction <= 1:
-    raise ValueError(f'fraction must be in (0, 1], got {fraction!r}')
 
 
 def _compressor_of_values(given: Any) -> Compressor:

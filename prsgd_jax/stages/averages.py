@@ -11,8 +11,8 @@ from jax import lax
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
-from prsgd_jax.checks import check_number
-from prsgd_jax.compression import Compressor, check_fraction, num_kept
+from prsgd_jax.checks import check_fraction, check_number
+from prsgd_jax.compression import Compressor, num_kept
 from prsgd_jax.mixing import Mixing, mean
 from prsgd_jax.stages.assignments import compute, let
 from prsgd_jax.stages.codecs import Codec, difference
@@ -122,7 +122,7 @@ def average_entries(
     >>> algorithm = pr.k_avg(
     ...     optax.sgd(0.1), period=1, average=pr.average_entries(0.005))
   """
-  check_fraction(fraction)
+  fraction = check_fraction('fraction', fraction)
 
   def draw(params: ArrayTree, shared_key: Array) -> ArrayTree:
     leaves, treedef = jax.tree.flatten(params)

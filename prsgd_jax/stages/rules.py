@@ -16,7 +16,7 @@ import numpy as np
 from prsgd_jax.base import (
   Array,
 )
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import MAX_STEPS, check_positive_int
 
 
 class Rule(NamedTuple):
@@ -136,7 +136,8 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
   A round is max_i I_i steps. Replica i is active in the first I_i of them.
 
   Args:
-    local_steps: I_i, one integer >= 1 for each replica.
+    local_steps: I_i, one integer >= 1 for each replica. A round of more than
+      2^31 - 1 steps never ends.
 
   Raises:
     ValueError: if `local_steps` is empty or has anything but integers >= 1;
@@ -152,9 +153,9 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
     raise ValueError(
       f'local_steps expects one number per replica, got {local_steps!r}'
     )
-  counts = np.array(
-    [check_positive_int('local_steps', c) for c in local_steps], np.int32
-  )
+  # More steps than a run can have are all that it has.
+  checked = [check_positive_int('local_steps', c) for c in local_steps]
+  counts = np.array([min(c, MAX_STEPS) for c in checked], np.int32)
   if not counts.size:
     raise ValueError('local_steps expects one number per replica, got none')
   round_length = counts.max()
