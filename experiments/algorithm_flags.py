@@ -3,6 +3,10 @@
 Flags and their help are made from the signatures and docstrings of the library:
 an algorithm that is added there is in every binary. A value is a number, a list
 such as 1,2,4 (1+2+4 inside of --run), or a name of `named`.
+
+An algorithm may be the user's own, `my.module:fn`, a function as those of the
+library are. Its keywords are options by their own names: those that a flag has
+too are given by it, all of them by --algorithm_options.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +19,7 @@ from typing import Any, Union, get_args, get_origin
 from absl import flags
 import optax
 
-from experiments import named
+from experiments import dotted, named, typed_options
 import prsgd_jax as pr
 from prsgd_jax import algorithms
 from prsgd_jax.base import Schedule
@@ -40,12 +44,20 @@ FAMILIES = (
 )
 
 
+# Second names of the library -> first ones.
+ALIASES = {
+  name: getattr(algorithms, name).__name__
+  for name in algorithms.__all__
+  if getattr(algorithms, name).__name__ != name
+}
+
+
 def _by_family() -> dict[str, Callable[..., pr.ReplicaTransformation]]:
   """All algorithms, family by family and as they stand in the files."""
   found = {
     name: getattr(algorithms, name)
     for name in algorithms.__all__
-    if name != 'local_sgd'  # an alias
+    if name not in ALIASES
   }
 
   def place(name: str) -> tuple[int, int]:
@@ -59,23 +71,53 @@ ALGORITHMS = _by_family()
 # Keywords that other flags or the length of the run decide.
 PROVIDED = ('average', 'draw_seed', 'learning_rate', 'momentum', 'num_steps')
 # Keyword -> flag, where another flag has that name.
-RENAMED = {'nesterov': 'block_nesterov'}
+RENAMED = {'nesterov': 'block_nesterov', 'clip_norm': 'outer_clip_norm'}
 LISTS = ([int], [float])
 
 
+def factory(algorithm: str) -> Callable[..., pr.ReplicaTransformation]:
+  """Returns the function that makes an algorithm.
+
+  Raises:
+    ValueError: if it is the user's own and cannot be imported, or is none.
+  """
+  if not dotted.is_dotted(algorithm):
+    return ALGORITHMS[algorithm]
+  make = dotted.load('algorithm', algorithm)
+  if not callable(make) or not typed_options.parameters(make):
+    raise ValueError(
+      f'--algorithm={algorithm} is {type(make).__name__}; expected a function '
+      'fn(tx, *, period, ...) of an optimizer, which returns an algorithm'
+    )
+  return make
+
+
 def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
-  """The keyword parameters of an algorithm."""
-  parameters = inspect.signature(ALGORITHMS[algorithm]).parameters
+  """The keyword parameters of an algorithm.
+
+  Of the user's own they are all but the first, which is the optimizer.
+  """
+  make = factory(algorithm)
+  if dotted.is_dotted(algorithm):
+    return dict([*typed_options.parameters(make).items()][1:])
+  parameters = inspect.signature(make).parameters
   return {n: p for n, p in parameters.items() if p.kind == p.KEYWORD_ONLY}
 
 
 def own_flags(algorithm: str) -> list[str]:
   """The flags of an algorithm's own."""
   names = [n for n in keywords(algorithm) if n not in PROVIDED]
-  found = [RENAMED.get(name, name) for name in names]
+  found = [_flag(algorithm, name) for name in names]
   found += ['when'] * (scheduled(algorithm) is not None)
   found += ['local'] * takes_local(algorithm)
   return found
+
+
+def _flag(algorithm: str, keyword: str) -> str:
+  """The name of the option that a keyword has."""
+  if dotted.is_dotted(algorithm):
+    return keyword
+  return RENAMED.get(keyword, keyword)
 
 
 def scheduled(algorithm: str) -> str | None:
@@ -97,18 +139,30 @@ def _may_be_schedule(parameter: inspect.Parameter) -> bool:
 
 def takes_local(algorithm: str) -> bool:
   """Whether an algorithm may have another one as its local step."""
-  return 'local' in inspect.signature(ALGORITHMS[algorithm]).parameters
+  return 'local' in inspect.signature(factory(algorithm)).parameters
 
 
-def check_name(algorithm: str) -> None:
-  """Raises ValueError if there is no algorithm of that name."""
-  if algorithm not in ALGORITHMS:
-    close = difflib.get_close_matches(algorithm, ALGORITHMS, n=1)
-    meant = f'did you mean {close[0]}? ' if close else ''
-    raise ValueError(
-      f'unknown --algorithm={algorithm}; {meant}use one of '
-      f'{", ".join(ALGORITHMS)}'
-    )
+def find(algorithm: str) -> str:
+  """Returns the first name of an algorithm, for its first or second one.
+
+  Raises:
+    ValueError: if there is none of that name.
+
+  Example:
+    >>> find('local_sgd'), find('k_avg')
+    ('k_avg', 'k_avg')
+  """
+  if algorithm in ALIASES or algorithm in ALGORITHMS:
+    return ALIASES.get(algorithm, algorithm)
+  if dotted.is_dotted(algorithm):
+    factory(algorithm)
+    return algorithm
+  close = difflib.get_close_matches(algorithm, [*ALGORITHMS, *ALIASES], n=1)
+  meant = f'did you mean {close[0]}? ' if close else ''
+  raise ValueError(
+    f'unknown --algorithm={algorithm}; {meant}use one of '
+    f'{", ".join(ALGORITHMS)}, or MODULE:NAME of your own'
+  )
 
 
 def build(
@@ -131,9 +185,15 @@ def build(
   """
   taken = keywords(algorithm)
   arguments = {n: provided[n] for n in taken if n in provided}
-  return ALGORITHMS[algorithm](
+  made = factory(algorithm)(
     local, **{**values(algorithm, options), **arguments}
   )
+  if not isinstance(made, pr.ReplicaTransformation):
+    raise ValueError(
+      f'--algorithm={algorithm} gave {type(made).__name__}; expected an '
+      'algorithm, such as prsgd_jax.chain(...)'
+    )
+  return made
 
 
 def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,16 +202,61 @@ def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: if a value is not what the keyword takes.
   """
+  taken = keywords(algorithm)
+  if dotted.is_dotted(algorithm):
+    return {
+      name: typed_options.value(
+        'algorithm_options',
+        name,
+        typed_options.kind(parameter),
+        _as_text(options[name]),
+      )
+      for name, parameter in taken.items()
+      if name in options
+    }
   return {
     name: _value(flag, _kind(parameter), options[flag])
-    for name, parameter in keywords(algorithm).items()
-    if (flag := RENAMED.get(name, name)) in options
+    for name, parameter in taken.items()
+    if (flag := _flag(algorithm, name)) in options
+  }
+
+
+def _as_text(option: Any) -> str:
+  return str(option).replace(',', '+')
+
+
+def canonical(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns options that are equal wherever two mean the same.
+
+  Options of the user's own algorithm may come as text or from flags of another
+  type. Those that are numbers or truths become such, the others are text.
+
+  Raises:
+    ValueError: if a value is not what the keyword takes.
+  """
+  if not dotted.is_dotted(algorithm):
+    return dict(options)
+  parsed = values(algorithm, options)
+  return {
+    name: parsed[name]
+    if isinstance(parsed.get(name), bool | int | float)
+    else _as_text(given)
+    if name in parsed
+    else given
+    for name, given in options.items()
   }
 
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:
   """Raises ValueError if a flag does nothing for it, or one is missing."""
   own = own_flags(algorithm)
+  if dotted.is_dotted(algorithm):
+    what = f'--algorithm={algorithm}'
+    flagged = (*FLAG_KINDS, 'when', 'local')
+    named_ones = [n for n in options if n not in flagged]
+    typed_options.check_names(
+      'algorithm_options', what, named_ones, dict.fromkeys(own)
+    )
   for flag in options:
     if flag not in own:
       raise ValueError(
@@ -163,13 +268,19 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
       f'--when takes the place of --{replaced}; give one of them'
     )
   for keyword, parameter in keywords(algorithm).items():
-    flag = RENAMED.get(keyword, keyword)
+    flag = _flag(algorithm, keyword)
     required = parameter.default is parameter.empty
     if required and flag not in (*options, *PROVIDED, replaced):
-      raise ValueError(
-        f'--algorithm={algorithm} needs --{flag}; for example '
-        f'--{flag}={_example(_kind(parameter))}'
-      )
+      raise ValueError(_missing(algorithm, flag, parameter))
+
+
+def _missing(algorithm: str, flag: str, parameter: inspect.Parameter) -> str:
+  what = f'--algorithm={algorithm} needs'
+  if flag in FLAG_KINDS:
+    example = _example(FLAG_KINDS[flag])
+    return f'{what} --{flag}; for example --{flag}={example}'
+  example = _example(typed_options.kind(parameter))
+  return f'{what} {flag}; for example --algorithm_options={flag}={example}'
 
 
 def _kind(parameter: inspect.Parameter) -> Any:
@@ -201,38 +312,50 @@ def _value(flag: str, kind: Any, given: Any) -> Any:
   return given
 
 
-def _documented(algorithm: str, keyword: str) -> str:
+def documented(algorithm: str, keyword: str) -> str:
   """What the docstring of an algorithm says of a keyword, on one line."""
-  doc = inspect.getdoc(ALGORITHMS[algorithm]) or ''
+  doc = inspect.getdoc(factory(algorithm)) or ''
   found = re.search(rf'^  {keyword}: (.*(?:\n    .*)*)', doc, re.MULTILINE)
   return ' '.join(found.group(1).split()) if found else ''
 
 
-def define_flags() -> list[str]:
-  """Defines a flag for every keyword; returns their names.
+def _kinds() -> dict[str, Any]:
+  """The type of each flag of the algorithms.
 
   Raises:
-    TypeError: if two algorithms have a keyword of different types, or one has
-      a type that no flag has.
+    TypeError: if two algorithms have a keyword of different types.
   """
   kinds: dict[str, Any] = {}
-  helps: dict[str, dict[str, list[str]]] = {}
   for algorithm in ALGORITHMS:
     for keyword, parameter in keywords(algorithm).items():
       if keyword in PROVIDED:
         continue
-      flag = RENAMED.get(keyword, keyword)
-      kind = _kind(parameter)
+      flag, kind = _flag(algorithm, keyword), _kind(parameter)
       if kinds.setdefault(flag, kind) != kind:
         raise TypeError(f'--{flag} would be {kinds[flag]} and {kind}')
-      text = _documented(algorithm, keyword)
-      helps.setdefault(flag, {}).setdefault(text, []).append(algorithm)
-  for flag, kind in kinds.items():
+  return kinds
+
+
+FLAG_KINDS = _kinds()
+
+
+def define_flags() -> None:
+  """Defines a flag for every keyword.
+
+  Raises:
+    TypeError: if one has a type that no flag has.
+  """
+  helps: dict[str, dict[str, list[str]]] = {}
+  for algorithm in ALGORITHMS:
+    for keyword in keywords(algorithm):
+      text = documented(algorithm, keyword)
+      texts = helps.setdefault(_flag(algorithm, keyword), {})
+      texts.setdefault(text, []).append(algorithm)
+  for flag, kind in FLAG_KINDS.items():
     text = ' '.join(f'{", ".join(a)}: {t}' for t, a in helps[flag].items())
     if not isinstance(kind, list) and kind in named.READERS:
       text += f' One of {", ".join(named.READERS[kind][1])}.'
     _define(flag, kind, text)
-  return list(kinds)
 
 
 def _define(flag: str, kind: Any, text: str) -> None:

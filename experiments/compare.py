@@ -13,23 +13,28 @@ are read, not repeated.
 
 from collections.abc import Sequence
 import dataclasses
+import difflib
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from experiments import (
   algorithm_flags,
+  averages,
   cli,
   config,
+  data,
+  dotted,
   experiment,
   figures,
   network,
   records,
   runs,
 )
+from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
-from prsgd_jax.datasets import load_dataset
 
 FLAGS = flags.FLAGS
 
@@ -45,9 +50,10 @@ def main() -> None:
     intervals = runs.Intervals.from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py needs --workdir, a directory to write to')
-    run_configs = parse_runs(FLAGS.run)
+    # Before a module of the user's own may look at them.
     cli.make_fake_devices(FLAGS.num_devices)
-    dataset = load_dataset(run_configs[0].dataset, FLAGS.data_dir)
+    run_configs = parse_runs(FLAGS.run)
+    dataset = data.load(run_configs[0], FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
     assembled = [  # before the first one runs
       experiment.assemble(run_config, dataset, FLAGS.num_devices, machines)
@@ -55,7 +61,7 @@ def main() -> None:
     ]
   workdir = pathlib.Path(FLAGS.workdir)
   print(f'{len(run_configs)} runs, written to {workdir}')
-  run_dirs = [workdir / parts.config.slug() for parts in assembled]
+  run_dirs = [workdir / run_config.slug() for run_config in run_configs]
   summaries = [_run(p, d, intervals) for p, d in zip(assembled, run_dirs)]
   table = format_table(summaries)
   (workdir / 'comparison.md').write_text(table)
@@ -84,7 +90,7 @@ def parse_runs(
   """
   if not given:
     raise ValueError('there is no --run; pass some, as --run=pr_sgd,period=4')
-  for name in ('algorithm', *config.OPTIONS):
+  for name in ('algorithm', 'algorithm_options', *config.OPTIONS):
     if values[name].present:
       raise ValueError(
         f'--{name} belongs to one run; write --run=ALGORITHM,{name}=...'
@@ -99,23 +105,27 @@ def parse_runs(
 
 
 def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
-  algorithm, *pairs = text.split(',')
-  algorithm_flags.check_name(algorithm)
-  options = {}
+  given, *pairs = text.split(',')
+  algorithm = algorithm_flags.find(given)
+  own = (*algorithm_flags.own_flags(algorithm), *averages.OPTIONS)
+  options: dict[str, Any] = {}
   for pair in pairs:
     name, _, value = pair.partition('=')
     if name in options:
       raise ValueError(f'--run={text}: {name} is given twice')
-    if name not in config.OPTIONS or not value:
-      own = ', '.join(algorithm_flags.own_flags(algorithm))
+    if name not in (*config.OPTIONS, *own) or not value:
+      close = difflib.get_close_matches(name, own, n=1) if value else []
+      meant = f'; did you mean {close[0]}?' if close else ''
       raise ValueError(
         f'--run={text}: expected option=value with an option of {algorithm}, '
-        f'one of {own}; got {pair!r}'
+        f'one of {", ".join(own)}; got {pair!r}{meant}'
       )
     try:
-      options[name] = FLAGS[name].parser.parse(value)
+      is_flag = name in config.OPTIONS
+      options[name] = FLAGS[name].parser.parse(value) if is_flag else value
     except ValueError as error:
       raise ValueError(f'--run={text}: {name}: {error}') from None
+  options = algorithm_flags.canonical(algorithm, options)
   changed = dataclasses.replace(common, algorithm=algorithm, options=options)
   return config.check(changed)
 
@@ -127,18 +137,20 @@ def _run(
 
   Of one that diverges it is the last record, and `failed` says why.
   """
-  label = parts.config.label()
+  label = parts.label
   with cli.one_line_errors(ValueError):
     runs.open_workdir(parts, run_dir, intervals, resume=True)
     summary = records.read_summary(run_dir)
     if summary is not None and summary['step'] == parts.plan.num_steps:
       print(f'{label}: done before, read from {run_dir}')
       return summary
-  with cli.one_line_errors(CheckpointError):
+  own = parts.config.own() if parts.config else ()
+  with cli.one_line_errors(CheckpointError, dotted.OwnError):
     try:
-      return runs.execute(
-        experiment.prepare(parts), run_dir, intervals, progress=FLAGS.progress
-      )
+      with dotted.named_errors(*own):
+        return runs.execute(
+          prepare(parts), run_dir, intervals, progress=FLAGS.progress
+        )
     except runs.NonFinite as error:
       cli.warn(f'{label}: {error}')
       return {'label': label, 'failed': str(error)}
@@ -161,7 +173,8 @@ def _row(summary: records.Record) -> str:
     str(summary['step']),
     f'{summary["loss"]:.4f}',
     f'{summary["test_loss"]:.4f}',
-    f'{summary["test_accuracy"]:.2%}',
+    # The evaluation of a Task of one's own may have none.
+    f'{summary["test_accuracy"]:.2%}' if 'test_accuracy' in summary else '',
     str(summary['rounds']),
     records.format_bytes(summary['bytes_sent']),
   )

@@ -24,7 +24,9 @@ from experiments import (
   experiment,
   network,
   records,
+  tasks,
 )
+from experiments.parts import replica_shapes
 import prsgd_jax as pr
 
 FLAGS = flags.FLAGS
@@ -96,13 +98,13 @@ def account(run_config: config.RunConfig, machines: pr.Network) -> pr.Account:
   batch, num_examples, num_classes = DATASETS[run_config.dataset]
   plan = experiment.build_plan(run_config, num_examples)
   params, model_state = jax.eval_shape(
-    experiment.build_task(run_config, num_classes, batch).init,
+    tasks.build(run_config, num_classes, batch).init,
     jax.eval_shape(lambda: jax.random.key(0)),
     batch,
   )
   n = run_config.num_replicas
   machines = experiment.with_own_speeds(run_config, machines)
-  shapes = experiment.replica_shapes(plan.algorithm, n, params, model_state)
+  shapes = replica_shapes(plan.algorithm, n, params, model_state)
   return pr.account(plan.algorithm, shapes, n, plan.num_steps, machines)
 
 

@@ -1,18 +1,26 @@
 """What a run is made of: the objects that a config names."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import algorithm_flags, averages, named
+from experiments import (
+  algorithm_flags,
+  averages,
+  dotted,
+  learning_rates,
+  named,
+  optimizers,
+  own_parts,
+  tasks,
+)
 from experiments import config as configs
+from experiments.parts import Parts, Plan, replica_shapes
+from experiments.run_config import RunConfig, total_steps, warmup_steps
 import prsgd_jax as pr
-from prsgd_jax import augmentation, input_pipeline, ledger
-from prsgd_jax.classification import Task, classifier
+from prsgd_jax import augmentation, ledger
 from prsgd_jax.datasets import Dataset
 from prsgd_jax.input_pipeline import (
   Sampler,
@@ -21,51 +29,22 @@ from prsgd_jax.input_pipeline import (
   sharded,
   shared,
 )
-from prsgd_jax.language_modelling import language_model
 
 # The value of --epoch_lengths that stands for the paper's own.
 THEORY = 'theory'
-EVAL_BATCH = 500
 
 
-def build_schedule(
-  config: configs.RunConfig, num_examples: int
-) -> optax.Schedule:
-  """The learning rate, a function of the engine's step."""
-  drops: dict[int, float] = {}
-  for epochs in config.learning_rate_drops:
-    step = configs.steps_of_epochs(config, num_examples, epochs)
-    drops[step] = 0.1 * drops.get(step, 1.0)
-  constant = optax.piecewise_constant_schedule(config.learning_rate, drops)
-  if not config.warmup_epochs:
-    return constant
-  rise = configs.warmup_steps(config, num_examples)
-  return lambda step: constant(step) * jnp.minimum((step + 1) / rise, 1)
-
-
-class Plan(NamedTuple):
-  """The chain that the flags name, its learning rate, and its length."""
-
-  algorithm: pr.ReplicaTransformation
-  schedule: optax.Schedule
-  num_steps: int
-
-
-def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
+def build_plan(config: RunConfig, num_examples: int) -> Plan:
   """Builds what does not depend on the data but for its size.
 
   Raises:
     ValueError: from the algorithm's factory.
   """
-  num_steps = configs.total_steps(config, num_examples)
-  schedule = build_schedule(config, num_examples)
+  num_steps = total_steps(config, num_examples)
+  schedule = learning_rates.build(config, num_examples)
   options = dict(config.options)
   if options.get('epoch_lengths') == THEORY:
-    if config.learning_rate_drops or config.warmup_epochs:
-      raise ValueError(
-        f'--epoch_lengths={THEORY} has a learning rate of its own; leave out '
-        '--learning_rate_drops and --warmup_epochs'
-      )
+    _check_theory(config)
     theory = pr.theory_schedule(
       config.num_replicas, num_steps, smoothness=1 / config.learning_rate
     )
@@ -81,14 +60,12 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
     run = named.Run(
       num_steps,
       schedule,
-      configs.warmup_steps(config, num_examples),
+      warmup_steps(config, num_examples),
       config.seed,
     )
     keyword = algorithm_flags.scheduled(config.algorithm)
     provided[keyword or 'period'] = named.schedule('when', options['when'], run)
-  # An algorithm with a momentum argument takes care of it.
-  own = 'momentum' in algorithm_flags.keywords(config.algorithm)
-  tx = build_optimizer(config, schedule, 0.0 if own else config.momentum)
+  tx = optimizers.build(config, schedule)
   average = averages.build(config.algorithm, tx, options)
   if average is not None:
     provided['average'] = average
@@ -100,42 +77,19 @@ def build_plan(config: configs.RunConfig, num_examples: int) -> Plan:
   return Plan(algorithm, schedule, num_steps)
 
 
-def build_optimizer(
-  config: configs.RunConfig, schedule: optax.Schedule, momentum: float
-) -> optax.GradientTransformation:
-  """The optimizer of every replica."""
-  if config.optimizer == 'adam':
-    return optax.adam(schedule)
-  if config.optimizer == 'adamw':
-    return optax.adamw(schedule, weight_decay=config.weight_decay)
-  if config.optimizer == 'muon':
-    return optax.contrib.muon(
-      schedule,
-      weight_decay=config.weight_decay,
-      adam_weight_decay=config.weight_decay,
-    )
-  return optax.sgd(schedule, momentum or None, config.nesterov)
-
-
-def build_task(
-  config: configs.RunConfig, num_classes: int, batch: Mapping[str, Any]
-) -> Task:
-  """The model and the loss that the flags name.
-
-  Args:
-    config: the run.
-    num_classes: of the labels, or the characters.
-    batch: arrays of the shapes that the model reads, or their shapes.
-  """
-  build = configs.MODELS[config.model]
-  dtype = configs.DTYPES[config.dtype]
-  decoupled = config.optimizer in configs.DECOUPLED
-  decay = 0.0 if decoupled else config.weight_decay
-  if 'text' in batch:
-    length = batch['text'].shape[1] - 1
-    model = build(num_classes, max_length=length, dtype=dtype)
-    return language_model(model, weight_decay=decay)
-  return classifier(build(num_classes, dtype=dtype), weight_decay=decay)
+def _check_theory(config: RunConfig) -> None:
+  """Raises ValueError if the learning rate is not left to the theory."""
+  others = {
+    'learning_rate_drops': config.learning_rate_drops,
+    'warmup_epochs': config.warmup_epochs,
+    'lr_schedule': config.lr_schedule,
+  }
+  for name, given in others.items():
+    if given:
+      raise ValueError(
+        f'--epoch_lengths={THEORY} has a learning rate of its own; leave out '
+        f'--{name}'
+      )
 
 
 def batch_shapes(dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
@@ -149,10 +103,10 @@ def batch_shapes(dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def build_transforms(
-  config: configs.RunConfig, dataset: Dataset
+  config: RunConfig, dataset: Dataset
 ) -> tuple[Callable[[Any], Any], Transform]:
   """What is done to a batch before evaluation, and before training."""
-  if 'text' in dataset.train:
+  if 'image' not in dataset.train:
     return lambda batch: batch, lambda key, batch: batch
   statistics = augmentation.channel_statistics(dataset.train['image'])
 
@@ -171,7 +125,7 @@ def build_transforms(
   return normalised, augmented
 
 
-def build_sampler(config: configs.RunConfig, dataset: Dataset) -> Sampler:
+def build_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
   """Who gets which examples.
 
   Raises:
@@ -187,38 +141,8 @@ def build_sampler(config: configs.RunConfig, dataset: Dataset) -> Sampler:
   return sampler(dataset.num_examples, *sizes, seed=config.seed)
 
 
-class Parts(NamedTuple):
-  """What a config names, checked to fit together; no arrays on devices yet."""
-
-  config: configs.RunConfig
-  description: dict[str, Any]  # what a checkpoint is compared by
-  dataset: Dataset
-  plan: Plan
-  sampler: Sampler
-  mesh: pr.ReplicaMesh
-  network: pr.Network
-  task: Task
-  meter: pr.Meter
-
-  def epoch(self, gradients: int) -> float:
-    """Returns the passes over the data in that many gradients."""
-    examples = gradients * self.config.batch_size
-    return examples / self.dataset.num_examples
-
-
-class Experiment(NamedTuple):
-  """The objects of a run, ready to start."""
-
-  parts: Parts
-  state: pr.TrainState
-  train_steps: Callable[..., Any]
-  evaluate: Callable[..., dict[str, float]]
-  data: Any
-  test_data: Any
-
-
 def assemble(
-  config: configs.RunConfig,
+  config: RunConfig,
   dataset: Dataset,
   num_devices: int | None,
   network: pr.Network,
@@ -234,12 +158,23 @@ def assemble(
   Raises:
     ValueError: if they do not; the message says what to change.
   """
+  with dotted.named_errors(*config.own()):
+    return _assemble(config, dataset, num_devices, network)
+
+
+def _assemble(
+  config: RunConfig,
+  dataset: Dataset,
+  num_devices: int | None,
+  network: pr.Network,
+) -> Parts:
   n = config.num_replicas
   network = with_own_speeds(config, network)
   network.check(n)
+  own_parts.check_fit(config, dataset)
   plan = build_plan(config, dataset.num_examples)
   batch = batch_shapes(dataset)
-  task = build_task(config, dataset.num_classes, batch)
+  task = tasks.build(config, dataset.num_classes, batch)
   params, model_state = jax.eval_shape(
     task.init, jax.eval_shape(lambda: jax.random.key(0)), batch
   )
@@ -247,28 +182,36 @@ def assemble(
     raise ValueError(
       f'--batch_stats does nothing: --model={config.model} has none'
     )
+  own_parts.check_task(config, task, params, model_state, batch)
   shapes = replica_shapes(plan.algorithm, n, params, model_state)
   meter = pr.meter(plan.algorithm, shapes, n, plan.num_steps, network)
   _check_epochs(
     config,
     lambda: ledger.working_share(plan.algorithm, shapes, n, plan.num_steps),
   )
+  for_evaluation, for_training = build_transforms(config, dataset)
   return Parts(
-    config=config,
+    label=config.label(),
     description=config.description(dataset),
-    dataset=dataset,
+    called_with=configs.all_flags(),
+    train=dataset.train,
+    test=dataset.test,
+    batch_size=config.batch_size,
+    seed=config.seed,
     plan=plan,
     sampler=build_sampler(config, dataset),
     mesh=pr.ReplicaMesh(n, num_devices),
     network=network,
     task=task,
     meter=meter,
+    for_evaluation=for_evaluation,
+    for_training=for_training,
+    reestimate=config.options.get('batch_stats') == 'reestimate',
+    config=config,
   )
 
 
-def with_own_speeds(
-  config: configs.RunConfig, network: pr.Network
-) -> pr.Network:
+def with_own_speeds(config: RunConfig, network: pr.Network) -> pr.Network:
   """The network, with the replica speeds that the algorithm has of its own.
 
   Raises:
@@ -289,7 +232,7 @@ def with_own_speeds(
 
 
 def _check_epochs(
-  config: configs.RunConfig, working_share: Callable[[], float]
+  config: RunConfig, working_share: Callable[[], float]
 ) -> None:
   """Raises ValueError if epochs are counted and not all replicas work."""
   lengths = {
@@ -304,63 +247,3 @@ def _check_epochs(
       f'those of --algorithm={config.algorithm} do at {working:.0%} of them: '
       'give --num_steps, and a constant learning rate'
     )
-
-
-def replica_shapes(
-  algorithm: pr.ReplicaTransformation,
-  num_replicas: int,
-  params: Any,
-  model_state: Any,
-) -> pr.Replica:
-  """One replica's shapes, from `init` on a block of one.
-
-  Raises:
-    ValueError: from `init`, if the algorithm does not fit so many replicas.
-  """
-
-  def block(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-
-  def row(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-  start = jax.tree.map(
-    block, pr.Replica(params=params, model_state=model_state)
-  )
-  made, _ = jax.eval_shape(
-    lambda replica: algorithm.init(replica, num_replicas), start
-  )
-  return jax.tree.map(row, made._replace(grads=made.params))
-
-
-def prepare(parts: Parts) -> Experiment:
-  """Puts the data and the first state of a run on the devices."""
-  config, dataset, mesh = parts.config, parts.dataset, parts.mesh
-  algorithm, task = parts.plan.algorithm, parts.task
-  normalised, transform = build_transforms(config, dataset)
-  example = {name: jnp.asarray(x[:1]) for name, x in dataset.train.items()}
-  params, model_state = jax.jit(task.init)(
-    jax.random.key(config.seed, impl='threefry2x32'), normalised(example)
-  )
-  batch_fn = input_pipeline.make_batch_fn(mesh, parts.sampler, transform)
-  data = mesh.replicate(dataset.train)
-  refresh = None
-  if config.options.get('batch_stats') == 'reestimate':
-    refresh = pr.make_reestimate(mesh, task.loss_fn, batch_fn, data)
-  return Experiment(
-    parts=parts,
-    state=pr.create_train_state(
-      mesh, algorithm, params, model_state, seed=config.seed
-    ),
-    train_steps=pr.make_resident_train_steps(
-      mesh, algorithm, task.loss_fn, batch_fn
-    ),
-    evaluate=pr.make_evaluate(
-      mesh,
-      algorithm,
-      lambda p, s, b: task.eval_fn(p, s, normalised(b)),
-      refresh=refresh,
-    ),
-    data=data,
-    test_data=pr.shard_examples(mesh, dataset.test, EVAL_BATCH),
-  )

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import algorithm_flags, averages, compare, config
+from experiments import algorithm_flags, averages, compare, config, dotted
 
 # Flags of train.py that are not settings of a run.
-_NOT_SETTINGS = ('algorithm', 'progress', 'data_dir', 'workdir')
+_NOT_SETTINGS = (
+  'algorithm', 'algorithm_options', 'progress', 'data_dir', 'workdir',
+)  # fmt: skip
 
 
 class Axis(NamedTuple):
@@ -53,7 +55,7 @@ def parse_axis(text: str) -> Axis:
     ValueError: if it is not that, or a value is there twice.
   """
   left, equals, right = text.partition('=')
-  names = tuple(left.split(':'))
+  names = tuple(config.ALIASES.get(n, n) for n in left.split(':'))
   if not equals:
     raise ValueError(
       f'--grid={text}: expected FLAG=VALUE,VALUE, such as seed=0,1,2'
@@ -151,7 +153,7 @@ def _applies(name: str, run: str) -> bool:
   if name not in config.OPTIONS:
     return True
   algorithm, *pairs = run.split(',')
-  algorithm_flags.check_name(algorithm)
+  algorithm = algorithm_flags.find(algorithm)
   given = {pair.partition('=')[0] for pair in pairs}
   # Of --when and the flag whose place it takes, a run has one.
   either = {'when', algorithm_flags.scheduled(algorithm)}
@@ -180,11 +182,18 @@ def _value(point: Point, name: str) -> object:
 
 def command(point: Point) -> list[str]:
   """The flags of train.py that make this run."""
-  given = [f'--algorithm={point.config.algorithm}']
-  given += [f'--{n}={v}' for n, v in point.config.options.items()]
+  algorithm = point.config.algorithm
+  given = [f'--algorithm={algorithm}']
+  own: list[str] = []
+  if dotted.is_dotted(algorithm):
+    own = [*algorithm_flags.keywords(algorithm)]
+  pairs = {n: f'{n}={v}' for n, v in point.config.options.items()}
+  given += [f'--{pair}' for n, pair in pairs.items() if n not in own]
+  if options := [pair for n, pair in pairs.items() if n in own]:
+    given.append(f'--algorithm_options={",".join(options)}')
   for name in config.all_flags():
     flag = point.flags[name]
-    skipped = ('algorithm', 'progress', 'workdir', *config.OPTIONS)
+    skipped = {*_NOT_SETTINGS, *config.OPTIONS} - {'data_dir'}
     if name not in skipped and flag.present and flag.value is not None:
       given.append(flag.serialize())
   return given

@@ -262,8 +262,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     f'{summary["label"]}: {summary["replicas"]}',
     f'  steps          {summary["step"]} ({summary["epoch"]:.1f} epochs)',
     f'  train loss     {summary["loss"]:.4f}',
-    f'  test loss      {summary["test_loss"]:.4f}',
-    f'  test accuracy  {summary["test_accuracy"]:.2%}',
+    *_tested(summary),
     f'  rounds         {summary["rounds"]}',
     f'  bytes sent     {format_bytes(summary["bytes_sent"])} per replica',
     f'  time           {summary["seconds"]:.1f} s'
@@ -271,6 +270,16 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     f'  written to     {workdir}',
   ]
   return '\n'.join(lines)
+
+
+def _tested(summary: Record) -> list[str]:
+  """The lines of what was measured on the test split, if anything was."""
+  lines = []
+  if 'test_loss' in summary:
+    lines.append(f'  test loss      {summary["test_loss"]:.4f}')
+  if 'test_accuracy' in summary:
+    lines.append(f'  test accuracy  {summary["test_accuracy"]:.2%}')
+  return lines
 
 
 def format_bytes(count: float) -> str:

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import config as configs
 from experiments import records
-from experiments.experiment import Experiment, Parts
+from experiments.parts import Experiment, Parts
 import prsgd_jax as pr
 from prsgd_jax import checkpoints, ledger
 
@@ -88,8 +87,8 @@ def open_workdir(
   records.open_workdir(
     workdir,
     describe(parts, intervals),
-    configs.all_flags(),
-    label=parts.config.label(),
+    dict(parts.called_with),
+    label=parts.label,
     num_steps=parts.plan.num_steps,
     resume=resume,
   )
@@ -156,7 +155,7 @@ def _execute(
   position = meter.advance(meter.init(), start)
   log = records.Log(
     workdir,
-    label=experiment.parts.config.label(),
+    label=experiment.parts.label,
     start=start,
     num_steps=num_steps,
     progress=progress,
@@ -231,10 +230,13 @@ def _spent(
   experiment: Experiment, step: int, spent: ledger.Spent
 ) -> records.Record:
   """The learning rate, and what was spent so far."""
-  learning_rate = np.float32(experiment.parts.plan.schedule(step - 1))
-  return {
+  schedule = experiment.parts.plan.schedule
+  rate = {}
+  if schedule is not None:
     # The shortest digits of the float32: 0.02, not 0.019999999552965164.
-    'learning_rate': float(str(learning_rate)),
+    rate = {'learning_rate': float(str(np.float32(schedule(step - 1))))}
+  return {
+    **rate,
     'rounds': spent.rounds,
     'bytes_sent': spent.bytes_sent,
     'bytes_by_tier': spent.bytes_by_tier,
@@ -329,19 +331,17 @@ def _non_finite(
 
 
 def _measure(experiment: Experiment, state: pr.TrainState) -> dict[str, float]:
+  """The means over the test split, and the consensus distance."""
   means = experiment.evaluate(state, experiment.test_data)
-  return {
-    'test_loss': means['loss'],
-    'test_accuracy': means['accuracy'],
-    'consensus_distance': means['consensus_distance'],
-  }
+  own = ('consensus_distance',)  # of the parameters, not of the examples
+  return {n if n in own else f'test_{n}': v for n, v in means.items()}
 
 
 def _summarise(
   experiment: Experiment, workdir: pathlib.Path, clock: _Clock
 ) -> records.Record:
   summary = {
-    'label': experiment.parts.config.label(),
+    'label': experiment.parts.label,
     **records.read_records(workdir)[-1],
     'steps_per_second': None,
     'seconds_to_first_steps': None,

@@ -21,9 +21,8 @@ diverges is a row that says so. --jobs=4 runs four at a time, each on a GPU of
 its own where there are as many.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import csv
-import functools
 import json
 import pathlib
 import sys
@@ -37,6 +36,7 @@ from experiments import (
   cli,
   compare,
   config,
+  data,
   experiment,
   grids,
   jobs,
@@ -45,7 +45,7 @@ from experiments import (
   runs,
   tuning,
 )
-from prsgd_jax.datasets import Dataset, load_dataset
+from prsgd_jax.datasets import Dataset
 
 FLAGS = flags.FLAGS
 TRAIN = pathlib.Path(__file__).with_name('train.py')
@@ -119,15 +119,16 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
   Raises:
     ValueError: if one may not, as of train.py, or another run has its place.
   """
-  load: Callable[[str], Dataset] = functools.cache(
-    lambda name: load_dataset(name, FLAGS.data_dir)
-  )
+  loaded: dict[tuple[str, str | None, int | None], Dataset] = {}
   trials = []
   for point in points:
     machines = network.from_flags(point.flags, point.config.num_replicas)
     intervals = runs.Intervals.from_flags(point.flags)
-    dataset = load(point.config.dataset)
-    parts = experiment.assemble(point.config, dataset, 1, machines)
+    found = point.config
+    key = (found.dataset, found.text_file, found.sequence_length)
+    if key not in loaded:
+      loaded[key] = data.load(found, FLAGS.data_dir)
+    parts = experiment.assemble(found, loaded[key], 1, machines)
     trial = Trial(point, workdir / point.slug(), parts.plan.num_steps)
     records.check_workdir(
       trial.workdir,

@@ -14,9 +14,18 @@ import time
 
 from absl import flags
 
-from experiments import cli, config, experiment, network, records, runs
+from experiments import (
+  cli,
+  config,
+  data,
+  dotted,
+  experiment,
+  network,
+  records,
+  runs,
+)
+from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
-from prsgd_jax.datasets import load_dataset
 
 FLAGS = flags.FLAGS
 
@@ -27,20 +36,26 @@ flags.DEFINE_bool('resume', False, 'Go on with the run in --workdir.')
 
 def main() -> None:
   with cli.one_line_errors(ValueError):
+    # Before a module of the user's own may look at them.
+    cli.make_fake_devices(FLAGS.num_devices)
+    filled_in = config.fill_in(FLAGS)
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
     intervals = runs.Intervals.from_flags(FLAGS)
     workdir = _workdir(run_config)
-    cli.make_fake_devices(FLAGS.num_devices)
-    dataset = load_dataset(run_config.dataset, FLAGS.data_dir)
+    dataset = data.load(run_config, FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_config.num_replicas)
     parts = experiment.assemble(
       run_config, dataset, FLAGS.num_devices, machines
     )
     runs.open_workdir(parts, workdir, intervals, resume=FLAGS.resume)
+  if filled_in:
+    print(f'no --algorithm is given, so that it is {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
-  with cli.one_line_errors(CheckpointError, runs.NonFinite):
+  kinds = (CheckpointError, runs.NonFinite, dotted.OwnError)
+  own = run_config.own()
+  with cli.one_line_errors(*kinds), dotted.named_errors(*own):
     summary = runs.execute(
-      experiment.prepare(parts), workdir, intervals, progress=FLAGS.progress
+      prepare(parts), workdir, intervals, progress=FLAGS.progress
     )
   print(records.format_summary(summary, workdir))
 

@@ -12,11 +12,18 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each channel, in the units of the pixels.
 
   Args:
-    images: uint8[n, height, width, channels].
+    images: uint8[n, height, width, channels], or numbers of another kind
+      [n, ..., channels].
 
   Returns:
     (mean, std), float32[channels].
   """
+  if images.dtype != np.uint8:
+    axes = tuple(range(images.ndim - 1))
+    return (
+      images.mean(axes, np.float64).astype(np.float32),
+      images.std(axes, np.float64).astype(np.float32),
+    )
   # A histogram is exact and makes no float copy of the images.
   values = np.arange(256)
   mean, std = [], []

@@ -1,9 +1,11 @@
 """A flax classifier as the pure functions that the engine knows."""
 
 from collections.abc import Callable
+import inspect
 from typing import Any, NamedTuple
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -28,13 +30,16 @@ class Task(NamedTuple):
   eval_fn: Callable[[ArrayTree, ArrayTree, Batch], dict[str, Array]]
 
 
-def classifier(model: nn.Module, *, weight_decay: float = 0.0) -> Task:
+def classifier(
+  model: nn.Module, *, weight_decay: float = 0.0, label_smoothing: float = 0.0
+) -> Task:
   """Cross-entropy of a flax module called as `model(x, train=...)`.
 
   Args:
     model: maps images to logits; its collections other than 'params' (batch
-      statistics) become the `model_state`.
+      statistics) become the `model_state`. It may be without `train`.
     weight_decay: as of `cross_entropy`.
+    label_smoothing: as of `cross_entropy`.
 
   Returns:
     The task, for batches `{'image': [batch, ...], 'label': int[batch]}`.
@@ -44,6 +49,7 @@ def classifier(model: nn.Module, *, weight_decay: float = 0.0) -> Task:
     lambda batch: batch['image'],
     lambda batch: batch['label'],
     weight_decay=weight_decay,
+    label_smoothing=label_smoothing,
   )
 
 
@@ -53,22 +59,27 @@ def cross_entropy(
   labels: Callable[[Batch], Array],
   *,
   weight_decay: float = 0.0,
+  label_smoothing: float = 0.0,
 ) -> Task:
   """The mean of -log p(label), in nats, of a flax module.
 
   Args:
-    model: called as `model(inputs, train=...)`, gives logits `[batch, ...,
-      classes]`; its collections other than 'params' become the `model_state`.
+    model: called as `model(inputs, train=...)`, or as `model(inputs)` if it has
+      no such argument; gives logits `[batch, ..., classes]`. Its collections
+      other than 'params' become the `model_state`.
     inputs: of a batch, what the model reads.
     labels: of a batch, int[batch, ...], one for each of the model's
       predictions. The values of an example are the means over its labels.
     weight_decay: coupled L2 of all parameters: (weight_decay / 2) |x|^2 is part
       of what is differentiated, so its gradient is taken at the point where the
       loss's is. The loss that is reported is without it.
+    label_smoothing: share of a label that is spread over all classes where the
+      loss is differentiated, in [0, 1). The loss that is reported is without
+      it.
   """
 
   def init(key: Array, batch: Batch) -> tuple[ArrayTree, ArrayTree]:
-    variables = dict(model.init(key, inputs(batch), train=False))
+    variables = dict(model.init(key, inputs(batch), **mode(model, train=False)))
     params = variables.pop('params')
     return params, variables
 
@@ -78,16 +89,18 @@ def cross_entropy(
     logits, model_state = model.apply(
       {'params': params, **model_state},
       inputs(batch),
-      train=True,
+      **mode(model, train=True),
       mutable=list(model_state),
       rngs={'dropout': key},
     )
-    values = _values(jnp.asarray(logits), labels(batch))
-    loss = values['loss'].mean()
-    penalised = loss
+    logits = jnp.asarray(logits)
+    values = _values(logits, labels(batch))
+    loss = penalised = values['loss'].mean()
+    if label_smoothing:
+      penalised = _smooth(logits, labels(batch), label_smoothing)
     if weight_decay:
       squares = optax.tree.norm(params, squared=True)
-      penalised = loss + 0.5 * weight_decay * squares
+      penalised += 0.5 * weight_decay * squares
     metrics = {'accuracy': values['accuracy'].mean(), 'loss': loss}
     return penalised, (model_state, metrics)
 
@@ -95,10 +108,28 @@ def cross_entropy(
     params: ArrayTree, model_state: ArrayTree, batch: Batch
   ) -> dict[str, Array]:
     variables = {'params': params, **model_state}
-    logits = model.apply(variables, inputs(batch), train=False)
+    logits = model.apply(variables, inputs(batch), **mode(model, train=False))
     return _values(jnp.asarray(logits), labels(batch))
 
   return Task(init, loss_fn, eval_fn)
+
+
+def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
+  """Returns the keyword that says whether a module trains, if it has one.
+
+  Args:
+    model: a flax module.
+    train: whether it does.
+  """
+  has = 'train' in inspect.signature(type(model).__call__).parameters
+  return {'train': train} if has else {}
+
+
+def _smooth(logits: Array, labels: Array, smoothing: float) -> Array:
+  """The mean loss of labels of which a share is spread over all classes."""
+  classes = logits.shape[-1]
+  smooth = optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
+  return optax.softmax_cross_entropy(logits, smooth).mean()
 
 
 def _values(logits: Array, labels: Array) -> dict[str, Array]:

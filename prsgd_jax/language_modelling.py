@@ -5,7 +5,9 @@ from flax import linen as nn
 from prsgd_jax.classification import Task, cross_entropy
 
 
-def language_model(model: nn.Module, *, weight_decay: float = 0.0) -> Task:
+def language_model(
+  model: nn.Module, *, weight_decay: float = 0.0, label_smoothing: float = 0.0
+) -> Task:
   """Cross-entropy of the next character, in nats per character.
 
   Its exponential is the perplexity.
@@ -15,6 +17,7 @@ def language_model(model: nn.Module, *, weight_decay: float = 0.0) -> Task:
       `[batch, length, vocabulary]`; those at position t may depend on what
       stands at 0 .. t only.
     weight_decay: as of `classification.cross_entropy`.
+    label_smoothing: as of `classification.cross_entropy`.
 
   Returns:
     The task, for batches `{'text': int[batch, length + 1]}`: all but the last
@@ -25,4 +28,5 @@ def language_model(model: nn.Module, *, weight_decay: float = 0.0) -> Task:
     lambda batch: batch['text'][:, :-1],
     lambda batch: batch['text'][:, 1:],
     weight_decay=weight_decay,
+    label_smoothing=label_smoothing,
   )

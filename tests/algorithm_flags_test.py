@@ -85,7 +85,7 @@ class AlgorithmFlagsTest(parameterized.TestCase):
 
   def test_close_names_are_suggested(self):
     with self.assertRaisesRegex(ValueError, 'did you mean hier_avg?'):
-      algorithm_flags.check_name('hieravg')
+      algorithm_flags.find('hieravg')
 
   @parameterized.parameters(
     ('d_psgd', {'mixing': 'rung'}, 'unknown --mixing=rung; use one of ring'),

@@ -5,7 +5,14 @@ import jax
 import numpy as np
 import optax
 
-from experiments import config, experiment
+from experiments import (
+  config,
+  experiment,
+  learning_rates,
+  optimizers,
+  run_config,
+  tasks,
+)
 import prsgd_jax as pr
 
 DEFAULTS = config.RunConfig(
@@ -43,19 +50,19 @@ def changed(**kwargs):
 class ConfigTest(parameterized.TestCase):
   def test_length_is_of_epochs_unless_steps_are_given(self):
     # 1280 examples in steps of 8 x 16 = 128.
-    self.assertEqual(config.total_steps(DEFAULTS, 1280), 20)
-    self.assertEqual(config.total_steps(DEFAULTS, 1281), 21)
-    self.assertEqual(config.total_steps(changed(num_steps=7), 1280), 7)
+    self.assertEqual(run_config.total_steps(DEFAULTS, 1280), 20)
+    self.assertEqual(run_config.total_steps(DEFAULTS, 1281), 21)
+    self.assertEqual(run_config.total_steps(changed(num_steps=7), 1280), 7)
 
   def test_learning_rate_drops_when_the_epochs_are_done(self):
-    schedule = experiment.build_schedule(
+    schedule = learning_rates.build(
       changed(learning_rate_drops=(1.0, 1.5)), 1280
     )
     rates = [float(schedule(step)) for step in (0, 9, 10, 14, 15, 19)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 1e-3, 1e-3])
 
   def test_learning_rate_rises_in_the_warmup(self):
-    schedule = experiment.build_schedule(
+    schedule = learning_rates.build(
       changed(warmup_epochs=0.5, learning_rate_drops=(1.0,)), 1280
     )
     rates = [float(schedule(step)) for step in (0, 1, 4, 5, 9, 10)]
@@ -76,7 +83,7 @@ class ConfigTest(parameterized.TestCase):
     self.assertNotEqual(DEFAULTS.description(same), DEFAULTS.description(other))
 
   def test_drops_of_one_step_are_both_taken(self):
-    schedule = experiment.build_schedule(
+    schedule = learning_rates.build(
       changed(learning_rate_drops=(0.01, 0.02)), 1280
     )
     np.testing.assert_allclose(float(schedule(5)), 0.001)
@@ -172,7 +179,7 @@ class OptimizerTest(parameterized.TestCase):
   def step(self, run_config, x, g):
     """Where the first step goes from x."""
     plan = experiment.build_plan(run_config, 1280)
-    tx = experiment.build_optimizer(run_config, plan.schedule, 0.0)
+    tx = optimizers.build(run_config, plan.schedule)
     updates, _ = tx.update(g, tx.init(x), x)
     return optax.apply_updates(x, updates)
 
@@ -212,7 +219,7 @@ class OptimizerTest(parameterized.TestCase):
       'image': np.ones((2, 2, 2, 1), np.float32),
       'label': np.zeros(2, np.int32),
     }
-    task = experiment.build_task(run_config, 10, batch)
+    task = tasks.build(run_config, 10, batch)
     params, model_state = task.init(jax.random.key(0), batch)
     loss, (_, metrics) = task.loss_fn(
       params, model_state, batch, jax.random.key(0)

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import config, records, train
+from experiments import records, tasks, train
 from prsgd_jax import models
 from tests import binaries
 
@@ -193,7 +193,7 @@ class TrainTest(parameterized.TestCase):
       losses.add(records.read_records(workdir)[-1]['loss'])
     self.assertLen(losses, 9)
 
-  @mock.patch.dict(config.MODELS, resnet20=SHALLOW)
+  @mock.patch.dict(tasks.MODELS, resnet20=SHALLOW)
   def test_batch_statistics_are_estimated_anew_at_evaluation(self):
     args = (
       '--algorithm=k_avg', '--period=2', '--model=resnet20', '--num_steps=2',
@@ -221,7 +221,7 @@ class TrainTest(parameterized.TestCase):
     payload = 4 * 112_577
     self.assertEqual(last['bytes_sent'], 10 * payload)
 
-  @mock.patch.dict(config.MODELS, transformer=NARROW)
+  @mock.patch.dict(tasks.MODELS, transformer=NARROW)
   def test_resumed_language_model_equals_the_uninterrupted_one(self):
     args = (
       '--dataset=text', '--model=transformer', '--optimizer=adam',

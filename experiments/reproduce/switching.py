@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from experiments import config, experiment, records
+from experiments.parts import Experiment, Parts, prepare
 import prsgd_jax as pr
 from prsgd_jax.datasets import Dataset
 
@@ -48,7 +49,7 @@ def train_all(
       one anyway.
     network: for the modelled time.
   """
-  programs: dict[str, experiment.Experiment] = {}
+  programs: dict[str, Experiment] = {}
   histories = []
   for run_config in run_configs:
     parts = experiment.assemble(run_config, dataset, None, network)
@@ -59,16 +60,16 @@ def train_all(
       same = dataclasses.replace(run_config, options=options)
       if repr(same) not in programs:
         same_parts = experiment.assemble(same, dataset, None, network)
-        programs[repr(same)] = experiment.prepare(same_parts)
+        programs[repr(same)] = prepare(same_parts)
       chosen.append(programs[repr(same)])
     histories.append(_train(parts, period, chosen, log_every, eval_every))
   return histories
 
 
 def _train(
-  parts: experiment.Parts,
+  parts: Parts,
   period: int,
-  programs: Sequence[experiment.Experiment],
+  programs: Sequence[Experiment],
   log_every: int,
   eval_every: int,
 ) -> list[records.Record]:

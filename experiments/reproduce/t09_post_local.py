@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import config, records
+from experiments import records
 from experiments.reproduce.target import (
   Claim,
   Outcome,
@@ -17,6 +17,7 @@ from experiments.reproduce.target import (
   train,
   verdict,
 )
+from experiments.run_config import steps_of_epochs
 from prsgd_jax.datasets import load_dataset
 
 SEEDS: Sequence[int] = (0, 1, 2)
@@ -92,7 +93,7 @@ def _steps(setting: Setting, fields: Mapping[str, Any], epochs: float) -> int:
   mine = {k: v for k, v in fields.items() if not k.endswith('_every')}
   dataset = load_dataset(fields['dataset'], setting.data_dir)
   run_config = make_config('ssgd', {}, **mine)
-  return config.steps_of_epochs(run_config, dataset.num_examples, epochs)
+  return steps_of_epochs(run_config, dataset.num_examples, epochs)
 
 
 def _claim(curves: Curves) -> Claim:

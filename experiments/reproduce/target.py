@@ -9,6 +9,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import config, experiment, records, runs
+from experiments.parts import prepare
 import prsgd_jax as pr
 from prsgd_jax.datasets import load_dataset
 
@@ -109,7 +110,7 @@ def train(
   name = f'{run_config.slug()}-seed{run_config.seed}-{digest[:8]}'
   workdir = setting.workdir / name
   runs.open_workdir(parts, workdir, intervals, resume=True)
-  runs.execute(experiment.prepare(parts), workdir, intervals, progress=False)
+  runs.execute(prepare(parts), workdir, intervals, progress=False)
   return records.read_records(workdir)
 
 
