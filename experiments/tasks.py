@@ -80,17 +80,6 @@ def check(config: RunConfig) -> None:
   if config.dtype != 'float32' and 'dtype' not in taken:
     raise ValueError(f'--dtype does nothing: --model={name} has no dtype')
   _options(config, taken)
-  if not isinstance(make, Task):
-    return
-  decoupled = config.optimizer in optimizers.DECOUPLED
-  for flag, given in (
-    ('label_smoothing', smoothing),
-    ('weight_decay', config.weight_decay and not decoupled),
-  ):
-    if given:
-      raise ValueError(
-        f'--{flag} does nothing: --model={name} has its own loss'
-      )
 
 
 def _maker(name: str) -> Any:
@@ -172,6 +161,7 @@ def build(
     given = {n: v for n, v in provided.items() if n in taken}
     make = make(**given, **_options(config, taken))
   if isinstance(make, Task):
+    _check_own_loss(config)
     return make
   if not isinstance(make, nn.Module):
     raise ValueError(
@@ -185,6 +175,19 @@ def build(
   task = language_model if is_text else classifier
   smoothing = config.label_smoothing or 0.0
   return task(make, weight_decay=decay, label_smoothing=smoothing)
+
+
+def _check_own_loss(config: RunConfig) -> None:
+  """Raises ValueError if a flag is of the loss, which a Task has of its own."""
+  decoupled = config.optimizer in optimizers.DECOUPLED
+  for flag, given in (
+    ('label_smoothing', config.label_smoothing),
+    ('weight_decay', config.weight_decay and not decoupled),
+  ):
+    if given:
+      raise ValueError(
+        f'--{flag} does nothing: --model={config.model} has its own loss'
+      )
 
 
 def _check_logits(

@@ -1,0 +1,201 @@
+"""A run of objects instead of flags: logs, resume, ledger, figures.
+
+It is the harness of train.py for those who have an algorithm, a model and
+arrays, in a notebook or a program of their own.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import numpy as np
+import optax
+
+from experiments import records, runs
+from experiments.parts import Parts, Plan, prepare, replica_shapes
+from experiments.run_config import fingerprint
+import prsgd_jax as pr
+from prsgd_jax.classification import Task, classifier
+from prsgd_jax.input_pipeline import Sampler, Transform, shared
+from prsgd_jax.language_modelling import language_model
+from prsgd_jax.ledger import NETWORK
+
+
+def run(
+  *,
+  algorithm: pr.ReplicaTransformation,
+  model: nn.Module | Task,
+  data: Any,
+  test_data: Any = None,
+  num_replicas: int,
+  num_steps: int,
+  workdir: str | os.PathLike[str],
+  batch_size: int = 32,
+  seed: int = 0,
+  label: str = 'own',
+  settings: Mapping[str, Any] | None = None,
+  learning_rate: float | optax.Schedule | None = None,
+  sampler: Sampler | None = None,
+  transform: Transform | None = None,
+  num_devices: int | None = None,
+  network: pr.Network = NETWORK,
+  log_every: int = 50,
+  eval_every: int = 100,
+  checkpoint_every: int = 500,
+  progress: bool = True,
+) -> records.Record:
+  """Trains, and writes what train.py writes; a run that is there is resumed.
+
+  The directory has records, TensorBoard events, checkpoints and a summary.
+  `figures.read_runs` and plot.py, report.py read it. With the same call and a
+  larger `num_steps` the run gets longer.
+
+  Args:
+    algorithm: of `prsgd_jax`, or of your own.
+    model: a flax linen module, which reads `data['image']` and predicts
+      `data['label']`, or the next of `data['text']`; or a `Task`, your own
+      `init`, `loss_fn` and `eval_fn` on any arrays. An `eval_fn` of None is not
+      called.
+    data: tree of arrays `[n, ...]`, or a `Dataset`, of which the test split is
+      taken, too.
+    test_data: tree of the same kind. Default: no evaluation.
+    num_replicas: N.
+    num_steps: length of the run.
+    workdir: directory of the run.
+    batch_size: examples per replica and step.
+    seed: of the first point, the order of the data, the replicas' keys.
+    label: name of the method in tables and figures.
+    settings: what else makes it another run, of JSON types, such as
+      {'period': 4}; a resumed run must have the same.
+    learning_rate: a number, or a function of the step, for the records only.
+      Default: they have none.
+    sampler: who gets which examples. Default: a pool that all share.
+    transform: `(key, batch) -> batch`, done to a batch before it is trained on.
+    num_devices: D. Default: as many as there are that divide N.
+    network: for the modeled time.
+    log_every: steps between records.
+    eval_every: steps between evaluations, a multiple of `log_every`.
+    checkpoint_every: steps between checkpoints, a multiple of `log_every`.
+    progress: whether to show a progress bar.
+
+  Returns:
+    The summary: the last record, with the label and the machine.
+
+  Raises:
+    ValueError: if the parts do not fit, or another run is in the directory.
+    NonFinite: if the loss is no number; it is a ValueError.
+
+  Example:
+    >>> import optax
+    >>> import prsgd_jax as pr
+    >>> from prsgd_jax import models
+    >>> summary = run(
+    ...   algorithm=pr.pr_sgd(optax.sgd(0.05), period=4),
+    ...   model=models.MLP(num_classes=10, hidden=(32,)),
+    ...   data=pr.load_dataset('digits'),
+    ...   num_replicas=8,
+    ...   num_steps=200,
+    ...   workdir='runs/own',
+    ... )  # doctest: +SKIP
+  """
+  intervals = runs.Intervals(log_every, eval_every, checkpoint_every)
+  intervals.check()
+  train, test = _splits(data, test_data)
+  task = _task(model, train)
+  if sampler is None:
+    size = len(jax.tree.leaves(train)[0])
+    sampler = shared(size, num_replicas, batch_size, seed=seed)
+  if isinstance(learning_rate, int | float):
+    learning_rate = optax.constant_schedule(learning_rate)
+  sizes = {
+    'num_replicas': num_replicas,
+    'batch_size': batch_size,
+    'seed': seed,
+  }
+  description = {
+    'algorithm': label,
+    'options': dict(settings or {}),
+    **sizes,
+    'data': fingerprint((train, test)),
+  }
+  parts = Parts(
+    label=label,
+    description=description,
+    called_with={**sizes, 'num_steps': num_steps, **intervals._asdict()},
+    train=train,
+    test=test,
+    batch_size=batch_size,
+    seed=seed,
+    plan=Plan(algorithm, learning_rate, num_steps),
+    sampler=sampler,
+    mesh=pr.ReplicaMesh(num_replicas, num_devices),
+    network=network,
+    task=task,
+    account=_account(algorithm, task, train, num_replicas, num_steps, network),
+    for_training=transform,
+  )
+  directory = pathlib.Path(workdir)
+  runs.open_workdir(parts, directory, intervals, resume=True)
+  return runs.execute(prepare(parts), directory, intervals, progress=progress)
+
+
+def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:
+  """(train, test) as trees of NumPy arrays.
+
+  Raises:
+    ValueError: if the arrays of one have several lengths, or none.
+  """
+  if isinstance(data, pr.Dataset):
+    if test_data is not None:
+      raise ValueError(
+        'data is a Dataset with a test split; leave out test_data'
+      )
+    data, test_data = data.train, data.test
+  found = jax.tree.map(np.asarray, (data, test_data))
+  for name, split in zip(('data', 'test_data'), found):
+    sizes = {x.shape[:1] for x in jax.tree.leaves(split)}
+    empty = name == 'test_data' and split is None
+    if not empty and (len(sizes) != 1 or sizes <= {(), (0,)}):
+      raise ValueError(
+        f'{name} must be a tree of arrays of one length >= 1, got lengths '
+        f'{sorted(sizes)}'
+      )
+  return found
+
+
+def _task(model: nn.Module | Task, train: Any) -> Task:
+  if isinstance(model, Task):
+    return model
+  if not isinstance(model, nn.Module):
+    raise ValueError(
+      f'model must be a flax linen module or a Task, got {model!r}'
+    )
+  if isinstance(train, dict) and 'text' in train:
+    return language_model(model)
+  if isinstance(train, dict) and {'image', 'label'} <= set(train):
+    return classifier(model)
+  raise ValueError(
+    'data of a flax module must have the arrays image and label, or text; for '
+    'others give a Task as model'
+  )
+
+
+def _account(
+  algorithm: pr.ReplicaTransformation,
+  task: Task,
+  train: Any,
+  num_replicas: int,
+  num_steps: int,
+  network: pr.Network,
+) -> pr.Account:
+  """What the run will send."""
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), train
+  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  shapes = jax.eval_shape(task.init, key, batch)
+  replica = replica_shapes(algorithm, num_replicas, *shapes)
+  return pr.account(algorithm, replica, num_replicas, num_steps, network)

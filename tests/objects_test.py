@@ -1,0 +1,139 @@
+"""Tests of `experiments/objects.py`."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest, parameterized
+from flax import linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import figures, objects, records
+import prsgd_jax as pr
+from prsgd_jax.classification import Task
+
+
+class Net(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(nn.relu(nn.Dense(4)(x)))
+
+
+def soft(local, *, period):
+  """Half of the way to the mean."""
+  return pr.algorithm(
+    'soft',
+    pr.step(local),
+    pr.at(
+      pr.every(period),
+      pr.let(xbar='params'),
+      pr.sync(pr.mean(), 'xbar'),
+      pr.let(params=lambda params, xbar: (params + xbar) / 2),
+    ),
+  )
+
+
+def blobs(num_examples, seed):
+  rng = np.random.default_rng(seed)
+  label = rng.integers(0, 3, num_examples)
+  image = rng.normal(size=(num_examples, 5)) + 3 * label[:, None]
+  return {'image': image.astype(np.float32), 'label': label.astype(np.int32)}
+
+
+LINE = Task(
+  init=lambda key, batch: (jnp.zeros(2), {}),
+  loss_fn=lambda w, state, batch, key: (
+    jnp.square(batch['x'] @ w - batch['y']).mean(),
+    (state, {}),
+  ),
+  eval_fn=None,
+)
+
+
+class ObjectsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def run_own(self, name, num_steps, **changes):
+    arguments = {
+      'algorithm': soft(optax.sgd(0.05), period=2), 'model': Net(),
+      'data': blobs(200, 0), 'test_data': blobs(60, 1), 'num_replicas': 2,
+      'batch_size': 8, 'label': 'soft', 'settings': {'period': 2},
+      'learning_rate': 0.05, 'log_every': 2, 'eval_every': 4,
+      'checkpoint_every': 4, 'progress': False, **changes,
+    }  # fmt: skip
+    workdir = self.root / name
+    summary = objects.run(num_steps=num_steps, workdir=workdir, **arguments)
+    return workdir, summary
+
+  def test_own_objects_have_logs_resume_ledger_and_figures(self):
+    whole, summary = self.run_own('whole', 8)
+    # 5 * 4 + 4 + 4 * 3 + 3 parameters of 4 bytes, in every second step; two
+    # replicas send half of each twice.
+    self.assertEqual(summary['rounds'], 4)
+    self.assertEqual(summary['bytes_sent'], 4 * 39 * 4)
+    self.assertEqual(summary['epoch'], 8 * 2 * 8 / 200)
+    self.assertEqual(summary['learning_rate'], 0.05)
+    self.assertIn('test_accuracy', summary)
+    parts, _ = self.run_own('parts', 4)
+    parts, _ = self.run_own('parts', 8)
+    kept = [
+      [{**record, 'seconds': 0} for record in records.read_records(workdir)]
+      for workdir in (whole, parts)
+    ]
+    self.assertEqual(kept[0], kept[1])
+    self.assertEqual([record['step'] for record in kept[0]], [2, 4, 6, 8])
+    found = figures.read_runs(figures.find_runs([whole]))
+    self.assertEqual([run.label for run in found], ['soft'])
+    figures.draw(found, self.root / 'figure.png')
+    self.assertTrue((self.root / 'figure.png').exists())
+    with self.assertRaisesRegex(ValueError, "'period': 2.*'period': 3"):
+      self.run_own('parts', 8, settings={'period': 3})
+    with self.assertRaisesRegex(ValueError, 'holds a run with data='):
+      self.run_own('parts', 8, data=blobs(200, 2))
+
+  def test_any_loss_on_any_arrays_without_a_test_split(self):
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    _, summary = self.run_own(
+      'line', 8, model=LINE, data={'x': x, 'y': x @ np.float32([1, 2])},
+      test_data=None, algorithm=pr.k_avg(optax.sgd(0.2), period=2),
+      learning_rate=None,
+    )  # fmt: skip
+    self.assertLess(summary['loss'], 1)  # that of zeros is 5
+    absent = {'test_loss', 'test_accuracy', 'learning_rate'}
+    self.assertEqual(absent & {*summary}, set())
+
+  @parameterized.parameters(
+    ({'model': 3}, 'model must be a flax linen module or a Task, got 3'),
+    ({'data': {'x': np.zeros(4)}}, 'must have the arrays image and label'),
+    ({'data': {}}, 'data must be a tree of arrays of one length >= 1, got'),
+    ({'data': {'image': np.zeros((3, 2)), 'label': np.zeros(2)}},
+     'data must be a tree of arrays of one length >= 1, got'),
+    ({'data': pr.Dataset('blobs', blobs(9, 0), blobs(9, 0), 3)},
+     'leave out test_data'),
+    ({'eval_every': 3}, 'eval_every must be a multiple'),
+    ({'batch_size': 200}, 'is larger than the 200 examples'),
+  )  # fmt: skip
+  def test_refused(self, changes, message):
+    with self.assertRaisesRegex(ValueError, message):
+      self.run_own('refused', 8, **changes)
+
+  def test_it_defines_no_flag_of_a_run(self):
+    # Because a program that has flags of these names is to import it.
+    program = (
+      'from experiments import objects; from absl import flags; '
+      "print({'seed', 'model', 'batch_size'} & {*flags.FLAGS})"
+    )
+    done = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True,
+      check=True,
+    )  # fmt: skip
+    self.assertEqual(done.stdout, 'set()\n')
+
+
+if __name__ == '__main__':
+  absltest.main()
