@@ -68,6 +68,25 @@ class ClassifierTest(absltest.TestCase):
     loss, _ = task.loss_fn(params, model_state, self.batch, self.key)
     np.testing.assert_allclose(values['loss'].mean(), loss, rtol=1e-6)
 
+  def test_smoothed_labels_are_in_the_gradient_not_in_the_report(self):
+    class Logits(nn.Module):  # without an argument `train`
+      @nn.compact
+      def __call__(self, x):
+        return self.param('shift', nn.initializers.zeros, (3,)) + x
+
+    x = np.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]], np.float32)
+    batch = {'image': x, 'label': np.array([1, 2])}
+    task = classifier(Logits(), label_smoothing=0.3)
+    params, state = task.init(jax.random.key(0), batch)
+    loss, (_, metrics) = task.loss_fn(params, state, batch, jax.random.key(0))
+    log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+    plain = -log_p[[0, 1], [1, 2]]
+    np.testing.assert_allclose(metrics['loss'], plain.mean(), rtol=1e-5)
+    smoothed = 0.7 * plain - 0.3 * log_p.mean(1)
+    np.testing.assert_allclose(loss, smoothed.mean(), rtol=1e-5)
+    values = task.eval_fn(params, state, batch)
+    np.testing.assert_allclose(values['loss'], plain, rtol=1e-5)
+
 
 if __name__ == '__main__':
   absltest.main()

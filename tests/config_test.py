@@ -68,6 +68,34 @@ class ConfigTest(parameterized.TestCase):
     rates = [float(schedule(step)) for step in (0, 1, 4, 5, 9, 10)]
     np.testing.assert_allclose(rates, [0.02, 0.04, 0.1, 0.1, 0.1, 0.01])
 
+  def test_learning_rate_falls_to_its_end(self):
+    # Two epochs are 20 steps, a fifth of one 2 of warm-up; 18 are left.
+    fields = {'warmup_epochs': 0.2, 'lr_end': 0.02}
+    steps = np.array([0, 1, 2, 11, 19, 20])
+    fallen = np.maximum(steps - 2, 0) / 18
+    for name, shape in (
+      ('linear', 1 - fallen),
+      ('cosine', (1 + np.cos(np.pi * fallen)) / 2),
+    ):
+      schedule = learning_rates.build(changed(lr_schedule=name, **fields), 1280)
+      rates = [float(schedule(step)) for step in steps]
+      rise = np.minimum((steps + 1) / 2, 1)
+      wanted = (0.02 + 0.08 * shape) * rise
+      np.testing.assert_allclose(rates, wanted, rtol=1e-5)
+    constant = learning_rates.build(changed(lr_schedule='constant'), 1280)
+    np.testing.assert_allclose(float(constant(19)), 0.1)
+    with self.assertRaisesRegex(ValueError, 'has no step left'):
+      learning_rates.build(
+        changed(lr_schedule='linear', warmup_epochs=2.0), 1280
+      )
+
+  def test_length_is_described_where_the_learning_rate_has_it(self):
+    for name, counts in (('cosine', True), ('constant', False)):
+      short = changed(lr_schedule=name)
+      longer = changed(lr_schedule=name, num_epochs=3.0)
+      same = short.description(dataset()) == longer.description(dataset())
+      self.assertEqual(same, not counts)
+
   def test_label_and_description_tell_runs_apart(self):
     self.assertEqual(DEFAULTS.label(), 'k_avg period=4')
     other = changed(options={'period': 8})
@@ -98,6 +126,25 @@ class ConfigTest(parameterized.TestCase):
     ({'learning_rate': float('inf')}, 'learning_rate must be > 0'),
     ({'weight_decay': -1.0}, 'weight_decay must be >= 0'),
     ({'weight_decay': float('nan')}, 'weight_decay must be >= 0'),
+    ({'lr_end': 0.1}, '--lr_end does nothing for a constant learning rate'),
+    ({'lr_end': -1.0, 'lr_schedule': 'linear'}, 'lr_end must be >= 0, got -1'),
+    ({'lr_end': float('nan'), 'lr_schedule': 'linear'}, 'lr_end must be >= 0'),
+    ({'lr_schedule': 'cosine', 'learning_rate_drops': (1.0,)},
+     '--lr_schedule=cosine and --learning_rate_drops are two schedules'),
+    ({'clip_norm': 0.0}, 'clip_norm must be > 0, got 0'),
+    ({'clip_norm': float('nan')}, 'clip_norm must be > 0, got nan'),
+    ({'adam_b1': 0.5}, '--adam_b1 does nothing for --optimizer=sgd; leave'),
+    ({'adam_b2': 1.0, 'optimizer': 'adam', 'momentum': 0.0},
+     r'--adam_b2 must be in \[0, 1\), got 1.0'),
+    ({'adam_eps': 0.0, 'optimizer': 'adam', 'momentum': 0.0},
+     '--adam_eps must be > 0, got 0.0'),
+    ({'label_smoothing': 1.0}, r'--label_smoothing must be in \[0, 1\)'),
+    ({'model': 'mpl'}, 'unknown --model=mpl; did you mean mlp?'),
+    ({'dataset': 'digit'}, "got 'digit'; did you mean digits?"),
+    ({'model_options': {'widths': '3'}}, '--model=mlp has no widths; it has '
+     'hidden'),
+    ({'model_options': {'hidden': '3+0'}}, 'hidden must be >= 1, got 3.0'),
+    ({'model_options': {'hidden': '3+x'}}, "hidden must be int, got 'x'"),
     ({'optimizer': 'adam'}, '--momentum does nothing for --optimizer=adam'),
     ({'optimizer': 'adamw', 'momentum': 0.0, 'nesterov': True},
      '--nesterov does nothing for --optimizer=adamw'),
@@ -194,6 +241,41 @@ class OptimizerTest(parameterized.TestCase):
     np.testing.assert_allclose(adamw, decayed, rtol=1e-5)
     sgd = self.step(changed(**fields), x, g)
     np.testing.assert_allclose(sgd, x - 0.01 * g, rtol=1e-5)
+
+  def test_moments_of_adam_are_those_of_the_flags(self):
+    g = np.float32([0.3, -5.0])
+    fields = {
+      'optimizer': 'adam', 'momentum': 0.0, 'learning_rate': 0.01,
+      'adam_b1': 0.5, 'adam_b2': 0.75, 'adam_eps': 2.0,
+    }  # fmt: skip
+    tx = optimizers.build(changed(**fields), lambda step: 0.01)
+    x = np.zeros(2, np.float32)
+    state = tx.init(x)
+    first, state = tx.update(g, state, x)
+    np.testing.assert_allclose(first, -0.01 * g / (abs(g) + 2), rtol=1e-5)
+    second, _ = tx.update(0 * g, state, x)
+    # m = 1/4 g / (1 - 1/4), v = 3/16 g^2 / (1 - 9/16)
+    m, v = g / 3, 3 / 7 * np.square(g)
+    np.testing.assert_allclose(second, -0.01 * m / (np.sqrt(v) + 2), rtol=1e-5)
+
+  def test_gradients_are_clipped_before_the_optimizer(self):
+    x, g = np.zeros(2, np.float32), np.float32([3.0, -4.0])
+    clipped = self.step(changed(clip_norm=2.5), x, g)
+    np.testing.assert_allclose(clipped, -0.1 * g / 2, rtol=1e-6)
+    small = self.step(changed(clip_norm=10.0), x, g)
+    np.testing.assert_allclose(small, -0.1 * g, rtol=1e-6)
+
+  def test_sizes_of_models_are_those_of_the_options(self):
+    image = np.ones((1, 2, 2, 1), np.float32)
+    task = tasks.build(
+      changed(model_options={'hidden': '7+5'}), 10,
+      {'image': image, 'label': np.zeros(1, np.int32)},
+    )  # fmt: skip
+    params, _ = task.init(jax.random.key(0), {'image': image})
+    self.assertEqual(
+      [layer['kernel'].shape for layer in params.values()],
+      [(4, 7), (7, 5), (5, 10)],
+    )
 
   def test_muon_orthogonalizes_matrices_and_adams_the_others(self):
     rng = np.random.default_rng(0)
