@@ -134,7 +134,7 @@ def run(
     mesh=pr.ReplicaMesh(num_replicas, num_devices),
     network=network,
     task=task,
-    account=_account(algorithm, task, train, num_replicas, num_steps, network),
+    meter=_meter(algorithm, task, train, num_replicas, num_steps, network),
     for_training=transform,
   )
   directory = pathlib.Path(workdir)
@@ -183,19 +183,19 @@ def _task(model: nn.Module | Task, train: Any) -> Task:
   )
 
 
-def _account(
+def _meter(
   algorithm: pr.ReplicaTransformation,
   task: Task,
   train: Any,
   num_replicas: int,
   num_steps: int,
   network: pr.Network,
-) -> pr.Account:
-  """What the run will send."""
+) -> pr.Meter:
+  """Counts what the run sends."""
   batch = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), train
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
   shapes = jax.eval_shape(task.init, key, batch)
   replica = replica_shapes(algorithm, num_replicas, *shapes)
-  return pr.account(algorithm, replica, num_replicas, num_steps, network)
+  return pr.meter(algorithm, replica, num_replicas, num_steps, network)
