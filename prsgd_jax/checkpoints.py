@@ -8,9 +8,11 @@ whole, and what was cut off or has changed since is known before a byte of it is
 used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prsgd_jax import system_errors
 from prsgd_jax.base import Array
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState
@@ -31,6 +34,10 @@ RECORD = 'record.json'
 
 class CheckpointError(ValueError):
   """A checkpoint cannot be used; the message says why and what to do."""
+
+
+class SaveError(CheckpointError):
+  """A checkpoint cannot be written; the ones before it are whole."""
 
 
 def save(
@@ -52,6 +59,8 @@ def save(
 
   Raises:
     CheckpointError: if there is a checkpoint of this step: none is overwritten.
+    SaveError: if it cannot be written, such as on a full disk. What was written
+      of it is removed, and the checkpoints before it are whole.
   """
   leaves = _to_host(mesh, state)
   step = int(leaves['step'])
@@ -61,23 +70,55 @@ def save(
       f'{target} is there already and is not overwritten; use another directory'
     )
   staging = target.with_name(f'.{step}.partial')
-  if staging.exists():  # of a run that was cut off while saving
-    shutil.rmtree(staging)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(staging / 'state', leaves)
   record = {
     'description': _as_json(description),
     'num_replicas': mesh.num_replicas,
     'leaves': _signature(leaves),
-    'files': _digests(staging),
   }
-  sealed = {**record, 'sha256': _seal(record)}
+  try:
+    _write(staging, leaves, record)
+    staging.rename(target)
+  # orbax passes on what tensorstore and its threads raise.
+  except (OSError, ValueError, RuntimeError) as error:
+    shutil.rmtree(staging, ignore_errors=True)  # makes room on a full disk
+    raise SaveError(
+      f'{target} cannot be written ({system_errors.reason(error)})'
+    ) from error
+  return target
+
+
+def _write(
+  staging: pathlib.Path,
+  leaves: dict[str, np.ndarray],
+  record: Mapping[str, Any],
+) -> None:
+  """Writes a checkpoint to the side, on the disk when this returns."""
+  if staging.is_dir():  # of a run that was cut off while saving
+    shutil.rmtree(staging)
+  else:
+    staging.unlink(missing_ok=True)
+  with _without_orbax_logs(), ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(staging / 'state', leaves)
+  whole = {**record, 'files': _digests(staging)}
   with open(staging / RECORD, 'w', encoding='utf-8') as file:
-    json.dump(sealed, file, indent=1)
+    json.dump({**whole, 'sha256': _seal(whole)}, file, indent=1)
     file.flush()
     os.fsync(file.fileno())
-  staging.rename(target)
-  return target
+
+
+@contextlib.contextmanager
+def _without_orbax_logs() -> Iterator[None]:
+  """Keeps orbax from logging the errors that it raises, with tracebacks."""
+
+  def from_elsewhere(record: logging.LogRecord) -> bool:
+    return 'orbax' not in record.pathname
+
+  logger = logging.getLogger('absl')
+  logger.addFilter(from_elsewhere)
+  try:
+    yield
+  finally:
+    logger.removeFilter(from_elsewhere)
 
 
 def restore(
