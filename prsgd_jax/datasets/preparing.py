@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import logging
 
+from prsgd_jax import system_errors
 from prsgd_jax.datasets import storage
 from prsgd_jax.datasets.storage import DatasetError, Split, one_line
 
@@ -69,10 +70,17 @@ def prepare(
     with _only_writer(data_dir, builder_cls.name):
       if not final.exists():
         _build(builder_cls, splits, data_dir, final)
-  except OSError as error:
+  except DatasetError:
+    raise
+  # Of a full disk array_record makes a RuntimeError, which TFDS passes on.
+  except Exception as error:
+    if system_errors.error_number(error) is None:
+      raise
+    why = system_errors.reason(error)
+    why = one_line(error) if isinstance(error, OSError) else why
     raise DatasetError(
-      f'cannot write {builder_cls.name} to {data_dir}: {one_line(error)};'
-      ' mend that, or pass another data_dir'
+      f'cannot write {builder_cls.name} to {data_dir}: {why}; mend that, or'
+      ' pass another data_dir'
     ) from error
   return final
 
