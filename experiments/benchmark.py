@@ -9,9 +9,13 @@ in turn; a ratio is of the medians of steps per second, to the better of the two
 by hand. Memory is what the compiled programs ask for on one device.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 from collections.abc import Callable
 import functools
-import json
 import pathlib
 import resource
 import statistics
@@ -26,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import cli, records
+from experiments import cli, records, writing
 import prsgd_jax as pr
 from prsgd_jax import augmentation, input_pipeline, models
 from prsgd_jax.classification import Task, classifier
@@ -278,7 +282,7 @@ def main() -> None:
   if FLAGS.json is not None:
     path = pathlib.Path(FLAGS.json)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1) + '\n')
+    writing.write_text(path, writing.to_json(whole))
 
 
 if __name__ == '__main__':

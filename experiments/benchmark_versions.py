@@ -10,6 +10,11 @@ on one device. `--control` measures the older one against itself: how far from 1
 a ratio is by noise.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 from collections.abc import Callable, Mapping
 import importlib
 import json

@@ -1,4 +1,9 @@
-"""What the binaries share: flags read, errors in one line."""
+"""What the binaries share: flags read, errors in one line, exit codes.
+
+A program ends with 0 when its work is done, with 1 and one line on stderr when
+it is not, and with 130 when Ctrl-C interrupted it. Lost output ends none: a
+closed pipe is silent, and a full disk below stdout is a line on stderr.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -6,10 +11,14 @@ import inspect
 import os
 import pathlib
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
+import tqdm
+
+from experiments import interrupts, records, streams, writing
+from prsgd_jax.checkpoints import SaveError
 
 flags.DEFINE_string(
   'data_dir',
@@ -25,13 +34,15 @@ def warn(message: object) -> None:
   """Prints one line on stderr, with the program's name."""
   program = os.path.basename(sys.argv[0])
   line = ' '.join(str(message).split())
-  print(f'{program}: {line}', file=sys.stderr, flush=True)
+  # A progress bar is taken away for it, and drawn again below.
+  tqdm.tqdm.write(f'{program}: {line}', file=sys.stderr)
+  sys.stderr.flush()
 
 
-def fail(error: object) -> NoReturn:
-  """Ends the program with one line on stderr and exit code 1."""
+def fail(error: object, code: int = 1) -> NoReturn:
+  """Ends the program with one line on stderr and an exit code."""
   warn(f'error: {error}')
-  sys.exit(1)
+  sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -43,8 +54,28 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
     fail(error)
 
 
+@contextlib.contextmanager
+def one_line_write_errors(workdir: pathlib.Path, again: str) -> Iterator[None]:
+  """A failed write ends a run with what is left of it and what to type.
+
+  Args:
+    workdir: of the run.
+    again: the flags that the same command needs to resume it, or nothing.
+  """
+  try:
+    yield
+  except (OSError, SaveError) as error:
+    fail(writing.explain_stopped(error, workdir / records.CHECKPOINTS, again))
+
+
+def check_output() -> None:
+  """Ends a program whose output is its work, if that could not be written."""
+  if lost := streams.lost_output():
+    fail(f'stdout cannot be written ({lost.strerror})')
+
+
 def run(main: Callable[..., None]) -> None:
-  """Parses the flags and runs `main`; a wrong flag is one line.
+  """Parses the flags and runs `main`; a wrong flag or file is one line.
 
   The parameters of `main` are the arguments that are no flags; `*paths` are any
   number of them.
@@ -70,12 +101,29 @@ def run(main: Callable[..., None]) -> None:
   def call(argv: list[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
+    interrupts.restore()
     try:
       main(*argv[1:])
     except KeyboardInterrupt:
-      fail('interrupted')
+      fail('interrupted', interrupts.CODE)
+    except OSError as error:
+      fail(writing.explain(error))
+    if lost := streams.lost_output():
+      warn(f'stdout cannot be written ({lost.strerror}); its text is lost')
 
+  streams.install()
+  sys.unraisablehook = _without_stragglers
   app.run(call, flags_parser=parse)
+
+
+def _without_stragglers(unraisable: Any) -> None:
+  """Shows what cannot be raised, but for the rest of a checkpoint that failed.
+
+  When one array cannot be written orbax closes its event loop, and each array
+  that tensorstore's threads still finish prints a traceback that says so.
+  """
+  if 'Event loop is closed' not in str(unraisable.exc_value):
+    sys.__unraisablehook__(unraisable)
 
 
 def _presets() -> str:

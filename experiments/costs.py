@@ -9,6 +9,11 @@ until the last replica has done its steps. The speeds of the replicas are those
 of --replica_speeds, not of the presets; AD-PSGD has its own.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 from collections.abc import Sequence
 import pathlib
 from typing import NamedTuple
@@ -64,6 +69,7 @@ def main() -> None:
     machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
     accounts = [account(run_config, machines) for run_config in run_configs]
   print(format_table([c.label() for c in run_configs], accounts), end='')
+  cli.check_output()
 
 
 def preset_runs() -> list[str]:

@@ -9,6 +9,11 @@ warnings (which go to stderr), so that the same outputs are the same file. A
 digest of the code lets the tests tell outputs that are stale.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 import hashlib
 import pathlib
 
@@ -16,7 +21,7 @@ import nbclient
 from nbclient.exceptions import CellTimeoutError
 import nbformat
 
-from experiments import cli
+from experiments import cli, writing
 
 NOTEBOOKS = pathlib.Path(__file__).parent / 'notebooks'
 # As Colab and Jupyter name it.
@@ -41,7 +46,7 @@ def main(*paths: str) -> None:
       warnings = execute(notebook, path.parent)
     if warnings:
       cli.warn(f'{path.name}: {warnings}')
-    nbformat.write(notebook, path)
+    writing.write_text(path, nbformat.writes(notebook) + '\n')
 
 
 def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> str:

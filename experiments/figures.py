@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import records
+from experiments import records, writing
+from prsgd_jax import system_errors
 
 
 class Scale(NamedTuple):
@@ -258,10 +259,12 @@ def draw(
       fontsize='small',
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with writing.whole(path) as staging:
+      figure.savefig(staging, dpi=120, format=path.suffix[1:] or None)
   except OSError as error:
+    why = system_errors.reason(error)
     raise ValueError(
-      f'{path} cannot be written ({error.strerror}); pass another --output'
+      f'{path} cannot be written ({why}); pass another --output'
     ) from error
 
 

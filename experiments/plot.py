@@ -8,6 +8,11 @@ the seed alone are one curve, with a band; where other settings differ the label
 says which.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 import pathlib
 
 from absl import flags

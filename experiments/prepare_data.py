@@ -28,6 +28,11 @@ is there already is never changed. Afterwards:
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 import pathlib
 import time
 

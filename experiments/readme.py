@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-from experiments import algorithm_flags
+from experiments import algorithm_flags, writing
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 BEGIN = '<!-- algorithms: begin -->\n'
@@ -51,4 +51,4 @@ def _row(name: str) -> str:
 
 
 if __name__ == '__main__':
-  README.write_text(with_table(README.read_text()))
+  writing.write_text(README, with_table(README.read_text()))

@@ -11,6 +11,11 @@ experiments/results/reproduce, a .json with the claims and the .png of the same
 name each.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 import csv
@@ -23,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, plot, records
+from experiments import cli, figures, plot, records, writing
 
 FLAGS = flags.FLAGS
 HERE = pathlib.Path(__file__).parent
@@ -121,7 +126,7 @@ def main(*paths: str) -> None:
     output = pathlib.Path(FLAGS.output or 'report.html')
     try:
       output.parent.mkdir(parents=True, exist_ok=True)
-      output.write_text(page(title, sections))
+      writing.write_text(output, page(title, sections))
     except OSError as error:
       raise ValueError(
         f'{output} cannot be written ({error.strerror}); pass another --output'

@@ -7,17 +7,21 @@ kept in experiments/results/, and the table in experiments/README.md is written
 from those files alone. What was stopped goes on where it was.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 from collections.abc import Iterable, Sequence
 import itertools
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 
 from absl import flags
 
-from experiments import cli, records
+from experiments import cli, records, writing
 
 FLAGS = flags.FLAGS
 
@@ -56,7 +60,7 @@ def main() -> None:
     for preset in FLAGS.presets:
       for seed in SEEDS[preset]:
         _run(preset, seed)
-  README.write_text(with_table(README.read_text(), read_results()))
+  writing.write_text(README, with_table(README.read_text(), read_results()))
   print(f'table: {README}')
 
 
@@ -76,15 +80,15 @@ def _run(preset: str, seed: int) -> None:
   RESULTS.mkdir(exist_ok=True)
   if preset != EACH:
     _call('compare.py', preset, seed, workdir)
-    shutil.copy(workdir / 'comparison.json', RESULTS / f'{name}.json')
+    found = (workdir / 'comparison.json').read_text()
+    writing.write_text(RESULTS / f'{name}.json', found)
     return
   summaries = []
   for single in single_runs():
     again = (workdir / single / records.CONFIG).exists()
     _call('train.py', single, seed, workdir / single, *['--resume'] * again)
     summaries.append(records.read_summary(workdir / single))
-  whole = json.dumps(summaries, indent=1) + '\n'
-  (RESULTS / f'{name}.json').write_text(whole)
+  writing.write_text(RESULTS / f'{name}.json', writing.to_json(summaries))
 
 
 def _call(
@@ -110,7 +114,7 @@ def read_results() -> dict[str, list[list[records.Record]]]:
   """Preset -> for each of its seeds the summaries of its runs."""
   return {
     preset: [
-      json.loads(path.read_text())
+      writing.with_nan(json.loads(path.read_text()))
       for seed in seeds
       if (path := RESULTS / f'{preset}-seed{seed}.json').exists()
     ]

@@ -23,7 +23,6 @@ its own where there are as many.
 
 from collections.abc import Sequence
 import csv
-import json
 import pathlib
 import sys
 from typing import NamedTuple
@@ -44,6 +43,7 @@ from experiments import (
   records,
   runs,
   tuning,
+  writing,
 )
 from prsgd_jax.datasets import Dataset
 
@@ -260,12 +260,10 @@ def write_csv(path: pathlib.Path, rows: Sequence[records.Record]) -> None:
   columns = dict.fromkeys(name for found in rows for name in found)
   last = [name for name in ('directory', 'failed') if name in columns]
   names = [name for name in columns if name not in last] + last
-  staging = path.with_name(path.name + records.PARTIAL)
-  with open(staging, 'w', newline='') as file:
+  with writing.whole(path) as staging, open(staging, 'w', newline='') as file:
     writer = csv.DictWriter(file, names, restval='')
     writer.writeheader()
     writer.writerows(rows)
-  staging.rename(path)
 
 
 def _write_records(
@@ -311,9 +309,9 @@ def _choose(
     'commit': records.commit(),
     'methods': chosen,
   }
-  (workdir / 'best.json').write_text(json.dumps(whole, indent=1) + '\n')
+  writing.write_text(workdir / 'best.json', writing.to_json(whole))
   table = tuning.format_table(chosen, measure)
-  (workdir / 'best.md').write_text(table)
+  writing.write_text(workdir / 'best.md', table)
   print(f'\n{table}\nbest:     {workdir / "best.json"}')
 
 

@@ -8,6 +8,11 @@ whose JSON is there is not run again unless --again. The page is written from
 those files alone.
 """
 
+from experiments import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
 import importlib
 import json
 import pathlib
@@ -17,7 +22,7 @@ import time
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, network, records, reproduce
+from experiments import cli, network, records, reproduce, writing
 from experiments.reproduce import results_page
 from experiments.reproduce.target import Setting, Target
 
@@ -103,9 +108,11 @@ def _run(target: Target) -> None:
     'data': outcome.data,
   }
   RESULTS.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(record, indent=1) + '\n'
-  draw(target, json.loads(text)['data'], kept.with_suffix('.png'))
-  kept.write_text(text)
+  text = writing.to_json(record)
+  draw(
+    target, writing.with_nan(json.loads(text)['data']), kept.with_suffix('.png')
+  )
+  writing.write_text(kept, text)
   for claim in outcome.claims:
     print(f'  {claim.reproduced}: {claim.measured} ({claim.says})')
 
@@ -114,7 +121,8 @@ def draw(target: Target, data: dict, path: pathlib.Path) -> None:
   """Draws a target's data into a PNG."""
   figure = Figure(figsize=(9, 4), layout='constrained')
   target.draw(data, figure)
-  figure.savefig(path, dpi=110)
+  with writing.whole(path) as staging:
+    figure.savefig(staging, dpi=110, format=path.suffix[1:])
 
 
 if __name__ == '__main__':

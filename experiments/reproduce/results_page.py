@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import json
 import pathlib
 
-from experiments import records
+from experiments import records, writing
 from experiments.reproduce.target import Target
 
 PAGE = pathlib.Path(__file__).parents[1] / 'RESULTS.md'
@@ -34,7 +34,8 @@ def write(
 ) -> pathlib.Path:
   """Writes the page from all outcomes in a directory; returns its path."""
   figures = results.relative_to(page.parent)
-  page.write_text(format_page(read(results), figures, targets))
+  text = format_page(read(results), figures, targets)
+  writing.write_text(page, text)
   return page
 
 
