@@ -15,9 +15,8 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
-import tqdm
 
-from experiments import interrupts, records, streams, writing
+from experiments import interrupts, messages, records, streams, writing
 from prsgd_jax.checkpoints import SaveError
 
 flags.DEFINE_string(
@@ -30,18 +29,9 @@ flags.DEFINE_string(
 )
 
 
-def warn(message: object) -> None:
-  """Prints one line on stderr, with the program's name."""
-  program = os.path.basename(sys.argv[0])
-  line = ' '.join(str(message).split())
-  # A progress bar is taken away for it, and drawn again below.
-  tqdm.tqdm.write(f'{program}: {line}', file=sys.stderr)
-  sys.stderr.flush()
-
-
 def fail(error: object, code: int = 1) -> NoReturn:
   """Ends the program with one line on stderr and an exit code."""
-  warn(f'error: {error}')
+  messages.warn(f'error: {error}')
   sys.exit(code)
 
 
@@ -109,7 +99,8 @@ def run(main: Callable[..., None]) -> None:
     except OSError as error:
       fail(writing.explain(error))
     if lost := streams.lost_output():
-      warn(f'stdout cannot be written ({lost.strerror}); its text is lost')
+      why = lost.strerror
+      messages.warn(f'stdout cannot be written ({why}); its text is lost')
 
   streams.install()
   sys.unraisablehook = _without_stragglers

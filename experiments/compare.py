@@ -14,7 +14,6 @@ are read, not repeated.
 from collections.abc import Sequence
 import dataclasses
 import difflib
-import json
 import pathlib
 from typing import Any
 
@@ -29,9 +28,12 @@ from experiments import (
   dotted,
   experiment,
   figures,
+  loggers,
+  messages,
   network,
   records,
   runs,
+  writing,
 )
 from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
@@ -50,6 +52,7 @@ def main() -> None:
     intervals = runs.Intervals.from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py needs --workdir, a directory to write to')
+    more_loggers = loggers.load(FLAGS.logger)
     # Before a module of the user's own may look at them.
     cli.make_fake_devices(FLAGS.num_devices)
     run_configs = parse_runs(FLAGS.run)
@@ -62,11 +65,12 @@ def main() -> None:
   workdir = pathlib.Path(FLAGS.workdir)
   print(f'{len(run_configs)} runs, written to {workdir}')
   run_dirs = [workdir / run_config.slug() for run_config in run_configs]
-  summaries = [_run(p, d, intervals) for p, d in zip(assembled, run_dirs)]
+  summaries = [
+    _run(p, d, intervals, more_loggers) for p, d in zip(assembled, run_dirs)
+  ]
   table = format_table(summaries)
-  (workdir / 'comparison.md').write_text(table)
-  whole = json.dumps(summaries, indent=1) + '\n'
-  (workdir / 'comparison.json').write_text(whole)
+  writing.write_text(workdir / 'comparison.md', table)
+  writing.write_text(workdir / 'comparison.json', writing.to_json(summaries))
   figures.draw(figures.read_runs(run_dirs), workdir / 'comparison.png')
   print(f'\n{table}')
   print(f'table:  {workdir / "comparison.md"}')
@@ -131,7 +135,10 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
 
 
 def _run(
-  parts: experiment.Parts, run_dir: pathlib.Path, intervals: runs.Intervals
+  parts: experiment.Parts,
+  run_dir: pathlib.Path,
+  intervals: runs.Intervals,
+  more_loggers: Sequence[loggers.Factory],
 ) -> records.Record:
   """The summary of a run, which is done now or was before.
 
@@ -145,14 +152,21 @@ def _run(
       print(f'{label}: done before, read from {run_dir}')
       return summary
   own = parts.config.own() if parts.config else ()
-  with cli.one_line_errors(CheckpointError, dotted.OwnError):
+  with (
+    cli.one_line_errors(CheckpointError, dotted.OwnError),
+    cli.one_line_write_errors(run_dir, ''),
+  ):
     try:
       with dotted.named_errors(*own):
         return runs.execute(
-          prepare(parts), run_dir, intervals, progress=FLAGS.progress
+          prepare(parts),
+          run_dir,
+          intervals,
+          progress=FLAGS.progress,
+          more_loggers=more_loggers,
         )
     except runs.NonFinite as error:
-      cli.warn(f'{label}: {error}')
+      messages.warn(f'{label}: {error}')
       return {'label': label, 'failed': str(error)}
 
 

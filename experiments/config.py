@@ -131,7 +131,17 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'checkpoint_every', 500, 'Steps between checkpoints, likewise.'
 )
-flags.DEFINE_bool('progress', True, 'Show a progress bar.')
+flags.DEFINE_bool(
+  'progress',
+  True,
+  'Show a progress bar on a terminal, else a line for each record.',
+)
+flags.DEFINE_list(
+  'logger',
+  [],
+  'Functions that make a Logger of a run, such as my_module:my_logger; it gets '
+  'each record (experiments/loggers.py).',
+)
 
 
 for _alias, _name in ALIASES.items():

@@ -21,7 +21,7 @@ import nbclient
 from nbclient.exceptions import CellTimeoutError
 import nbformat
 
-from experiments import cli, writing
+from experiments import cli, messages, writing
 
 NOTEBOOKS = pathlib.Path(__file__).parent / 'notebooks'
 # As Colab and Jupyter name it.
@@ -45,7 +45,7 @@ def main(*paths: str) -> None:
     with cli.one_line_errors(CellTimeoutError):
       warnings = execute(notebook, path.parent)
     if warnings:
-      cli.warn(f'{path.name}: {warnings}')
+      messages.warn(f'{path.name}: {warnings}')
     writing.write_text(path, nbformat.writes(notebook) + '\n')
 
 

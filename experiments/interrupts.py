@@ -1,9 +1,9 @@
 """Ctrl-C while a program still imports: it ends silently, with code 130.
 
-A program calls `end_silently` before its other imports. Those of JAX and its
-kin take seconds, and an interrupt in the middle of one is a traceback, or is lost
-in a callback. Nothing has been written by then, so that the process may just
-end. `cli.run` puts Python's own handling back.
+A program calls `end_silently` before its other imports. Importing JAX takes
+seconds, and an interrupt in the middle of that is a traceback, or is lost in a
+callback. Nothing has been written by then, so that the process may just end.
+`cli.run` puts Python's own handling back.
 """
 
 import os

@@ -39,7 +39,7 @@ import time
 from absl import flags
 import tqdm
 
-from experiments import cli
+from experiments import cli, messages
 from prsgd_jax.datasets import (
   DatasetError,
   archives,
@@ -112,7 +112,7 @@ def _read_splits(
     )
   splits = archives.decode(name, members)
   if wrong:
-    cli.warn(
+    messages.warn(
       f'WARNING: NOT THE PUBLISHED {name.upper()}: {wrong} from {where} does'
       ' not have the published MD5 sum'
     )

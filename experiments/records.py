@@ -11,13 +11,11 @@ import os
 import pathlib
 import platform
 import subprocess
-import time
 from typing import Any
 
 import jax
-import tensorboardX
-import tqdm
 
+from experiments import writing
 from prsgd_jax import checkpoints
 
 CONFIG = 'config.json'
@@ -25,9 +23,11 @@ METRICS = 'metrics.jsonl'
 SUMMARY = 'summary.json'
 FAILURE = 'failure.json'
 CHECKPOINTS = 'checkpoints'
-PARTIAL = '.partial'
 
 Record = dict[str, Any]
+
+# Of a summary: None where a run was over before it was measured.
+UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
 
 
 def check_workdir(
@@ -47,7 +47,7 @@ def check_workdir(
   """
   path = workdir / CONFIG
   if not path.exists():
-    cut_off = path.with_name(CONFIG + PARTIAL)
+    cut_off = path.with_name(CONFIG + writing.PARTIAL)
     if workdir.is_dir() and set(workdir.iterdir()) - {cut_off}:
       raise ValueError(
         f'{workdir} is not empty and holds no run; pass another --workdir'
@@ -97,7 +97,7 @@ def open_workdir(
   whole = {'label': label, 'description': description, 'flags': flags}
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / CONFIG, json.dumps(whole, indent=1) + '\n')
+    writing.write_text(workdir / CONFIG, writing.to_json(whole))
   except OSError as error:
     raise ValueError(
       f'{workdir} cannot be written ({error.strerror}); pass another --workdir'
@@ -106,21 +106,29 @@ def open_workdir(
 
 def write_summary(workdir: pathlib.Path, summary: Record) -> None:
   """Marks the run as done."""
-  _write(workdir / SUMMARY, json.dumps(summary, indent=1) + '\n')
+  writing.write_text(workdir / SUMMARY, writing.to_json(summary))
 
 
 def read_summary(workdir: pathlib.Path) -> Record | None:
-  """The summary of a run that was done, None if there is none."""
+  """The summary of a run that was done, None if there is none.
+
+  What was no number is NaN; only what was not measured is None.
+  """
   path = workdir / SUMMARY
-  return _read_json(path) if path.exists() else None
+  if not path.exists():
+    return None
+  found = _read_json(path)
+  absent = {n: None for n in UNMEASURED if n in found and found[n] is None}
+  return {**writing.with_nan(found), **absent}
 
 
 def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
   """Marks the run as one that diverged, or as one that did not."""
   if failure is None:
-    (workdir / FAILURE).unlink(missing_ok=True)
+    with writing.reported(workdir / FAILURE):
+      (workdir / FAILURE).unlink(missing_ok=True)
   else:
-    _write(workdir / FAILURE, json.dumps(failure, indent=1) + '\n')
+    writing.write_text(workdir / FAILURE, writing.to_json(failure))
 
 
 def read_failure(workdir: pathlib.Path) -> Record | None:
@@ -181,78 +189,15 @@ def machine() -> Record:
 
 
 def read_records(workdir: pathlib.Path) -> list[Record]:
-  """The records of a run; a last line that was cut off is left out."""
+  """The records of a run; a last line that was cut off is left out.
+
+  What was no number is NaN.
+  """
   path = workdir / METRICS
   if not path.exists():
     return []
   lines = path.read_text().split('\n')[:-1]
-  return [_parse_json(line, path) for line in lines]
-
-
-class Log:
-  """Writes the records of a run to its directory and to the display.
-
-  Args:
-    workdir: the directory of the run, opened.
-    label: of the progress bar.
-    start: the step that the run goes on from; later records, of a run that was
-      cut off, are dropped: they will be made again.
-    num_steps: where the run ends.
-    progress: whether to show a progress bar.
-  """
-
-  def __init__(
-    self,
-    workdir: pathlib.Path,
-    *,
-    label: str,
-    start: int,
-    num_steps: int,
-    progress: bool,
-  ):
-    path = workdir / METRICS
-    kept = [
-      record for record in read_records(workdir) if record['step'] <= start
-    ]
-    _write(path, ''.join(json.dumps(record) + '\n' for record in kept))
-    self._file = open(path, 'a')  # noqa: SIM115
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / 'tensorboard'), purge_step=start + 1
-    )
-    self._seconds = kept[-1]['seconds'] if kept else 0.0
-    self._clock = time.monotonic()
-    self._bar = tqdm.tqdm(
-      total=num_steps,
-      initial=start,
-      unit='step',
-      desc=label,
-      disable=not progress,
-    )
-
-  def advance(self, num_steps: int) -> None:
-    """Moves the progress bar."""
-    self._bar.update(num_steps)
-
-  def write(self, record: Record) -> None:
-    """Writes a record, to which it adds the seconds spent so far."""
-    now = time.monotonic()
-    self._seconds, self._clock = self._seconds + now - self._clock, now
-    record = {**record, 'seconds': self._seconds}
-    self._file.write(json.dumps(record) + '\n')
-    self._file.flush()
-    for name, value in record.items():
-      if isinstance(value, float | int):
-        self._tensorboard.add_scalar(name, value, record['step'])
-    self._bar.set_postfix(
-      {'loss': f'{record["loss"]:.4f}', 'rounds': record['rounds']},
-      refresh=False,
-    )
-
-  def close(self) -> None:
-    """Ends the display and the files."""
-    self._bar.close()
-    self._file.close()
-    self._tensorboard.close()
+  return [writing.with_nan(_parse_json(line, path)) for line in lines]
 
 
 def format_summary(summary: Record, workdir: pathlib.Path) -> str:
@@ -302,10 +247,3 @@ def _parse_json(text: str, path: pathlib.Path) -> Record:
     raise ValueError(
       f'{path} is damaged ({error}); pass another --workdir'
     ) from error
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  staging = path.with_name(path.name + PARTIAL)
-  staging.write_text(text)
-  staging.rename(path)

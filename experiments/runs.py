@@ -1,6 +1,7 @@
 """One run: the loop over the steps, and what it writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import contextlib
 import math
 import os
 import pathlib
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import records
+from experiments import loggers, logs, messages, records, writing
 from experiments.parts import Experiment, Parts
 import prsgd_jax as pr
 from prsgd_jax import checkpoints, ledger
@@ -113,6 +114,7 @@ def execute(
   intervals: Intervals,
   *,
   progress: bool = True,
+  more_loggers: Sequence[loggers.Factory] = (),
 ) -> records.Record:
   """Runs an experiment to its end, from its newest checkpoint if it has one.
 
@@ -120,7 +122,8 @@ def execute(
     experiment: as `prepare` made it; its state is used up.
     workdir: as `records.open_workdir` made it.
     intervals: between records, evaluations and checkpoints.
-    progress: whether to show a progress bar.
+    progress: whether to show a progress bar, or lines where no terminal is.
+    more_loggers: functions of a `loggers.Run`; their loggers get each record.
 
   Returns:
     The summary, which is also in the directory.
@@ -129,14 +132,21 @@ def execute(
     NonFinite: if the loss is; the last good checkpoint stays, and the directory
       says so.
     CheckpointError: if the newest checkpoint cannot be used.
+    SaveError, WriteError: if a checkpoint or another file cannot be written.
   """
   intervals.check()
   records.write_failure(workdir, None)
   try:
-    return _execute(experiment, workdir, intervals, progress)
+    with contextlib.ExitStack() as closing:
+      return _execute(
+        experiment, workdir, intervals, progress, more_loggers, closing
+      )
   except NonFinite as error:
     failure = {'step': error.step, 'failed': str(error)}
-    records.write_failure(workdir, failure)
+    try:
+      records.write_failure(workdir, failure)
+    except writing.WriteError as unwritten:  # the lesser of the two
+      messages.warn(f'warning: {unwritten}')
     raise
 
 
@@ -145,6 +155,8 @@ def _execute(
   workdir: pathlib.Path,
   intervals: Intervals,
   progress: bool,
+  more_loggers: Sequence[loggers.Factory],
+  closing: contextlib.ExitStack,
 ) -> records.Record:
   num_steps = experiment.parts.plan.num_steps
   state, start = _restore(experiment, workdir)
@@ -153,13 +165,19 @@ def _execute(
     return done_before
   meter = experiment.parts.meter
   position = meter.advance(meter.init(), start)
-  log = records.Log(
-    workdir,
-    label=experiment.parts.label,
-    start=start,
-    num_steps=num_steps,
+  log = logs.open_log(
+    loggers.Run(
+      workdir=workdir,
+      label=experiment.parts.label,
+      flags=records.read_config(workdir)['flags'],
+      start=start,
+      num_steps=num_steps,
+    ),
+    more_loggers,
     progress=progress,
   )
+  # Before an error is printed, so that it is below the progress bar.
+  closing.callback(log.close)
   clock = _Clock(time.monotonic())
   means = _Means()
   record: records.Record = {}
@@ -287,6 +305,8 @@ def _save(
     step = int(state.step[0]) - 1
     raise _non_finite(workdir, 'parameters are', step, finite)
   directory = workdir / records.CHECKPOINTS
+  # A checkpoint is of use only with the records up to it.
+  writing.sync(workdir / records.METRICS)
   checkpoints.save(
     directory, experiment.parts.mesh, state, experiment.parts.description
   )

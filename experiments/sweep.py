@@ -39,6 +39,7 @@ from experiments import (
   experiment,
   grids,
   jobs,
+  messages,
   network,
   records,
   runs,
@@ -163,7 +164,7 @@ def _run(
     codes[job.name] = code
     found = row(by_name[job.name], code)
     if found['status'] != 'done':
-      cli.warn(f'{job.name}: {found["failed"]}')
+      messages.warn(f'{job.name}: {found["failed"]}')
     bar.update()
     keep()
 

@@ -20,6 +20,7 @@ from experiments import (
   data,
   dotted,
   experiment,
+  loggers,
   network,
   records,
   runs,
@@ -41,6 +42,7 @@ def main() -> None:
     filled_in = config.fill_in(FLAGS)
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
     intervals = runs.Intervals.from_flags(FLAGS)
+    more_loggers = loggers.load(FLAGS.logger)
     workdir = _workdir(run_config)
     dataset = data.load(run_config, FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_config.num_replicas)
@@ -52,10 +54,17 @@ def main() -> None:
     print(f'no --algorithm is given, so that it is {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
   kinds = (CheckpointError, runs.NonFinite, dotted.OwnError)
-  own = run_config.own()
-  with cli.one_line_errors(*kinds), dotted.named_errors(*own):
+  with (
+    cli.one_line_errors(*kinds),
+    cli.one_line_write_errors(workdir, f'--workdir={workdir} --resume'),
+    dotted.named_errors(*run_config.own()),
+  ):
     summary = runs.execute(
-      prepare(parts), workdir, intervals, progress=FLAGS.progress
+      prepare(parts),
+      workdir,
+      intervals,
+      progress=FLAGS.progress,
+      more_loggers=more_loggers,
     )
   print(records.format_summary(summary, workdir))
 
