@@ -34,7 +34,10 @@ flags.DEFINE_enum(
   'Over the seeds: from least to most, one standard deviation, or none.',
 )
 flags.DEFINE_string(
-  'output', None, 'The file to write [figure.png of plot.py, report.html].'
+  'output',
+  None,
+  'The file to write; of plot.py its ending is the format, '
+  'or .png [figure.png of plot.py, report.html].',
 )
 
 
@@ -44,9 +47,24 @@ def main(*paths: str) -> None:
     if not paths:
       raise ValueError('plot.py needs directories of runs, as plot.py runs/a')
     runs = figures.read_runs(figures.find_runs(paths))
-    output = pathlib.Path(FLAGS.output or 'figure.png')
+    output = _output(FLAGS.output or 'figure.png')
     figures.draw(runs, output, x=FLAGS.x, y=FLAGS.y, band=FLAGS.band)
   print(f'figure of {len(runs)} runs: {output}')
+
+
+def _output(given: str) -> pathlib.Path:
+  """The file to write; Matplotlib adds .png, the format, where there is none.
+
+  Raises:
+    ValueError: if it is a directory.
+  """
+  path = pathlib.Path(given)
+  if path.is_dir():
+    raise ValueError(
+      f'--output={given} is a directory; pass a file, as '
+      f'--output={path / "figure.png"}'
+    )
+  return path if path.suffix else path.with_name(f'{path.name}.png')
 
 
 def check() -> None:

@@ -45,6 +45,18 @@ class PlotTest(parameterized.TestCase):
     height, width, _ = matplotlib.image.imread(self.figure).shape
     self.assertEqual((height, width), (420, 1200))
 
+  @parameterized.parameters('figure', 'figure.', 'a.figure.png', '.png')
+  def test_names_the_file_that_it_writes(self, name):
+    written_runs.write(self.root, 'run', losses=(0.8, 0.7))
+    given = self.root / 'figures' / name
+    outcome = self.plot(str(self.root / 'run'), f'--output={given}')
+    self.assertEqual(outcome.code, 0, outcome.err)
+    named = outcome.out.strip().partition('figure of 1 runs: ')[2]
+    (written,) = (self.root / 'figures').iterdir()
+    self.assertEqual(named, str(written))
+    self.assertStartsWith(written.read_bytes(), b'\x89PNG')
+    self.assertStartsWith(written.name, name)
+
   @parameterized.parameters(
     ('needs directories of runs', ()),
     ('there is no run in .*nothing', ('nothing',)),
@@ -52,6 +64,7 @@ class PlotTest(parameterized.TestCase):
     ('unknown --y=speed; use one of loss', ('run', '--y=speed')),
     ('--x is empty', ('run', '--x=')),
     ('Format .* is not supported', ('run', '--output=figure.foo')),
+    ('--output=/ is a directory; pass a file', ('run', '--output=/')),
   )
   def test_bad_input_is_one_line(self, message, args):
     written_runs.write(self.root, 'run', losses=(0.8, 0.7))
