@@ -10,12 +10,9 @@ used.
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -23,17 +20,28 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from prsgd_jax import system_errors
+from prsgd_jax import checkpoint_files, system_errors
 from prsgd_jax.base import Array
+from prsgd_jax.checkpoint_files import (
+  CheckpointError,
+  Path,
+  latest_step,
+  path_of,
+  prune,
+  steps,
+)
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState
 
-Path = str | os.PathLike
-RECORD = 'record.json'
-
-
-class CheckpointError(ValueError):
-  """A checkpoint cannot be used; the message says why and what to do."""
+__all__ = (
+  'CheckpointError',
+  'latest_step',
+  'prune',
+  'read_notes',
+  'restore',
+  'save',
+  'steps',
+)
 
 
 class SaveError(CheckpointError):
@@ -45,14 +53,19 @@ def save(
   mesh: ReplicaMesh,
   state: TrainState,
   description: Mapping[str, Any],
+  *,
+  notes: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Saves the state in `directory/<step>`, whole or not at all.
+
+  It is on the disk when this returns: `prune` may then remove older ones.
 
   Args:
     directory: of the checkpoints of one run; made if it is not there.
     mesh: where the state lives.
     state: what to save; it is left as it is.
     description: what the run is, of JSON types; `restore` compares it.
+    notes: what else to keep, of JSON types; `read_notes` returns it.
 
   Returns:
     The path of the checkpoint.
@@ -64,7 +77,7 @@ def save(
   """
   leaves = _to_host(mesh, state)
   step = int(leaves['step'])
-  target = _path(directory, step)
+  target = path_of(directory, step)
   if target.exists():
     raise CheckpointError(
       f'{target} is there already and is not overwritten; use another directory'
@@ -74,13 +87,16 @@ def save(
     'description': _as_json(description),
     'num_replicas': mesh.num_replicas,
     'leaves': _signature(leaves),
+    'notes': None if notes is None else _as_json(notes),
   }
   try:
     _write(staging, leaves, record)
     staging.rename(target)
+    checkpoint_files.sync(target.parent)
   # orbax passes on what tensorstore and its threads raise.
   except (OSError, ValueError, RuntimeError) as error:
-    shutil.rmtree(staging, ignore_errors=True)  # makes room on a full disk
+    with contextlib.suppress(OSError):
+      checkpoint_files.remove(staging)  # makes room on a full disk
     raise SaveError(
       f'{target} cannot be written ({system_errors.reason(error)})'
     ) from error
@@ -93,17 +109,10 @@ def _write(
   record: Mapping[str, Any],
 ) -> None:
   """Writes a checkpoint to the side, on the disk when this returns."""
-  if staging.is_dir():  # of a run that was cut off while saving
-    shutil.rmtree(staging)
-  else:
-    staging.unlink(missing_ok=True)
+  checkpoint_files.remove(staging)  # of a run that was cut off while saving
   with _without_orbax_logs(), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(staging / 'state', leaves)
-  whole = {**record, 'files': _digests(staging)}
-  with open(staging / RECORD, 'w', encoding='utf-8') as file:
-    json.dump({**whole, 'sha256': _seal(whole)}, file, indent=1)
-    file.flush()
-    os.fsync(file.fileno())
+  checkpoint_files.write_record(staging, record)
 
 
 @contextlib.contextmanager
@@ -119,6 +128,19 @@ def _without_orbax_logs() -> Iterator[None]:
     yield
   finally:
     logger.removeFilter(from_elsewhere)
+
+
+def read_notes(directory: Path, step: int) -> dict[str, Any] | None:
+  """Returns the `notes` that a checkpoint was saved with, None without any.
+
+  Args:
+    directory: of the checkpoints of one run.
+    step: which checkpoint.
+
+  Raises:
+    CheckpointError: if its record is damaged.
+  """
+  return checkpoint_files.read_seal(path_of(directory, step)).get('notes')
 
 
 def restore(
@@ -142,33 +164,16 @@ def restore(
       run, of another number of replicas, or of other shapes.
   """
   step = latest_step(directory) if step is None else step
-  if step is None or not _path(directory, step).is_dir():
+  if step is None or not path_of(directory, step).is_dir():
     wanted = 'no whole checkpoint' if step is None else f'no checkpoint {step}'
     raise CheckpointError(f'there is {wanted} in {directory}')
-  source = _path(directory, step)
+  source = path_of(directory, step)
   expected = _to_host(mesh, like)
-  record = _read_record(source)
+  record = checkpoint_files.read_record(source)
   _compare(source, record, mesh, expected, description)
   with ocp.StandardCheckpointer() as checkpointer:
     leaves = checkpointer.restore(source / 'state', expected)
   return _to_devices(mesh, like, leaves)
-
-
-def latest_step(directory: Path) -> int | None:
-  """The step of the newest whole checkpoint, None if there is none."""
-  return max(steps(directory), default=None)
-
-
-def steps(directory: Path) -> list[int]:
-  """The steps of the whole checkpoints; what was cut off has another name."""
-  root = pathlib.Path(directory)
-  if not root.is_dir():
-    return []
-  return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit())
-
-
-def _path(directory: Path, step: int) -> pathlib.Path:
-  return pathlib.Path(directory).absolute() / str(step)
 
 
 def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,47 +231,6 @@ def _signature(leaves: dict[str, np.ndarray]) -> dict[str, str]:
   return {
     name: f'{x.dtype}{list(x.shape)}' for name, x in sorted(leaves.items())
   }
-
-
-def _digests(root: pathlib.Path) -> dict[str, str]:
-  """File -> SHA-256 of everything below a directory but the record."""
-  files = sorted(p for p in root.rglob('*') if p.is_file() and p.name != RECORD)
-  return {str(p.relative_to(root)): _digest(p) for p in files}
-
-
-def _digest(path: pathlib.Path) -> str:
-  """SHA-256 of a file, which is on the disk when this returns."""
-  with open(path, 'rb') as file:
-    os.fsync(file.fileno())
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _seal(record: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _read_record(source: pathlib.Path) -> dict[str, Any]:
-  """The record of a checkpoint all of whose files are as they were saved."""
-  try:
-    record = json.loads((source / RECORD).read_text(encoding='utf-8'))
-    seal = record.pop('sha256')
-    files = record['files']
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-    raise _damaged(source, f'{RECORD} cannot be read') from error
-  if seal != _seal(record):
-    raise _damaged(source, f'{RECORD} has changed')
-  found = _digests(source)
-  for name in sorted({*files, *found}):
-    if found.get(name) != files.get(name):
-      what = 'is missing' if name not in found else 'has changed'
-      raise _damaged(source, f'{name} {what}')
-  return record
-
-
-def _damaged(source: pathlib.Path, reason: str) -> CheckpointError:
-  return CheckpointError(
-    f'{source} is damaged ({reason}); move it away to go on from the one before'
-  )
 
 
 def _compare(

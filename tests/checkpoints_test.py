@@ -1,9 +1,12 @@
 """Tests of `prsgd_jax.checkpoints`."""
 
+import contextlib
 import hashlib
+import os
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import chex
@@ -13,7 +16,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import checkpoints
+from prsgd_jax import checkpoint_files, checkpoints
 from prsgd_jax.checkpoints import CheckpointError
 
 DESCRIPTION = {'algorithm': 'pr_sgd', 'sizes': (1, 2)}
@@ -139,9 +142,53 @@ class CheckpointsTest(parameterized.TestCase):
       else:
         file.unlink()
       if not (file.exists() and file.read_bytes() == whole):
-        self.refused('is damaged .*; move it away to go on', mesh, like)
+        self.refused('is damaged .*; move it away to start', mesh, like)
       file.write_bytes(whole)
     checkpoints.restore(self.directory, mesh, like, DESCRIPTION)
+
+  @parameterized.parameters('99999', '\N{SUPERSCRIPT TWO}', '007', '-1')
+  def test_stray_file_is_no_checkpoint(self, name):
+    self.save()
+    (self.directory / name).touch()
+    (self.directory / '8').symlink_to('nowhere')
+    self.assertEqual(checkpoints.steps(self.directory), [0])
+    self.assertEqual(checkpoints.latest_step(self.directory), 0)
+
+  def test_stray_directory_is_named(self):
+    self.save()
+    (self.directory / '99999').mkdir()
+    self.refused(
+      r'99999 is damaged \(record.json cannot be read\); move it away to '
+      r'resume from \S+/saved/0$',
+      *make(2),
+    )
+
+  @parameterized.parameters('file', 'link', 'directory')
+  def test_what_is_in_the_way_does_not_hinder_saving(self, kind):
+    self.directory.mkdir()
+    partial = self.directory / '.0.partial'
+    if kind == 'file':
+      partial.touch()
+    elif kind == 'link':
+      partial.symlink_to(self.enterContext(tempfile.TemporaryDirectory()))
+    else:
+      (partial / 'state').mkdir(parents=True)
+    self.save()
+    checkpoints.restore(self.directory, *make(2), DESCRIPTION)
+
+  def test_notes_come_back_and_are_sealed(self):
+    mesh, state = make(2)
+    notes = {'sums': {'loss': 0.1 + 0.2}, 'steps': [1, 2]}
+    checkpoints.save(self.directory, mesh, state, {}, notes=notes)
+    self.assertEqual(checkpoints.read_notes(self.directory, 0), notes)
+    record = self.directory / '0' / 'record.json'
+    record.write_text(record.read_text().replace('0.3', '0.4'))
+    with self.assertRaisesRegex(CheckpointError, 'record.json has changed'):
+      checkpoints.read_notes(self.directory, 0)
+
+  def test_without_notes_there_are_none(self):
+    self.save()
+    self.assertIsNone(checkpoints.read_notes(self.directory, 0))
 
   def test_refuses_another_run(self):
     self.save()
@@ -171,6 +218,108 @@ class CheckpointsTest(parameterized.TestCase):
     state = pr.create_train_state(mesh, pr_sgd(), params)
     with self.assertRaisesRegex(ValueError, 'the same name'):
       checkpoints.save(self.directory, mesh, state, {})
+
+
+class PruneTest(parameterized.TestCase):
+  """Of five checkpoints, which are copies of one under other names."""
+
+  def setUp(self):
+    super().setUp()
+    root = self.enterContext(tempfile.TemporaryDirectory())
+    self.directory = pathlib.Path(root)
+    mesh, self.state = make(2)
+    path = checkpoints.save(self.directory, mesh, self.state, DESCRIPTION)
+    for step in (5, 10, 15, 20):
+      shutil.copytree(path, path.with_name(str(step)))
+
+  @parameterized.parameters(
+    (1, [20]), (3, [10, 15, 20]), (5, [0, 5, 10, 15, 20]),
+    (9, [0, 5, 10, 15, 20]),
+  )  # fmt: skip
+  def test_newest_stay(self, keep, left):
+    gone = checkpoints.prune(self.directory, keep)
+    self.assertEqual(checkpoints.steps(self.directory), left)
+    self.assertEqual(sorted(gone + left), [0, 5, 10, 15, 20])
+    names = sorted(int(p.name) for p in self.directory.iterdir())
+    self.assertEqual(names, left)
+    self.assert_whole(left)
+
+  def assert_whole(self, steps):
+    for step in steps:
+      checkpoint_files.read_record(self.directory / str(step))
+
+  def test_nothing_goes_while_the_newest_is_damaged(self):
+    (self.directory / '20' / 'record.json').unlink()
+    with self.assertRaisesRegex(
+      CheckpointError, '20 is damaged .* resume from .*15$'
+    ):
+      checkpoints.prune(self.directory, 1)
+    self.assertEqual(checkpoints.steps(self.directory), [0, 5, 10, 15, 20])
+
+  def test_damaged_one_before_is_not_proposed(self):
+    for step in (15, 20):
+      (self.directory / str(step) / 'record.json').unlink()
+    with self.assertRaisesRegex(CheckpointError, 'resume from .*/10$'):
+      checkpoints.restore(self.directory, *make(2), DESCRIPTION)
+
+  @parameterized.parameters(range(12))
+  def test_killed_at_any_call_leaves_whole_ones(self, calls):
+    class Killed(BaseException):
+      pass
+
+    left = [calls]
+
+    def counted(call):
+      def wrapper(*args, **kwargs):
+        if left[0] == 0:
+          raise Killed
+        left[0] -= 1
+        return call(*args, **kwargs)
+
+      return wrapper
+
+    kill = ((pathlib.Path, 'rename'), (os, 'unlink'), (os, 'rmdir'))
+    with contextlib.ExitStack() as stack:
+      for module, name in kill:
+        wrapped = counted(getattr(module, name))
+        stack.enter_context(mock.patch.object(module, name, wrapped))
+      with self.assertRaises(Killed):
+        checkpoints.prune(self.directory, 2)
+    self.assertContainsSubset([15, 20], checkpoints.steps(self.directory))
+    self.assert_whole(checkpoints.steps(self.directory))
+    checkpoints.prune(self.directory, 2)
+    names = {p.name for p in self.directory.iterdir()}
+    self.assertEqual(names, {'15', '20'})
+
+  def test_left_overs_go_and_what_is_not_ours_stays(self):
+    (self.directory / '.25.partial').mkdir()
+    (self.directory / '.5.deleted').symlink_to(self.directory / '15')
+    for name in ('notes.txt', '.hidden', '7.unrecorded'):
+      (self.directory / name).touch()
+    checkpoints.prune(self.directory, 1)
+    names = {p.name for p in self.directory.iterdir()}
+    self.assertEqual(names, {'20', 'notes.txt', '.hidden', '7.unrecorded'})
+
+  def test_linked_checkpoint_loses_the_link_only(self):
+    elsewhere = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    shutil.move(self.directory / '5', elsewhere / '5')
+    (self.directory / '5').symlink_to(elsewhere / '5')
+    checkpoints.prune(self.directory, 2)
+    self.assertEqual(checkpoints.steps(self.directory), [15, 20])
+    self.assertTrue((elsewhere / '5' / 'record.json').exists())
+
+  @parameterized.parameters(0, -1, 1.5, True)
+  def test_keeps_one_at_least(self, keep):
+    with self.assertRaisesRegex(ValueError, 'keep must be an integer >= 1'):
+      checkpoints.prune(self.directory, keep)
+
+  def test_set_aside_is_ignored_and_whole(self):
+    for _ in range(2):
+      checkpoint_files.set_aside(self.directory, 20)
+      shutil.copytree(self.directory / '15', self.directory / '20')
+    names = sorted(p.name for p in self.directory.glob('*.unrecorded*'))
+    self.assertEqual(names, ['20.unrecorded', '20.unrecorded-2'])
+    checkpoint_files.read_record(self.directory / '20.unrecorded')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,234 @@
+"""The files of the checkpoints of one run: which are whole, which may go.
+
+A directory whose name is a step in decimal digits is a checkpoint. All others
+are not: `.<step>.partial` was being written, `.<step>.deleted` was being
+removed, and `<step>.unrecorded` was set aside. Every change of such a name is
+one rename, so that a process killed in the middle leaves no half of one.
+"""
+
+from collections.abc import Mapping
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+from prsgd_jax.checks import check_positive_int
+
+Path = str | os.PathLike
+RECORD = 'record.json'
+_STEP = re.compile('0|[1-9][0-9]*', re.ASCII)
+_LEFT_OVER = re.compile(r'\.[0-9]+\.(partial|deleted)', re.ASCII)
+
+
+class CheckpointError(ValueError):
+  """A checkpoint cannot be used; the message says why and what to do."""
+
+
+def steps(directory: Path) -> list[int]:
+  """Returns the steps of the checkpoints, in order.
+
+  Files, broken links and directories with other names are ignored.
+
+  Args:
+    directory: of the checkpoints of one run; it may be missing.
+
+  Example:
+    >>> steps('no/such/directory')
+    []
+  """
+  root = pathlib.Path(directory)
+  if not root.is_dir():
+    return []
+  names = (p.name for p in root.iterdir() if p.is_dir())
+  return sorted(int(name) for name in names if _STEP.fullmatch(name))
+
+
+def latest_step(directory: Path) -> int | None:
+  """Returns the step of the newest checkpoint, None if there is none.
+
+  Example:
+    >>> latest_step('no/such/directory') is None
+    True
+  """
+  return max(steps(directory), default=None)
+
+
+def path_of(directory: Path, step: int) -> pathlib.Path:
+  """Returns where the checkpoint of a step is."""
+  return pathlib.Path(directory).absolute() / str(step)
+
+
+def prune(directory: Path, keep: int) -> list[int]:
+  """Removes old checkpoints, and what an interrupted process left over.
+
+  The newest ones stay. Nothing is removed while the newest one is damaged,
+  because an older one is then needed. A checkpoint is renamed before its files
+  are removed: kill the process at any moment, and those that are left are
+  whole. No other process may save to the directory meanwhile.
+
+  Args:
+    directory: of the checkpoints of one run.
+    keep: how many to keep, at least 1.
+
+  Returns:
+    The steps whose checkpoints are gone, in order.
+
+  Raises:
+    ValueError: if `keep` is not an integer of at least 1.
+    CheckpointError: if the newest one is damaged.
+
+  Example:
+    >>> prune('no/such/directory', keep=3)
+    []
+  """
+  check_positive_int('keep', keep)
+  found = steps(directory)
+  old = found[:-keep]
+  if old:
+    read_record(path_of(directory, found[-1]))
+  root = pathlib.Path(directory).absolute()
+  for step in old:
+    condemned = root / f'.{step}.deleted'
+    remove(condemned)
+    path_of(root, step).rename(condemned)
+  if old:
+    sync(root)  # gone by name before the first of their files is
+  left_over = root.iterdir() if root.is_dir() else ()
+  for path in list(left_over):
+    if _LEFT_OVER.fullmatch(path.name):
+      remove(path)
+  return old
+
+
+def set_aside(directory: Path, step: int) -> pathlib.Path:
+  """Renames a checkpoint so that none of its files is lost and it is ignored.
+
+  Returns:
+    Its new path, `<step>.unrecorded`, with a number where that is taken.
+  """
+  source = path_of(directory, step)
+  target = source.with_name(f'{step}.unrecorded')
+  number = 1
+  while os.path.lexists(target):
+    number += 1
+    target = source.with_name(f'{step}.unrecorded-{number}')
+  source.rename(target)
+  sync(target.parent)
+  return target
+
+
+def remove(path: pathlib.Path) -> None:
+  """Removes a directory, a file or a link (not what it points to), if any."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
+
+
+def sync(directory: pathlib.Path) -> None:
+  """Returns once the names in a directory are on the disk."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    # Some network file systems have no such call for directories.
+    with contextlib.suppress(OSError):
+      os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_record(source: pathlib.Path, record: Mapping[str, Any]) -> None:
+  """Seals a checkpoint that is being written, and forces it to the disk.
+
+  Args:
+    source: the directory, with all its other files.
+    record: what to keep beside them, of JSON types.
+  """
+  whole = {**record, 'files': digests(source)}
+  with open(source / RECORD, 'w', encoding='utf-8') as file:
+    json.dump({**whole, 'sha256': _seal(whole)}, file, indent=1)
+    file.flush()
+    os.fsync(file.fileno())
+  for directory, _, _ in os.walk(source):
+    sync(pathlib.Path(directory))
+
+
+def read_seal(source: pathlib.Path) -> dict[str, Any]:
+  """Returns the record of a checkpoint; its other files are not looked at.
+
+  Raises:
+    CheckpointError: if the record is damaged.
+  """
+  record = _unsealed(source)
+  if isinstance(record, str):
+    raise _damaged(source, record)
+  return record
+
+
+def read_record(source: pathlib.Path) -> dict[str, Any]:
+  """Returns the record of a checkpoint whose files are all as they were saved.
+
+  Raises:
+    CheckpointError: if one is missing, new or changed.
+  """
+  fault = _fault(source)
+  if fault is not None:
+    raise _damaged(source, fault)
+  return read_seal(source)
+
+
+def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
+  """The record with its seal, or what is wrong with it."""
+  try:
+    record = json.loads((source / RECORD).read_text(encoding='utf-8'))
+    unsealed = {name: x for name, x in record.items() if name != 'sha256'}
+    if record['sha256'] == _seal(unsealed) and dict(record['files']):
+      return record
+  except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    return f'{RECORD} cannot be read'
+  return f'{RECORD} has changed'
+
+
+def _fault(source: pathlib.Path) -> str | None:
+  """What is wrong with a checkpoint, None if it is whole."""
+  record = _unsealed(source)
+  if isinstance(record, str):
+    return record
+  try:
+    files, found = record['files'], digests(source)
+  except OSError as error:
+    return f'{error.filename} cannot be read: {error.strerror}'
+  for name in sorted({*files, *found}):
+    if found.get(name) != files.get(name):
+      return f'{name} {"is missing" if name not in found else "has changed"}'
+  return None
+
+
+def digests(root: pathlib.Path) -> dict[str, str]:
+  """File -> SHA-256 of everything below a directory but the record."""
+  files = sorted(p for p in root.rglob('*') if p.is_file() and p.name != RECORD)
+  return {str(p.relative_to(root)): _digest(p) for p in files}
+
+
+def _digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file, which is on the disk when this returns."""
+  with open(path, 'rb') as file:
+    os.fsync(file.fileno())
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(source: pathlib.Path, fault: str) -> CheckpointError:
+  older = [step for step in steps(source.parent) if step < int(source.name)]
+  paths = [source.parent / str(step) for step in reversed(older)]
+  whole = next((path for path in paths if _fault(path) is None), None)
+  then = f'resume from {whole}' if whole else 'start again: no older is whole'
+  return CheckpointError(
+    f'{source} is damaged ({fault}); move it away to {then}'
+  )
