@@ -64,6 +64,7 @@ class Logger(NamedTuple):
 
 
 Factory = Callable[[Run], Logger]
+_LONGEST = 300  # letters of an error in a warning
 
 
 def load(names: Sequence[str]) -> list[Factory]:
@@ -101,32 +102,37 @@ def guarded(name: str, factory: Factory) -> Factory:
   def make(run: Run) -> Logger:
     logger: Logger | None = None
 
-    def attempt(call: Callable[[], Logger | None]) -> None:
+    def drop(error: Exception) -> None:
       nonlocal logger
-      try:
-        logger = call()
-      # The logger is anybody's code, which may raise anything.
-      except Exception as error:
-        logger = None
-        messages.warn(
-          f'warning: {name} failed and is dropped, the run continues '
-          f'({type(error).__name__}: {_message(error)})'
-        )
+      logger = None
+      what = ' '.join(str(error).split())[:_LONGEST]
+      messages.warn(
+        f'warning: {name} failed and is dropped, the run continues '
+        f'({type(error).__name__}: {what})'
+      )
 
-    def write(record: records.Record) -> None:
-      if (kept := logger) is not None:
-        attempt(lambda: kept.write(dict(record)) or kept)
-
-    def advance(num_steps: int) -> None:
-      if (kept := logger) is not None:
-        attempt(lambda: kept.advance(num_steps) or kept)
+    # A logger is anybody's code, which may raise anything.
+    def attempt(call: Callable[[Logger], object]) -> None:
+      if logger is not None:
+        try:
+          call(logger)
+        except Exception as error:
+          drop(error)
 
     def close() -> None:
-      if (kept := logger) is not None:
-        attempt(lambda: kept.close())  # and never again
+      nonlocal logger
+      attempt(lambda kept: kept.close())
+      logger = None
 
-    attempt(lambda: _checked(factory(run)))
-    return Logger(write, close, advance)
+    try:
+      logger = _checked(factory(run))
+    except Exception as error:
+      drop(error)
+    return Logger(
+      lambda record: attempt(lambda kept: kept.write(dict(record))),
+      close,
+      lambda num_steps: attempt(lambda kept: kept.advance(num_steps)),
+    )
 
   return make
 
@@ -135,8 +141,3 @@ def _checked(made: object) -> Logger:
   if not isinstance(made, Logger):
     raise TypeError(f'expected a loggers.Logger, got {made!r}')
   return made
-
-
-def _message(error: Exception) -> str:
-  """Its own words: they name the file where there is one."""
-  return ' '.join(str(error).split())[:300]

@@ -80,7 +80,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
     staging = target.with_name(target.name + PARTIAL)
     try:
       yield staging
-      sync(staging)
+      _fsync(staging)
       os.replace(staging, target)
     except BaseException:
       with contextlib.suppress(OSError):
@@ -111,7 +111,12 @@ def sync(path: pathlib.Path) -> None:
   Raises:
     WriteError: if it cannot be written there.
   """
-  with reported(path), open(path, 'rb') as file:
+  with reported(path):
+    _fsync(path)
+
+
+def _fsync(path: pathlib.Path) -> None:
+  with open(path, 'rb') as file:
     os.fsync(file.fileno())
 
 
