@@ -334,7 +334,7 @@ class LoadTest(LoggersTest):
     self.assertEqual(self.err.getvalue(), '')
 
   @parameterized.parameters(
-    ('nowhere', 'must be MODULE:FUNCTION'),
+    ('nowhere', 'expected MODULE:NAME'),
     ('no_such_module:fn', 'no_such_module'),
     ('math:no_such_name', 'no_such_name'),
   )
