@@ -5,48 +5,21 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import records, writing
-from prsgd_jax import system_errors
+from experiments import drawing, figure_files, measures, records, styles
+from experiments.measures import SCALES, Scale, X, Y, flat
 
-
-class Scale(NamedTuple):
-  """How a value of the records is shown.
-
-  Attributes:
-    title: what stands on the axis, with its unit.
-    unit: what one of it is in the records.
-    scale: matplotlib's name of the scale.
-  """
-
-  title: str
-  unit: float = 1
-  scale: str = 'linear'
-
-
-X = {
-  'step': Scale('steps'),
-  'epoch': Scale('epochs (passes over the data, all replicas together)'),
-  'rounds': Scale('communication rounds'),
-  'bytes_sent': Scale('MiB sent per replica', 2**20, 'symlog'),
-  'modelled_seconds': Scale('modelled time, s'),
-  'seconds': Scale('measured time, s'),
-}
-Y = {
-  'loss': Scale('training loss of the replicas, nats', scale='log'),
-  'test_loss': Scale('test loss of their average, nats', scale='log'),
-  'test_accuracy': Scale('test accuracy of their average, %', 0.01),
-  'consensus_distance': Scale(
-    'consensus distance, mean of |x_i - mean x|^2', scale='symlog'
-  ),
-}
 BANDS = ('range', 'std', 'none')
+# Inches: of a panel.
+PANEL = (5, 3.5)
 # Of the description of a run: what names no setting of its own.
 _UNNAMED = ('algorithm', 'options', 'seed', 'data')
-# Where a symlog axis leaves zero, in the units shown.
-_LINEAR = {'bytes_sent': 0.1, 'consensus_distance': 1e-6}
+# Where the logarithm begins, if not at the least value that is not zero:
+# rounding alone makes consensus distances of 1e-13.
+_LEAST = {'consensus_distance': 1e-6}
 
 
 class Run(NamedTuple):
@@ -54,6 +27,7 @@ class Run(NamedTuple):
 
   Attributes:
     label: its algorithm with the options.
+    algorithm: its name, which determines color and marker.
     settings: what else determines its trajectory, by name; not the seed.
     seed: of the run.
     history: its records.
@@ -62,6 +36,7 @@ class Run(NamedTuple):
   """
 
   label: str
+  algorithm: str
   settings: dict[str, Any]
   seed: int
   history: list[records.Record]
@@ -74,6 +49,7 @@ class Curve(NamedTuple):
 
   Attributes:
     label: of the runs.
+    algorithm: its name.
     seeds: how many they are.
     diverged: how many of them did, where the curve ends.
     x: float[points], in the units shown; the mean over the seeds.
@@ -82,6 +58,7 @@ class Curve(NamedTuple):
   """
 
   label: str
+  algorithm: str
   seeds: int
   diverged: int
   x: np.ndarray
@@ -117,28 +94,16 @@ def read_runs(workdirs: Iterable[pathlib.Path]) -> list[Run]:
 def _read_run(workdir: pathlib.Path) -> Run:
   config = records.read_config(workdir)
   failure = records.read_failure(workdir)
-  description = dict(_flat(config['description'], _UNNAMED))
+  description = dict(flat(config['description'], _UNNAMED))
   return Run(
     label=config['label'],
+    algorithm=config['description']['algorithm'],
     settings=description,
     seed=config['description']['seed'],
     history=records.read_records(workdir),
     done=failure is None and records.read_summary(workdir) is not None,
     failed=None if failure is None else failure['failed'],
   )
-
-
-def _flat(
-  tree: Mapping[str, Any], without: Sequence[str] = (), prefix: str = ''
-) -> Iterable[tuple[str, Any]]:
-  """The leaves of nested mappings, by their names joined with points."""
-  for name, value in tree.items():
-    if name in without:
-      continue
-    if isinstance(value, Mapping):
-      yield from _flat(value, (), f'{prefix}{name}.')
-    else:
-      yield prefix + name, value
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -184,33 +149,42 @@ def curves(
 
   Args:
     runs: as read.
-    x: one of `X`.
-    y: one of `Y`.
+    x: one of `X`, or another number that the runs recorded.
+    y: one of `Y`, or another number that the runs recorded; those inside of
+      others have names such as 'bytes_by_tier.global'.
     band: 'range' from least to most, 'std' the mean and one (biased) standard
       deviation to each side, 'none' an empty band.
 
   Raises:
     ValueError: if a name is none of these, or a run is there twice.
   """
-  for name, value, table in (('x', x, X), ('y', y, Y), ('band', band, BANDS)):
-    if value not in table:
-      raise ValueError(
-        f'unknown --{name}={value}; use one of {", ".join(table)}'
-      )
+  shown = _shown(runs, 'x', [x]) | _shown(runs, 'y', [y])
+  if band not in BANDS:
+    raise ValueError(f'unknown --band={band}; use one of {", ".join(BANDS)}')
   return [
-    _curve(label, same, x, y, band) for label, same in group(runs).items()
+    _curve(label, same, [(x, shown[x]), (y, shown[y])], band)
+    for label, same in group(runs).items()
   ]
 
 
-def _curve(label: str, runs: Sequence[Run], x: str, y: str, band: str) -> Curve:
-  by_step = [{r['step']: r for r in run.history if y in r} for run in runs]
+def _shown(
+  runs: Sequence[Run], flag: str, names: Sequence[str]
+) -> dict[str, Scale]:
+  histories = [run.history for run in runs]
+  known = {'x': X, 'y': Y}[flag]
+  return {name: measures.find(histories, flag, name, known) for name in names}
+
+
+def _curve(
+  label: str,
+  runs: Sequence[Run],
+  shown: Sequence[tuple[str, Scale]],
+  band: str,
+) -> Curve:
+  by_step = [measures.points(run.history, shown) for run in runs]
   steps = sorted(set.intersection(*map(set, by_step)))
-  at, values = (
-    np.array(
-      [[one[t][name] / unit for t in steps] for one in by_step], float
-    ).reshape((len(runs), len(steps)))
-    for name, unit in ((x, X[x].unit), (y, Y[y].unit))
-  )
+  points = np.array([[one[t] for t in steps] for one in by_step], float)
+  at, values = np.moveaxis(points.reshape((len(runs), len(steps), 2)), -1, 0)
   mean = values.mean(axis=0)
   low = high = mean
   if band == 'range':
@@ -219,7 +193,16 @@ def _curve(label: str, runs: Sequence[Run], x: str, y: str, band: str) -> Curve:
     deviation = values.std(axis=0)
     low, high = mean - deviation, mean + deviation
   diverged = sum(run.failed is not None for run in runs)
-  return Curve(label, len(runs), diverged, at.mean(axis=0), mean, low, high)
+  return Curve(
+    label,
+    runs[0].algorithm,
+    len(runs),
+    diverged,
+    at.mean(axis=0),
+    mean,
+    low,
+    high,
+  )
 
 
 def draw(
@@ -227,45 +210,68 @@ def draw(
   path: pathlib.Path,
   *,
   x: Sequence[str] = ('step', 'bytes_sent'),
-  y: Sequence[str] = ('loss', 'test_accuracy'),
+  y: Sequence[str] = ('loss', 'test_error'),
   band: str = 'range',
+  title: str | None = None,
+  scales: Mapping[str, str] | None = None,
 ) -> None:
   """Draws every `y` (a row each) against every `x` (a column each) to a file.
 
   Args:
     runs: as read.
     path: whose ending is the format, such as .png, .svg or .pdf.
-    x, y: some of `X` and of `Y`.
-    band: as in `curves`.
+    x, y, band, title, scales: as in `make`.
 
   Raises:
     ValueError: as `curves`, or if the file cannot be written.
   """
+  made = make(runs, x=x, y=y, band=band, title=title, scales=scales)
+  figure_files.save(made, path, dpi=120)
+
+
+def make(
+  runs: Sequence[Run],
+  *,
+  x: Sequence[str] = ('step', 'bytes_sent'),
+  y: Sequence[str] = ('loss', 'test_error'),
+  band: str = 'range',
+  title: str | None = None,
+  scales: Mapping[str, str] | None = None,
+) -> Figure:
+  """The figure that `draw` writes.
+
+  Args:
+    runs: as read.
+    x, y: some of `X` and of `Y`, or other numbers that the runs recorded.
+    band: as in `curves`.
+    title: above all panels; none by default.
+    scales: one of `SCALES` by measure, where its own scale is not wanted.
+
+  Raises:
+    ValueError: as `curves`, or if a measure of `scales` is not shown.
+  """
   panels = [[curves(runs, one, other, band) for one in x] for other in y]
-  size = (5 * len(x), 3.5 * len(y))
-  figure = Figure(figsize=size, layout='constrained')
-  axes = figure.subplots(len(y), len(x), squeeze=False)
-  try:
+  of = _shown(runs, 'x', x) | _shown(runs, 'y', y)
+  for name, scale in (scales or {}).items():
+    if name not in of or scale not in SCALES:
+      raise ValueError(
+        f'--{scale}={name} is no axis of this figure; use one of '
+        f'{", ".join(of)}'
+      )
+    of[name] = of[name]._replace(scale=scale)
+  looks = styles.looks({c.label: c.algorithm for c in panels[0][0]})
+  with drawing.look():
+    size = (PANEL[0] * len(x), PANEL[1] * len(y))
+    figure = Figure(figsize=size, layout='constrained')
+    axes = figure.subplots(len(y), len(x), squeeze=False)
     for i, row in enumerate(panels):
       for j, panel in enumerate(row):
-        _draw_panel(axes[i, j], panel, x[j], y[i])
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    widest = 0.6 + 0.08 * max(map(len, labels))  # inches, about
-    figure.legend(
-      handles,
-      labels,
-      loc='outside lower center',
-      ncols=max(1, int(size[0] / widest)),
-      fontsize='small',
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing.whole(path) as staging:
-      figure.savefig(staging, dpi=120, format=path.suffix[1:] or None)
-  except OSError as error:
-    why = system_errors.reason(error)
-    raise ValueError(
-      f'{path} cannot be written ({why}); pass another --output'
-    ) from error
+        shown = ((x[j], of[x[j]]), (y[i], of[y[i]]))
+        _draw_panel(axes[i, j], panel, looks, *shown)
+    drawing.legend_below(figure)
+    if title:
+      figure.suptitle(title)
+  return figure
 
 
 def _legend(curve: Curve) -> str:
@@ -274,20 +280,49 @@ def _legend(curve: Curve) -> str:
   return curve.label + (f' ({curve.seeds} seeds)' if curve.seeds > 1 else '')
 
 
-def _draw_panel(axis: Any, panel: Sequence[Curve], x: str, y: str) -> None:
+def _draw_panel(
+  axis: Axes,
+  panel: Sequence[Curve],
+  looks: Mapping[str, styles.Style],
+  x: tuple[str, Scale],
+  y: tuple[str, Scale],
+) -> None:
+  least = [
+    _least(name, scale, [getattr(curve, along) for curve in panel])
+    for along, (name, scale) in (('x', x), ('y', y))
+  ]
   for curve in panel:
-    (line,) = axis.plot(
-      curve.x, curve.y, marker='.', markersize=3, label=_legend(curve)
-    )
-    if (curve.low < curve.high).any():
-      axis.fill_between(
-        curve.x, curve.low, curve.high, color=line.get_color(), alpha=0.2, lw=0
-      )
-  for name, shown in ((x, X[x]), (y, Y[y])):
-    along = 'x' if name == x else 'y'
-    options = {'linthresh': _LINEAR[name]} if shown.scale == 'symlog' else {}
-    getattr(axis, f'set_{along}scale')(shown.scale, **options)
-    getattr(axis, f'set_{along}label')(shown.title)
-  if X[x].scale == 'symlog':
-    axis.set_xlim(left=0)
-  axis.grid(alpha=0.3)
+    points: Sequence[Any] = (curve.x, curve.y, curve.low, curve.high)
+    if least[0] is not None:
+      points = drawing.split_at_zero(*points)
+    at, mean, low, high = points
+    style, label = looks[curve.label], _legend(curve)
+    drawing.curve(axis, at, mean, style, label=label, low=low, high=high)
+  # Scaled after the curves, because limits that are set hide what comes later.
+  _set_scale(axis, 'x', x[1], least[0])
+  _set_scale(axis, 'y', y[1], least[1])
+
+
+def _least(
+  name: str, scale: Scale, values: Sequence[np.ndarray]
+) -> float | None:
+  """Where the logarithm of an axis with a place for zero begins, if it has."""
+  whole = np.concatenate(values)
+  positive = whole[whole > 0]
+  if scale.scale != 'zero and log' or not len(positive):
+    return None
+  least = _LEAST.get(name, float(positive.min()))
+  return least if (whole < least).any() else None
+
+
+def _set_scale(
+  axis: Axes, along: drawing.Along, scale: Scale, least: float | None
+) -> None:
+  """Scales an axis and labels it."""
+  label = scale.title
+  if least is not None:
+    added = drawing.zero_and_log(axis, along, least)
+    label += f'{" " if chr(10) in label else chr(10)}({added})'
+  elif scale.scale != 'linear':
+    drawing.log(axis, along)
+  getattr(axis, f'set_{along}label')(label)

@@ -5,7 +5,8 @@ r"""Draws the standard figures of any runs: of train.py, compare.py or sweep.py.
 
 has a row of panels for each --y and a column for each --x. Runs that differ in
 the seed alone are one curve, with a band; where other settings differ the label
-says which.
+says which. The ending of --output is the format: .png, .pdf, .svg and others of
+matplotlib.
 """
 
 from experiments import interrupts
@@ -21,12 +22,16 @@ from experiments import cli, figures
 
 FLAGS = flags.FLAGS
 
+_RECORDED = 'or any number that the runs recorded'
 flags.DEFINE_list(
-  'x', ['step', 'bytes_sent'], f'Some of {", ".join(figures.X)}.'
+  'x', ['step', 'bytes_sent'], f'Some of {", ".join(figures.X)}, {_RECORDED}.'
 )
 flags.DEFINE_list(
-  'y', ['loss', 'test_accuracy'], f'Some of {", ".join(figures.Y)}.'
+  'y', ['loss', 'test_error'], f'Some of {", ".join(figures.Y)}, {_RECORDED}.'
 )
+flags.DEFINE_list('linear', [], 'Which of them have a linear axis.')
+flags.DEFINE_list('log', [], 'Which of them have a logarithmic axis.')
+flags.DEFINE_string('title', None, 'Text above the panels.')
 flags.DEFINE_enum(
   'band',
   'range',
@@ -36,8 +41,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
   'output',
   None,
-  'The file to write; of plot.py its ending is the format, '
-  'or .png [figure.png of plot.py, report.html].',
+  'The file to write [figure.png of plot.py, report.html]; a figure is a .png, '
+  '.pdf, .svg or other format of matplotlib, by the ending.',
 )
 
 
@@ -48,7 +53,17 @@ def main(*paths: str) -> None:
       raise ValueError('plot.py needs directories of runs, as plot.py runs/a')
     runs = figures.read_runs(figures.find_runs(paths))
     output = _output(FLAGS.output or 'figure.png')
-    figures.draw(runs, output, x=FLAGS.x, y=FLAGS.y, band=FLAGS.band)
+    scales = dict.fromkeys(FLAGS.linear, 'linear')
+    scales |= dict.fromkeys(FLAGS.log, 'log')
+    figures.draw(
+      runs,
+      output,
+      x=FLAGS.x,
+      y=FLAGS.y,
+      band=FLAGS.band,
+      title=FLAGS.title,
+      scales=scales,
+    )
   print(f'figure of {len(runs)} runs: {output}')
 
 

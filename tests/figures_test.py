@@ -1,5 +1,8 @@
 """Tests of `experiments/figures.py`."""
 
+import copy
+import dataclasses
+import json
 import pathlib
 import tempfile
 
@@ -7,8 +10,22 @@ from absl.testing import absltest, parameterized
 import matplotlib.image
 import numpy as np
 
-from experiments import figures
-from tests import written_runs
+from experiments import compare, figure_files, figures, records, styles
+from tests import looks, written_runs
+
+HERE = pathlib.Path(__file__).parents[1]
+KEPT = HERE / 'experiments' / 'results' / 'demo'
+PICTURE = HERE / 'experiments' / 'results' / 'demo.png'
+
+
+def styles_of(figure):
+  """Label -> style of the lines of the first panel."""
+  return {
+    line.get_label(): styles.Style(
+      line.get_color(), line.get_marker(), line.get_linestyle()
+    )
+    for line in figure.axes[0].lines
+  }
 
 
 class FiguresTest(parameterized.TestCase):
@@ -100,18 +117,142 @@ class FiguresTest(parameterized.TestCase):
     below = self.write('a', losses=(0.8,))
     self.assertEqual(figures.find_runs([self.root, below]), [below])
 
+  def test_every_number_that_was_recorded_can_be_shown(self):
+    self.write('a', losses=(0.8, 0.6, 0.4, 0.2))
+    (curve,) = figures.curves(self.read(), 'step', 'test_error')
+    np.testing.assert_allclose(curve.y, [60, 20])  # percent
+    path = self.root / 'a' / 'metrics.jsonl'
+    added = '"bytes_by_tier": {"global": 7}, "mine": null, "step"'
+    path.write_text(path.read_text().replace('"step"', added))
+    (curve,) = figures.curves(self.read(), 'seconds', 'bytes_by_tier.global')
+    np.testing.assert_array_equal(curve.y, [7, 7, 7, 7])
+    with self.assertRaisesRegex(
+      ValueError, 'unknown --y=mine; use one of .*, bytes_by_tier.global'
+    ):
+      figures.curves(self.read(), 'step', 'mine')
+
+  def test_curves_look_alike_in_every_figure(self):
+    self.write('c', label='ssgd', losses=(0.8, 0.7))
+    self.write('b', label='pr_sgd period=16', losses=(0.8, 0.6))
+    self.write('a', label='pr_sgd period=4', losses=(0.8, 0.5))
+    self.write('d', label='k_avg', losses=(0.8, 0.4))
+    runs = self.read()
+    found = [
+      styles_of(figures.make(some, x=['step'], y=[y]))
+      for some in (runs, runs[::-1], runs[:3])
+      for y in ('loss', 'test_loss')
+    ]
+    for one in found[1:]:
+      self.assertEqual(one, {k: found[0][k] for k in one})
+    self.assertLen(set(found[0].values()), 4)
+    self.assertEqual(found[0]['ssgd'], styles.method('ssgd'))
+    self.assertEqual(found[0]['pr_sgd period=4'], styles.method('pr_sgd'))
+
+  def test_nothing_sent_is_seen_and_the_scale_says_where_it_changes(self):
+    path = self.write('a', losses=(0.8, 0.6, 0.4)) / 'metrics.jsonl'
+    path.write_text(path.read_text().replace(str(10 * 2**20), '0'))
+    figure = figures.make(self.read(), x=['bytes_sent'], y=['loss'])
+    (axis,) = figure.axes
+    self.assertEqual(axis.get_xscale(), 'symlog')
+    self.assertRegex(axis.get_xlabel(), 'MiB .*\n.linear below 20')
+    self.assertLess(axis.get_xlim()[0], 0)
+    x = axis.lines[0].get_xdata()
+    np.testing.assert_array_equal(x, [0, np.nan, 20, 30])
+    self.assertEqual(looks.faults(figure), [])
+    # Without a zero it is a plain logarithm.
+    self.write('b', losses=(0.8, 0.6), label='k_avg')
+    runs = [run for run in self.read() if run.label == 'k_avg']
+    (axis,) = figures.make(runs, x=['bytes_sent'], y=['loss']).axes
+    self.assertEqual(axis.get_xscale(), 'log')
+
+  def test_scales_and_a_title_can_be_given(self):
+    self.write('a', losses=(0.8, 0.6, 0.4))
+    figure = figures.make(
+      self.read(), y=['loss'], title='A', scales={'loss': 'linear'}
+    )
+    self.assertEqual(figure.axes[0].get_yscale(), 'linear')
+    self.assertEqual(figure.get_suptitle(), 'A')
+    with self.assertRaisesRegex(
+      ValueError, '--log=rounds is no axis of this figure; use one of step'
+    ):
+      figures.make(self.read(), scales={'rounds': 'log'})
+
+  def test_standard_panels_have_no_faults(self):
+    for seed in (0, 1):
+      for i, period in enumerate((4, 16, 64)):
+        losses = [0.9 / (k + 1 + i + seed / 3) for k in range(20)]
+        name = f'{period}{seed}'
+        label = f'pr_sgd period={period}'
+        self.write(name, label=label, seed=seed, losses=losses)
+    self.write('s', label='ssgd', losses=(0.8, 0.6), failed='not finite')
+    for x, y in (
+      (['bytes_sent'], list(figures.Y)),
+      (list(figures.X), ['test_error']),
+    ):
+      figure = figures.make(self.read(), x=x, y=y, title='a title')
+      self.assertEqual(looks.faults(figure), [])
+
   def test_draws_every_panel(self):
     self.write('a', seed=0, losses=(0.8, 0.5, 0.3, 0.2))
     self.write('b', seed=1, losses=(0.4, 0.3, 0.2, 0.1))
     self.write('c', label='k_avg', failed='not finite')
     path = self.root / 'new' / 'figure.png'
     small = self.root / 'small.png'
-    figures.draw(self.read(), path, x=list(figures.X), y=list(figures.Y))
+    figures.draw(self.read(), path, x=list(figures.X), y=['loss'])
     figures.draw(self.read(), small, x=['step'], y=['loss'])
     shapes = [matplotlib.image.imread(p).shape for p in (path, small)]
     self.assertEqual(shapes[0][1], 6 * shapes[1][1])  # columns of a width
     pixels = matplotlib.image.imread(path)[..., :3]
     self.assertGreater(np.ptp(pixels, axis=-1).max(), 0.5)  # not grey alone
+
+
+class DemoTest(absltest.TestCase):
+  """The README's figure is the one that `make demo` draws."""
+
+  def setUp(self):
+    super().setUp()
+    values = copy.deepcopy(compare.FLAGS)
+    preset = HERE / 'experiments' / 'presets' / 'demo.flags'
+    values(['compare.py', f'--flagfile={preset}'])
+    self.configs = compare.parse_runs(values['run'].value, values)
+    self.dirs = [KEPT / one.slug() for one in self.configs]
+
+  def test_kept_runs_are_those_of_the_command(self):
+    self.assertSameElements(KEPT.iterdir(), self.dirs)
+    for one, kept in zip(self.configs, self.dirs, strict=True):
+      described = records.read_config(kept)['description']
+      for name, value in dataclasses.asdict(one).items():
+        if name in described:
+          self.assertEqual(described[name], json.loads(json.dumps(value)), name)
+      self.assertEqual(records.read_records(kept)[-1]['step'], 640)
+
+  def test_picture_is_drawn_from_them_by_what_compare_calls(self):
+    figure = figures.make(figures.read_runs(self.dirs))
+    self.assertEqual(
+      figure_files.digest(figure), figure_files.read_digest(PICTURE)
+    )
+    self.assertEqual(looks.faults(figure), [])
+    self.assertEqual(
+      list(styles_of(figure)), [one.label() for one in self.configs]
+    )
+    # Of fewer runs it would be another.
+    other = figures.make(figures.read_runs(self.dirs[1:]))
+    self.assertNotEqual(
+      figure_files.digest(other), figure_files.read_digest(PICTURE)
+    )
+
+  def test_readme_shows_it_and_says_what_is_in_it(self):
+    readme = ' '.join((HERE / 'README.md').read_text().split())
+    self.assertIn(f'({PICTURE.relative_to(HERE)})', readme)
+    axes = figures.make(figures.read_runs(self.dirs)).axes
+    self.assertEqual(
+      [axis.get_ylabel() for axis in axes[::2]],
+      [
+        'training loss of the replicas, nats',
+        'test error of their average, %',
+      ],
+    )
+    self.assertIn("loss is the mean of the replicas' own; the error is", readme)
 
 
 if __name__ == '__main__':
