@@ -8,17 +8,24 @@ import tempfile
 from unittest import mock
 
 from absl.testing import absltest, parameterized
-import matplotlib.figure
 import numpy as np
 
-from experiments import config, costs, experiment, records, runs
+from experiments import (
+  config,
+  costs,
+  drawing,
+  experiment,
+  figure_files,
+  records,
+  runs,
+)
 from experiments.reproduce import __main__ as reproduce
 from experiments.reproduce import results_page, t09_post_local, target
 from experiments.reproduce.target import Setting
 import prsgd_jax as pr
 from prsgd_jax import ledger
 from prsgd_jax.datasets import DatasetError
-from tests import binaries
+from tests import binaries, looks
 
 
 def without_images(name, data_dir):
@@ -62,7 +69,7 @@ class TargetTest(parameterized.TestCase):
       except DatasetError as error:
         self.skipTest(str(error))
     data = json.loads(json.dumps(outcome.data))
-    TARGETS[name].draw(data, matplotlib.figure.Figure())
+    reproduce.make_figure(TARGETS[name], data)
     self.assertNotEmpty(outcome.claims)
 
 
@@ -115,7 +122,8 @@ class FullSettingTest(parameterized.TestCase):
     setting = Setting('full', None, pathlib.Path('nowhere'))
     outcome = TARGETS[name].measure(setting)
     data = json.loads(json.dumps(outcome.data))
-    TARGETS[name].draw(data, matplotlib.figure.Figure())
+    figure = reproduce.make_figure(TARGETS[name], data)
+    self.assertEqual(looks.faults(figure), [])
     self.assertNotEmpty(outcome.claims)
     for parts in self.assembled:
       self.assertNotEqual(parts.config.model, 'mlp')
@@ -128,13 +136,24 @@ class KeptTest(parameterized.TestCase):
     if not KEPT:
       self.skipTest('no outcome is kept: python -m experiments.reproduce')
 
-  def test_figures_are_drawn_of_the_files_alone(self):
+  def test_pictures_are_what_the_files_and_the_code_draw(self):
     for path in KEPT:
-      with self.subTest(path.name), tempfile.TemporaryDirectory() as root:
+      with self.subTest(path.name):
         kept = json.loads(path.read_text())
-        drawn = pathlib.Path(root) / 'figure.png'
-        reproduce.draw(TARGETS[kept['name']], kept['data'], drawn)
-        self.assertGreater(drawn.stat().st_size, 5000)
+        figure = reproduce.make_figure(TARGETS[kept['name']], kept['data'])
+        self.assertEqual(
+          figure_files.digest(figure),
+          figure_files.read_digest(path.with_suffix('.png')),
+          'draw it again: python -m experiments.reproduce --redraw',
+        )
+        self.assertEqual(looks.faults(figure), [])
+        self.assertLessEqual(figure.get_figwidth(), drawing.WIDTH)
+        # The digest is not the same whatever is drawn.
+        figure.axes[0].lines[0].set_color('#123456')
+        self.assertNotEqual(
+          figure_files.digest(figure),
+          figure_files.read_digest(path.with_suffix('.png')),
+        )
 
   def test_what_did_not_reproduce_says_what_was_tried(self):
     for path in KEPT:

@@ -2,6 +2,7 @@
 
   python -m experiments.reproduce --data_dir=DIR
   python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
+  python -m experiments.reproduce --redraw
 
 Each target writes its JSON and PNG to experiments/results/reproduce/; a target
 whose JSON is there is not run again unless --again. The page is written from
@@ -22,7 +23,15 @@ import time
 from absl import flags
 from matplotlib.figure import Figure
 
-from experiments import cli, network, records, reproduce, writing
+from experiments import (
+  cli,
+  drawing,
+  figure_files,
+  network,
+  records,
+  reproduce,
+  writing,
+)
 from experiments.reproduce import results_page
 from experiments.reproduce.target import Setting, Target
 
@@ -36,6 +45,9 @@ flags.DEFINE_enum(
   'scale', 'cpu', ['cpu', 'full'], 'Minutes on a CPU, or as in the paper.'
 )
 flags.DEFINE_bool('again', False, 'Run targets anew that are done.')
+flags.DEFINE_bool(
+  'redraw', False, 'Run nothing, draw the figures of the kept outcomes again.'
+)
 flags.DEFINE_bool('page_only', False, 'Run nothing, write the page alone.')
 
 
@@ -54,7 +66,9 @@ def main() -> None:
   known = all_targets()
   with cli.one_line_errors(ValueError):
     targets = _chosen(known)
-  if not FLAGS.page_only:
+  if FLAGS.redraw:
+    _redraw(targets)
+  elif not FLAGS.page_only:
     for target in targets:
       with cli.one_line_errors(ValueError):
         _run(target)
@@ -117,12 +131,27 @@ def _run(target: Target) -> None:
     print(f'  {claim.reproduced}: {claim.measured} ({claim.says})')
 
 
+def _redraw(targets: list[Target]) -> None:
+  """Draws what is kept of the targets at the scale, without running any."""
+  for target in targets:
+    kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
+    if kept.exists():
+      figure = kept.with_suffix('.png')
+      draw(target, json.loads(kept.read_text())['data'], figure)
+      print(f'figure: {figure}')
+
+
 def draw(target: Target, data: dict, path: pathlib.Path) -> None:
   """Draws a target's data into a PNG."""
-  figure = Figure(figsize=(9, 4), layout='constrained')
-  target.draw(data, figure)
-  with writing.whole(path) as staging:
-    figure.savefig(staging, dpi=110, format=path.suffix[1:])
+  figure_files.save(make_figure(target, data), path)
+
+
+def make_figure(target: Target, data: dict) -> Figure:
+  """The figure of a target's data, as they come back from JSON."""
+  with drawing.look():
+    figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
+    target.draw(data, figure)
+  return figure
 
 
 if __name__ == '__main__':

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 import optax
 
-from experiments import experiment, records
+from experiments import drawing, experiment, records, styles
 from experiments.reproduce import classifying, speed, switching
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -89,10 +90,8 @@ X = {
   'epoch': 'epochs of all replicas together',
   'modelled_seconds': 'modelled time, s',
 }
-Y = {
-  'loss': 'training loss, nats',
-  'test_accuracy': 'test accuracy of the average',
-}
+SSGD = 'SSGD'
+ERROR_OF_AVERAGE = 'test error\nof the average, %'
 
 
 Histories = dict[str, list[list[records.Record]]]  # label -> one for each seed
@@ -280,34 +279,43 @@ def _ends(histories: Histories, name: str, form: str) -> str:
 
 
 def draw(data: Mapping[str, Histories], figure: Figure) -> None:
-  """Loss and accuracy, against epochs and modelled time; a row for a task."""
-  figure.set_size_inches(15, 3.8 * len(data))
-  axes = figure.subplots(len(data), 4, squeeze=False)
-  columns = [(x, y) for x in X for y in Y]
-  for row, (task, histories) in zip(axes, data.items(), strict=True):
-    for axis, (x, y) in zip(row, columns, strict=True):
-      for label, runs in histories.items():
-        _draw_curve(axis, label, runs, x, y)
-      axis.set_xlabel(X[x])
-      axis.set_ylabel(Y[y])
-      axis.set_title(task)
-      axis.set_yscale('log' if y == 'loss' else 'linear')
-      axis.grid(alpha=0.3)
-  axes[0, 0].legend(fontsize='small')
+  """Loss and error, against epochs and modelled time; two rows for a task."""
+  figure.set_size_inches(drawing.WIDTH, 5.2 * len(data))
+  axes = figure.subplots(2 * len(data), 2, squeeze=False)
+  for i, (task, histories) in enumerate(data.items()):
+    setting, _, loss = task.rpartition(', ')
+    looks = styles.looks(
+      {name: 'ssgd' if name == SSGD else 'pr_sgd' for name in histories}
+    )
+    for k, y in enumerate(('loss', 'test_accuracy')):
+      for axis, x in zip(axes[2 * i + k], X, strict=True):
+        for label, runs in histories.items():
+          _draw_curve(axis, label, looks[label], runs, x, y)
+        drawing.log(axis, 'y')
+        axis.set_title(setting)
+        axis.set_xlabel(X[x])
+        axis.set_ylabel(
+          f'training loss, nats\n({loss})' if y == 'loss' else ERROR_OF_AVERAGE
+        )
+  drawing.legend_below(figure)
 
 
 def _draw_curve(
-  axis: Any, label: str, runs: list[list[records.Record]], x: str, y: str
+  axis: Axes,
+  label: str,
+  style: styles.Style,
+  runs: list[list[records.Record]],
+  x: str,
+  y: str,
 ) -> None:
   """The mean over the seeds, with a band from the least to the most."""
   kept = [[record for record in history if y in record] for history in runs]
   values = np.array([[record[y] for record in history] for history in kept])
+  if y == 'test_accuracy':
+    values = drawing.error_percent(values)
+  name = label if label == SSGD else f'PR-SGD, {label}'
   at = [record[x] for record in kept[0]]
-  style = {'color': 'black', 'linestyle': '--'} if label == 'SSGD' else {}
-  (line,) = axis.plot(at, values.mean(axis=0), label=label, **style)
-  if len(runs) > 1:
-    low, high = values.min(axis=0), values.max(axis=0)
-    axis.fill_between(at, low, high, color=line.get_color(), alpha=0.15, lw=0)
+  drawing.seeds(axis, at, values, style, label=name)
 
 
 TARGET = Target(

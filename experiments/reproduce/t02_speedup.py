@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments import styles
 from experiments.reproduce import sigmoid
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -354,35 +355,46 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   rows = sorted(data['rows'], key=lambda r: r['n'] * r['num_steps'])
   products = np.array([r['n'] * r['num_steps'] for r in rows], float)
   means = np.array([np.mean(r['left']) for r in rows])
-  for n, marker in zip((1, 4, 16), 'osD', strict=True):
+  # Larger rings around smaller ones, because points of two N coincide.
+  for (n, style), size in zip(
+    styles.variants('pr_sgd', (1, 4, 16)).items(), (4, 8, 12), strict=True
+  ):
     own = [r for r in rows if r['n'] == n]
     at = [n * r['num_steps'] for r in own]
-    seen = np.array([r['left'] for r in own])
     left.errorbar(
-      at, seen.mean(1), np.ptp(seen, 1) / 2, fmt=marker, label=f'N = {n}'
+      at,
+      [np.mean(r['left']) for r in own],
+      [np.ptp(r['left']) / 2 for r in own],
+      fmt=style.marker,
+      color=style.color,
+      ms=size,
+      mfc=style.color if n == 1 else 'none',
+      mew=1.5,
+      label=f'PR-SGD, N = {n}',
     )
   constant = np.exp(np.log(means * np.sqrt(products)).mean())
   left.plot(products, constant / np.sqrt(products), 'k--', label='∝ 1/√(NT)')
   bounds = [sum(r['bound'].values()) for r in rows]
-  left.plot(products, bounds, 'r^', label='Theorem 1')
-  left.set_xscale('log')
-  left.set_yscale('log')
+  left.plot(products, bounds, 'k^', label='Theorem 1')
   left.set_xlabel('N T, gradients')
-  left.set_ylabel('mean over t of |∇f(x̄)|²')
-  left.legend(fontsize=8)
   checks = data['checks']
   places = np.arange(len(checks))
-  for key, shift, label in (
-    ('left', -0.25, 'measured'),
-    ('without', 0, 'bound without the term'),
-    ('bound', 0.25, 'Theorem 1'),
+  measured = styles.method('pr_sgd')
+  for key, fmt, color, label in (
+    ('left', measured.marker, measured.color, 'measured'),
+    ('without', 'v', 'gray', 'Theorem 1 without the term'),
+    ('bound', '^', 'black', 'Theorem 1'),
   ):
-    right.bar(places + shift, [c[key] for c in checks], 0.24, label=label)
-  right.set_yscale('log')
+    values = [c[key] for c in checks]
+    right.plot(places, values, fmt, color=color, ms=8, label=label)
   right.set_xticks(places, [c['term'] for c in checks])
-  right.set_xlabel('the term that is most of it')
-  right.set_ylabel('mean over t of |∇f(x̄)|²')
-  right.legend(fontsize=8)
+  right.set_xlim(-0.5, len(checks) - 0.5)
+  right.set_xlabel('the term of the bound that is most of it')
+  left.set_xscale('log')
+  for axis in (left, right):
+    axis.set_yscale('log')
+    axis.set_ylabel('mean over t of |∇f(x̄)|²')
+    axis.legend()
 
 
 TARGET = Target(

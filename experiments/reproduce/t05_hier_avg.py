@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
-from experiments import records
+from experiments import drawing, records, styles
 from experiments.reproduce import images
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -336,72 +336,89 @@ def _full_claim(
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Losses, drift and its law; at full scale accuracy and what it cost."""
+  """Losses, drift and its law; at full scale error and what it cost."""
   if 'curves' in data:
     _draw_full(data['curves'], figure)
     return
-  axes = figure.subplots(1, 3)
-  _draw_order(axes[0], data, 'loss', 'training loss, mean over the run, nats')
-  _draw_order(axes[1], data, 'drift', 'drift (1/P) Σ|xᵢ - x̄|², mean')
-  axes[0].legend(fontsize=6)
-  axes[1].set_yscale('log')
-  t = np.arange(2, K2 + 1)
-  for i, n in enumerate(data['noise']):
-    label = f'K1 = {n["k1"]}, S = {n["size"]}'
-    axes[2].plot(t, n['measured'], '.', color=f'C{i}', ms=4, label=label)
-    axes[2].plot(t, n['law'], color=f'C{i}', lw=1)
-  axes[2].set_xlabel('step t of a round')
-  axes[2].set_ylabel('drift of noise alone (lines: D(t))')
-  axes[2].legend(fontsize=6)
+  figure.set_size_inches(drawing.WIDTH, 6.5)
+  axes = figure.subplot_mosaic(
+    [['loss K1', 'loss S', 'law'], ['drift K1', 'drift S', 'law']]
+  )
+  _draw_orders([axes['loss K1'], axes['loss S']], data, 'loss')
+  _draw_orders([axes['drift K1'], axes['drift S']], data, 'drift')
+  for name in ('loss K1', 'loss S'):
+    axes[name].set_ylabel('training loss, mean over the run, nats')
+  for name in ('drift K1', 'drift S'):
+    axes[name].set_ylabel('drift (1/P) Σ|xᵢ - x̄|², mean')
+    axes[name].set_yscale('log')
+  _draw_law(axes['law'], data['noise'])
+  drawing.legend_below(figure)
 
 
-def _draw_order(
-  axis: Axes, data: Mapping[str, Any], key: str, title: str
+def _draw_orders(
+  axes: Sequence[Axes], data: Mapping[str, Any], key: str
 ) -> None:
   """Against K1 at S = 4, and against S at K1 = 4."""
-  series = (
-    ('K1, S = 4', RISING, (1, 4, 16, 32), 'o-'),
-    ('S, K1 = 4', FALLING, (1, 2, 4, 8, 16), 's--'),
+  panels = (
+    ('K1, at S = 4', RISING, (1, 4, 16, 32)),
+    ('S, at K1 = 4', FALLING, (1, 2, 4, 8, 16)),
   )
-  for i, rate in enumerate(data['rates']):
-    for what, names, x, style in series:
+  rates = styles.variants('hier_avg', data['rates'])
+  for axis, (what, names, x) in zip(axes, panels, strict=True):
+    for i, (rate, style) in enumerate(rates.items()):
       seen = np.array([_means(data['trained'], n, key)[i] for n in names])
-      axis.errorbar(
-        x,
-        seen.mean(axis=1),
-        np.ptp(seen, axis=1) / 2,
-        fmt=style,
-        color=f'C{i}',
-        ms=4,
-        label=f'{what}, rate {rate:g}',
-      )
-  axis.set_xscale('log', base=2)
-  axis.set_xlabel('K1 or S')
-  axis.set_ylabel(title)
+      drawing.spread(axis, x, seen, style, label=f'rate {rate:g}')
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(x, [str(v) for v in x])
+    axis.set_xlabel(what)
+
+
+def _draw_law(axis: Axes, noise: Sequence[Mapping[str, Any]]) -> None:
+  """The drift of noise within a round: K1 by color, S by the marker."""
+  t = np.arange(2, K2 + 1)
+  colors = styles.ordinal(n['k1'] for n in noise)
+  sizes = sorted({n['size'] for n in noise})
+  for n in noise:
+    color, marker = colors[n['k1']], 'osD^'[sizes.index(n['size'])]
+    label = f'K1 = {n["k1"]}, S = {n["size"]}'
+    axis.plot(t, n['measured'], marker, color=color, ms=4, label=label)
+    axis.plot(t, n['law'], color=color, lw=1)
+  axis.plot([], [], color='black', lw=1, label='D(t)')
+  axis.set_xlabel('step t of a round')
+  axis.set_ylabel('drift of noise without gradients')
 
 
 def _draw_full(
   curves: Mapping[str, Mapping[str, list[records.Record]]], figure: Figure
 ) -> None:
-  axes = figure.subplots(1, len(curves) + 1, squeeze=False)[0]
-  for axis, (p, own) in zip(axes, curves.items(), strict=False):
+  *panels, last = figure.subplots(1, len(curves) + 1, squeeze=False)[0]
+  for i, (axis, (p, own)) in enumerate(
+    zip(panels, curves.items(), strict=True)
+  ):
+    looks = styles.looks(
+      {n: 'k_avg' if n.startswith('K-AVG') else 'hier_avg' for n in own}
+    )
     for name, history in own.items():
       kept = [r for r in history if 'test_accuracy' in r]
-      x = [r['modelled_seconds'] for r in kept]
-      y = [r['test_accuracy'] for r in kept]
-      style = '--' if name.startswith('K-AVG') else '-'
-      axis.plot(x, y, style, label=name)
-      last = kept[-1]
-      marker = 'x' if name.startswith('K-AVG') else 'o'
-      axes[-1].plot(
-        last['bytes_sent'], last['test_accuracy'], marker, label=f'{name}, {p}'
+      error = drawing.error_percent([r['test_accuracy'] for r in kept])
+      time = [r['modelled_seconds'] for r in kept]
+      drawing.curve(axis, time, error, looks[name], label=name)
+      last.plot(
+        kept[-1]['bytes_sent'] / 1e6,
+        error[-1],
+        looks[name].marker,
+        color=looks[name].color,
+        fillstyle='none' if i else 'full',
       )
+    axis.set_title(f'P = {p}')
     axis.set_xlabel('modelled time, s')
-    axis.set_ylabel(f'test accuracy of the average, P = {p}')
-    axis.legend(fontsize=6)
-  axes[-1].set_xlabel('bytes sent by one replica, in groups too')
-  axes[-1].set_ylabel('test accuracy at the end')
-  axes[-1].legend(fontsize=5)
+  last.set_title(f'at the end; hollow: P = {list(curves)[-1]}')
+  last.set_xlabel('MB sent by one replica, in groups too')
+  drawing.log(last, 'x')
+  for axis in (*panels, last):
+    drawing.log(axis, 'y')
+    axis.set_ylabel('test error of the average, %')
+  drawing.legend_below(figure)
 
 
 TARGET = Target(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments import drawing, styles
 from experiments.reproduce import sigmoid
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -190,36 +191,36 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """Errors and averages against T, with the slopes of the theory."""
   left, right = figure.subplots(1, 2)
   lengths = np.array(data['lengths'], float)
-  for row, colour in zip(data['rows'], ('C0', 'C1'), strict=True):
+  looks = styles.variants(
+    'pr_sgd_time_varying', [row['n'] for row in data['rows']]
+  )
+  theory = {'color': 'black', 'lw': 1, 'zorder': 1}
+  for row in data['rows']:
     name = f'N = {row["n"]}'
-    for key, marker, what in (
-      ('weighted', 'o', 'weighted by $\\gamma$'),
-      ('last_half', 's', 'last half'),
+    style = looks[row['n']]._replace(linestyle='none')
+    for key, what in (
+      ('weighted', 'weighted by $\\gamma$'),
+      ('last_half', 'last half'),
     ):
-      seen = np.array(row[key])
-      left.errorbar(
-        lengths,
-        seen.mean(axis=1),
-        np.ptp(seen, axis=1) / 2,
-        fmt=marker,
-        color=colour,
-        mfc=colour if key == 'weighted' else 'white',
-        label=f'{name}, {what}',
-      )
+      hollow = key == 'last_half'
+      label = f'{name}, {what}'
+      drawing.spread(left, lengths, row[key], style, label=label, hollow=hollow)
     last = np.mean(row['last_half'][-1])
-    left.plot(lengths, last * (lengths / lengths[-1]) ** SLOPE, colour, lw=1)
-    right.plot(lengths, row['rounds'], 'o', color=colour, label=name)
-    theory = row['rounds'][-1] * (lengths / lengths[-1]) ** ROUNDS
-    right.plot(lengths, theory, colour, lw=1)
-  left.plot([], [], 'k', lw=1, label='∝ T^(-1/2)')
-  right.plot([], [], 'k', lw=1, label='∝ T^(3/4)')
+    left.plot(lengths, last * (lengths / lengths[-1]) ** SLOPE, **theory)
+    right.plot(lengths, row['rounds'], **style._asdict(), label=name)
+    rounds = row['rounds'][-1] * (lengths / lengths[-1]) ** ROUNDS
+    right.plot(lengths, rounds, **theory)
+  left.plot([], [], **theory, label='∝ $T^{-1/2}$, through the last point')
+  right.plot([], [], **theory, label='∝ $T^{3/4}$, through the last point')
   right.plot(lengths, lengths, 'k:', lw=1, label='every step')
   for axes, what in ((left, 'mean of |∇f(x̄)|²'), (right, 'averages')):
     axes.set_xscale('log')
     axes.set_yscale('log')
     axes.set_xlabel('T, steps')
     axes.set_ylabel(what)
-    axes.legend(fontsize=8)
+    axes.legend()
+  # Room for the legend.
+  left.set_ylim(top=2 * left.get_ylim()[1])
 
 
 TARGET = Target(

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments import drawing, styles
 from experiments.reproduce import sigmoid
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -297,32 +298,31 @@ def _bias_claims(bias: Mapping[str, Sequence[float]]) -> list[Claim]:
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """Loss over modelled time from the poor start, and the fixed points."""
   left, right = figure.subplots(1, 2)
+  ours = 'pr_sgd_heterogeneous'
   for name, method in data['poor'].items():
-    curve = np.array(method['curve'])
-    rate = data['rates'][method['best']]
-    label = f'{name}, $\\gamma L$ = {rate:g}'
-    (line,) = left.plot(method['clock'], curve.mean(axis=0), label=label)
-    left.fill_between(
-      method['clock'],
-      curve.min(axis=0),
-      curve.max(axis=0),
-      color=line.get_color(),
-      alpha=0.2,
-    )
+    style = styles.method(ours if name == 'Algorithm 3' else 'k_avg')
+    label = f'{name}, $\\gamma L$ = {data["rates"][method["best"]]:g}'
+    drawing.seeds(left, method['clock'], method['curve'], style, label=label)
   left.axhline(data['target'], color='k', ls=':', label='target')
   left.set_xscale('log')
   left.set_yscale('log')
   left.set_xlabel('modelled seconds, speeds 1, 1, 2, 4')
   left.set_ylabel('f(x̄) - f*, from a poor start')
-  left.legend(fontsize=8)
+  left.legend(loc='lower left')
   gammas = data['gammas']
-  right.semilogx(gammas, data['law'], 'k-', label='Σ wᵢeᵢ / Σ wᵢ')
-  right.plot(gammas, data['bias']['unlike'], 'o', label='Iᵢ = 1, 3, 8')
-  right.plot(gammas, data['bias']['equal'], 's', label='Iᵢ = 3')
+  right.plot(gammas, data['law'], 'k-', label='Σ wᵢeᵢ / Σ wᵢ')
+  names = {'unlike': 'Iᵢ = 1, 3, 8', 'equal': 'Iᵢ = 3'}
+  for key, style in styles.variants(ours, list(names)).items():
+    own = style._replace(linestyle='none')._asdict()
+    hollow = 'full' if key == 'unlike' else 'none'
+    right.plot(
+      gammas, data['bias'][key], **own, fillstyle=hollow, ms=7, label=names[key]
+    )
   right.axhline(5 / 3, color='k', ls=':', label='minimum of f')
+  right.set_xscale('log')
   right.set_xlabel('step size $\\gamma$')
   right.set_ylabel('where Algorithm 3 ends')
-  right.legend(fontsize=8)
+  right.legend(loc='center left')
 
 
 TARGET = Target(

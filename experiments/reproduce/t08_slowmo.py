@@ -1,6 +1,6 @@
 """T8: what a slow momentum of whole rounds adds to local SGD."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments import drawing, records, styles
 from experiments.reproduce import classifying
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -247,31 +248,21 @@ def _full(setting: Setting) -> Outcome:
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Training loss by rounds and by rate; of the full setting, accuracy."""
+  """Training loss by rounds and by rate; of the full setting, the error."""
+  looks = _looks(data['curves'] if 'curves' in data else data['losses'])
   if 'curves' in data:
-    axis = figure.subplots()
-    for name, histories in data['curves'].items():
-      kept = [[r for r in h if 'test_accuracy' in r] for h in histories]
-      mean = np.mean([[r['test_accuracy'] for r in h] for h in kept], axis=0)
-      axis.plot([r['epoch'] for r in kept[0]], 100 * mean, label=name)
-    axis.set_xlabel('epochs of all replicas together')
-    axis.set_ylabel('test accuracy of the average, %')
-    axis.legend()
+    _draw_full(data['curves'], looks, figure)
     return
+  figure.set_size_inches(drawing.WIDTH, 5)
   by_round, by_rate = figure.subplots(1, 2)
   for name, values in data['losses'].items():
     losses = np.array(values)
-    style = '--' if name == 'synchronous SGD' else '-'
     rate = data['rates'][data['best'][name]]
     chosen = losses[data['best'][name]]
     steps = data['period'] * np.arange(1, losses.shape[2] + 1)
-    (line,) = by_round.plot(
-      steps, chosen.mean(axis=0), style, label=f'{name}, rate {rate}'
-    )
-    _band(by_round, steps, chosen, line)
-    ends = losses[:, :, -1].T
-    (line,) = by_rate.plot(data['rates'], ends.mean(axis=0), style + 'o')
-    _band(by_rate, data['rates'], ends, line)
+    label = f'{name}, rate {rate}'
+    drawing.seeds(by_round, steps, chosen, looks[name], label=label)
+    drawing.seeds(by_rate, data['rates'], losses[:, :, -1].T, looks[name])
   by_round.set_xlabel('steps')
   by_rate.set_xlabel('learning rate')
   by_rate.set_xscale('log')
@@ -280,18 +271,48 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   for axis in (by_round, by_rate):
     axis.set_yscale('log')
     axis.set_ylabel('training loss of the average, nats')
-    axis.grid(alpha=0.3)
-  by_rate.set_title('at the end')
   # What diverged is above the frame.
   by_rate.set_ylim(by_round.get_ylim()[0], 5)
   by_round.set_title('at the best rate of each')
-  by_round.legend(fontsize='small')
+  by_rate.set_title('at the end')
+  drawing.legend_below(figure)
 
 
-def _band(axis: Any, x: Any, values: np.ndarray, line: Any) -> None:
-  """From the least to the most of the seeds, the first axis."""
-  low, high = values.min(axis=0), values.max(axis=0)
-  axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15, lw=0)
+def _looks(names: Iterable[str]) -> dict[str, styles.Style]:
+  """Dashed where SlowMo is around SGP."""
+  algorithms = {'synchronous SGD': 'ssgd', 'all-reduce': 'ssgd', SGP: 'sgp'}
+  plain = [n for n in names if not n.startswith(f'{SGP}') or n == SGP]
+  looks = styles.looks(
+    {
+      n: algorithms.get(n, 'slowmo' if 'SlowMo' in n else 'k_avg')
+      for n in plain
+    }
+  )
+  for name in names:
+    if name not in looks:
+      _, _, slowmo = name.partition(' with ' if ' with ' in name else ', ')
+      same = next(n for n in plain if n.endswith(slowmo))
+      looks[name] = looks[same]._replace(linestyle='--')
+  return looks
+
+
+def _draw_full(
+  curves: Mapping[str, Sequence[Sequence[records.Record]]],
+  looks: Mapping[str, styles.Style],
+  figure: Figure,
+) -> None:
+  axis = figure.subplots()
+  for name, histories in curves.items():
+    kept = [[r for r in h if 'test_accuracy' in r] for h in histories]
+    errors = drawing.error_percent(
+      [[r['test_accuracy'] for r in h] for h in kept]
+    )
+    epochs = [r['epoch'] for r in kept[0]]
+    drawing.seeds(axis, epochs, errors, looks[name], label=name)
+  drawing.log(axis, 'y')
+  axis.set_xlabel('epochs of all replicas together')
+  axis.set_ylabel('test error of the average, %')
+  drawing.legend_below(figure)
 
 
 TARGET = Target(

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import records
+from experiments import drawing, records, styles
 from experiments.reproduce.target import (
   Claim,
   Outcome,
@@ -123,25 +123,28 @@ def _claim(curves: Curves) -> Claim:
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Test accuracy and training loss against epochs, means of the seeds."""
+  """Test error and training loss against epochs, means of the seeds."""
   shown = {
-    'test_accuracy': 'test accuracy of the average',
+    'test_accuracy': 'test error of the average, %',
     'loss': 'training loss of the replicas, nats',
   }
+  known = {'large batch': 'ssgd', 'QSR': 'k_avg'}
+  looks = styles.looks(
+    {name: known.get(name, 'post_local_sgd') for name in data['curves']}
+  )
   axes = figure.subplots(1, 2)
   for axis, (name, title) in zip(axes, shown.items(), strict=True):
     for label, histories in data['curves'].items():
       kept = [[r for r in h if name in r] for h in histories]
       values = np.array([[r[name] for r in h] for h in kept])
+      if name == 'test_accuracy':
+        values = drawing.error_percent(values)
       epochs = [r['epoch'] for r in kept[0]]
-      (line,) = axis.plot(epochs, values.mean(axis=0), label=label)
-      low, high = values.min(axis=0), values.max(axis=0)
-      axis.fill_between(epochs, low, high, color=line.get_color(), alpha=0.15)
+      drawing.seeds(axis, epochs, values, looks[label], label=label)
+    drawing.log(axis, 'y')
     axis.set_xlabel('epochs of all replicas together')
     axis.set_ylabel(title)
-    axis.grid(alpha=0.3)
-  axes[1].set_yscale('log')
-  axes[0].legend(fontsize='small')
+  drawing.legend_below(figure)
 
 
 TARGET = Target(

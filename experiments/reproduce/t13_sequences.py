@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments import drawing, styles
 from experiments.reproduce import classifying, speed
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -119,34 +120,37 @@ def _listed(values: np.ndarray, form: str) -> str:
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """Training loss against steps and against rounds of communication."""
-  figure.set_size_inches(15, 6.5)
-  axes = figure.subplots(2, 4, sharey=True)
-  for i, (rate, methods) in enumerate(data['curves'].items()):
-    for row, (name, found) in zip(axes, methods.items(), strict=True):
-      pair = row[2 * i : 2 * i + 2]
+  figure.set_size_inches(drawing.WIDTH, 6.5)
+  axes = figure.subplots(len(data['curves']), 2, sharey='row')
+  for pair, (rate, methods) in zip(axes, data['curves'].items(), strict=True):
+    for name, found in methods.items():
+      looks = styles.variants(METHODS[name].__name__, data['periods'])
       for period, runs in zip(data['periods'], found['loss'], strict=True):
-        _draw_curve(pair, period, data['every'], np.array(runs))
-      for axis, title in zip(pair, ('steps', 'rounds'), strict=True):
-        axis.set_xlabel(title)
-        axis.set_title(f'{name}, rate {rate}')
-        axis.set_yscale('log')
-        axis.grid(alpha=0.3)
-      pair[1].set_xscale('log')
-  for row in axes:
-    row[0].set_ylabel('training loss of the average, nats')
-  axes[0, 0].legend(title='period', fontsize='small')
+        label = f'{name}, period {period}'
+        losses = np.array(runs)
+        _draw_curve(pair, period, data['every'], losses, looks[period], label)
+    for axis, title in zip(pair, ('steps', 'rounds'), strict=True):
+      axis.set_xlabel(title)
+      axis.set_title(f'rate {rate}')
+      drawing.log(axis, 'y')
+    pair[0].set_ylabel('training loss of the average, nats')
+    pair[1].set_xscale('log')
+  drawing.legend_below(figure)
 
 
 def _draw_curve(
-  axes: Sequence[Any], period: int, every: int, losses: np.ndarray
+  axes: Sequence[Any],
+  period: int,
+  every: int,
+  losses: np.ndarray,
+  style: styles.Style,
+  label: str,
 ) -> None:
   """The mean of the seeds from the first average on, and their range."""
   steps = every * np.arange(1, losses.shape[1] + 1)
   kept = steps >= period
   for axis, x in zip(axes, (steps[kept], steps[kept] / period), strict=True):
-    (line,) = axis.plot(x, losses.mean(axis=0)[kept], label=f'{period}')
-    low, high = losses.min(axis=0)[kept], losses.max(axis=0)[kept]
-    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+    drawing.seeds(axis, x, losses[:, kept], style, label=label)
 
 
 TARGET = Target(

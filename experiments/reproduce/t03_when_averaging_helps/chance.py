@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 import numpy as np
 import optax
 
+from experiments import drawing
 import prsgd_jax as pr
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -33,8 +34,7 @@ def standard_error(values: np.ndarray) -> float:
   return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def probability_axis(ax: Axes, first: float, last: float) -> None:
-  """An axis of zeta with a place for 0."""
-  ax.set_xscale('symlog', linthresh=first)
-  ax.set_xlim(-first / 10, last)
-  ax.set_xlabel(r'$\zeta$, probability of an average at a step')
+def probability_axis(ax: Axes, least: float) -> None:
+  """Makes the x axis, after all is drawn, one of zeta with a place for 0."""
+  added = drawing.zero_and_log(ax, 'x', least)
+  ax.set_xlabel(rf'$\zeta$, probability of an average at a step ({added})')

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 import numpy as np
 from scipy import stats
 
+from experiments import styles
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.t03_when_averaging_helps.chance import (
   SEEDS,
@@ -114,13 +115,19 @@ def claim(found: Sequence[Mapping[str, Any]]) -> Claim:
 
 def draw(found: Sequence[Mapping[str, Any]], ax: Axes) -> None:
   """The gain against the ratio, for every problem."""
+  colors = styles.ordinal(r['beta_squared'] for r in found)
   kinds = sorted({(r['beta_squared'], r['distance']) for r in found})
+  nearest = min(distance for _, distance in kinds)
   for kind in kinds:
     own = [r for r in found if (r['beta_squared'], r['distance']) == kind]
-    ax.loglog(
+    near = kind[1] == nearest
+    ax.plot(
       [r['ratio'] for r in own],
       [r['gain'] for r in own],
-      'o',
+      'o' if near else 's',
+      color=colors[kind[0]],
+      ms=4 if near else 8,
+      mfc=colors[kind[0]] if near else 'none',
       label=rf'$\beta^2$ = {kind[0]:g}, $|w_0 - w^*|$ = {kind[1]:g}',
     )
   ax.axhline(1, color='k', lw=0.5)
@@ -128,5 +135,7 @@ def draw(found: Sequence[Mapping[str, Any]], ax: Axes) -> None:
     xlabel=r'$\beta^2\, |w_0 - w^*|^2 / \sigma^2$',
     ylabel='error, one average / every step',
     title='Least squares, tuned learning rates',
+    xscale='log',
+    yscale='log',
   )
   ax.legend()

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 import numpy as np
 import optax
 
+from experiments import drawing, styles
 from experiments.reproduce.target import Claim, Setting, verdict
 import prsgd_jax as pr
 from prsgd_jax import augmentation, models
@@ -133,22 +134,24 @@ def claims(found: Mapping[str, Any]) -> list[Claim]:
 
 
 def draw(found: Mapping[str, Any], ax: Axes) -> None:
-  """Test accuracy of the mean model along the runs."""
-  for i, scheme in enumerate(SCHEMES):
-    for start, style in zip(STARTS, ('-', '--'), strict=True):
+  """Test error of the mean model along the runs."""
+  looks = {'once': 'one_shot_averaging', 'every 10': 'k_avg'}
+  for scheme in SCHEMES:
+    style = styles.method(looks[scheme])
+    for start in STARTS:
       run = found['runs'][f'{scheme}, {start}']
-      ax.plot(
+      same = start == STARTS[0]
+      drawing.curve(
+        ax,
         found['steps'],
-        100 * np.array(run['mean']),
-        style,
-        marker='.',
-        color=f'C{i}',
+        drawing.error_percent(run['mean']),
+        style._replace(linestyle='-' if same else '--'),
         label=f'averaged {scheme}, {start} starts',
       )
+  drawing.log(ax, 'y')
   ax.set(
     xlabel='steps',
-    ylabel='test accuracy of the mean model, %',
+    ylabel='test error of the mean model, %',
     title='LeNet-5, MNIST',
-    ylim=(0, 102),
   )
-  ax.legend()
+  ax.legend(loc='upper right', bbox_to_anchor=(1, 0.9))

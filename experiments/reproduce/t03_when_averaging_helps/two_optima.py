@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
+from experiments import styles
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.t03_when_averaging_helps.chance import (
   SEEDS,
@@ -138,22 +139,25 @@ def claims(found: Mapping[str, Any]) -> list[Claim]:
 
 
 def draw(found: Mapping[str, Any], one_shot: float, ax: Axes) -> None:
-  """The loss of the mean against zeta."""
+  """The loss of the mean against zeta; points, because few were measured."""
   names = {'quartic': '$(w^2 - 1)^2$', 'pca': 'PCA'}
-  for name, label in names.items():
+  looks = styles.categories(list(names))
+  for (name, label), size in zip(names.items(), (8, 4), strict=True):
     points = found[name]
     ax.errorbar(
       [p['probability'] for p in points],
       [p['measured'] for p in points],
       [p['error'] for p in points],
-      fmt='o-',
+      fmt=looks[name].marker,
+      color=looks[name].color,
+      ms=size,
       label=label,
     )
   ax.axhline(one_shot, color='k', ls=':', lw=1, label='derived, one average')
-  probability_axis(ax, 1e-3, 0.1)
+  probability_axis(ax, 1e-3)
   ax.set(
     ylabel='loss of the mean / loss at 0',
     title='Two optima',
-    ylim=(-0.03, 1.03),
+    ylim=(-0.05, 1.05),
   )
-  ax.legend()
+  ax.legend(loc='center right')

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
+from experiments import styles
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.t03_when_averaging_helps.chance import (
   SEEDS,
@@ -123,9 +124,10 @@ def _deviation(point: Mapping[str, Any]) -> float:
 
 
 def draw(points: Sequence[Mapping[str, Any]], ax: Axes) -> None:
-  """lim E[wbar^2] against zeta, measured and by the law."""
-  zeta = np.concatenate([[0], np.geomspace(1e-3, 1, 100)])
-  for i, beta_squared in enumerate(PROBABILITIES):
+  """The variance of the mean against zeta, measured and by the law."""
+  # Dense on the linear part of the axis too, because the law bends there.
+  zeta = np.concatenate([np.linspace(0, 1e-2, 30), np.geomspace(1e-2, 1, 100)])
+  for beta_squared, color in styles.ordinal(PROBABILITIES).items():
     law = [
       laws.averaged_quadratic_variance(
         probability=z, beta_squared=beta_squared, **LAW
@@ -133,19 +135,20 @@ def draw(points: Sequence[Mapping[str, Any]], ax: Axes) -> None:
       for z in zeta
     ]
     own = [p for p in points if p['beta_squared'] == beta_squared]
-    ax.plot(
-      zeta, law, color=f'C{i}', label=rf'law, $\beta^2$ = {beta_squared:g}'
-    )
+    ax.plot(zeta, law, color=color)
     ax.errorbar(
       [p['probability'] for p in own],
       [p['measured'] for p in own],
       [p['error'] for p in own],
       fmt='o',
-      color=f'C{i}',
-      label=rf'measured, $\beta^2$ = {beta_squared:g}',
+      color=color,
+      label=rf'$\beta^2$ = {beta_squared:g}',
     )
-  probability_axis(ax, 1e-2, 1.3)
+  ax.plot([], [], color='black', label='law')
+  probability_axis(ax, 1e-2)
   ax.set(
-    ylabel='lim E[wbar²]', title='Quadratic, noisy curvature', ylim=(0, 0.02)
+    ylabel=r'$\lim\ E[\bar w^2]$',
+    title='Quadratic, noisy curvature',
+    ylim=(0, 0.02),
   )
-  ax.legend(loc='upper right', fontsize=8)
+  ax.legend(loc='upper right', ncols=2)

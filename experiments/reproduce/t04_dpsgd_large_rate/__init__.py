@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments import drawing
 from experiments.reproduce.t04_dpsgd_large_rate import full, trace, window
 from experiments.reproduce.t04_dpsgd_large_rate.mnist import (
   NUM_STEPS,
@@ -36,10 +37,11 @@ def _draw(data: Mapping[str, Any], figure: Figure) -> None:
   if 'full' in data:
     full.draw(data['full'], figure)
     return
-  figure.set_size_inches(11, 8)
-  axes = figure.subplots(2, 2)
-  window.draw(data['window'], data['steps'], axes[0, 0], axes[0, 1])
-  trace.draw(data['trace'], axes[1, 0], axes[1, 1])
+  figure.set_size_inches(drawing.WIDTH, 8)
+  parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+  above, below = parts
+  window.draw(data['window'], data['steps'], above)
+  trace.draw(data['trace'], below)
 
 
 TARGET = Target(

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
+import numpy as np
 
+from experiments import drawing, styles
 from experiments.reproduce import target
 from experiments.reproduce.target import Claim, Outcome, Setting, verdict
 
@@ -95,12 +97,13 @@ def _claims(found: Mapping[str, Any]) -> list[Claim]:
 
 
 def draw(found: Mapping[str, Any], figure: Figure) -> None:
-  """Test accuracy against steps, for both batches."""
+  """Test error against steps, for both batches."""
   axes = figure.subplots(1, len(found), squeeze=False)[0]
   for ax, (batch, runs) in zip(axes, found.items(), strict=True):
     for label, run in runs.items():
-      ax.plot(run['step'], run['accuracy'], label=label)
-    ax.set(
-      xlabel='steps', ylabel='test accuracy, %', title=f'total batch {batch}'
-    )
-    ax.legend()
+      error = 100 - np.array(run['accuracy'])
+      style = styles.method(ALGORITHMS[label])
+      drawing.curve(ax, run['step'], error, style, label=label)
+    drawing.log(ax, 'y')
+    ax.set(xlabel='steps', ylabel='test error, %', title=f'total batch {batch}')
+  drawing.legend_below(figure)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments import styles
 from experiments.reproduce.simulation import simulate
 import prsgd_jax as pr
 from prsgd_jax import models
@@ -33,6 +34,13 @@ METHODS: dict[str, Make] = {
   'SSGD, noisy weights': lambda rate: pr.ssgd(optax.sgd(rate)),
 }
 CONTROLS = tuple(METHODS)[3:]
+# The colors and markers of the algorithms.
+LOOKS = {
+  **styles.variants('ssgd', ('SSGD', 'SSGD, noisy weights')),
+  **styles.variants('d_psgd', (RING, PAIRS, 'W = J, order A')),
+  'ring, order C': styles.method('diffusion'),
+  'PR-SGD, I = 4': styles.method('pr_sgd'),
+}
 
 
 class Pixels:

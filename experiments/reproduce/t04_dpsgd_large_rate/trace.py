@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 import numpy as np
 
+from experiments import drawing, styles
 from experiments.reproduce.t04_dpsgd_large_rate.mnist import (
+  LOOKS,
   NUM_STEPS,
   RING,
   TASK,
@@ -139,37 +141,29 @@ def _median(values: np.ndarray, where: np.ndarray) -> float:
   return float(np.median(values[where])) if where.any() else float('nan')
 
 
-def draw(found: Mapping[str, Any], left: Axes, right: Axes) -> None:
+def draw(found: Mapping[str, Any], figure: SubFigure) -> None:
   """alpha_e and the sharpness of both runs; the noises of the ring."""
-  points = found[RING]
-  steps = [p['step'] for p in points]
-  left.plot(
-    steps, [p['alpha_e'] for p in points], 'C0', label=EFFECTIVE + ', DPSGD'
-  )
-  left.plot(
-    steps,
-    [p['alpha_e'] for p in found['SSGD']],
-    'C0:',
-    label=EFFECTIVE + ', SSGD',
-  )
-  left.set(
-    xlabel='steps',
-    ylabel=EFFECTIVE,
-    title=f'learning rate {RATE:g}, n = {REPLICAS}',
-  )
-  second = left.twinx()
-  for method, style in ((RING, '-'), ('SSGD', ':')):
-    values = [p['sharpness'] for p in found[method]]
-    second.plot(steps, values, 'C3' + style, label=f'sharpness, {method}')
-  second.axhline(2 / RATE, color='k', lw=0.5)
-  second.set(ylabel=r'largest eigenvalue (line: $2 / \alpha$)', yscale='log')
-  left.legend(loc='center left', fontsize=7)
-  second.legend(loc='upper right', fontsize=7)
-  for name, label in (
-    ('ssgd_noise', r'$\Delta_S$'),
-    ('landscape_noise', r'$\Delta_2$'),
-  ):
-    right.plot(steps, [p[name] for p in points], label=label)
-  right.plot(steps, [p['loss'] for p in points], 'k:', label='loss, nats')
-  right.set(xlabel='steps', ylabel='noise', title='DPSGD, ring', yscale='log')
-  right.legend()
+  left, middle, right = figure.subplots(1, 3)
+  steps = [p['step'] for p in found[RING]]
+  for method in ('SSGD', RING):
+    for axis, key in ((left, 'alpha_e'), (middle, 'sharpness')):
+      values = [p[key] for p in found[method]]
+      drawing.curve(axis, steps, values, LOOKS[method], label=method)
+  left.set_ylabel(EFFECTIVE)
+  middle.axhline(2 / RATE, color='k', lw=1, ls=':', label=r'$2 / \alpha$')
+  middle.set_ylabel('largest eigenvalue')
+  drawing.log(middle, 'y')
+  for axis in (left, middle):
+    axis.set_title(f'learning rate {RATE:g}, n = {REPLICAS}')
+  names = {
+    'ssgd_noise': r'$\Delta_S$',
+    'landscape_noise': r'$\Delta_2$',
+    'loss': 'loss, nats',
+  }
+  for key, style in styles.categories(list(names)).items():
+    values = [p[key] for p in found[RING]]
+    drawing.curve(right, steps, values, style, label=names[key])
+  right.set(ylabel='noise, or loss', title='DPSGD, ring', yscale='log')
+  for axis in (left, middle, right):
+    axis.set_xlabel('steps')
+  drawing.legend_below(figure)

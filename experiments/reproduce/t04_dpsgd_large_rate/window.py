@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 import numpy as np
 
+from experiments import drawing
 from experiments.reproduce.t04_dpsgd_large_rate.mnist import (
   CONTROLS,
+  LOOKS,
   METHODS,
   NUM_STEPS,
   RING,
@@ -115,48 +118,46 @@ def _listed(ends: Mapping[float, float]) -> str:
 
 
 def draw(
-  found: Mapping[str, Any], steps: Sequence[int], left: Axes, right: Axes
+  found: Mapping[str, Any], steps: Sequence[int], figure: SubFigure
 ) -> None:
   """The loss at the end against the rate, and along the runs."""
+  left, right = figure.subplots(1, 2)
   _draw_ends(found, steps[-1], left)
-  _draw_curves(found, steps, right)
+  _draw_curves(found['16'], steps, right)
+  drawing.legend_below(figure)
 
 
 def _draw_ends(found: Mapping[str, Any], num_steps: int, ax: Axes) -> None:
   for n, methods in found.items():
     for method, run in methods.items():
+      # Of a control there are two rates, too far apart for a line.
+      few, most = method in CONTROLS, n == '16'
+      dash = 'none' if few else '-' if most else '--'
+      ends = [_final(curve) for curve in run['curves']]
       ax.plot(
         run['rates'],
-        [_final(curve) for curve in run['curves']],
-        'o' if method in CONTROLS else '.-' if n == '16' else '.--',
-        color=_color(method),
-        fillstyle='none' if method in CONTROLS else 'full',
-        label=f'{method}, n = {n}',
+        ends,
+        **LOOKS[method]._replace(linestyle=dash)._asdict(),
+        fillstyle='full' if most else 'none',
+        label=method if most else f'{method}, n = {n}',
       )
+  drawing.log(ax, 'y')
   ax.set(
     xlabel='learning rate',
     ylabel='test loss at the end, nats',
-    title=f'{num_steps} steps, total batch {TOTAL_BATCH}',
-    yscale='log',
+    title=f'{num_steps} steps, total batch {TOTAL_BATCH}, n = 16 or 5',
   )
-  ax.legend(fontsize=7)
 
 
 def _draw_curves(
-  found: Mapping[str, Any], steps: Sequence[int], ax: Axes
+  methods: Mapping[str, Any], steps: Sequence[int], ax: Axes
 ) -> None:
-  for method, run in found['16'].items():
+  for method, run in methods.items():
     values = [np.nan if v is None else v for v in run['curves'][-1]]
-    style = '--' if method in CONTROLS else '-'
-    ax.plot(steps, values, style, color=_color(method), label=method)
+    drawing.curve(ax, steps, values, LOOKS[method])
+  drawing.log(ax, 'y')
   ax.set(
     xlabel='steps',
     ylabel='test loss of the mean, nats',
     title=f'learning rate {run["rates"][-1]:g}, n = 16',
-    yscale='log',
   )
-  ax.legend(fontsize=7)
-
-
-def _color(method: str) -> str:
-  return f'C{list(METHODS).index(method)}'

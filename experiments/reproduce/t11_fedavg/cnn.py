@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
+from experiments import drawing, styles
 from experiments.reproduce import speed
 from experiments.reproduce.target import (
   Claim,
@@ -129,14 +130,22 @@ def _claim(found: Mapping[str, list[dict[str, Any]]], name: str) -> Claim:
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Accuracy against rounds, for like and unlike data."""
+  """Error against rounds, for like and unlike data."""
   axes = figure.subplots(1, len(data['found']), squeeze=False)[0]
   for axis, (name, runs) in zip(axes, data['found'].items(), strict=True):
-    for run in runs:
-      curve = np.mean(np.maximum.accumulate(run['curves'], axis=1), axis=0)
+    # More work between averages is lighter.
+    looks = styles.variants('fedavg', range(len(runs)))
+    by_work = sorted(runs, key=lambda run: run['epochs'] / run['batch'])
+    for run, style in zip(by_work, looks.values(), strict=True):
+      best = np.maximum.accumulate(run['curves'], axis=1)
       label = f'E = {run["epochs"]}, B = {run["batch"]}'
-      axis.plot(np.arange(1, len(curve) + 1), curve, label=label)
-    axis.axhline(data['target'], color='k', ls=':', label='target')
-    axis.set(xlabel='rounds', ylabel=f'best test accuracy so far, {name} data')
+      rounds = np.arange(1, best.shape[1] + 1)
+      error = drawing.error_percent(best.mean(axis=0))
+      drawing.curve(axis, rounds, error, style, label=label)
+    target = 100 * (1 - data['target'])
+    axis.axhline(target, color='k', ls=':', label='target')
+    axis.set(xlabel='rounds', ylabel='least test error so far, %')
+    axis.set_title(f'{name} data')
     axis.set_xscale('log')
-    axis.legend(fontsize=7)
+    drawing.log(axis, 'y')
+  drawing.legend_below(figure)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
+from experiments import drawing, styles
 from experiments.reproduce import images, speed
 from experiments.reproduce.simulation import simulate
 from experiments.reproduce.target import (
@@ -196,39 +197,38 @@ def _gain(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Claim:
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Accuracy against rounds, and rounds against u."""
+  """Error against rounds, and rounds against u."""
+  figure.set_size_inches(drawing.WIDTH, 4)
   *panels, last = figure.subplots(1, 3)
   updates = [work['updates'] for work in data['works']]
+  # More work between averages is lighter.
+  looks = styles.variants('fedavg', sorted(updates))
   for axis, name in zip(panels, PARTITIONS, strict=True):
     for work, own in zip(data['works'], data['found'][name], strict=True):
-      curve = np.maximum.accumulate(own['curve'], axis=1)
-      rounds = np.arange(1, curve.shape[1] + 1)
+      best = np.maximum.accumulate(own['curve'], axis=1)
+      rounds = np.arange(1, best.shape[1] + 1)
       label = f'E = {work["epochs"]}, B = {work["batch"]}'
-      (line,) = axis.plot(rounds, curve.mean(axis=0), label=label)
-      axis.fill_between(
-        rounds,
-        curve.min(axis=0),
-        curve.max(axis=0),
-        color=line.get_color(),
-        alpha=0.2,
-      )
-    axis.axhline(data['target'], color='k', ls=':', label='target')
+      errors = drawing.error_percent(best)
+      drawing.seeds(axis, rounds, errors, looks[work['updates']], label=label)
+    target = 100 * (1 - data['target'])
+    axis.axhline(target, color='k', ls=':', label='target')
     axis.set_xscale('log')
-    axis.set_ylim(0.5, 0.95)
+    drawing.log(axis, 'y')
     axis.set_xlabel('rounds')
-    axis.set_ylabel(f'best test accuracy so far, {name} data')
-    axis.legend(fontsize=7)
+    axis.set_ylabel('least test error so far, %')
+    axis.set_title(f'{name} data')
+  limits = np.array([axis.get_ylim() for axis in panels])
+  for axis in panels:
+    axis.set_ylim(limits.min(), limits.max())
+  for name, dash in zip(PARTITIONS, ('-', '--'), strict=True):
     reached = np.array([_reached(own) for own in data['found'][name]])
     shown = np.where(np.isfinite(reached), reached, np.nan)
-    last.errorbar(
-      updates,
-      shown.mean(axis=1),
-      np.ptp(shown, axis=1) / 2,
-      fmt='o-',
-      label=f'{name} data',
-    )
+    style = styles.method('fedavg')._replace(linestyle=dash)
+    label = f'{name} data'
+    hollow = dash != '-'
+    drawing.spread(last, updates, shown, style, label=label, hollow=hollow)
   last.set_xscale('log')
-  last.set_yscale('log')
+  drawing.log(last, 'y')
   last.set_xlabel('u = E n / (K B), steps in a round')
   last.set_ylabel(f'rounds to {data["target"]:.0%}')
-  last.legend(fontsize=8)
+  drawing.legend_below(figure)

@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments import drawing
 from experiments.reproduce.t12_compression import codes, resnet, training
 from experiments.reproduce.target import Outcome, Setting, Target
 
@@ -22,9 +23,13 @@ def _draw(data: Mapping[str, Any], figure: Figure) -> None:
   if 'resnet' in data:
     resnet.draw(data['resnet'], figure)
     return
-  variances, *panels = figure.subplots(1, 3)
-  codes.draw(data['drawn'], variances)
-  training.draw(data, panels)
+  figure.set_size_inches(drawing.WIDTH, 4)
+  parts: Any = figure.subfigures(1, 2, width_ratios=(1, 2))
+  left, right = parts
+  codes.draw(data['drawn'], left.subplots())
+  training.draw(data, right.subplots(1, 2))
+  drawing.legend_below(left)
+  drawing.legend_below(right)
 
 
 TARGET = Target(

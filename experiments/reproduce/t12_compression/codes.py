@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
+from experiments import styles
 from experiments.reproduce.target import Claim, verdict
 import prsgd_jax as pr
 
@@ -181,16 +182,17 @@ def draw(drawn: Mapping[str, Any], axis: Axes) -> None:
   names = list(drawn)
   places = np.arange(len(names))
   kinds = list(drawn[names[0]])
-  for i, kind in enumerate(kinds):
+  for kind, style in styles.categories(kinds).items():
     own = [drawn[name][kind] for name in names]
-    axis.plot(places, [m['error'] for m in own], f'C{i}o', ms=5, label=kind)
-    exact = [m['exact'] for m in own]
-    axis.plot(places, exact, f'C{i}_', ms=16)
+    errors, exact = [m['error'] for m in own], [m['exact'] for m in own]
+    axis.plot(places, errors, style.marker, color=style.color, label=kind)
+    axis.plot(places, exact, '_', color=style.color, ms=16)
   bounds = [drawn[name][kinds[0]]['bound'] for name in names]
   axis.plot(places, bounds, 'kv', label='bound')
   axis.plot([], [], 'k_', ms=12, label='exact')
   axis.set_yscale('log')
-  axis.set_xticks(places, [n.replace('QSGD, ', '') for n in names], fontsize=7)
-  axis.set_xlabel('QSGD with s levels, and TernGrad')
+  axis.set_xlim(-0.5, len(names) - 0.5)
+  ticks = [n.replace('QSGD, s = ', '') for n in names]
+  axis.set_xticks(places, ticks)
+  axis.set_xlabel('s, levels of QSGD, and TernGrad')
   axis.set_ylabel('E|Q(v) - v|² / |v|²')
-  axis.legend(fontsize=6)

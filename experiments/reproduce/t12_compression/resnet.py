@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
+from experiments import drawing, styles
 from experiments.reproduce.target import (
   Claim,
   Outcome,
@@ -119,19 +120,15 @@ def _claim(found: Mapping[str, Any]) -> Claim:
 
 
 def draw(found: Mapping[str, Any], figure: Figure) -> None:
-  """Test accuracy against bytes."""
+  """Test error against bytes."""
   axis = figure.subplots()
   for name, run in found.items():
-    accuracy = np.array(run['accuracy'])
+    errors = 100 - np.array(run['accuracy'])
     label = f'{name}, rate {run["rate"]:g}'
-    (line,) = axis.plot(run['bytes'], accuracy.mean(axis=0), label=label)
-    axis.fill_between(
-      run['bytes'],
-      accuracy.min(axis=0),
-      accuracy.max(axis=0),
-      color=line.get_color(),
-      alpha=0.2,
-    )
+    style = styles.method(METHODS[name][0])
+    sent = np.array(run['bytes']) / 1e6
+    drawing.seeds(axis, sent, errors, style, label=label)
   axis.set_xscale('log')
-  axis.set(xlabel='bytes sent by each replica', ylabel='test accuracy, %')
-  axis.legend(fontsize=8)
+  drawing.log(axis, 'y')
+  axis.set(xlabel='MB sent by each replica', ylabel='test error, %')
+  drawing.legend_below(figure)

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 import numpy as np
 import optax
 
+from experiments import drawing, styles
 from experiments.reproduce import images
 from experiments.reproduce.simulation import simulate
+from experiments.reproduce.t12_compression import resnet
 from experiments.reproduce.target import Claim, Setting, verdict
 import prsgd_jax as pr
 
@@ -32,6 +34,11 @@ METHODS: dict[str, Make] = {
   'top 5 %, error feedback': lambda rate: pr.error_feedback_sgd(
     optax.sgd(rate), compressor=pr.top_k(0.05)
   ),
+}
+
+# Of each method: its color and marker are those of the algorithm.
+ALGORITHMS = {
+  name: algorithm for name, (algorithm, _) in resnet.METHODS.items()
 }
 
 
@@ -161,27 +168,22 @@ def _claims(
 
 
 def draw(data: Mapping[str, Any], axes: Sequence[Axes]) -> None:
-  """Training loss and test accuracy against bytes."""
+  """Training loss and test error against bytes."""
   panels = (
     ('loss', 'training loss, nats'),
-    ('accuracy', 'test accuracy'),
+    ('accuracy', 'test error, %'),
   )
   for axis, (key, title) in zip(axes, panels, strict=True):
     for name, own in data['chosen'].items():
-      curve = np.array(own[key])
-      steps = EVERY * np.arange(1, curve.shape[1] + 1)
+      values = np.array(own[key])
+      if key == 'accuracy':
+        values = drawing.error_percent(values)
+      steps = EVERY * np.arange(1, values.shape[1] + 1)
       sent = steps * own['bytes_per_step'] / 1e6
       label = f'{name}, rate {data["rates"][own["rate"]]:.2g}'
-      (line,) = axis.plot(sent, curve.mean(axis=0), label=label)
-      axis.fill_between(
-        sent,
-        curve.min(axis=0),
-        curve.max(axis=0),
-        color=line.get_color(),
-        alpha=0.2,
-      )
+      style = styles.method(ALGORITHMS[name])
+      drawing.seeds(axis, sent, values, style, label=label)
     axis.set_xlim(0, data['budget'] / 1e6)
     axis.set_xlabel('MB sent by each replica')
     axis.set_ylabel(title)
-  axes[0].set_yscale('log')
-  axes[1].legend(fontsize=6)
+    drawing.log(axis, 'y')
