@@ -1,5 +1,6 @@
 """Tests of `experiments/drawing.py`, and of `tests/looks.py` itself."""
 
+import doctest
 import pathlib
 import tempfile
 
@@ -7,7 +8,7 @@ from absl.testing import absltest, parameterized
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import drawing, figure_files, styles
+from experiments import drawing, figure_files, measures, styles
 from tests import looks
 
 BLUE, RED = styles.method('pr_sgd'), styles.method('k_avg')
@@ -99,6 +100,12 @@ class DrawingTest(parameterized.TestCase):
         figure_files.save(figure, path.with_suffix(f'.{ending}'))
       with self.assertRaisesRegex(ValueError, 'Format .* is not supported'):
         figure_files.save(figure, path.with_suffix('.foo'))
+
+
+class ExamplesTest(parameterized.TestCase):
+  @parameterized.parameters(drawing, figure_files, measures, styles)
+  def test_examples_are_true(self, module):
+    self.assertEqual(doctest.testmod(module).failed, 0)
 
 
 class LooksTest(absltest.TestCase):
