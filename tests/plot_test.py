@@ -57,12 +57,24 @@ class PlotTest(parameterized.TestCase):
     self.assertStartsWith(written.read_bytes(), b'\x89PNG')
     self.assertStartsWith(written.name, name)
 
+  def test_writes_other_formats_with_a_title_and_other_scales(self):
+    written_runs.write(self.root, 'run', losses=(0.8, 0.7))
+    path = self.root / 'figure.svg'
+    outcome = self.plot(
+      str(self.root / 'run'), f'--output={path}', '--title=A title',
+      '--y=loss,consensus_distance', '--linear=loss',
+    )  # fmt: skip
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertIn('<!-- A title -->', path.read_text())
+    self.assertIn('<!-- ssgd -->', path.read_text())
+
   @parameterized.parameters(
     ('needs directories of runs', ()),
     ('there is no run in .*nothing', ('nothing',)),
     ('unknown --x=time; use one of step', ('run', '--x=time')),
     ('unknown --y=speed; use one of loss', ('run', '--y=speed')),
     ('--x is empty', ('run', '--x=')),
+    ('--log=rounds is no axis of this figure', ('run', '--log=rounds')),
     ('Format .* is not supported', ('run', '--output=figure.foo')),
     ('--output=/ is a directory; pass a file', ('run', '--output=/')),
   )

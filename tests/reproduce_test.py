@@ -155,6 +155,23 @@ class KeptTest(parameterized.TestCase):
           figure_files.read_digest(path.with_suffix('.png')),
         )
 
+  def test_redraw_draws_what_is_kept_and_runs_nothing(self):
+    name = 't06_time_varying'
+    with tempfile.TemporaryDirectory() as root:
+      results = pathlib.Path(root)
+      for scale in ('cpu', 'full'):
+        kept = reproduce.RESULTS / f'{name}-cpu.json'
+        (results / f'{name}-{scale}.json').write_text(kept.read_text())
+      with (
+        mock.patch.object(reproduce, 'RESULTS', results),
+        mock.patch.object(results_page, 'write'),
+        mock.patch.object(reproduce, '_run', side_effect=AssertionError),
+      ):
+        outcome = binaries.call(reproduce, '--redraw', f'--targets={name}')
+      self.assertEqual(outcome.code, 0, outcome.err)
+      drawn = [path.name for path in results.glob('*.png')]
+    self.assertEqual(drawn, [f'{name}-cpu.png'])  # the scale that is asked for
+
   def test_what_did_not_reproduce_says_what_was_tried(self):
     for path in KEPT:
       for claim in json.loads(path.read_text())['claims']:
