@@ -107,13 +107,13 @@ def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
 def own_flags(algorithm: str) -> list[str]:
   """The flags of an algorithm's own."""
   names = [n for n in keywords(algorithm) if n not in PROVIDED]
-  found = [_flag(algorithm, name) for name in names]
+  found = [flag_of(algorithm, name) for name in names]
   found += ['when'] * (scheduled(algorithm) is not None)
   found += ['local'] * takes_local(algorithm)
   return found
 
 
-def _flag(algorithm: str, keyword: str) -> str:
+def flag_of(algorithm: str, keyword: str) -> str:
   """The name of the option that a keyword has."""
   if dotted.is_dotted(algorithm):
     return keyword
@@ -217,7 +217,7 @@ def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
   return {
     name: _value(flag, _kind(parameter), options[flag])
     for name, parameter in taken.items()
-    if (flag := _flag(algorithm, name)) in options
+    if (flag := flag_of(algorithm, name)) in options
   }
 
 
@@ -268,7 +268,7 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
       f'--when takes the place of --{replaced}; give one of them'
     )
   for keyword, parameter in keywords(algorithm).items():
-    flag = _flag(algorithm, keyword)
+    flag = flag_of(algorithm, keyword)
     required = parameter.default is parameter.empty
     if required and flag not in (*options, *PROVIDED, replaced):
       raise ValueError(_missing(algorithm, flag, parameter))
@@ -330,7 +330,7 @@ def _kinds() -> dict[str, Any]:
     for keyword, parameter in keywords(algorithm).items():
       if keyword in PROVIDED:
         continue
-      flag, kind = _flag(algorithm, keyword), _kind(parameter)
+      flag, kind = flag_of(algorithm, keyword), _kind(parameter)
       if kinds.setdefault(flag, kind) != kind:
         raise TypeError(f'--{flag} would be {kinds[flag]} and {kind}')
   return kinds
@@ -349,7 +349,7 @@ def define_flags() -> None:
   for algorithm in ALGORITHMS:
     for keyword in keywords(algorithm):
       text = documented(algorithm, keyword)
-      texts = helps.setdefault(_flag(algorithm, keyword), {})
+      texts = helps.setdefault(flag_of(algorithm, keyword), {})
       texts.setdefault(text, []).append(algorithm)
   for flag, kind in FLAG_KINDS.items():
     text = ' '.join(f'{", ".join(a)}: {t}' for t, a in helps[flag].items())

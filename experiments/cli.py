@@ -8,7 +8,6 @@ closed pipe is silent, and a full disk below stdout is a line on stderr.
 from collections.abc import Callable, Iterator
 import contextlib
 import inspect
-import os
 import pathlib
 import sys
 from typing import Any, NoReturn
@@ -16,7 +15,14 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 import jax
 
-from experiments import interrupts, messages, records, streams, writing
+from experiments import (
+  help_pages,
+  interrupts,
+  messages,
+  records,
+  streams,
+  writing,
+)
 from prsgd_jax.checkpoints import SaveError
 
 flags.DEFINE_string(
@@ -76,11 +82,19 @@ def run(main: Callable[..., None]) -> None:
 
   def parse(argv: list[str]) -> list[str]:
     try:
+      answer = help_pages.answer(argv, main)
+      if answer is not None:
+        print(answer)
+        sys.exit(0)
       rest = flags.FLAGS(argv)
     except flags.CantOpenFlagFileError as error:
       path = str(error).rsplit(': ', 1)[-1]
-      fail(f'there is no preset {path}; there are {_presets()}')
-    except flags.Error as error:
+      fail(help_pages.explain_missing_preset(path))
+    except UnicodeDecodeError:
+      fail('--flagfile is no text; give one of experiments/presets')
+    except flags.UnrecognizedFlagError as error:
+      fail(f'{help_pages.explain_unknown_flag(error.flagname)}; see --help')
+    except (flags.Error, ValueError) as error:
       fail(f'{error}; see --help')
     if len(rest) != 1 + len(names) and not any_number:
       wanted = ' '.join((*names, '--flag=value ...'))
@@ -115,12 +129,6 @@ def _without_stragglers(unraisable: Any) -> None:
   """
   if 'Event loop is closed' not in str(unraisable.exc_value):
     sys.__unraisablehook__(unraisable)
-
-
-def _presets() -> str:
-  here = pathlib.Path(__file__).parent / 'presets'
-  paths = sorted(here.glob('*.flags'))
-  return ', '.join(os.path.relpath(path) for path in paths)
 
 
 def make_fake_devices(num_devices: int | None) -> None:

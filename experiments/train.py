@@ -4,6 +4,10 @@ For example, PR-SGD with an average every 4 steps on the optical digits:
 
   python experiments/train.py --algorithm=pr_sgd --period=4
 
+which is what it does without flags. The options of an algorithm are in
+
+  python experiments/train.py --algorithm=pr_sgd --help
+
 Named runs are presets:
 
   python experiments/train.py --flagfile=experiments/presets/digits_pr_sgd.flags

@@ -1,0 +1,33 @@
+"""Says what is installed, what JAX runs on, and where to begin.
+
+python -m prsgd_jax
+"""
+
+import textwrap
+
+import jax
+
+import prsgd_jax as pr
+from prsgd_jax import algorithms, versions
+
+
+def main() -> None:
+  devices = jax.devices()
+  names = textwrap.fill(
+    ', '.join(algorithms.__all__),
+    79,
+    initial_indent='  ',
+    subsequent_indent='  ',
+  )
+  print(
+    f'{versions.line()}\n{pr.__doc__}\n'
+    f'Devices: {len(devices)} x {devices[0].device_kind}\n\n'
+    f'Algorithms, functions of an optax optimizer each:\n{names}\n\n'
+    'To train, in a clone of the project:\n'
+    '  python experiments/train.py\n'
+    '  python experiments/train.py --help'
+  )
+
+
+if __name__ == '__main__':
+  main()
