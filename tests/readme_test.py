@@ -6,6 +6,7 @@ import io
 import os
 import pathlib
 import re
+import tempfile
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -21,8 +22,8 @@ PROGRAMS = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 
 
 class ReadmeTest(parameterized.TestCase):
-  def run_program(self, index):
-    names = {}
+  def run_program(self, index, names=None):
+    names = {} if names is None else names
     directory = mock.patch.dict(
       os.environ, {'TFDS_DATA_DIR': binaries.digits_dir()}
     )
@@ -31,8 +32,8 @@ class ReadmeTest(parameterized.TestCase):
       exec(compile(PROGRAMS[index], f'README program {index}', 'exec'), names)
     return names, out.getvalue()
 
-  def test_there_are_five_programs(self):
-    self.assertLen(PROGRAMS, 5)
+  def test_there_are_seven_programs(self):
+    self.assertLen(PROGRAMS, 7)
 
   def test_library_example_trains(self):
     names, out = self.run_program(0)
@@ -44,17 +45,40 @@ class ReadmeTest(parameterized.TestCase):
     accuracy = (np.argmax(logits, 1) == test['label']).mean()
     self.assertGreater(accuracy, 0.95)
     self.assertLess(PROGRAMS[0].strip().count('\n'), 35)
+    self.save_and_resume(names)
+
+  def save_and_resume(self, names):
+    directory = self.enterContext(tempfile.TemporaryDirectory())
+    self.enterContext(contextlib.chdir(directory))
+    names, out = self.run_program(1, names)
+    accuracy, rounds, sent = map(float, out.split())
+    self.assertGreater(accuracy, 0.95)
+    # 65 * 64 + 65 * 10 numbers of 4 bytes, in a ring of 8, every 4 steps.
+    self.assertEqual(rounds, 550 // 4)
+    self.assertEqual(sent, 137 * 2 * 7 / 8 * 4 * (65 * 64 + 65 * 10))
+    self.assertEqual(int(names['state'].step[0]), 550)
+    self.assertLess(PROGRAMS[1].strip().count('\n'), 25)
+
+  def test_run_of_objects_writes_what_train_does(self):
+    directory = self.enterContext(tempfile.TemporaryDirectory())
+    self.enterContext(contextlib.chdir(directory))
+    _, out = self.run_program(2)
+    loss, sent = map(float, out.split())
+    self.assertLess(loss, 1e-3)
+    self.assertEqual(sent, 25 * 2 * 7 / 8 * 3 * 4)
+    self.assertTrue(pathlib.Path('line.png').exists())
+    self.assertTrue(pathlib.Path('runs/line/summary.json').exists())
 
   def test_iterator_example_finds_the_slope(self):
-    _, out = self.run_program(1)
+    _, out = self.run_program(3)
     self.assertLess(float(out), 1e-3)
 
   def test_own_loop_example_finds_the_mean(self):
-    names, out = self.run_program(2)
+    names, out = self.run_program(4)
     self.assertAlmostEqual(float(out), (names['N'] - 1) / 2, places=4)
 
   def test_slowmo_is_that_of_the_library(self):
-    names, _ = self.run_program(3)
+    names, _ = self.run_program(5)
     ours = pr.slowmo(
       names['tx'], learning_rate=0.1, period=12, slow_momentum=0.7
     )
@@ -66,19 +90,19 @@ class ReadmeTest(parameterized.TestCase):
 
   @parameterized.parameters('push_sum_with_slowmo', 'in_codes')
   def test_products_of_slowmo_obey_the_laws(self, name):
-    names, _ = self.run_program(3)
+    names, _ = self.run_program(5)
     report = pr.testing.check_laws(names[name])
     np.testing.assert_array_equal(report.x[12], [report.x[12, 0]] * 8)
 
   def test_a_new_algorithm_takes_twenty_lines(self):
-    _, out = self.run_program(4)
+    _, out = self.run_program(6)
     error, rounds, sent = map(float, out.split())
     self.assertLess(error, 1e-12)
     # Six numbers in float64, all-reduced in 6 of 24 steps.
     self.assertEqual((rounds, sent), (6, 6 * 2 * 7 / 8 * 48))
-    lines = PROGRAMS[4].partition('def soft_averaging')[2].splitlines()
+    lines = PROGRAMS[6].partition('def soft_averaging')[2].splitlines()
     self.assertLessEqual(len([x for x in lines if x.strip(' )')]), 24)
-    self.assertNotRegex(PROGRAMS[4], r'prsgd_jax\.\w|\b_\w')
+    self.assertNotRegex(PROGRAMS[6], r'prsgd_jax\.\w|\b_\w')
 
   def test_table_of_algorithms_is_that_of_the_code(self):
     self.assertEqual(readme.with_table(TEXT), TEXT)

@@ -1,0 +1,245 @@
+"""Every shell command of the README, the docs, the presets and the binaries.
+
+Each is called as it is written, in a directory of its own. Runs go as far as
+their parts, assembled: in place of the training stands what writes the records
+of a run. Downloads are small archives, and programs that take long are called
+until their flags are parsed.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import json
+import pathlib
+import re
+import shlex
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from experiments import compare, jobs, prepare_data, records, runs, train
+from prsgd_jax.datasets import archives
+from tests import binaries
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
+        'experiments/RESULTS.md')  # fmt: skip
+# Called until their flags are parsed: they take long, or write to the project.
+LONG = ('benchmark', 'benchmark_versions', 'execute_notebooks', 'readme',
+        'reproduce', 'results')  # fmt: skip
+PLACES = {
+  'NAME': 'digits', 'DIR': 'data', 'ARCHIVE': 'cifar', 'DIRECTORY': 'idx',
+}  # fmt: skip
+
+
+def in_docs():
+  """Commands in blocks of shell and between backquotes."""
+  found = []
+  for name in DOCS:
+    text = (ROOT / name).read_text()
+    for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL):
+      found += lines_of(block)
+    found += re.findall(r'`(python\s[^`]+)`', text)
+  return found
+
+
+def in_docstrings():
+  found = []
+  for path in (ROOT / 'experiments').rglob('*.py'):
+    doc = ast.get_docstring(ast.parse(path.read_text())) or ''
+    found += lines_of(doc)
+  return found
+
+
+def in_presets():
+  found = []
+  for path in sorted((ROOT / 'experiments' / 'presets').glob('*.flags')):
+    comments = re.findall(r'(?m)^# (.*)$', path.read_text())
+    commands = lines_of('\n'.join(comments))
+    assert len(commands) == 1, path  # each says how it is run
+    found += commands
+  return found
+
+
+def in_makefile():
+  text = (ROOT / 'Makefile').read_text()
+  found = re.findall(r'\$\(BIN\)/(python (?:experiments|-m experi).*)', text)
+  names = {'$(RUNS)': 'runs', '$(DATA_DIR)': 'data'}
+  for name, value in names.items():
+    found = [command.replace(name, value) for command in found]
+  return found
+
+
+def lines_of(text):
+  whole = re.sub(r'\\\n\s*', '', text)
+  lines = [line.strip() for line in whole.splitlines()]
+  return [line for line in lines if line.startswith('python ')]
+
+
+def idx_members(num_train=300, num_test=20):
+  """Small files of MNIST's format."""
+  members = {}
+  for prefix, n in (('train', num_train), ('t10k', num_test)):
+    sizes = np.array([n, 28, 28], '>u4').tobytes()
+    label = (np.arange(n) % 10).astype(np.uint8)
+    image = np.zeros((n, 28, 28), np.uint8) + label[:, None, None]
+    members[f'{prefix}-images-idx3-ubyte'] = (
+      b'\0\0\x08\x03' + sizes + image.tobytes()
+    )
+    members[f'{prefix}-labels-idx1-ubyte'] = (
+      b'\0\0\x08\x01' + sizes[:4] + label.tobytes()
+    )
+  return members
+
+
+def cifar10_members(in_each=60):
+  """Small files of CIFAR-10's format."""
+  names = [f'data_batch_{i}.bin' for i in range(1, 6)] + ['test_batch.bin']
+  row = [bytes([i % 10]) + bytes([i]) * 3072 for i in range(in_each)]
+  return dict.fromkeys(names, b''.join(row))
+
+
+def members(name, progress=None):
+  del progress
+  return cifar10_members() if name == 'cifar10' else idx_members()
+
+
+def write_run(parts, workdir, intervals, **settings):
+  """What a run writes, without training."""
+  del intervals, settings
+  label = parts.label
+  lines = []
+  for step in (1, parts.plan.num_steps):
+    lines.append({
+      'step': step, 'epoch': parts.epoch(step), 'loss': 1 / step,
+      'accuracy': 0.5, 'rounds': int(parts.account.rounds[step]),
+      'bytes_sent': float(parts.account.bytes_sent[step]),
+      'bytes_by_tier': {}, 'modelled_seconds': float(step),
+      'seconds': float(step), 'test_loss': 1.0, 'test_accuracy': 0.5,
+      'consensus_distance': 0.1, 'learning_rate': 0.1,
+    })  # fmt: skip
+  text = ''.join(json.dumps(line) + '\n' for line in lines)
+  (workdir / records.METRICS).write_text(text)
+  summary = {
+    'label': label, **lines[-1], 'steps_per_second': None,
+    'seconds_to_first_steps': None, 'replicas': str(parts.mesh),
+    'device': 'none', 'cpus': 1, 'jax': '0', 'commit': 'none',
+  }  # fmt: skip
+  records.write_summary(workdir, summary)
+  return summary
+
+
+def run_jobs(waiting, *, on_end, **settings):
+  """In place of the processes of a sweep."""
+  del settings
+  for job in waiting:
+    _, _, *args = job.command()
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    outcome = binaries.call(train, *args)
+    job.log.write_text(outcome.out + outcome.err)
+    on_end(job, outcome.code)
+
+
+class CommandsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    (self.root / 'experiments').symlink_to(ROOT / 'experiments')
+    self.enterContext(contextlib.chdir(self.root))
+    for thing, name, stub in (
+      (runs, 'execute', write_run),
+      (train, 'prepare', lambda parts: parts),
+      (compare, 'prepare', lambda parts: parts),
+      (jobs, 'run_all', run_jobs),
+      (archives, 'download_archive', members),
+      (archives, 'wrong_sums', lambda name, found: []),
+    ):
+      self.enterContext(mock.patch.object(thing, name, stub))
+
+  def check(self, command):
+    words = shlex.split(re.sub(r'\[[^]]*\]', '', command), comments=True)
+    words = [
+      re.sub(r'\b[A-Z]{3,}\b', lambda m: PLACES[m[0]], word) for word in words
+    ]
+    self.assertEqual(words[0], 'python')
+    module = words[2] if words[1] == '-m' else words[1].removesuffix('.py')
+    name = module.replace('/', '.')
+    args = words[3:] if words[1] == '-m' else words[2:]
+    if name == 'experiments.reproduce':
+      name += '.__main__'
+    if name == 'prsgd_jax':
+      name += '.__main__'
+      importlib.import_module(name).main()
+      return
+    binary = importlib.import_module(name)
+    if set(name.split('.')) & {*LONG}:
+      outcome = self.parsed(binary, *args)
+    else:
+      outcome = binaries.call(binary, *args)
+    self.assertEqual(outcome.code, 0, f'{command}\n{outcome.err}')
+
+  def parsed(self, binary, *args):
+    """Calls a program up to its `main`."""
+    stub = functools.wraps(binary.main)(lambda *arguments: None)
+    if not hasattr(binary, 'main'):
+      self.fail(f'{binary.__name__} has no main')
+    with mock.patch.object(binary, 'main', stub):
+      return binaries.call(binary, *args)
+
+  def prepare(self):
+    """Makes the small data sets that commands take to be there."""
+    for name in ('mnist', 'fashion_mnist', 'cifar10'):
+      outcome = binaries.call(prepare_data, name, '--data_dir=data')
+      self.assertEqual(outcome.code, 0, outcome.err)
+
+  def test_of_the_docs(self):
+    commands = in_docs()
+    self.assertGreater(len(commands), 20)
+    self.assertIn('experiments/sweep.py', ' '.join(commands))
+    for command in commands:
+      self.check(command)
+    self.assertNotEmpty(list(self.root.rglob('*.png')))
+    self.assertTrue((self.root / 'report.html').exists())
+
+  def test_of_the_docstrings_and_the_makefile(self):
+    for name in ('a', 'b'):
+      self.check(
+        f'python experiments/train.py --algorithm=ssgd --workdir=runs/{name} '
+        f'--seed={int(name, 16)}'
+      )
+    (self.root / 'idx').mkdir()
+    for name, data in idx_members().items():
+      (self.root / 'idx' / name).write_bytes(data)
+    (self.root / 'cifar').mkdir()
+    for name, data in cifar10_members().items():
+      (self.root / 'cifar' / name).write_bytes(data)
+    commands = in_docstrings() + in_makefile()
+    self.assertGreater(len(commands), 25)
+    # The page of a sweep is of one that was made.
+    for command in sorted(commands, key=lambda c: 'report.py' in c):
+      self.check(command)
+
+  def test_of_the_presets(self):
+    self.prepare()
+    commands = in_presets()
+    self.assertGreater(len(commands), 60)
+    for command in commands:
+      self.check(command)
+
+  def test_a_command_that_fails_is_seen(self):
+    for command in (
+      'python experiments/train.py --algorithm=foo',
+      'python experiments/train.py --perod=4',
+      'python experiments/costs.py --model=foo',
+      'python -m experiments.reproduce --target=foo',
+      'python experiments/plot.py nowhere',
+    ):
+      with self.assertRaises(AssertionError):
+        self.check(command)
+
+
+if __name__ == '__main__':
+  absltest.main()
