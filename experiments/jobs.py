@@ -1,16 +1,18 @@
 """Processes, some at a time, that survive the one that started them.
 
-A job's output goes to its log, which is locked for as long as the job lives:
-who starts it again, after the first starter was killed, waits for it first.
+A job has the lock of its directory for as long as it lives: who starts it
+again, after the first starter was killed, waits for it first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import fcntl
 import os
 import pathlib
+import signal
 import subprocess
 import time
 from typing import NamedTuple
+
+from experiments import locks, signals
 
 POLL_SECONDS = 0.05
 
@@ -22,17 +24,21 @@ class Job(NamedTuple):
     name: of the job.
     command: makes the arguments, when the job starts.
     log: the file that its output is added to.
+    directory: where it works; no two jobs work there at a time.
   """
 
   name: str
   command: Callable[[], Sequence[str]]
   log: pathlib.Path
+  directory: pathlib.Path
 
 
 class _Running(NamedTuple):
   job: Job
   slot: int
-  process: subprocess.Popen[bytes] | None  # None while another one has the log
+  process: (
+    subprocess.Popen[bytes] | None
+  )  # None while another has the directory
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -77,53 +83,68 @@ def run_all(
 ) -> None:
   """Runs the jobs in their order; an interrupt ends those that run.
 
+  A signal that ends this process is passed on as SIGUSR1, which counts as one
+  with the signal that a scheduler or a terminal sends to all processes.
+
   Args:
     jobs: what to run.
     at_once: how many at a time.
     gpus: as `visible_gpus` has them.
     on_end: called with a job that has ended and its exit code.
     on_wait: called over and over with the jobs that run.
+
+  Raises:
+    signals.Stopped: if a signal ended the jobs.
+    locks.LockError: if the directory of a job cannot be written.
   """
   waiting = list(jobs)
   running: list[_Running] = []
-  try:
-    while waiting or running:
-      taken = {one.slot for one in running}
-      for slot in sorted(set(range(at_once)) - taken)[: len(waiting)]:
-        added = environment(slot, at_once, gpus)
-        running.append(_start(waiting.pop(0), slot, added))
-      on_wait([one.job for one in running])
-      time.sleep(POLL_SECONDS)
-      still = []
+
+  def send(number: int) -> None:
+    for one in running:
+      if one.process is not None:
+        one.process.send_signal(number)
+
+  with signals.deferred(at_once=lambda: send(signal.SIGKILL)):
+    try:
+      while (waiting or running) and signals.requested() is None:
+        taken = {one.slot for one in running}
+        for slot in sorted(set(range(at_once)) - taken)[: len(waiting)]:
+          added = environment(slot, at_once, gpus)
+          running.append(_start(waiting.pop(0), slot, added))
+        on_wait([one.job for one in running])
+        time.sleep(POLL_SECONDS)
+        still = []
+        for one in running:
+          code = None if one.process is None else one.process.poll()
+          if code is not None:
+            on_end(one.job, code)
+          elif one.process is None:
+            added = environment(one.slot, at_once, gpus)
+            still.append(_start(one.job, one.slot, added))
+          else:
+            still.append(one)
+        running = still
+    finally:
+      send(signal.SIGUSR1)
       for one in running:
-        code = None if one.process is None else one.process.poll()
-        if code is not None:
-          on_end(one.job, code)
-        elif one.process is None:
-          added = environment(one.slot, at_once, gpus)
-          still.append(_start(one.job, one.slot, added))
-        else:
-          still.append(one)
-      running = still
-  finally:
-    processes = [one.process for one in running if one.process is not None]
-    for process in processes:
-      process.terminate()
-    for process in processes:
-      process.wait()
+        if one.process is not None:
+          one.process.wait()
+  number = signals.requested()
+  if number is not None and (waiting or running):
+    raise signals.Stopped(f'{len(waiting) + len(running)} did not end', number)
 
 
 def _start(job: Job, slot: int, added: Mapping[str, str]) -> _Running:
+  lock = locks.take(job.directory)
+  if lock is None:
+    return _Running(job, slot, None)
   job.log.parent.mkdir(parents=True, exist_ok=True)
-  with open(job.log, 'a') as log:
-    try:
-      fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      return _Running(job, slot, None)
-    # The lock is on the open file, which the process has for its output.
+  with lock, open(job.log, 'a') as log:
     process = subprocess.Popen(
       job.command(),
-      env={**os.environ, **added},
+      env={**os.environ, **added, **locks.hand_over(lock)},
+      pass_fds=(lock.fileno(),),
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=log,

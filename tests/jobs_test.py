@@ -1,6 +1,5 @@
 """Tests of `experiments/jobs.py`, with real processes."""
 
-import fcntl
 import os
 import pathlib
 import signal
@@ -8,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import jobs
+from experiments import jobs, locks, signals
 
 
 class JobsTest(parameterized.TestCase):
@@ -23,7 +23,8 @@ class JobsTest(parameterized.TestCase):
 
   def job(self, name, script):
     command = ['sh', '-c', script]
-    return jobs.Job(name, lambda: command, self.root / 'logs' / name)
+    log = self.root / 'logs' / name
+    return jobs.Job(name, lambda: command, log, self.root / name)
 
   def run_all(self, *listed, at_once=1, gpus=()):
     def on_wait(running):
@@ -77,25 +78,36 @@ class JobsTest(parameterized.TestCase):
     self.assertEqual(jobs.visible_gpus({'CUDA_VISIBLE_DEVICES': ''}), [])
 
   def test_waits_for_a_job_that_another_started(self):
-    log = self.root / 'logs' / 'a'
-    log.parent.mkdir()
-    with open(log, 'a') as file:
-      fcntl.flock(file, fcntl.LOCK_EX)
-      before = subprocess.Popen(
-        ['sh', '-c', f'sleep 0.5; echo first >> {log}'], stdout=file
-      )
-    self.run_all(self.job('a', 'echo second'))
+    log = self.root / 'first'
+    lock = locks.take(self.root / 'a')
+    before = subprocess.Popen(
+      ['sh', '-c', f'sleep 0.5; echo first >> {log}'], pass_fds=[lock.fileno()]
+    )
+    lock.close()
+    self.run_all(self.job('a', f'cat {log}; echo second'))
     before.wait()
-    self.assertEqual(log.read_text(), 'first\nsecond\n')
+    found = (self.root / 'logs' / 'a').read_text()
+    self.assertEqual(found, 'first\nsecond\n')
     self.assertEqual(self.ended, [('a', 0)])
+
+  def test_a_job_holds_its_directory_until_it_ends(self):
+    program = (
+      'import pathlib; from experiments import locks\n'
+      f'with locks.hold(pathlib.Path({str(self.root / "a")!r})): print("held")'
+    )
+    command = [sys.executable, '-c', program]
+    log = self.root / 'logs' / 'a'
+    self.run_all(jobs.Job('a', lambda: command, log, self.root / 'a'))
+    self.assertEqual((self.root / 'logs' / 'a').read_text(), 'held\n')
+    self.assertIsNotNone(locks.take(self.root / 'a'))
 
   def test_a_killed_starter_leaves_the_job_its_lock(self):
     program = (
       'from experiments import jobs; import pathlib\n'
-      f'log = pathlib.Path({str(self.root)!r}) / "logs" / "a"\n'
+      f'root = pathlib.Path({str(self.root)!r}); log = root / "logs" / "a"\n'
       'command = ["sh", "-c", "echo began; sleep 1; echo ended"]\n'
-      'jobs.run_all([jobs.Job("a", lambda: command, log)], at_once=1, gpus=[],'
-      ' on_end=print, on_wait=lambda running: None)\n'
+      'jobs.run_all([jobs.Job("a", lambda: command, log, root / "a")], '
+      'at_once=1, gpus=[], on_end=print, on_wait=lambda running: None)\n'
     )
     starter = subprocess.Popen([sys.executable, '-c', program])
     log = self.root / 'logs' / 'a'
@@ -121,6 +133,31 @@ class JobsTest(parameterized.TestCase):
         on_wait=interrupt,
       )
     self.assertLess(time.monotonic() - begun, 30)
+
+  def test_a_signal_is_passed_on_and_starts_no_more(self):
+    def signaled(running):
+      if (self.root / 'trapped').exists():
+        self.requested.return_value = signal.SIGTERM
+
+    self.requested = self.enterContext(
+      mock.patch.object(signals, 'requested', return_value=None)
+    )
+    script = (
+      f'trap "echo saved; exit 75" USR1; touch {self.root / "trapped"}; '
+      'while true; do sleep 0.02; done'
+    )
+    with self.assertRaisesRegex(signals.Stopped, '2 did not end') as caught:
+      jobs.run_all(
+        [self.job('a', script), self.job('b', 'true')],
+        at_once=1,
+        gpus=[],
+        on_end=lambda job, code: self.ended.append((job.name, code)),
+        on_wait=signaled,
+      )
+    self.assertEqual(caught.exception.number, signal.SIGTERM)
+    self.assertEqual((self.root / 'logs' / 'a').read_text(), 'saved\n')
+    self.assertEqual(self.ended, [])
+    self.assertFalse((self.root / 'logs' / 'b').exists())
 
 
 if __name__ == '__main__':
