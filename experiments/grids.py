@@ -7,11 +7,18 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import algorithm_flags, averages, compare, config, dotted
+from experiments import (
+  algorithm_flags,
+  averages,
+  compare,
+  config,
+  dotted,
+  slugs,
+)
 
 # Flags of train.py that are not settings of a run.
 _NOT_SETTINGS = (
-  'algorithm', 'algorithm_options', 'progress', 'data_dir', 'workdir',
+  'algorithm', 'algorithm_options', 'progress', 'data_dir', 'workdir', 'keep',
 )  # fmt: skip
 
 
@@ -43,7 +50,7 @@ class Point(NamedTuple):
       for name, value in self.values.items()
       if name not in config.OPTIONS
     ]
-    return self.config.slug() + ''.join(places)
+    return slugs.shorten(self.config.slug() + ''.join(places))
 
 
 def parse_axis(text: str) -> Axis:
