@@ -180,10 +180,11 @@ def consensus(
     blocks, (state.replica(), state.algorithm_state)
   )
   out = algorithm.output(replica, algorithm_state)
-  return jax.tree.map(_host_mean, (out.params, out.model_state))
+  return jax.tree.map(host_mean, (out.params, out.model_state))
 
 
-def _host_mean(x: np.ndarray) -> np.ndarray:
+def host_mean(x: np.ndarray) -> np.ndarray:
+  """Returns the mean over `[N, ...]`; integers are those of replica 0."""
   if not is_inexact(x):
     return x[0]
   return np.asarray(x).mean(axis=0, dtype=wire_dtype(x)).astype(x.dtype)
