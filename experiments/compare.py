@@ -11,7 +11,13 @@ comparison that was stopped goes on when it is started again; runs that are done
 are read, not repeated.
 """
 
+from experiments import signals
+
+if __name__ == '__main__':
+  signals.watch()  # before the other imports, which take seconds
+
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import difflib
 import pathlib
@@ -28,11 +34,13 @@ from experiments import (
   dotted,
   experiment,
   figures,
+  locks,
   loggers,
   messages,
   network,
   records,
   runs,
+  warm_start,
   writing,
 )
 from experiments.parts import prepare
@@ -50,6 +58,7 @@ flags.DEFINE_multi_string(
 def main() -> None:
   with cli.one_line_errors(ValueError):
     intervals = runs.Intervals.from_flags(FLAGS)
+    runs.keep_from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py needs --workdir, a directory to write to')
     more_loggers = loggers.load(FLAGS.logger)
@@ -63,8 +72,22 @@ def main() -> None:
       for run_config in run_configs
     ]
   workdir = pathlib.Path(FLAGS.workdir)
-  print(f'{len(run_configs)} runs, written to {workdir}')
-  run_dirs = [workdir / run_config.slug() for run_config in run_configs]
+  with (
+    cli.one_line_errors(locks.LockError),
+    signals.exit_when_stopped(signals.again()),
+    locks.hold(workdir),
+  ):
+    _compare(assembled, workdir, intervals, more_loggers)
+
+
+def _compare(
+  assembled: Sequence[experiment.Parts],
+  workdir: pathlib.Path,
+  intervals: runs.Intervals,
+  more_loggers: Sequence[loggers.Factory],
+) -> None:
+  print(f'{len(assembled)} runs, written to {workdir}')
+  run_dirs = [workdir / p.config.slug() for p in assembled if p.config]
   summaries = [
     _run(p, d, intervals, more_loggers) for p, d in zip(assembled, run_dirs)
   ]
@@ -144,8 +167,21 @@ def _run(
 
   Of one that diverges it is the last record, and `failed` says why.
   """
+  with contextlib.ExitStack() as held:
+    return _run_held(parts, run_dir, intervals, more_loggers, held)
+
+
+def _run_held(
+  parts: experiment.Parts,
+  run_dir: pathlib.Path,
+  intervals: runs.Intervals,
+  more_loggers: Sequence[loggers.Factory],
+  held: contextlib.ExitStack,
+) -> records.Record:
   label = parts.label
   with cli.one_line_errors(ValueError):
+    held.enter_context(runs.hold(run_dir))
+    parts, start = warm_start.plan(parts, run_dir, FLAGS)
     runs.open_workdir(parts, run_dir, intervals, resume=True)
     summary = records.read_summary(run_dir)
     if summary is not None and summary['step'] == parts.plan.num_steps:
@@ -159,11 +195,12 @@ def _run(
     try:
       with dotted.named_errors(*own):
         return runs.execute(
-          prepare(parts),
+          warm_start.apply(prepare(parts), start),
           run_dir,
           intervals,
           progress=FLAGS.progress,
           more_loggers=more_loggers,
+          keep=runs.keep_from_flags(FLAGS),
         )
     except runs.NonFinite as error:
       messages.warn(f'{label}: {error}')

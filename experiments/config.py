@@ -131,6 +131,25 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'checkpoint_every', 500, 'Steps between checkpoints, likewise.'
 )
+flags.DEFINE_string(
+  'keep',
+  '3',
+  'Checkpoints that stay, the newest ones, or all. A finished run keeps them.',
+)
+flags.DEFINE_string(
+  'init_from',
+  None,
+  'Directory of a run (or of one checkpoint) whose parameters the new run '
+  'starts from; its newest checkpoint is read. The algorithm, the optimizer '
+  'and, with --init_replicas=mean, the number of replicas may be others.',
+)
+flags.DEFINE_enum(
+  'init_replicas',
+  'mean',
+  ['mean', 'each'],
+  'Start of the replicas with --init_from: mean, all at the average of the '
+  'replicas there; each, every replica at its own point.',
+)
 flags.DEFINE_bool(
   'progress',
   True,

@@ -14,9 +14,9 @@ from experiments import (
   named,
   optimizers,
   own_parts,
+  saved_flags,
   tasks,
 )
-from experiments import config as configs
 from experiments.parts import Parts, Plan, replica_shapes
 from experiments.run_config import RunConfig, total_steps, warmup_steps
 import prsgd_jax as pr
@@ -193,7 +193,7 @@ def _assemble(
   return Parts(
     label=config.label(),
     description=config.description(dataset),
-    called_with=configs.all_flags(),
+    called_with=saved_flags.of_run(config),
     train=dataset.train,
     test=dataset.test,
     batch_size=config.batch_size,

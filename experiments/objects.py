@@ -138,8 +138,9 @@ def run(
     for_training=transform,
   )
   directory = pathlib.Path(workdir)
-  runs.open_workdir(parts, directory, intervals, resume=True)
-  return runs.execute(prepare(parts), directory, intervals, progress=progress)
+  with runs.hold(directory):
+    runs.open_workdir(parts, directory, intervals, resume=True)
+    return runs.execute(prepare(parts), directory, intervals, progress=progress)
 
 
 def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:

@@ -2,7 +2,8 @@
 
 It holds `config.json`, `metrics.jsonl` (a record every `log_every` steps),
 `tensorboard/`, `checkpoints/` and, when the run is done, `summary.json`, or
-`failure.json` when it diverged.
+`failure.json` when it diverged. A run that was done and is made longer has its
+earlier summary in `summary-<step>.json`.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments import writing
+from experiments import differences, locks, writing
 from prsgd_jax import checkpoints
 
 CONFIG = 'config.json'
@@ -30,6 +31,19 @@ Record = dict[str, Any]
 UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
 
 
+def check_place(workdir: pathlib.Path) -> None:
+  """Raises ValueError if a directory has something else in it than a run."""
+  own = {locks.NAME, CONFIG, CONFIG + writing.PARTIAL}
+  if (workdir / CONFIG).exists() or not workdir.exists():
+    return
+  if not workdir.is_dir():
+    raise ValueError(f'{workdir} is no directory; pass another --workdir')
+  if {path.name for path in workdir.iterdir()} - own:
+    raise ValueError(
+      f'{workdir} is not empty and holds no run; pass another --workdir'
+    )
+
+
 def check_workdir(
   workdir: pathlib.Path, description: Record, *, num_steps: int, resume: bool
 ) -> None:
@@ -39,38 +53,28 @@ def check_workdir(
     workdir: the directory.
     description: what the run is.
     num_steps: its length.
-    resume: whether a run that is there may be gone on with.
+    resume: whether a run that is there may be resumed.
 
   Raises:
     ValueError: if there is a run and `resume` is not given, or the run is
       another or longer, or there is something else.
   """
   path = workdir / CONFIG
+  check_place(workdir)
   if not path.exists():
-    cut_off = path.with_name(CONFIG + writing.PARTIAL)
-    if workdir.is_dir() and set(workdir.iterdir()) - {cut_off}:
-      raise ValueError(
-        f'{workdir} is not empty and holds no run; pass another --workdir'
-      )
     return
   if not resume:
     raise ValueError(
-      f'{workdir} holds a run; pass --resume to go on with it, or another '
-      '--workdir'
+      f'{workdir} holds a run; pass --resume to resume it, or another --workdir'
     )
   saved = _read_json(path)['description']
-  this = json.loads(json.dumps(description))
-  for name in sorted({*saved, *this}):
-    if saved.get(name) != this.get(name):
-      raise ValueError(
-        f'{workdir} holds a run with {name}={saved.get(name)!r}, this one has '
-        f'{this.get(name)!r}; pass another --workdir'
-      )
-  done = checkpoints.latest_step(workdir / CHECKPOINTS) or 0
+  differences.check(workdir, saved, json.loads(json.dumps(description)))
+  directory = workdir / CHECKPOINTS
+  done = checkpoints.latest_step(directory) or 0
   if done > num_steps:
     raise ValueError(
-      f'{workdir} holds a run that is at step {done}, past the {num_steps} '
-      'steps of this one; pass another --workdir'
+      f'{directory / str(done)} is past the {num_steps} steps of this run; '
+      f'pass --num_steps={done} or more, or another --workdir'
     )
 
 
@@ -102,6 +106,14 @@ def open_workdir(
     raise ValueError(
       f'{workdir} cannot be written ({error.strerror}); pass another --workdir'
     ) from error
+
+
+def set_summary_aside(workdir: pathlib.Path) -> None:
+  """Keeps the summary of a run that continues as `summary-<step>.json`."""
+  summary = read_summary(workdir)
+  if summary is not None:
+    name = f'{SUMMARY.removesuffix(".json")}-{summary.get("step")}.json'
+    (workdir / SUMMARY).replace(workdir / name)
 
 
 def write_summary(workdir: pathlib.Path, summary: Record) -> None:

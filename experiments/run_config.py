@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import algorithm_flags, averages, named
+from experiments import algorithm_flags, averages, named, slugs
 from prsgd_jax.datasets import Dataset
 
 # Flags of the algorithms, and those that stand for an argument of many: when
@@ -92,8 +92,8 @@ class RunConfig:
     return ' '.join([self.algorithm, *options]).replace(',', '+')
 
   def slug(self) -> str:
-    """The label as the name of a directory."""
-    return self.label().replace(' ', '-').replace('=', '')
+    """The label as the name of a directory; a long one ends in a hash."""
+    return slugs.shorten(self.label().replace(' ', '-').replace('=', ''))
 
 
 def total_steps(config: RunConfig, num_examples: int) -> int:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import math
 import os
 import pathlib
 import time
@@ -13,13 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import loggers, logs, messages, records, writing
+from experiments import (
+  locks,
+  loggers,
+  logs,
+  messages,
+  records,
+  signals,
+  warm_start,
+  writing,
+)
 from experiments.parts import Experiment, Parts
+from experiments.progress import Progress, find_start
 import prsgd_jax as pr
 from prsgd_jax import checkpoints, ledger
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
+# Checkpoints of a run that stay by default, the newest ones.
+KEEP = 3
 
 
 class NonFinite(ValueError):
@@ -64,6 +75,20 @@ class Intervals(NamedTuple):
         )
 
 
+def keep_from_flags(values: flags.FlagValues) -> int | None:
+  """Returns how many checkpoints --keep names, None for all.
+
+  Raises:
+    ValueError: if it is neither a number of at least 1 nor 'all'.
+  """
+  text = values.keep
+  if text == 'all':
+    return None
+  if not (text.isascii() and text.isdigit() and int(text) >= 1):
+    raise ValueError(f'--keep must be an integer >= 1 or all, got {text!r}')
+  return int(text)
+
+
 class _Clock(NamedTuple):
   """When the run began, and when its first dispatch was compiled and done."""
 
@@ -71,6 +96,19 @@ class _Clock(NamedTuple):
   first_steps: float | None = None
   counted_from: int = 0
   paused: float = 0.0  # in evaluations and checkpoints since
+
+
+def hold(
+  workdir: pathlib.Path,
+) -> contextlib.AbstractContextManager[None]:
+  """Has the directory of a run for this process, before it is opened.
+
+  Raises:
+    LockError: when entered, if another process has it.
+    ValueError: if there is something else than a run.
+  """
+  records.check_place(workdir)
+  return locks.hold(workdir)
 
 
 def open_workdir(
@@ -96,10 +134,11 @@ def open_workdir(
 
 
 def describe(parts: Parts, intervals: Intervals) -> records.Record:
-  """What the directory of a run is compared by.
+  """Returns what is kept of a run to compare it by.
 
   With `log_every`, over which the losses of its records are means, and the
-  network on which their time is modelled.
+  network on which their time is modelled. A resumed run may have another
+  `log_every`.
   """
   return {
     **parts.description,
@@ -115,8 +154,12 @@ def execute(
   *,
   progress: bool = True,
   more_loggers: Sequence[loggers.Factory] = (),
+  keep: int | None = KEEP,
 ) -> records.Record:
   """Runs an experiment to its end, from its newest checkpoint if it has one.
+
+  A signal, if the program watches for them, ends it with a checkpoint at the
+  next dispatch boundary.
 
   Args:
     experiment: as `prepare` made it; its state is used up.
@@ -124,6 +167,7 @@ def execute(
     intervals: between records, evaluations and checkpoints.
     progress: whether to show a progress bar, or lines where no terminal is.
     more_loggers: functions of a `loggers.Run`; their loggers get each record.
+    keep: how many checkpoints stay, the newest ones; None for all.
 
   Returns:
     The summary, which is also in the directory.
@@ -131,15 +175,20 @@ def execute(
   Raises:
     NonFinite: if the loss is; the last good checkpoint stays, and the directory
       says so.
-    CheckpointError: if the newest checkpoint cannot be used.
+    CheckpointError: if the newest checkpoint cannot be used, or records before
+      it are missing.
     SaveError, WriteError: if a checkpoint or another file cannot be written.
+    Stopped: if a signal ended it; the message names the checkpoint.
   """
   intervals.check()
+  number = signals.requested()
+  if number is not None:
+    raise signals.Stopped('nothing was lost', number)
   records.write_failure(workdir, None)
   try:
     with contextlib.ExitStack() as closing:
       return _execute(
-        experiment, workdir, intervals, progress, more_loggers, closing
+        experiment, workdir, intervals, progress, more_loggers, keep, closing
       )
   except NonFinite as error:
     failure = {'step': error.step, 'failed': str(error)}
@@ -156,13 +205,16 @@ def _execute(
   intervals: Intervals,
   progress: bool,
   more_loggers: Sequence[loggers.Factory],
+  keep: int | None,
   closing: contextlib.ExitStack,
 ) -> records.Record:
   num_steps = experiment.parts.plan.num_steps
-  state, start = _restore(experiment, workdir)
+  description = experiment.parts.description
+  state, start, means = _restore(experiment, workdir)
   done_before = records.read_summary(workdir)
   if done_before is not None and done_before['step'] == num_steps == start:
     return done_before
+  records.set_summary_aside(workdir)
   meter = experiment.parts.meter
   position = meter.advance(meter.init(), start)
   log = logs.open_log(
@@ -179,8 +231,6 @@ def _execute(
   # Before an error is printed, so that it is below the progress bar.
   closing.callback(log.close)
   clock = _Clock(time.monotonic())
-  means = _Means()
-  record: records.Record = {}
   pending: tuple[int, Any] | None = None
 
   def take(first: int, metrics: Any) -> None:
@@ -189,6 +239,31 @@ def _execute(
     means.add(host)
     log.advance(host['loss'].shape[1])
 
+  def save(state: pr.TrainState) -> None:
+    _save(experiment, workdir, state, means, keep)
+
+  def is_due(step: int, every: int) -> bool:
+    return step == num_steps or step % every == 0
+
+  def record(state: pr.TrainState, step: int) -> None:
+    nonlocal position
+    position = meter.advance(position, step)
+    spent = meter.spent(position, state.algorithm_state)
+    found = {
+      'step': step,
+      'epoch': experiment.parts.epoch(spent.gradients),
+      **means.pop(),
+      **_spent(experiment, step, spent),
+    }
+    if is_due(step, intervals.eval_every):
+      found |= _measure(experiment, state)
+    log.write(found)
+
+  directory = workdir / records.CHECKPOINTS
+  if warm_start.NAME in description and not checkpoints.steps(directory):
+    save(state)  # the run that it starts from may be removed
+  if not means.is_recorded() and is_due(start, intervals.log_every):
+    record(state, start)  # a signal came before its evaluation
   for first, stop in _dispatches(start, num_steps, intervals):
     state, metrics = experiment.train_steps(
       state, experiment.data, stop - first
@@ -196,52 +271,31 @@ def _execute(
     if clock.first_steps is None:
       jax.block_until_ready(metrics)
       clock = clock._replace(first_steps=time.monotonic(), counted_from=stop)
+      closing.enter_context(signals.deferred())  # there is something to save
     # While the devices work on this dispatch, the one before is looked at.
     if pending is not None:
       take(*pending)
     pending = (first, metrics)
-    done = stop == num_steps
-    if done or stop % intervals.log_every == 0:
+    number = signals.requested()
+    if number is not None or is_due(stop, intervals.log_every):
       take(*pending)
       pending = None
-      position = meter.advance(position, stop)
-      spent = meter.spent(position, state.algorithm_state)
-      record = {
-        'step': stop,
-        'epoch': experiment.parts.epoch(spent.gradients),
-        **means.pop(),
-        **_spent(experiment, stop, spent),
-      }
       working = time.monotonic()
-      if done or stop % intervals.eval_every == 0:
-        record |= _measure(experiment, state)
-      log.write(record)
-      if done or stop % intervals.checkpoint_every == 0:
-        _save(experiment, workdir, state)
+      evaluates = is_due(stop, intervals.eval_every)
+      # An evaluation may take longer than a scheduler waits.
+      if is_due(stop, intervals.log_every) and not (number and evaluates):
+        record(state, stop)
+        if is_due(stop, intervals.checkpoint_every):
+          save(state)
+      number = number or signals.requested()
+      if number and not (stop == num_steps and means.is_recorded()):
+        if checkpoints.latest_step(directory) != stop:
+          save(state)
+        saved = f'saved step {stop} of {num_steps} in {directory / str(stop)}'
+        raise signals.Stopped(saved, number)
       paused = clock.paused + time.monotonic() - working
       clock = clock._replace(paused=paused)
-  log.close()
   return _summarise(experiment, workdir, clock)
-
-
-class _Means:
-  """Means of the metrics over the steps and replicas that were active."""
-
-  def __init__(self) -> None:
-    self._sums: dict[str, float] = {}
-
-  def add(self, metrics: dict[str, np.ndarray]) -> None:
-    """Adds `[D, steps, V]` values, those of the inactive being zeros."""
-    active = metrics.get('active', np.ones_like(metrics['loss']))
-    for name, value in {**metrics, 'active': active}.items():
-      total = self._sums.get(name, 0.0) + float(value.sum(dtype=np.float64))
-      self._sums[name] = total
-
-  def pop(self) -> dict[str, float]:
-    """The means since the last call."""
-    sums, self._sums = self._sums, {}
-    active = sums.pop('active') or math.nan  # nobody began a gradient
-    return {name: value / active for name, value in sums.items()}
 
 
 def _spent(
@@ -283,21 +337,27 @@ def _dispatches(
 
 def _restore(
   experiment: Experiment, workdir: pathlib.Path
-) -> tuple[pr.TrainState, int]:
-  directory = workdir / records.CHECKPOINTS
-  if checkpoints.latest_step(directory) is None:
-    return experiment.state, 0
+) -> tuple[pr.TrainState, int, Progress]:
+  found = find_start(workdir)
+  if found is None:
+    return experiment.state, 0, Progress()
+  start, means = found
   state = checkpoints.restore(
-    directory,
+    workdir / records.CHECKPOINTS,
     experiment.parts.mesh,
     experiment.state,
     experiment.parts.description,
+    start,
   )
-  return state, int(state.step[0])
+  return state, start, means
 
 
 def _save(
-  experiment: Experiment, workdir: pathlib.Path, state: pr.TrainState
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  state: pr.TrainState,
+  means: Progress,
+  keep: int | None,
 ) -> None:
   """Saves a state whose parameters are all finite."""
   finite = experiment.parts.mesh.gather(_finite_replicas(state.params))
@@ -308,8 +368,14 @@ def _save(
   # A checkpoint is of use only with the records up to it.
   writing.sync(workdir / records.METRICS)
   checkpoints.save(
-    directory, experiment.parts.mesh, state, experiment.parts.description
+    directory,
+    experiment.parts.mesh,
+    state,
+    experiment.parts.description,
+    notes=means.notes(),
   )
+  if keep is not None:
+    checkpoints.prune(directory, keep)
 
 
 @jax.jit

@@ -21,6 +21,11 @@ diverges is a row that says so. --jobs=4 runs four at a time, each on a GPU of
 its own where there are as many.
 """
 
+from experiments import signals
+
+if __name__ == '__main__':
+  signals.watch()  # before the other imports, which take seconds
+
 from collections.abc import Sequence
 import csv
 import pathlib
@@ -39,11 +44,13 @@ from experiments import (
   experiment,
   grids,
   jobs,
+  locks,
   messages,
   network,
   records,
   runs,
   tuning,
+  warm_start,
   writing,
 )
 from prsgd_jax.datasets import Dataset
@@ -90,6 +97,17 @@ def main() -> None:
     names = list(points[0].values)
     _check_best_by(names)
     trials = check(points, workdir)
+  with (
+    cli.one_line_errors(locks.LockError),
+    signals.exit_when_stopped(signals.again()),
+    locks.hold(workdir),
+  ):
+    _sweep(trials, names, workdir)
+
+
+def _sweep(
+  trials: Sequence[Trial], names: Sequence[str], workdir: pathlib.Path
+) -> None:
   print(f'{len(trials)} runs, written to {workdir}', flush=True)
   rows = _run(trials, workdir)
   _write_records(workdir / 'records.csv', trials, rows)
@@ -131,6 +149,8 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
       loaded[key] = data.load(found, FLAGS.data_dir)
     parts = experiment.assemble(found, loaded[key], 1, machines)
     trial = Trial(point, workdir / point.slug(), parts.plan.num_steps)
+    runs.keep_from_flags(point.flags)
+    parts, _ = warm_start.plan(parts, trial.workdir, point.flags)
     records.check_workdir(
       trial.workdir,
       runs.describe(parts, intervals),
@@ -199,7 +219,7 @@ def _job(trial: Trial, workdir: pathlib.Path) -> jobs.Job:
     ]
 
   name = trial.workdir.name
-  return jobs.Job(name, command, _log(workdir, name))
+  return jobs.Job(name, command, _log(workdir, name), trial.workdir)
 
 
 def _log(workdir: pathlib.Path, name: str) -> pathlib.Path:

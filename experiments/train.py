@@ -13,6 +13,12 @@ Named runs are presets:
   python experiments/train.py --flagfile=experiments/presets/digits_pr_sgd.flags
 """
 
+from experiments import signals
+
+if __name__ == '__main__':
+  signals.watch()  # before the other imports, which take seconds
+
+import contextlib
 import pathlib
 import time
 
@@ -28,6 +34,9 @@ from experiments import (
   network,
   records,
   runs,
+  saved_flags,
+  slugs,
+  warm_start,
 )
 from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
@@ -36,24 +45,45 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
-flags.DEFINE_bool('resume', False, 'Go on with the run in --workdir.')
+flags.DEFINE_bool(
+  'resume',
+  False,
+  'Resume the run in --workdir, with its flags. Only its length, log_every, '
+  'eval_every, checkpoint_every, keep, num_devices, data_dir and progress may '
+  'be given otherwise.',
+)
 
 
 def main() -> None:
+  with contextlib.ExitStack() as held:
+    _train(held)
+
+
+def _train(held: contextlib.ExitStack) -> None:
   with cli.one_line_errors(ValueError):
+    if FLAGS.resume:
+      workdir = _resumed_workdir()
+      held.enter_context(runs.hold(workdir))
+      saved_flags.restore(FLAGS, workdir)
     # Before a module of the user's own may look at them.
     cli.make_fake_devices(FLAGS.num_devices)
     filled_in = config.fill_in(FLAGS)
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
     intervals = runs.Intervals.from_flags(FLAGS)
+    keep = runs.keep_from_flags(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
-    workdir = _workdir(run_config)
     dataset = data.load(run_config, FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_config.num_replicas)
     parts = experiment.assemble(
       run_config, dataset, FLAGS.num_devices, machines
     )
+    if not FLAGS.resume:
+      workdir = _new_workdir(run_config)
+      held.enter_context(runs.hold(workdir))
+    parts, start = warm_start.plan(parts, workdir, FLAGS)
     runs.open_workdir(parts, workdir, intervals, resume=FLAGS.resume)
+  again = signals.again('--resume', f'--workdir={workdir}')
+  held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
     print(f'no --algorithm is given, so that it is {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
@@ -64,26 +94,31 @@ def main() -> None:
     dotted.named_errors(*run_config.own()),
   ):
     summary = runs.execute(
-      prepare(parts),
+      warm_start.apply(prepare(parts), start),
       workdir,
       intervals,
       progress=FLAGS.progress,
       more_loggers=more_loggers,
+      keep=keep,
     )
   print(records.format_summary(summary, workdir))
 
 
-def _workdir(run_config: config.RunConfig) -> pathlib.Path:
+def _resumed_workdir() -> pathlib.Path:
   if FLAGS.workdir is None:
-    if FLAGS.resume:
-      raise ValueError('--resume needs --workdir, the directory of the run')
-    now = time.strftime('%Y%m%d-%H%M%S')
-    name = f'{now}-{run_config.dataset}-{run_config.slug()}'
-    return pathlib.Path('runs') / name
+    raise ValueError('--resume needs --workdir, the directory of the run')
   workdir = pathlib.Path(FLAGS.workdir)
-  if FLAGS.resume and not (workdir / records.CONFIG).exists():
+  if not (workdir / records.CONFIG).exists():
     raise ValueError(f'there is no run in {workdir}; leave out --resume')
   return workdir
+
+
+def _new_workdir(run_config: config.RunConfig) -> pathlib.Path:
+  if FLAGS.workdir is not None:
+    return pathlib.Path(FLAGS.workdir)
+  now = time.strftime('%Y%m%d-%H%M%S')
+  name = f'{now}-{run_config.dataset}-{run_config.slug()}-seed{run_config.seed}'
+  return slugs.make_directory(pathlib.Path('runs'), name)
 
 
 if __name__ == '__main__':

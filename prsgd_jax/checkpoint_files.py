@@ -185,7 +185,8 @@ def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
   try:
     record = json.loads((source / RECORD).read_text(encoding='utf-8'))
     unsealed = {name: x for name, x in record.items() if name != 'sha256'}
-    if record['sha256'] == _seal(unsealed) and dict(record['files']):
+    whole = isinstance(record['files'], dict)
+    if whole and record['sha256'] == _seal(unsealed):
       return record
   except (OSError, ValueError, KeyError, AttributeError, TypeError):
     return f'{RECORD} cannot be read'

@@ -53,7 +53,7 @@ class CompareTest(parameterized.TestCase):
     self.compare('--run=ssgd')
     outcome = self.compare('--run=ssgd', '--seed=3')
     self.assertEqual(outcome.code, 1)
-    self.assertRegex(outcome.err, 'seed=0, this one has 3; pass another')
+    self.assertRegex(outcome.err, '--seed=0, this one has --seed=3;')
 
   @parameterized.parameters(
     ('there is no --run; pass some', ()),

@@ -1,5 +1,6 @@
 """Tests of the targets of `experiments/reproduce`, one table of all."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -96,6 +97,7 @@ class FullSettingTest(parameterized.TestCase):
       (config, '_fingerprint', lambda dataset: ''),
       (target, 'load_dataset', without_images),
       (t09_post_local, 'load_dataset', without_images),
+      (runs, 'hold', lambda workdir: contextlib.nullcontext()),
       (runs, 'open_workdir', lambda *args, **kwargs: None),
       (runs, 'execute', lambda *args, **kwargs: None),
       (records, 'read_records', lambda workdir: self.made_records()),

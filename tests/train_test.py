@@ -15,8 +15,8 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import records, tasks, train
-from prsgd_jax import models
+from experiments import locks, records, runs, signals, tasks, train
+from prsgd_jax import checkpoints, models
 from tests import binaries
 
 SHALLOW = functools.partial(models.ResNet20, blocks_per_stage=1)
@@ -81,6 +81,9 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(summary['test_accuracy'], last['test_accuracy'])
     self.assertNotEmpty(list((workdir / 'tensorboard').iterdir()))
     self.assertIn('pr_sgd', (workdir / 'config.json').read_text())
+    # Of those of every 20 steps and the end, the newest three.
+    kept = checkpoints.steps(workdir / 'checkpoints')
+    self.assertEqual(kept, [80, 100, 110])
 
   def test_same_seed_is_the_same_run_and_another_seed_is_not(self):
     one = self.train('--num_steps=20', '--seed=1', workdir='one')
@@ -95,8 +98,12 @@ class TrainTest(parameterized.TestCase):
   def test_resumed_run_equals_the_uninterrupted_one(self):
     whole = self.train('--num_steps=60', workdir='whole')
     self.train('--num_steps=40', workdir='parts')
+    earlier = records.read_summary(self.root / 'parts')
     parts = self.train('--num_steps=60', '--resume', workdir='parts')
     self.assert_same_run(whole, parts, 60)
+    self.assertEqual(records.read_summary(parts)['step'], 60)
+    kept = json.loads((parts / 'summary-40.json').read_text())
+    self.assertEqual(kept, earlier)
 
   def test_resumed_run_of_many_features_equals_the_uninterrupted_one(self):
     args = (
@@ -106,9 +113,7 @@ class TrainTest(parameterized.TestCase):
     )  # fmt: skip
     whole = self.train('--num_steps=40', workdir='whole', small=args)
     self.train('--num_steps=20', workdir='parts', small=args)
-    parts = self.train(
-      '--num_steps=40', '--resume', workdir='parts', small=args
-    )
+    parts = self.train('--num_steps=40', '--resume', workdir='parts', small=())
     self.assert_same_run(whole, parts, 40)
     # Codes and buffers at steps 2, 8 and 20, push-sum at each of the 40.
     last = records.read_records(parts)[-1]
@@ -119,6 +124,108 @@ class TrainTest(parameterized.TestCase):
       'local=sgp:one_peer_exponential average_codec=feedback:top_k:0.1 '
       'buffers=average',
     )
+
+  def stopped(self, step, *args, **kwargs):
+    """As `train`, with a signal during the dispatch that ends at a step."""
+    reached = [0]
+    dispatches = runs._dispatches
+
+    def watched(*args):
+      for first, stop in dispatches(*args):
+        reached[0] = stop
+        yield first, stop
+
+    def requested():
+      return signal.SIGTERM if reached[0] >= step else None
+
+    with (
+      mock.patch.object(runs, '_dispatches', watched),
+      mock.patch.object(signals, 'requested', requested),
+    ):
+      workdir = self.root / 'stopped'
+      outcome = binaries.call(train, f'--workdir={workdir}', *args)
+    self.assertEqual(outcome.code, 75, outcome.err)
+    self.assertEqual(checkpoints.latest_step(workdir / 'checkpoints'), step)
+    return workdir
+
+  @mock.patch.object(runs, 'MAX_STEPS_PER_DISPATCH', 4)
+  def test_signaled_run_equals_the_uninterrupted_one(self):
+    whole = self.train('--num_steps=30', workdir='whole')
+    # In the middle of a record's steps, at a record, where it evaluates, and at
+    # the end: records and evaluations that were not made are made later.
+    workdir = self.stopped(4, *SMALL, '--num_steps=30')
+    self.assertEmpty(records.read_records(workdir))
+    for step, recorded in ((10, [10]), (20, [10]), (28, [10, 20])):
+      self.stopped(step, '--resume')
+      found = [r['step'] for r in records.read_records(workdir)]
+      self.assertEqual(found, recorded)
+    self.stopped(30, '--resume')
+    self.assertIsNone(records.read_summary(workdir))
+    self.train('--resume', workdir='stopped', small=())
+    self.assert_same_run(whole, workdir, 30)
+    self.assertEqual(records.read_summary(workdir)['step'], 30)
+
+  def test_resumed_run_may_record_at_other_steps(self):
+    whole = self.train('--num_steps=40', workdir='whole')
+    workdir = self.train('--num_steps=20', workdir='run')
+    self.train('--resume', '--num_steps=40', '--log_every=20', small=())
+    one, other = (records.read_records(w) for w in (whole, workdir))
+    self.assertEqual([r['step'] for r in other], [10, 20, 40])
+    # Of means over 10 steps each, and over 20.
+    mean = (one[2]['loss'] + one[3]['loss']) / 2
+    self.assertAlmostEqual(other[2]['loss'], mean, places=5)
+    self.assertAlmostEqual(other[2]['test_loss'], one[3]['test_loss'], places=5)
+
+  def test_directory_in_use_is_one_line(self):
+    with locks.hold(self.root / 'run'):
+      for more in ((), ('--resume',)):
+        (self.root / 'run' / 'config.json').write_text('{}')
+        outcome = binaries.call(
+          train, *SMALL, f'--workdir={self.root / "run"}', *more
+        )
+        self.assertEqual(outcome.code, 1)
+        self.assertRegex(outcome.err, f'run is in use by process {os.getpid()}')
+        self.assertEqual(outcome.err.count('\n'), 1)
+
+  def test_new_runs_start_from_the_parameters_of_another(self):
+    source = self.train('--num_steps=20', workdir='source')
+    flag = f'--init_from={source}'
+    mean = self.train(
+      '--algorithm=ssgd', '--num_replicas=2', '--num_steps=10', flag,
+      workdir='mean', small=OF_ALL,
+    )  # fmt: skip
+    each = self.train(
+      '--num_steps=10', flag, '--init_replicas=each', '--keep=all',
+      workdir='each',
+    )  # fmt: skip
+    theirs = saved(source, 20)
+    for name, value in saved(each, 0).items():
+      if name.startswith('params'):
+        np.testing.assert_array_equal(value, theirs[name], name)
+        average = theirs[name].mean(axis=0, dtype=np.float32)
+        for replica in saved(mean, 0)[name]:
+          np.testing.assert_allclose(replica, average, rtol=1e-6, atol=1e-7)
+    self.assertEqual(saved(mean, 0)['step'], 0)
+    first = records.read_records(source)[0]['loss']
+    self.assertLess(records.read_records(mean)[0]['loss'], first)
+    # The source is not needed once the run has a checkpoint.
+    source.rename(self.root / 'moved')
+    self.train('--resume', '--num_steps=20', workdir='mean', small=())
+    for pattern, more in (
+      ('source has no checkpoint', (flag,)),
+      ('needs the --num_replicas=8 of .*/20, got 4; use --init_replicas=mean',
+       (f'--init_from={self.root / "moved"}', '--init_replicas=each')),
+      (r'has params.Conv_0.bias: nothing, this run has float32\[8, 6\]; it is '
+       'of another model',
+       (f'--init_from={self.root / "moved"}', '--model=lenet')),
+    ):  # fmt: skip
+      outcome = binaries.call(
+        train, *SMALL, '--num_replicas=4', f'--workdir={self.root / "new"}',
+        *more,
+      )  # fmt: skip
+      self.assertEqual(outcome.code, 1)
+      self.assertRegex(outcome.err, pattern)
+      self.assertEqual(outcome.err.count('\n'), 1)
 
   def test_resumed_on_other_devices_is_the_same_to_float_tolerance(self):
     whole = self.train('--num_steps=40', workdir='whole')
@@ -313,8 +420,11 @@ class BadInputTest(parameterized.TestCase):
     before = {p: p.read_bytes() for p in root.rglob('*') if p.is_file()}
     for pattern, more in (
       ('holds a run; pass --resume', ()),
-      ('period.: 4.*period.: 8', ('--resume', '--period=8')),
-      ('num_replicas=8, this one has 4', ('--resume', '--num_replicas=4')),
+      ('--period=4, this one has --period=8;', ('--resume', '--period=8')),
+      (
+        '--num_replicas=8, this one has --num_replicas=4;',
+        ('--resume', '--num_replicas=4'),
+      ),
       ('holds no run', (f'--workdir={root}',)),
     ):
       outcome = binaries.call(train, *args, *more)

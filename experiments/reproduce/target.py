@@ -109,8 +109,9 @@ def train(
   digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
   name = f'{run_config.slug()}-seed{run_config.seed}-{digest[:8]}'
   workdir = setting.workdir / name
-  runs.open_workdir(parts, workdir, intervals, resume=True)
-  runs.execute(prepare(parts), workdir, intervals, progress=False)
+  with runs.hold(workdir):
+    runs.open_workdir(parts, workdir, intervals, resume=True)
+    runs.execute(prepare(parts), workdir, intervals, progress=False)
   return records.read_records(workdir)
 
 

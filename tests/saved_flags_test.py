@@ -1,0 +1,143 @@
+"""Tests of `experiments/saved_flags.py`: `--resume --workdir` suffices."""
+
+import pathlib
+import tempfile
+
+from absl import flags
+from absl.testing import absltest, flagsaver, parameterized
+
+from experiments import config, differences, records, saved_flags, train
+
+FLAGS = flags.FLAGS
+del train  # whose flags these are
+
+
+class RestoreTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enterContext(flagsaver.flagsaver())
+    root = self.enterContext(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(root) / 'run'
+
+  def parse(self, *args):
+    FLAGS.unparse_flags()
+    for name in FLAGS:
+      flag = FLAGS[name]
+      flag.value, flag.present = flag.default, 0
+    FLAGS(['train.py', *args])
+
+  def config(self):
+    return config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
+
+  def write(self, *args):
+    self.parse(*args)
+    made = self.config()
+    description = {'algorithm': made.algorithm, 'options': dict(made.options)}
+    records.open_workdir(
+      self.workdir, description, saved_flags.of_run(made),
+      label=made.label(), num_steps=9, resume=False,
+    )  # fmt: skip
+    return made
+
+  @parameterized.parameters(
+    '--algorithm=pr_sgd --period=4 --num_steps=30',
+    '--algorithm=ssgd --learning_rate_drops=10,15.5 --num_epochs=30',
+    '--algorithm=ssgd --optimizer=adamw --weight_decay=0.1 --log_every=7',
+    '--algorithm=ssgd --augment --noprogress --dtype=bfloat16 --momentum=0',
+    '--algorithm=slowmo --slow_momentum=0.5 --when=doubling:3 --buffers=average'
+    ' --local=sgp:one_peer_exponential --average_codec=feedback:top_k:0.1',
+    '--algorithm=ssgd --replica_speeds=1,2 --num_replicas=2 --seed=7',
+    '--algorithm=ssgd --partition=dirichlet --dirichlet_alpha=0.1',
+  )
+  def test_all_flags_come_back(self, args):
+    made = self.write(*args.split())
+    values = {name: FLAGS[name].value for name in config.all_flags()}
+    self.parse()
+    saved_flags.restore(FLAGS, self.workdir)
+    self.assertEqual(self.config(), made)
+    again = {name: FLAGS[name].value for name in values}
+    if made.num_steps is not None:
+      del again['num_epochs'], values['num_epochs']
+    if made.optimizer != 'sgd':
+      del again['momentum'], values['momentum']
+    numbers = ('learning_rate_drops', 'replica_speeds')
+    for found in (again, values):
+      found |= {n: list(map(float, found[n])) for n in numbers}
+    self.assertEqual(again, values)
+
+  def test_length_and_intervals_may_change(self):
+    self.write('--period=4', '--num_steps=30', '--log_every=10')
+    self.parse('--num_epochs=7', '--log_every=5', '--num_devices=2')
+    saved_flags.restore(FLAGS, self.workdir)
+    found = self.config()
+    self.assertEqual((found.num_epochs, found.num_steps), (7, None))
+    self.assertEqual(found.options, {'period': 4})
+    self.assertEqual((FLAGS.log_every, FLAGS.num_devices), (5, 2))
+
+  @parameterized.parameters(
+    ('--period=8', 'with --period=4, this one has --period=8;'),
+    ('--algorithm=ssgd', 'with --algorithm=pr_sgd, this one has --algorithm=s'),
+    ('--when=doubling:4', 'with no --when, this one has --when=doubling:4;'),
+    ('--augment', 'with --noaugment, this one has --augment;'),
+    ('--learning_rate=1', '=0.05, this one has --learning_rate=1.0;'),
+    ('--learning_rate_drops=4,6',
+     '=4.0,5.0, this one has --learning_rate_drops=4,6'),
+    ('--latency=1', '--latency=5e-05, this one has --latency=1.0;'),
+    ('--init_from=x', 'with no --init_from, this one has --init_from=x;'),
+  )  # fmt: skip
+  def test_others_are_refused_in_the_syntax_of_flags(self, flag, pattern):
+    args = ('--period=4', '--learning_rate=.05', '--learning_rate_drops=4,5')
+    self.write(*args)
+    self.parse(flag)
+    with self.assertRaisesRegex(ValueError, pattern) as caught:
+      saved_flags.restore(FLAGS, self.workdir)
+    self.assertRegex(str(caught.exception), '; pass the same or another --work')
+    self.parse(*args)  # what was given before may be given again
+    saved_flags.restore(FLAGS, self.workdir)
+
+  def test_run_of_a_comparison_has_its_own_algorithm(self):
+    """Whose program had other flags."""
+    self.parse('--num_steps=30')
+    made = config.check(
+      config.dataclasses.replace(
+        config.from_flags(FLAGS, algorithm='ssgd'),
+        algorithm='k_avg',
+        options={'period': 5},
+      )
+    )
+    records.open_workdir(
+      self.workdir, {'algorithm': 'k_avg', 'options': {'period': 5}},
+      saved_flags.of_run(made), label='', num_steps=9, resume=False,
+    )  # fmt: skip
+    self.parse()
+    saved_flags.restore(FLAGS, self.workdir)
+    self.assertEqual(self.config(), made)
+
+  def test_without_a_run_it_is_one_line(self):
+    with self.assertRaisesRegex(ValueError, 'there is no run in'):
+      saved_flags.restore(FLAGS, self.workdir)
+
+
+class DifferencesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({'seed': 0}, {'seed': 1}, '--seed=0, this one has --seed=1'),
+    ({'data': 'a'}, {'data': 'b'}, 'on other data; pass its --data_dir'),
+    ({'options': {'period': 4}}, {'options': {}}, '--period=4, this .* no --p'),
+    ({'network': {'links': {'group': [1, 2]}}},
+     {'network': {'links': {'group': [1, 3]}}},
+     '--group_bandwidth=2, this one has --group_bandwidth=3'),
+    ({'network': {'speeds': [1, 2]}}, {'network': {'speeds': []}},
+     '--replica_speeds=1,2, this one has --replica_speeds='),
+  )  # fmt: skip
+  def test_first_one_is_said_as_flags(self, one, other, pattern):
+    where = pathlib.Path('runs/a')
+    with self.assertRaisesRegex(ValueError, pattern):
+      differences.check(where, one, other)
+    differences.check(where, one, one)
+
+  def test_log_every_does_not_bind(self):
+    differences.check(pathlib.Path('a'), {'log_every': 1}, {'log_every': 2})
+
+
+if __name__ == '__main__':
+  absltest.main()
