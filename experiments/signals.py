@@ -154,13 +154,14 @@ def name(number: int) -> str:
 
 
 def again(*arguments: str) -> str:
-  """Returns the command that runs this program with other arguments.
+  """Returns the command that started this program, for a message.
 
   Args:
-    *arguments: in place of those of now; none for the same.
+    *arguments: in place of those that it had; none for the same.
   """
-  rest = arguments or tuple(sys.argv[1:])
-  return shlex.join([sys.executable, sys.argv[0], *rest])
+  had = len(sys.argv) - 1
+  start = sys.orig_argv[: len(sys.orig_argv) - had]
+  return shlex.join([*start, *(arguments or sys.argv[1:])])
 
 
 def _end_now(number: int, line: str) -> NoReturn:

@@ -195,14 +195,14 @@ def _run(
   gpus = jobs.visible_gpus()
   workdir.mkdir(parents=True, exist_ok=True)
   keep()
-  jobs.run_all(
-    [_job(trial, workdir) for trial in waiting],
-    at_once=FLAGS.jobs or max(1, len(gpus)),
-    gpus=gpus,
-    on_end=on_end,
-    on_wait=on_wait,
-  )
-  bar.close()
+  with bar:
+    jobs.run_all(
+      [_job(trial, workdir) for trial in waiting],
+      at_once=FLAGS.jobs or max(1, len(gpus)),
+      gpus=gpus,
+      on_end=on_end,
+      on_wait=on_wait,
+    )
   return keep()
 
 

@@ -1,10 +1,11 @@
-"""Kills training runs at random moments and compares them with a whole one.
+"""Ends training runs at random moments and compares them with a whole one.
 
   make faults
 
-Not part of the tests: it takes minutes. A run is killed with SIGKILL after a
-random time, again and again, and resumed each time; it must end with the
-records and, bit for bit, with the state of the run that nobody touched.
+Not part of the tests: it takes minutes. A run is killed with SIGKILL, or
+signaled as a scheduler does, after a random time, again and again, and resumed
+each time from its directory; it must end with the records and, bit for bit,
+with the state of the run that nobody touched.
 """
 
 import os
@@ -23,6 +24,7 @@ from experiments import records
 
 STEPS = 600
 KILLS = 12
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 TRAIN = pathlib.Path(records.__file__).with_name('train.py')
 
 
@@ -40,9 +42,9 @@ def kill_and_resume(root: pathlib.Path) -> None:
   rng = random.Random(0)
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   for attempt in range(KILLS):
-    resume = ['--resume'] if (root / 'killed' / 'config.json').exists() else []
+    begun = (root / 'killed' / 'config.json').exists()
     process = subprocess.Popen(
-      [*command(root, 'killed'), *resume],
+      resumed(root) if begun else command(root, 'killed'),
       env=environment, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     before = steps(root)
@@ -53,16 +55,24 @@ def kill_and_resume(root: pathlib.Path) -> None:
         break
       time.sleep(0.01)
     time.sleep(rng.uniform(0, 1.5))
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    number = SIGNALS[attempt % len(SIGNALS)]
+    process.send_signal(number)
+    code = process.wait()
+    # In the first milliseconds nobody watches for signals yet.
+    if code not in (-number, 130 if number == signal.SIGINT else 75, 0):
+      raise AssertionError(f'{number!r} ended in exit code {code}')
     left = list((root / 'killed' / 'checkpoints').glob('.*.partial'))
     print(
-      f'kill {attempt + 1}: at step {steps(root)}'
+      f'{number.name}: at step {steps(root)}, exit code {code}'
       + (', in the middle of a checkpoint' if left else ''),
       flush=True,
     )
-  resumed = [*command(root, 'killed'), '--resume']
-  subprocess.run(resumed, env=environment, check=True)
+  subprocess.run(resumed(root), env=environment, check=True)
+
+
+def resumed(root: pathlib.Path) -> list[str]:
+  start = command(root, 'killed')[:2]
+  return [*start, '--resume', f'--workdir={root / "killed"}']
 
 
 def steps(root: pathlib.Path) -> int:
@@ -94,7 +104,7 @@ def main() -> None:
     subprocess.run(command(root, 'whole'), check=True)
     kill_and_resume(root)
     compare(root / 'whole', root / 'killed')
-  print(f'{KILLS} kills: records and state are those of the whole run')
+  print(f'{KILLS} ends: records and state are those of the whole run')
 
 
 if __name__ == '__main__':

@@ -9,10 +9,10 @@ whose JSON is there is not run again unless --again. The page is written from
 those files alone.
 """
 
-from experiments import interrupts
+from experiments import signals
 
 if __name__ == '__main__':
-  interrupts.end_silently()  # before the other imports, which take seconds
+  signals.watch()  # before the other imports, which take seconds
 
 import importlib
 import json
@@ -70,7 +70,10 @@ def main() -> None:
     _redraw(targets)
   elif not FLAGS.page_only:
     for target in targets:
-      with cli.one_line_errors(ValueError):
+      with (
+        cli.one_line_errors(ValueError),
+        signals.exit_when_stopped(signals.again()),
+      ):
         _run(target)
   page = results_page.write(RESULTS, known)
   print(f'page: {page}')
