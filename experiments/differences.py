@@ -43,7 +43,7 @@ def refusal(
     )
   return (
     f'{workdir} holds a run with {_text(name, saved)}, this one has '
-    f'{_text(name, asked)}; pass the same or another --workdir'
+    f'{_text(name, asked)}; pass another --workdir'
   )
 
 
