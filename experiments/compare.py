@@ -43,6 +43,7 @@ from experiments import (
   warm_start,
   writing,
 )
+from experiments.json_files import DamagedFile
 from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
 
@@ -94,7 +95,8 @@ def _compare(
   table = format_table(summaries)
   writing.write_text(workdir / 'comparison.md', table)
   writing.write_text(workdir / 'comparison.json', writing.to_json(summaries))
-  figures.draw(figures.read_runs(run_dirs), workdir / 'comparison.png')
+  with cli.one_line_errors(ValueError):
+    figures.draw(figures.read_runs(run_dirs), workdir / 'comparison.png')
   print(f'\n{table}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')
@@ -183,13 +185,13 @@ def _run_held(
     held.enter_context(runs.hold(run_dir))
     parts, start = warm_start.plan(parts, run_dir, FLAGS)
     runs.open_workdir(parts, run_dir, intervals, resume=True)
-    summary = records.read_summary(run_dir)
-    if summary is not None and summary['step'] == parts.plan.num_steps:
+    summary = records.finished(run_dir, parts.plan.num_steps)
+    if summary is not None:
       print(f'{label}: done before, read from {run_dir}')
       return summary
   own = parts.config.own() if parts.config else ()
   with (
-    cli.one_line_errors(CheckpointError, dotted.OwnError),
+    cli.one_line_errors(CheckpointError, DamagedFile, dotted.OwnError),
     cli.one_line_write_errors(run_dir, ''),
   ):
     try:

@@ -101,7 +101,7 @@ def _read_run(workdir: pathlib.Path) -> Run:
     settings=description,
     seed=config['description']['seed'],
     history=records.read_records(workdir),
-    done=failure is None and records.read_summary(workdir) is not None,
+    done=records.finished(workdir, config.get('num_steps')) is not None,
     failed=None if failure is None else failure['failed'],
   )
 

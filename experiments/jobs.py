@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from experiments import locks, signals
 
-POLL_SECONDS = 0.05
+# Shorter than what a person notices; a look is cheap, but not free.
+POLL_SECONDS = 0.25
 
 
 class Job(NamedTuple):

@@ -6,6 +6,7 @@ It holds `config.json`, `metrics.jsonl` (a record every `log_every` steps),
 earlier summary in `summary-<step>.json`.
 """
 
+import itertools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import jax
 
-from experiments import differences, locks, writing
+from experiments import differences, json_files, locks, writing
 from prsgd_jax import checkpoints
 
 CONFIG = 'config.json'
@@ -29,6 +30,39 @@ Record = dict[str, Any]
 
 # Of a summary: None where a run was over before it was measured.
 UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
+# The forms of the files: every reader gets values of these kinds, or an error.
+_CONFIG_FORM = json_files.object_of(
+  {
+    'label': json_files.text,
+    'description': json_files.object_of({'seed': json_files.integer}),
+    'flags': json_files.object_of({}),
+  },
+  {'num_steps': json_files.count},
+)
+_RECORD = {
+  'step': json_files.count,
+  **dict.fromkeys(
+    ('epoch', 'loss', 'rounds', 'bytes_sent', 'modelled_seconds', 'seconds'),
+    json_files.number,
+  ),
+}
+_TESTED = dict.fromkeys(
+  ('test_loss', 'test_accuracy', 'consensus_distance'), json_files.number
+)
+_RECORD_FORM = json_files.object_of(_RECORD, _TESTED)
+SUMMARY_FORM = json_files.object_of(
+  {
+    'label': json_files.text,
+    **_RECORD,
+    **_TESTED,
+    'steps_per_second': json_files.optional(json_files.number),
+    **dict.fromkeys(('replicas', 'device', 'jax', 'commit'), json_files.text),
+    'cpus': json_files.optional(json_files.count),
+  }
+)
+_FAILURE_FORM = json_files.object_of(
+  {'step': json_files.count, 'failed': json_files.text}
+)
 
 
 def check_place(workdir: pathlib.Path) -> None:
@@ -67,7 +101,7 @@ def check_workdir(
     raise ValueError(
       f'{workdir} holds a run; pass --resume to resume it, or another --workdir'
     )
-  saved = _read_json(path)['description']
+  saved = read_config(workdir)['description']
   differences.check(workdir, saved, json.loads(json.dumps(description)))
   directory = workdir / CHECKPOINTS
   done = checkpoints.latest_step(directory) or 0
@@ -98,7 +132,12 @@ def open_workdir(
     ValueError: as `check_workdir`, or if it cannot be written.
   """
   check_workdir(workdir, description, num_steps=num_steps, resume=resume)
-  whole = {'label': label, 'description': description, 'flags': flags}
+  whole = {
+    'label': label,
+    'description': description,
+    'flags': flags,
+    'num_steps': num_steps,
+  }
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     writing.write_text(workdir / CONFIG, writing.to_json(whole))
@@ -124,46 +163,65 @@ def write_summary(workdir: pathlib.Path, summary: Record) -> None:
 def read_summary(workdir: pathlib.Path) -> Record | None:
   """The summary of a run that was done, None if there is none.
 
-  What was no number is NaN; only what was not measured is None.
+  What was no number is NaN; only what was not measured is None. A run that is
+  being extended still has that of its shorter self; see `finished`.
+
+  Raises:
+    DamagedFile: if it has another form.
   """
-  path = workdir / SUMMARY
-  if not path.exists():
+  found = json_files.read(workdir / SUMMARY, SUMMARY_FORM)
+  if found is None:
     return None
-  found = _read_json(path)
   absent = {n: None for n in UNMEASURED if n in found and found[n] is None}
   return {**writing.with_nan(found), **absent}
+
+
+def finished(workdir: pathlib.Path, num_steps: int | None) -> Record | None:
+  """The summary of a run that reached its planned end, None of any other.
+
+  Args:
+    workdir: the directory of the run.
+    num_steps: the planned length; None where it is not known, of a run of an
+      earlier version.
+
+  Raises:
+    DamagedFile: if a file has another form.
+  """
+  summary, last = read_summary(workdir), read_last_record(workdir)
+  if summary is None or last is None or read_failure(workdir) is not None:
+    return None
+  planned = summary['step'] if num_steps is None else num_steps
+  return summary if summary['step'] == last['step'] == planned else None
 
 
 def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
   """Marks the run as one that diverged, or as one that did not."""
   if failure is None:
-    with writing.reported(workdir / FAILURE):
-      (workdir / FAILURE).unlink(missing_ok=True)
+    json_files.remove(workdir / FAILURE)
   else:
     writing.write_text(workdir / FAILURE, writing.to_json(failure))
 
 
 def read_failure(workdir: pathlib.Path) -> Record | None:
-  """The `step` at which a run diverged and `failed`, what was wrong then."""
-  path = workdir / FAILURE
-  return _read_json(path) if path.exists() else None
+  """The `step` at which a run diverged and `failed`, what was wrong then.
+
+  Raises:
+    DamagedFile: if it has another form.
+  """
+  return json_files.read(workdir / FAILURE, _FAILURE_FORM)
 
 
 def read_config(workdir: pathlib.Path) -> Record:
-  """What a run was called with: `label`, `description` and `flags`.
+  """What a run was called with: `label`, `description`, `flags`, `num_steps`.
+
+  The last is the planned length; runs of an earlier version do not have it.
 
   Raises:
-    ValueError: if there is no run, or one without these.
+    ValueError: if there is no run, or a damaged one.
   """
-  path = workdir / CONFIG
-  if not path.exists():
+  found = json_files.read(workdir / CONFIG, _CONFIG_FORM)
+  if found is None:
     raise ValueError(f'{workdir} holds no run; pass a directory of runs')
-  found = _read_json(path)
-  if missing := {'label', 'description', 'flags'} - set(found):
-    raise ValueError(
-      f'{path} has no {", ".join(sorted(missing))}: it was written by an '
-      'earlier version; run it again'
-    )
   return found
 
 
@@ -204,12 +262,28 @@ def read_records(workdir: pathlib.Path) -> list[Record]:
   """The records of a run; a last line that was cut off is left out.
 
   What was no number is NaN.
+
+  Raises:
+    DamagedFile: if a line is damaged, or the steps do not increase.
   """
   path = workdir / METRICS
-  if not path.exists():
-    return []
-  lines = path.read_text().split('\n')[:-1]
-  return [writing.with_nan(_parse_json(line, path)) for line in lines]
+  found = json_files.read_lines(path, _RECORD_FORM)
+  for i, (one, after) in enumerate(itertools.pairwise(found), 2):
+    if one['step'] >= after['step']:
+      raise json_files.damaged(
+        path, f'line {i}: step {after["step"]} comes after {one["step"]}'
+      )
+  return list(map(writing.with_nan, found))
+
+
+def read_last_record(workdir: pathlib.Path) -> Record | None:
+  """The last of `read_records`, None without any; the others are not read.
+
+  Raises:
+    DamagedFile: if it is damaged.
+  """
+  found = json_files.read_last_line(workdir / METRICS, _RECORD_FORM)
+  return None if found is None else writing.with_nan(found)
 
 
 def format_summary(summary: Record, workdir: pathlib.Path) -> str:
@@ -246,16 +320,3 @@ def format_bytes(count: float) -> str:
   power = min(int(math.log(count, 1024)), 4)
   unit = ('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]
   return f'{count / 1024**power:.1f} {unit}'
-
-
-def _read_json(path: pathlib.Path) -> Record:
-  return _parse_json(path.read_text(), path)
-
-
-def _parse_json(text: str, path: pathlib.Path) -> Record:
-  try:
-    return dict(json.loads(text))
-  except (ValueError, TypeError) as error:
-    raise ValueError(
-      f'{path} is damaged ({error}); pass another --workdir'
-    ) from error

@@ -19,8 +19,9 @@ if __name__ == '__main__':
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 import csv
+import hashlib
 import html
-import json
+import io
 import math
 import pathlib
 import tempfile
@@ -28,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, plot, records, writing
+from experiments import cli, figures, json_files, plot, records, writing
 
 FLAGS = flags.FLAGS
 HERE = pathlib.Path(__file__).parent
@@ -48,13 +49,84 @@ VERDICTS = {'yes': 'reproduced', 'partly': 'partly', 'no': 'not reproduced'}
 # Of a reproduction: fields that have a place of their own, and its curves.
 _PLACED = ('name', 'title', 'claims', 'data')
 
+# The forms of the files: any other is an error.
+_REPRODUCTION = json_files.object_of(
+  {
+    'name': json_files.text,
+    'title': json_files.text,
+    'claims': json_files.list_of(
+      json_files.object_of(
+        {
+          'says': json_files.anything,
+          'measured': json_files.anything,
+          'reproduced': json_files.one_of(*VERDICTS),
+        }
+      )
+    ),
+  }
+)
+_SCORE = {
+  'values': json_files.object_of({}),
+  'runs': json_files.count,
+  'diverged': json_files.count,
+  **dict.fromkeys(
+    ('mean', 'least', 'most'), json_files.optional(json_files.number)
+  ),
+}
+_BEST = json_files.object_of(
+  {
+    'measure': json_files.text,
+    **dict.fromkeys(('by', 'grid'), json_files.list_of(json_files.text)),
+    'methods': json_files.list_of(
+      json_files.object_of(
+        {
+          'label': json_files.text,
+          'settings': json_files.object_of({}),
+          'best': json_files.optional(json_files.object_of({})),
+          'at_edge': json_files.list_of(json_files.text),
+          'scores': json_files.list_of(json_files.object_of(_SCORE)),
+        }
+      )
+    ),
+  }
+)
+
+_PNG = b'\x89PNG\r\n\x1a\n'
+
+_SCRIPT = """
+'use strict';
+// A click on a head sorts by its column: as numbers where both cells are, and
+// with empty cells last.
+function compare(a, b) {
+  if (a === '' || b === '') return (a === '') - (b === '');
+  const x = Number(a), y = Number(b);
+  return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
+}
+for (const head of document.querySelectorAll('th')) {
+  head.querySelector('button').addEventListener('click', () => {
+    const up = head.getAttribute('aria-sort') !== 'ascending';
+    for (const other of head.parentNode.children)
+      other.removeAttribute('aria-sort');
+    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+    const body = head.closest('table').tBodies[0];
+    const key = row => row.cells[head.cellIndex].dataset.value;
+    const rows = [...body.rows].sort((a, b) => {
+      const order = compare(key(a), key(b));
+      return up || key(a) === '' || key(b) === '' ? order : -order;
+    });
+    body.append(...rows);
+  });
+}
+"""
+
+# A browser runs no other script: a hash admits this one.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; \
-img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>
@@ -78,31 +150,7 @@ th[aria-sort=descending] button::after {{ content: " \\25bc"; }}
 <body>
 <h1>{title}</h1>
 {body}
-<script>
-'use strict';
-// A click on a head sorts by its column: as numbers where both cells are, and
-// with empty cells last.
-function compare(a, b) {{
-  if (a === '' || b === '') return (a === '') - (b === '');
-  const x = Number(a), y = Number(b);
-  return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
-}}
-for (const head of document.querySelectorAll('th')) {{
-  head.querySelector('button').addEventListener('click', () => {{
-    const up = head.getAttribute('aria-sort') !== 'ascending';
-    for (const other of head.parentNode.children)
-      other.removeAttribute('aria-sort');
-    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
-    const body = head.closest('table').tBodies[0];
-    const key = row => row.cells[head.cellIndex].dataset.value;
-    const rows = [...body.rows].sort((a, b) => {{
-      const order = compare(key(a), key(b));
-      return up || key(a) === '' || key(b) === '' ? order : -order;
-    }});
-    body.append(...rows);
-  }});
-}}
-</script>
+<script>{script}</script>
 </body>
 </html>
 """
@@ -126,7 +174,9 @@ def main(*paths: str) -> None:
     output = pathlib.Path(FLAGS.output or 'report.html')
     try:
       output.parent.mkdir(parents=True, exist_ok=True)
-      writing.write_text(output, page(title, sections))
+      # A file's name need not be UTF-8.
+      text = page(title, sections).encode(errors='replace').decode()
+      writing.write_text(output, text)
     except OSError as error:
       raise ValueError(
         f'{output} cannot be written ({error.strerror}); pass another --output'
@@ -136,7 +186,13 @@ def main(*paths: str) -> None:
 
 def page(title: str, sections: Sequence[str]) -> str:
   """A whole page, of sections that are HTML."""
-  return _PAGE.format(title=html.escape(title), body='\n'.join(sections))
+  digest = hashlib.sha256(_SCRIPT.encode()).digest()
+  return _PAGE.format(
+    title=html.escape(title),
+    body='\n'.join(sections),
+    script=_SCRIPT,
+    digest=base64.b64encode(digest).decode(),
+  )
 
 
 def run_section(path: pathlib.Path) -> str:
@@ -146,6 +202,8 @@ def run_section(path: pathlib.Path) -> str:
     ValueError: if there are none, or a file is damaged.
   """
   runs = figures.read_runs(figures.find_runs([path]))
+  best = json_files.read(path / 'best.json', _BEST)
+  rows = _read_table(path / 'sweep.csv')
   parts = [f'<h2>{html.escape(str(path))}</h2>']
   with tempfile.TemporaryDirectory() as directory:
     drawn = pathlib.Path(directory) / 'figure.png'
@@ -158,14 +216,10 @@ def run_section(path: pathlib.Path) -> str:
     'most. A run that diverged or is not done yet is not in the mean.</p>'
   )
   parts.append(table(method_rows(runs)))
-  best = path / 'best.json'
-  if best.exists():
-    parts.append(_best_part(_read_json(best)))
-  sweep = path / 'sweep.csv'
-  if sweep.exists():
-    parts.append('<h3>Runs</h3>')
-    with open(sweep, newline='') as file:
-      parts.append(table(list(csv.DictReader(file))))
+  if best is not None:
+    parts.append(_best_part(best))
+  if rows is not None:
+    parts += ['<h3>Runs</h3>', table(rows)]
   return '\n'.join(parts)
 
 
@@ -231,7 +285,7 @@ def reproduction_sections(directory: pathlib.Path) -> list[str]:
     ValueError: if there is none, or a file is not of that form.
   """
   found = [
-    (path, _check(path, _read_json(path)))
+    (path, json_files.read(path, _REPRODUCTION))
     for path in sorted(directory.glob('*.json'))
   ]
   if not found:
@@ -253,30 +307,6 @@ def reproduction_sections(directory: pathlib.Path) -> list[str]:
       }
     )
   return [table(rows), *(_reproduction(path, one) for path, one in found)]
-
-
-def _check(path: pathlib.Path, found: Any) -> dict[str, Any]:
-  """Returns a reproduction.
-
-  Raises:
-    ValueError: if it is none.
-  """
-  claims = found.get('claims', ()) if isinstance(found, dict) else ()
-  whole = {'name', 'title', 'claims'} <= set(found) and all(
-    {'says', 'measured', 'reproduced'} <= set(claim) for claim in claims
-  )
-  if not whole:
-    raise ValueError(
-      f'{path} is no reproduction: expected name, title, and claims with says, '
-      'measured, reproduced; make it again'
-    )
-  for claim in claims:
-    if claim['reproduced'] not in VERDICTS:
-      raise ValueError(
-        f'{path}: reproduced must be one of {", ".join(VERDICTS)}, got '
-        f'{claim["reproduced"]!r}'
-      )
-  return dict(found)
 
 
 def _reproduction(path: pathlib.Path, one: Mapping[str, Any]) -> str:
@@ -328,7 +358,10 @@ def _fact(value: Any) -> str:
 
 def image(path: pathlib.Path, caption: str) -> str:
   """An <img> with the PNG inside of it."""
-  data = base64.b64encode(path.read_bytes()).decode()
+  png = json_files.read_bytes(path)
+  if png is None or not png.startswith(_PNG):
+    raise json_files.damaged(path, 'it is no PNG')
+  data = base64.b64encode(png).decode()
   text = html.escape(caption)
   return f'<p><img src="data:image/png;base64,{data}" alt="{text}"></p>'
 
@@ -358,7 +391,8 @@ def _table_row(row: Mapping[str, Any], columns: Iterable[str]) -> str:
   for name in columns:
     value = row.get(name)
     exact = '' if value is None else str(value)
-    kind = f' class="{exact}"' if name == 'reproduced' else ''
+    verdict = name == 'reproduced' and exact in VERDICTS
+    kind = f' class="{exact}"' if verdict else ''
     shown = html.escape(_shown(exact))
     cells.append(f'<td{kind} data-value="{html.escape(exact)}">{shown}</td>')
   return f'<tr>{"".join(cells)}</tr>'
@@ -374,11 +408,24 @@ def _shown(exact: str) -> str:
     return exact
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def _read_table(path: pathlib.Path) -> list[dict[str, str]] | None:
+  """The rows of a CSV file with a head, None where there is no such file.
+
+  Raises:
+    DamagedFile: if it is none.
+  """
+  data = json_files.read_bytes(path)
+  if data is None:
+    return None
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f'{path} is damaged ({error}); make it again') from error
+    text = io.StringIO(data.decode(), newline='')
+    rows = list(csv.DictReader(text, strict=True))
+  except (ValueError, csv.Error) as error:
+    raise json_files.damaged(path, str(error)) from error
+  for i, row in enumerate(rows, 1):
+    if None in row or None in row.values():
+      raise json_files.damaged(path, f'row {i} is longer or shorter than row 0')
+  return rows
 
 
 if __name__ == '__main__':

@@ -14,14 +14,13 @@ if __name__ == '__main__':
 
 from collections.abc import Iterable, Sequence
 import itertools
-import json
 import pathlib
 import subprocess
 import sys
 
 from absl import flags
 
-from experiments import cli, records, writing
+from experiments import cli, json_files, records, writing
 
 FLAGS = flags.FLAGS
 
@@ -59,8 +58,11 @@ def main() -> None:
   if FLAGS.train:
     for preset in FLAGS.presets:
       for seed in SEEDS[preset]:
-        _run(preset, seed)
-  writing.write_text(README, with_table(README.read_text(), read_results()))
+        with cli.one_line_errors(json_files.DamagedFile):
+          _run(preset, seed)
+  with cli.one_line_errors(json_files.DamagedFile):
+    found = read_results()
+  writing.write_text(README, with_table(README.read_text(), found))
   print(f'table: {README}')
 
 
@@ -111,15 +113,23 @@ def _call(
 
 
 def read_results() -> dict[str, list[list[records.Record]]]:
-  """Preset -> for each of its seeds the summaries of its runs."""
+  """Preset -> for each of its seeds the summaries of its runs.
+
+  Raises:
+    DamagedFile: if a file has another form.
+  """
   return {
     preset: [
-      writing.with_nan(json.loads(path.read_text()))
+      writing.with_nan(found)
       for seed in seeds
-      if (path := RESULTS / f'{preset}-seed{seed}.json').exists()
+      if (found := _read(RESULTS / f'{preset}-seed{seed}.json')) is not None
     ]
     for preset, seeds in SEEDS.items()
   }
+
+
+def _read(path: pathlib.Path) -> list[records.Record] | None:
+  return json_files.read(path, json_files.list_of(records.SUMMARY_FORM))
 
 
 def with_table(

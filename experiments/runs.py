@@ -177,6 +177,7 @@ def execute(
       says so.
     CheckpointError: if the newest checkpoint cannot be used, or records before
       it are missing.
+    DamagedFile: if another file of the run cannot be used.
     SaveError, WriteError: if a checkpoint or another file cannot be written.
     Stopped: if a signal ended it; the message names the checkpoint.
   """
@@ -211,8 +212,8 @@ def _execute(
   num_steps = experiment.parts.plan.num_steps
   description = experiment.parts.description
   state, start, means = _restore(experiment, workdir)
-  done_before = records.read_summary(workdir)
-  if done_before is not None and done_before['step'] == num_steps == start:
+  done_before = records.finished(workdir, num_steps)
+  if done_before is not None and start == num_steps:
     return done_before
   records.set_summary_aside(workdir)
   meter = experiment.parts.meter

@@ -28,6 +28,7 @@ if __name__ == '__main__':
 
 from collections.abc import Sequence
 import csv
+import os
 import pathlib
 import sys
 from typing import NamedTuple
@@ -53,10 +54,12 @@ from experiments import (
   warm_start,
   writing,
 )
+from experiments.json_files import DamagedFile
 from prsgd_jax.datasets import Dataset
 
 FLAGS = flags.FLAGS
 TRAIN = pathlib.Path(__file__).with_name('train.py')
+_LAST_WORDS = 2**12  # bytes of the log of a run that broke
 
 flags.adopt_module_key_flags(compare)
 flags.DEFINE_multi_string(
@@ -110,7 +113,8 @@ def _sweep(
 ) -> None:
   print(f'{len(trials)} runs, written to {workdir}', flush=True)
   rows = _run(trials, workdir)
-  _write_records(workdir / 'records.csv', trials, rows)
+  with cli.one_line_errors(DamagedFile):
+    _write_records(workdir / 'records.csv', trials, rows)
   _tell(rows, workdir)
   if FLAGS.best_by:
     _choose(rows, names, workdir)
@@ -227,8 +231,11 @@ def _log(workdir: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _steps_done(trial: Trial) -> str:
-  found = records.read_records(trial.workdir)
-  return f'{found[-1]["step"] if found else 0}/{trial.num_steps}'
+  try:
+    last = records.read_last_record(trial.workdir)
+  except DamagedFile:  # its process ends with the reason
+    return f'?/{trial.num_steps}'
+  return f'{last["step"] if last else 0}/{trial.num_steps}'
 
 
 def row(trial: Trial, code: int | None = None) -> records.Record:
@@ -239,12 +246,10 @@ def row(trial: Trial, code: int | None = None) -> records.Record:
     code: the exit code of its process, None before it ended.
 
   Returns:
-    With the `status` done, diverged, failed (its process broke; it is tried
-    again with the next start of the sweep) or missing.
+    With the `status` done, diverged, failed (its process broke, or a file is
+    damaged; it is tried again with the next start of the sweep) or missing.
   """
   point = trial.point
-  summary = records.read_summary(trial.workdir)
-  failure = records.read_failure(trial.workdir)
   found = {
     'label': point.config.label(),
     'algorithm': point.config.algorithm,
@@ -253,15 +258,27 @@ def row(trial: Trial, code: int | None = None) -> records.Record:
     'status': 'missing',
     'directory': str(trial.workdir),
   }
+  try:
+    failure = records.read_failure(trial.workdir)
+    summary = records.finished(trial.workdir, trial.num_steps)
+  except DamagedFile as error:
+    return {**found, 'status': 'failed', 'failed': str(error)}
   if failure is not None:
     return {**found, 'status': 'diverged', **failure}
-  if summary is not None and summary['step'] == trial.num_steps:
+  if summary is not None:
     return {**found, 'status': 'done', **_flat(summary)}
   if code is None:
     return found
-  log = _log(trial.workdir.parent, trial.workdir.name)
-  last = log.read_text().strip().rpartition('\n')[2]
+  last = _last_words(_log(trial.workdir.parent, trial.workdir.name))
   return {**found, 'status': 'failed', 'failed': f'exit code {code}; {last}'}
+
+
+def _last_words(log: pathlib.Path) -> str:
+  """The last line of a log that is not empty."""
+  with open(log, 'rb') as file:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
+    text = file.read().decode(errors='replace')
+  return text.strip().rpartition('\n')[2]
 
 
 def _flat(summary: records.Record) -> records.Record:

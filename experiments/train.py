@@ -38,6 +38,7 @@ from experiments import (
   slugs,
   warm_start,
 )
+from experiments.json_files import DamagedFile
 from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
 
@@ -87,7 +88,7 @@ def _train(held: contextlib.ExitStack) -> None:
   if filled_in:
     print(f'no --algorithm is given, so that it is {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
-  kinds = (CheckpointError, runs.NonFinite, dotted.OwnError)
+  kinds = (CheckpointError, DamagedFile, runs.NonFinite, dotted.OwnError)
   with (
     cli.one_line_errors(*kinds),
     cli.one_line_write_errors(workdir, f'--workdir={workdir} --resume'),

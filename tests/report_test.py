@@ -145,10 +145,12 @@ class ReportTest(PageTest):
     self.assertFalse(self.output.exists())
 
   @parameterized.parameters(
-    ('reproduced must be one of yes, partly, no', {
+    ('reproduced: expected one of yes, partly, no, got "maybe"', {
       'claims': [{'says': '', 'measured': '', 'reproduced': 'maybe'}]
     }),
-    ('is no reproduction: expected name, title', {'claims': [{'says': ''}]}),
+    ('title: expected text, got null', {'title': None}),
+    (r'claims\[0\]: it has no measured, reproduced',
+     {'claims': [{'says': ''}]}),
   )  # fmt: skip
   def test_a_file_of_another_form_is_refused(self, message, changes):
     directory = self.write_reproduction(**changes)

@@ -4,6 +4,13 @@ import json
 
 from experiments import records
 
+# What a summary has besides the last record.
+_REST = {
+  'test_accuracy': 0.5, 'test_loss': 0.5, 'consensus_distance': 0.0,
+  'steps_per_second': None, 'replicas': '8 replicas on 1 device',
+  'device': 'cpu', 'cpus': 2, 'jax': '0.10.1', 'commit': 'abc',
+}  # fmt: skip
+
 
 def write(
   root, name, *, label='ssgd', seed=0, losses=(), failed=None, **description
@@ -19,8 +26,9 @@ def write(
     **description,
   }  # fmt: skip
   records.open_workdir(
-    workdir, description, {}, label=label, num_steps=99, resume=False
-  )
+    workdir, description, {}, label=label,
+    num_steps=10 * len(losses) or 99, resume=False,
+  )  # fmt: skip
   made = []
   for i, loss in enumerate(losses):
     step = 10 * (i + 1)
@@ -40,5 +48,5 @@ def write(
   if failed is not None:
     records.write_failure(workdir, {'step': 7, 'failed': failed})
   elif made:
-    records.write_summary(workdir, {'label': label, **made[-1]})
+    records.write_summary(workdir, {'label': label, **_REST, **made[-1]})
   return workdir

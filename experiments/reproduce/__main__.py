@@ -27,6 +27,7 @@ from experiments import (
   cli,
   drawing,
   figure_files,
+  json_files,
   network,
   records,
   reproduce,
@@ -75,7 +76,8 @@ def main() -> None:
         signals.exit_when_stopped(signals.again()),
       ):
         _run(target)
-  page = results_page.write(RESULTS, known)
+  with cli.one_line_errors(json_files.DamagedFile):
+    page = results_page.write(RESULTS, known)
   print(f'page: {page}')
 
 

@@ -1,10 +1,9 @@
 """experiments/RESULTS.md, from the files of the reproductions alone."""
 
 from collections.abc import Mapping
-import json
 import pathlib
 
-from experiments import records, writing
+from experiments import json_files, records, writing
 from experiments.reproduce.target import Target
 
 PAGE = pathlib.Path(__file__).parents[1] / 'RESULTS.md'
@@ -17,6 +16,31 @@ decided by the numbers, by the rule that the last column states.
 
 """
 
+
+_FORM = json_files.object_of(
+  {
+    **dict.fromkeys(
+      ('name', 'title', 'paper', 'scale', 'commit'), json_files.text
+    ),
+    'seconds': json_files.number,
+    'machine': json_files.object_of(
+      {
+        'cpus': json_files.optional(json_files.count),
+        'device': json_files.text,
+        'jax': json_files.text,
+      }
+    ),
+    'seeds': json_files.list_of(json_files.integer),
+    'claims': json_files.list_of(
+      json_files.object_of(
+        {
+          **dict.fromkeys(('says', 'measured', 'tried'), json_files.string),
+          'reproduced': json_files.one_of('yes', 'partly', 'no'),
+        }
+      )
+    ),
+  }
+)
 
 # What the papers have, and what was not attempted for want of data or weights.
 OUT_OF_REACH = """
@@ -40,9 +64,14 @@ def write(
 
 
 def read(results: pathlib.Path) -> list[records.Record]:
-  """All outcomes, in the order of their names."""
-  paths = sorted(results.glob('*.json'))
-  return [json.loads(path.read_text()) for path in paths]
+  """All outcomes, in the order of their names.
+
+  Raises:
+    DamagedFile: if a file has another form.
+  """
+  return [
+    json_files.read(path, _FORM) for path in sorted(results.glob('*.json'))
+  ]
 
 
 def format_page(
