@@ -275,9 +275,12 @@ def make(
 
 
 def _legend(curve: Curve) -> str:
+  # Matplotlib reads $...$ as a formula, and leaves out what begins with _.
+  label = curve.label.replace('$', r'\$')
+  label = f' {label}' if label.startswith('_') else label
   if curve.diverged:
-    return f'{curve.label} ({curve.diverged} of {curve.seeds} diverged)'
-  return curve.label + (f' ({curve.seeds} seeds)' if curve.seeds > 1 else '')
+    return f'{label} ({curve.diverged} of {curve.seeds} diverged)'
+  return label + (f' ({curve.seeds} seeds)' if curve.seeds > 1 else '')
 
 
 def _draw_panel(

@@ -34,7 +34,9 @@ UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
 _CONFIG_FORM = json_files.object_of(
   {
     'label': json_files.text,
-    'description': json_files.object_of({'seed': json_files.integer}),
+    'description': json_files.object_of(
+      {'algorithm': json_files.text, 'seed': json_files.integer}
+    ),
     'flags': json_files.object_of({}),
   },
   {'num_steps': json_files.count},

@@ -5,6 +5,8 @@ are skipped.
 """
 
 import base64
+import hashlib
+import html.parser
 import importlib.util
 import json
 import pathlib
@@ -158,6 +160,98 @@ class ReportTest(PageTest):
     outcome = self.report('--reproductions', where)
     self.assertEqual(outcome.code, 1)
     self.assertRegex(outcome.err, message)
+
+
+# Text that is markup where a page does not escape it.
+HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'>$\\x&amp;"
+
+
+def hostile(value):
+  """A value with that text in the place of each string, and in each name."""
+  if isinstance(value, dict):
+    return {**value, HOSTILE: HOSTILE} | {
+      k: hostile(v) for k, v in value.items()
+    }
+  if isinstance(value, list):
+    return [hostile(v) for v in value]
+  return HOSTILE if isinstance(value, str) else value
+
+
+class _Elements(html.parser.HTMLParser):
+  """The elements of a page, with the names of their attributes."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.found, self.values, self.scripts = set(), [], []
+    self.tag = None
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.found.add((tag, *sorted(name for name, _ in attrs)))
+    self.values += [value for _, value in attrs]
+    self.tag = tag
+
+  def handle_data(self, data):
+    if self.tag == 'script' and data.strip():
+      self.scripts.append(data)
+    self.tag = None
+
+
+class HostileTextTest(PageTest):
+  """Text of the files is text on the page, whatever it is."""
+
+  def elements(self, *args):
+    outcome = self.report(*args)
+    self.assertEqual(outcome.code, 0, outcome.err)
+    return _Elements(self.output.read_text())
+
+  def assert_text(self, plain, found):
+    self.assertEqual(found.found, plain.found)
+    self.assertEqual(found.scripts, plain.scripts)
+    self.assertEqual(found.scripts, [report._SCRIPT])
+    self.assertTrue(any(HOSTILE in value for value in found.values))
+
+  def test_in_every_field_of_a_sweep(self):
+    path = self.write_sweep()
+    plain = self.elements(str(path))
+    config = path / 'a' / 'config.json'
+    config.write_text(json.dumps(hostile(json.loads(config.read_text()))))
+    best = path / 'best.json'
+    best.write_text(json.dumps(hostile(json.loads(best.read_text()))))
+    sweep.write_csv(path / 'sweep.csv', [{HOSTILE: HOSTILE, 'label': '_'}])
+    moved = self.root / HOSTILE.replace('/', '')
+    path.rename(moved)
+    self.assert_text(plain, self.elements(str(moved)))
+
+  def test_in_every_field_of_a_reproduction(self):
+    directory = self.write_reproduction()
+    args = ('--reproductions', f'--reproductions_dir={directory}')
+    (path,) = directory.glob('*.json')
+    one = json.loads(path.read_text())
+    one['rows'] = [{'a': 'b'}]
+    path.write_text(json.dumps(one))
+    plain = self.elements(*args)
+    changed = hostile(one)
+    for claim, kept in zip(changed['claims'], one['claims']):
+      claim['reproduced'] = kept['reproduced']
+    path.write_text(json.dumps(changed))
+    for file in directory.iterdir():
+      file.rename(directory / f'{HOSTILE.replace("/", "")}{file.suffix}')
+    self.assert_text(plain, self.elements(*args))
+
+  def test_a_verdict_that_is_none_is_no_class(self):
+    text = report.table([{'reproduced': HOSTILE}, {'reproduced': 'yes'}])
+    self.assertNotIn('<script>', text)
+    self.assertIn('<td class="yes" data-value="yes">yes</td>', text)
+    self.assertEqual(text.count('class='), 2)  # with that of the table
+
+  def test_the_browser_runs_no_script_but_ours(self):
+    self.elements(str(self.write_sweep()))
+    text = self.output.read_text()
+    (named,) = re.findall("script-src '(sha256-[^']*)'", text)
+    (script,) = re.findall('(?s)<script>(.*?)</script>', text)
+    digest = hashlib.sha256(script.encode()).digest()
+    self.assertEqual(named, f'sha256-{base64.b64encode(digest).decode()}')
 
 
 class BrowserTest(PageTest):
