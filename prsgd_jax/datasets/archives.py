@@ -5,31 +5,20 @@ and how their formats (CIFAR's binary batches, MNIST's idx) become arrays.
 """
 
 from collections.abc import Callable
-import gzip
 import hashlib
 import http.client
 import io
-import os
 import pathlib
-import tarfile
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 import urllib.request
-import zipfile
-import zlib
 
 import numpy as np
 
-from prsgd_jax.datasets import storage
+from prsgd_jax.datasets import storage, unpacking
 from prsgd_jax.datasets.storage import DatasetError
 
 _TIMEOUT = 10.0  # seconds, to connect and between two pieces
 _PIECE = 1 << 18  # bytes read from the network at a time
-
-# What reading a damaged archive raises, together with OSError.
-_BROKEN_ARCHIVE = (
-  tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError,
-  NotImplementedError, ValueError,
-)  # fmt: skip
 
 
 class Archive(NamedTuple):
@@ -39,11 +28,13 @@ class Archive(NamedTuple):
     base_url: The directory it is published in.
     files: What to fetch from there.
     md5: The published MD5 sum of each (uncompressed) file in it.
+    sizes: The bytes of each of these files.
   """
 
   base_url: str
   files: tuple[str, ...]
   md5: dict[str, str]
+  sizes: dict[str, int]
 
 
 def _idx_archive(base_url: str, *md5: str) -> Archive:
@@ -52,23 +43,36 @@ def _idx_archive(base_url: str, *md5: str) -> Archive:
     for split in ('train', 't10k')
     for kind in ('images-idx3', 'labels-idx1')
   )
+  # A header, then a byte for each pixel or label.
+  sizes = [
+    header + num_examples * values
+    for num_examples in (60_000, 10_000)
+    for header, values in ((16, 28 * 28), (8, 1))
+  ]
   return Archive(
-    base_url, tuple(f'{m}.gz' for m in members), dict(zip(members, md5))
+    base_url,
+    tuple(f'{m}.gz' for m in members),
+    dict(zip(members, md5)),
+    dict(zip(members, sizes)),
   )
+
+
+_CIFAR10_MD5 = {
+  'data_batch_1.bin': '5dd7e06a14cb22eb9f671a540d1b7c25',
+  'data_batch_2.bin': '5ea93a67294ea407fff1d09f752e9692',
+  'data_batch_3.bin': '942cd6a4bcdd0dd3c604fbe906cb4421',
+  'data_batch_4.bin': 'ae636b3ba5c66a11e91e8cb52e771fcb',
+  'data_batch_5.bin': '53f37980c15c3d472c316c40844f3f0d',
+  'test_batch.bin': '803d5f7f4d78ea53de84dbe85f74fb6d',
+}
 
 
 ARCHIVES = {
   'cifar10': Archive(
     'https://www.cs.toronto.edu/~kriz/',
     ('cifar-10-binary.tar.gz',),
-    {
-      'data_batch_1.bin': '5dd7e06a14cb22eb9f671a540d1b7c25',
-      'data_batch_2.bin': '5ea93a67294ea407fff1d09f752e9692',
-      'data_batch_3.bin': '942cd6a4bcdd0dd3c604fbe906cb4421',
-      'data_batch_4.bin': 'ae636b3ba5c66a11e91e8cb52e771fcb',
-      'data_batch_5.bin': '53f37980c15c3d472c316c40844f3f0d',
-      'test_batch.bin': '803d5f7f4d78ea53de84dbe85f74fb6d',
-    },
+    _CIFAR10_MD5,
+    dict.fromkeys(_CIFAR10_MD5, 10_000 * (1 + 3 * 32 * 32)),
   ),
   'fashion_mnist': _idx_archive(
     'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
@@ -93,36 +97,26 @@ def read_archive(name: str, path: pathlib.Path) -> dict[str, bytes]:
   Args:
     name: A key of `ARCHIVES`.
     path: A tar (of any compression) or zip archive of the files, or a directory
-      holding them. Each may be compressed by gzip.
+      holding them. Each may be compressed by gzip. No more is read of a file
+      than the official one has.
 
   Raises:
     DatasetError: There is none, it is damaged, or it lacks a file.
   """
   if not path.exists():
     raise DatasetError(f'there is no archive {path}; {how_to_fetch(name)}')
-  wanted = _spellings(name)
   try:
-    if path.is_dir():
-      found = {
-        file: (path / file).read_bytes()
-        for file in wanted
-        if (path / file).is_file()
-      }
-    else:
-      with path.open('rb') as file:
-        found = _unpack(file, wanted)
-    return _uncompressed(name, found, str(path))
-  except DatasetError:
-    raise
+    members = unpacking.unpack(path, ARCHIVES[name].sizes)
   except PermissionError as error:
     raise DatasetError(
       f'cannot read {path}: Permission denied; make it readable'
     ) from error
-  except (OSError, *_BROKEN_ARCHIVE) as error:
+  except (OSError, unpacking.UnpackError) as error:
     raise DatasetError(
       f'{path} is damaged, cut short, or neither a tar nor a zip archive'
       f' ({storage.one_line(error)}); {how_to_fetch(name)}'
     ) from error
+  return _complete(name, members, str(path))
 
 
 def download_archive(
@@ -138,21 +132,26 @@ def download_archive(
     DatasetError: It cannot be fetched, or what came is damaged.
   """
   archive = ARCHIVES[name]
-  found: dict[str, bytes] = {}
+  members: dict[str, bytes] = {}
   for file in archive.files:
     url = archive.base_url + file
     try:
-      data = _download(url, progress)
+      data = io.BytesIO(_download(url, archive, progress))
       if file.endswith('.tar.gz'):
-        found |= _unpack(io.BytesIO(data), _spellings(name))
+        members |= unpacking.unpack_file(data, archive.sizes)
       else:
-        found[file] = data
-    except (OSError, http.client.HTTPException, *_BROKEN_ARCHIVE) as error:
+        member = file.removesuffix('.gz')
+        size = archive.sizes[member]
+        members[member] = unpacking.content(data, file, size)
+    # A Content-Length that is no number is a ValueError.
+    except (
+      OSError, ValueError, http.client.HTTPException, unpacking.UnpackError
+    ) as error:  # fmt: skip
       reason = storage.one_line(getattr(error, 'reason', None) or error)
       raise DatasetError(
         f'cannot download {url} ({reason}); {how_to_fetch(name)}'
       ) from error
-  return _uncompressed(name, found, archive.base_url)
+  return _complete(name, members, archive.base_url)
 
 
 def wrong_sums(name: str, members: dict[str, bytes]) -> list[str]:
@@ -216,56 +215,28 @@ def _md5(data: bytes) -> str:
   return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
-def _spellings(name: str) -> frozenset[str]:
-  members = ARCHIVES[name].md5
-  return frozenset(members) | {f'{member}.gz' for member in members}
-
-
-def _unpack(file: IO[bytes], wanted: frozenset[str]) -> dict[str, bytes]:
-  """Returns the wanted files, by their name without directory."""
-  found: dict[str, bytes] = {}
-  try:
-    tar = tarfile.open(fileobj=file, mode='r:*')  # noqa: SIM115
-  except tarfile.ReadError:
-    file.seek(0)
-    with zipfile.ZipFile(file) as archive:
-      for path in archive.namelist():
-        if os.path.basename(path) in wanted:
-          found[os.path.basename(path)] = archive.read(path)
-    return found
-  with tar:
-    for entry in tar:
-      content = tar.extractfile(entry) if entry.isfile() else None
-      if content and os.path.basename(entry.name) in wanted:
-        found[os.path.basename(entry.name)] = content.read()
-  return found
-
-
-def _uncompressed(
-  name: str, found: dict[str, bytes], where: str
+def _complete(
+  name: str, members: dict[str, bytes], where: str
 ) -> dict[str, bytes]:
-  members = {}
+  """Returns the files in the order of the archive.
+
+  Raises:
+    DatasetError: One is missing.
+  """
   for member in ARCHIVES[name].md5:
-    if member in found:
-      members[member] = found[member]
-    elif f'{member}.gz' in found:
-      try:
-        members[member] = gzip.decompress(found[f'{member}.gz'])
-      except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(
-          f'{member}.gz in {where} is damaged or cut short'
-          f' ({storage.one_line(error)}); {how_to_fetch(name)}'
-        ) from error
-    else:
+    if member not in members:
       raise DatasetError(
         f'{where} lacks {member}: it is not the archive of {name};'
         f' {how_to_fetch(name)}'
       )
-  return members
+  return {member: members[member] for member in ARCHIVES[name].md5}
 
 
-def _download(url: str, progress: Callable[..., Any]) -> bytes:
+def _download(
+  url: str, archive: Archive, progress: Callable[..., Any]
+) -> bytes:
   data = io.BytesIO()
+  limit = sum(archive.sizes.values()) + unpacking.SLACK
   with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
     size = int(response.headers.get('Content-Length') or 0) or None
     title = url.rsplit('/', 1)[-1]
@@ -276,6 +247,8 @@ def _download(url: str, progress: Callable[..., Any]) -> bytes:
       while piece := response.read(_PIECE):
         data.write(piece)
         bar.update(len(piece))
+        if data.tell() > limit:
+          raise OSError(f'more than {limit} bytes came')
   if size and data.tell() != size:
     raise OSError(f'{data.tell()} of {size} bytes came')
   return data.getvalue()
