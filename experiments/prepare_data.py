@@ -33,7 +33,6 @@ from experiments import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
-import pathlib
 import time
 
 from absl import flags
@@ -103,7 +102,8 @@ def _read_splits(
     members = archives.download_archive(name, tqdm.tqdm)
   else:
     where = from_archive
-    members = archives.read_archive(name, pathlib.Path(where).expanduser())
+    path = storage.expand(where, '--from_archive=PATH')
+    members = archives.read_archive(name, path)
   wrong = ', '.join(archives.wrong_sums(name, members))
   if wrong and verify:
     raise DatasetError(

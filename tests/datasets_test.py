@@ -1,8 +1,10 @@
 """Tests of prsgd_jax.datasets."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import pwd
 import shutil
 import socket
 import subprocess
@@ -271,6 +273,17 @@ class StockTest(DatasetsTestCase):
       f' experiments/prepare_data.py {name} --data_dir={self.data_dir}',
     )
 
+  def test_the_command_is_there_outside_of_a_clone(self):
+    before = os.getcwd()
+    self.addCleanup(os.chdir, before)
+    os.chdir(self.data_dir)
+    command = loading.prepare_command('mnist', self.data_dir)
+    self.assertEqual(
+      command,
+      f'python -m experiments.prepare_data mnist --data_dir={self.data_dir}',
+    )
+    self.assertIsNotNone(importlib.util.find_spec('experiments.prepare_data'))
+
   def test_the_command_quotes_the_directory(self):
     self.data_dir = self.data_dir / 'a b'
     self.assert_fails('mnist', f"--data_dir='{self.data_dir}'")
@@ -282,6 +295,25 @@ class StockTest(DatasetsTestCase):
   def test_a_url_is_not_a_data_dir(self):
     with self.assertRaisesRegex(DatasetError, 'local directory, got gs://x'):
       load_dataset('digits', 'gs://x')
+
+  @parameterized.parameters('~no_such_user', '~no_such_user/data')
+  def test_a_home_directory_that_is_unknown_is_one_line(self, path):
+    message = f'home directory of {path} is unknown; pass another data_dir'
+    with self.assertRaisesRegex(DatasetError, message):
+      load_dataset('digits', path)
+
+  def test_no_home_directory_at_all(self):
+    """As with a user id that is in no passwd file, and without HOME."""
+    environment = {k: v for k, v in os.environ.items() if k != 'HOME'}
+    environment.pop('TFDS_DATA_DIR', None)
+    with (
+      mock.patch.dict(os.environ, environment, clear=True),
+      mock.patch.object(pwd, 'getpwuid', side_effect=KeyError('uid')),
+    ):
+      with self.assertRaisesRegex(DatasetError, 'pass another data_dir, as --'):
+        load_dataset('digits')
+      # What needs none is what it was.
+      self.assertIsNotNone(load_dataset('mnist', self.data_dir))
 
   def assert_unusable(self, reason):
     self.assert_fails(
@@ -513,6 +545,26 @@ class CacheTest(DatasetsTestCase):
     self.assert_same(self.first, dataset)
     self.assertIn('cannot write', logs.output[0])
     self.assertEqual(os.listdir(self.directory.parent), ['1.0.0'])
+
+  @parameterized.parameters('pipe', 'pickle', 'bomb', 'directory')
+  def test_another_thing_in_its_place_is_not_read(self, what):
+    with np.load(self.cache) as cache:
+      arrays = dict(cache)
+    self.cache.unlink()
+    if what == 'pipe':
+      os.mkfifo(self.cache)
+    elif what == 'directory':
+      self.cache.mkdir()
+    elif what == 'pickle':
+      arrays['train_image'] = np.array([self], object)
+      with mock.patch.object(CacheTest, '__reduce__', lambda self: (int, ())):
+        np.savez(self.cache, **arrays)
+    else:  # as whole as ours, but compressed: it could be of any size
+      np.savez_compressed(self.cache, **arrays)
+    with self.assertLogs('absl', 'WARNING'):
+      dataset, decoded = self.load_counting()
+    self.assertTrue(decoded)
+    self.assert_same(self.first, dataset)
 
   def test_it_holds_no_pickle(self):
     with np.load(self.cache, allow_pickle=False) as cache:

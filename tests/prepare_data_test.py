@@ -251,6 +251,23 @@ class WrongArchiveTest(PrepareDataTestCase):
       'cifar10', self.tmp / 'no', 'there is no archive', 'cs.toronto.edu'
     )
 
+  def test_a_home_directory_that_is_unknown(self):
+    self.assert_refused(
+      'mnist',
+      '~no_such_user/x',
+      'home directory',
+      'pass another --from_archive',
+    )
+
+  def test_a_file_that_unpacks_to_more_than_it_should(self):
+    members = compressed(make_idx()[0])
+    member = 't10k-labels-idx1-ubyte'
+    members[f'{member}.gz'] = gzip.compress(bytes(10_009))
+    write_directory(self.tmp / 'files', members)
+    self.assert_refused(
+      'mnist', self.tmp / 'files', f'{member}.gz has more than the 10008 bytes'
+    )
+
   @parameterized.parameters('w', 'w:gz', 'w:xz', 'w:bz2')
   def test_a_tar_cut_short(self, mode):
     path = self.tmp / 'archive'

@@ -143,9 +143,12 @@ def prepare_installed(name: str, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def prepare_command(name: str, data_dir: pathlib.Path) -> str:
-  """Returns what to type to prepare a dataset."""
+  """Returns what to type to prepare a dataset, in this directory."""
+  script = pathlib.Path('experiments/prepare_data.py')
+  # Outside of a clone the installed module is what is there.
+  program = str(script) if script.is_file() else '-m experiments.prepare_data'
   return (
-    f'python experiments/prepare_data.py {shlex.quote(name)}'
+    f'python {program} {shlex.quote(name)}'
     f' --data_dir={shlex.quote(str(data_dir))}'
   )
 
@@ -209,7 +212,14 @@ def _read_cache(
 ) -> Dataset | None:
   """Returns the cached dataset, or None: absent, out of date, or damaged."""
   try:
+    if not path.exists():
+      return None
+    if not path.is_file():  # to open a pipe is to wait for its writer
+      raise ValueError('it is no regular file')
     with np.load(path, allow_pickle=False) as cache:
+      # Ours are not compressed, so none can be larger than the file.
+      if any(member.compress_type for member in cache.zip.infolist()):
+        raise ValueError('it is compressed')
       if cache['fingerprint'].item() != fingerprint:
         return None
       # NumPy checks a member's CRC-32 only if its header, which may be what is

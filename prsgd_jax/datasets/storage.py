@@ -34,7 +34,7 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
   """Returns `data_dir`, or TFDS' own default, as an absolute path.
 
   Raises:
-    DatasetError: `data_dir` is a URL.
+    DatasetError: `data_dir` is a URL, or in a home directory that is unknown.
   """
   # TFDS reads the variable once, when it is imported; here it counts always.
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
@@ -44,7 +44,26 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
       f'data_dir must be a local directory, got {data_dir}; copy the dataset'
       ' to a local directory and pass that'
     )
-  return pathlib.Path(data_dir).expanduser().absolute()
+  return expand(data_dir, 'data_dir, as --data_dir=DIRECTORY').absolute()
+
+
+def expand(path: str, instead: str) -> pathlib.Path:
+  """Returns a path whose leading `~` or `~user` is the home directory.
+
+  Args:
+    path: As the user gives it.
+    instead: What to pass where there is no such directory.
+
+  Raises:
+    DatasetError: There is none: the user is unknown, or HOME is not set and
+      the process' user id has no entry, as in some containers.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise DatasetError(
+      f'the home directory of {path} is unknown; pass another {instead}'
+    ) from error
 
 
 def find_prepared(
