@@ -20,6 +20,7 @@ from prsgd_jax.checks import check_positive_int
 
 Path = str | os.PathLike
 RECORD = 'record.json'
+_MAX_RECORD = 2**28  # bytes; that of a thousand leaves has about 2^20
 _STEP = re.compile('0|[1-9][0-9]*', re.ASCII)
 _LEFT_OVER = re.compile(r'\.[0-9]+\.(partial|deleted)', re.ASCII)
 
@@ -36,14 +37,26 @@ def steps(directory: Path) -> list[int]:
   Args:
     directory: of the checkpoints of one run; it may be missing.
 
+  Raises:
+    CheckpointError: if it is a file, or cannot be listed.
+
   Example:
     >>> steps('no/such/directory')
     []
   """
   root = pathlib.Path(directory)
-  if not root.is_dir():
+  try:
+    names = [p.name for p in root.iterdir() if p.is_dir()]
+  except FileNotFoundError:
     return []
-  names = (p.name for p in root.iterdir() if p.is_dir())
+  except NotADirectoryError as error:
+    raise CheckpointError(
+      f'{root} is no directory of checkpoints; move it away'
+    ) from error
+  except OSError as error:
+    raise CheckpointError(
+      f'{root} cannot be listed ({error.strerror}); make it readable'
+    ) from error
   return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
@@ -182,13 +195,21 @@ def read_record(source: pathlib.Path) -> dict[str, Any]:
 
 def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
   """The record with its seal, or what is wrong with it."""
+  path = source / RECORD
   try:
-    record = json.loads((source / RECORD).read_text(encoding='utf-8'))
+    # To open a pipe is to wait for its writer.
+    if not path.is_file() or path.stat().st_size > _MAX_RECORD:
+      return f'{RECORD} cannot be read'
+    record = json.loads(path.read_text(encoding='utf-8'))
     unsealed = {name: x for name, x in record.items() if name != 'sha256'}
-    whole = isinstance(record['files'], dict)
+    parts = [record[name] for name in ('description', 'files', 'leaves')]
+    whole = all(isinstance(part, dict) for part in parts)
     if whole and record['sha256'] == _seal(unsealed):
       return record
-  except (OSError, ValueError, KeyError, AttributeError, TypeError):
+  # Python cannot recurse into what is nested too deeply.
+  except (
+    OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError
+  ):  # fmt: skip
     return f'{RECORD} cannot be read'
   return f'{RECORD} has changed'
 
@@ -204,7 +225,8 @@ def _fault(source: pathlib.Path) -> str | None:
     return f'{error.filename} cannot be read: {error.strerror}'
   for name in sorted({*files, *found}):
     if found.get(name) != files.get(name):
-      return f'{name} {"is missing" if name not in found else "has changed"}'
+      changed = 'has changed' if name in files else 'was added'
+      return f'{name} {changed if name in found else "is missing"}'
   return None
 
 

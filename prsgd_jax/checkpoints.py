@@ -173,6 +173,11 @@ def restore(
   _compare(source, record, mesh, expected, description)
   with ocp.StandardCheckpointer() as checkpointer:
     leaves = checkpointer.restore(source / 'state', expected)
+  if int(leaves['step']) != step:
+    raise CheckpointError(
+      f'{source} holds step {int(leaves["step"])}: it was renamed; rename it '
+      'back, or move it away'
+    )
   return _to_devices(mesh, like, leaves)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -162,6 +163,64 @@ class CheckpointsTest(parameterized.TestCase):
       r'resume from \S+/saved/0$',
       *make(2),
     )
+
+  @parameterized.parameters('pipe', 'directory', 'huge', 'nested', 'list')
+  def test_another_thing_in_place_of_the_record(self, what):
+    path, _ = self.save()
+    record = path / 'record.json'
+    record.unlink()
+    if what == 'pipe':
+      os.mkfifo(record)
+    elif what == 'directory':
+      record.mkdir()
+    elif what == 'huge':
+      record.touch()
+      os.truncate(record, 2**40)
+    else:
+      record.write_text('[' * 10**5 if what == 'nested' else '[]')
+    with self.assertRaisesRegex(CheckpointError, 'record.json cannot be read'):
+      checkpoints.restore(self.directory, *make(2), DESCRIPTION)
+
+  def test_sealed_record_of_another_form_is_damage(self):
+    path, _ = self.save()
+    record = json.loads((path / 'record.json').read_text())
+    for name in ('description', 'files', 'leaves'):
+      whole = {**record, name: []}
+      del whole['sha256']
+      seal = checkpoint_files._seal(whole)
+      (path / 'record.json').write_text(json.dumps({**whole, 'sha256': seal}))
+      self.refused('record.json has changed', *make(2))
+
+  def test_renamed_checkpoint_is_not_of_its_new_step(self):
+    path, _ = self.save()
+    path.rename(self.directory / '8')
+    self.refused('8 holds step 0: it was renamed', *make(2))
+
+  def test_added_file_is_named_as_such(self):
+    path, _ = self.save()
+    (path / 'state' / 'notes.txt').touch()
+    self.refused(r'damaged \(state/notes.txt was added\)', *make(2))
+
+  def test_files_that_were_swapped_have_changed(self):
+    path, _ = self.save()
+    files = [p for p in (path / 'state').rglob('*') if p.is_file()]
+    one, other = sorted(files, key=lambda p: p.read_bytes())[:: len(files) - 1]
+    swapped = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(swapped)
+    self.refused('has changed', *make(2))
+
+  def test_file_in_place_of_the_directory_is_no_empty_one(self):
+    self.directory.touch()
+    for call in (checkpoints.steps, checkpoints.latest_step):
+      with self.assertRaisesRegex(CheckpointError, 'saved is no directory of'):
+        call(self.directory)
+
+  def test_unreadable_file_is_one_line(self):
+    path, _ = self.save()
+    error = PermissionError(13, 'Permission denied', str(path / 'state' / 'x'))
+    with mock.patch.object(checkpoint_files, '_digest', side_effect=error):
+      self.refused('x cannot be read: Permission denied', *make(2))
 
   @parameterized.parameters('file', 'link', 'directory')
   def test_what_is_in_the_way_does_not_hinder_saving(self, kind):
