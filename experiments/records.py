@@ -35,7 +35,11 @@ _CONFIG_FORM = json_files.object_of(
   {
     'label': json_files.text,
     'description': json_files.object_of(
-      {'algorithm': json_files.text, 'seed': json_files.integer}
+      {
+        'algorithm': json_files.text,
+        'options': json_files.object_of({}),
+        'seed': json_files.integer,
+      }
     ),
     'flags': json_files.object_of({}),
   },

@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from experiments import config as configs
-from experiments import differences, records
+from experiments import differences, json_files, records
 from experiments.run_config import OPTIONS, RunConfig
 
 # What a resumed run may have otherwise than before.
@@ -47,6 +47,17 @@ def of_run(config: RunConfig) -> dict[str, Any]:
   return found
 
 
+# What flags of a type are in JSON.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+  'bool': bool,
+  'comma separated list of strings': list,
+  'float': (int, float),
+  'int': int,
+  'string': str,
+  'string enum': str,
+}
+
+
 def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
   """Sets the flags to those of the run in a directory.
 
@@ -55,7 +66,8 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
     workdir: of the run.
 
   Raises:
-    ValueError: if there is no run, or a flag is given that cannot change.
+    ValueError: if there is no run, or a flag is given that cannot change, or
+      the file has a value of another kind.
   """
   if not (workdir / records.CONFIG).exists():
     raise ValueError(f'there is no run in {workdir}; leave out --resume')
@@ -78,6 +90,12 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
   for name, value in saved.items():
     if name in values and name not in given and value is not None:
       flag = values[name]
+      kind = _KINDS.get(flag.flag_type(), object)
+      if not isinstance(value, kind):
+        raise json_files.damaged(
+          workdir / records.CONFIG,
+          f'{name}: expected {flag.flag_type()}, got {value!r}',
+        )
       if name != 'workdir' and _plain(flag.value) != _plain(value):
         flag.value = value
         flag.present = 1

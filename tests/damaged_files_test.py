@@ -75,7 +75,7 @@ class WrittenRunTest(parameterized.TestCase):
     path = self.whole(name)
     text = path.read_text()
     value = json.loads(text.split('\n')[0] if name == records.METRICS else text)
-    unread = ('options', 'data', 'learning_rate', 'network')
+    unread = ('data', 'learning_rate', 'network')
     # Earlier versions wrote no length.
     allowed = ('without num_steps', "cpus is 'None'")
     refused = 0

@@ -125,7 +125,8 @@ class SweepTest(parameterized.TestCase):
 
   def test_other_settings_do_not_mix(self):
     records.open_workdir(
-      self.workdir / 'ssgd', {'algorithm': 'ssgd', 'seed': 7}, {},
+      self.workdir / 'ssgd',
+      {'algorithm': 'ssgd', 'options': {}, 'seed': 7}, {},
       label='ssgd', num_steps=4, resume=False,
     )  # fmt: skip
     outcome = self.sweep('--run=ssgd')

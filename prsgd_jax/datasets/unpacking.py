@@ -6,7 +6,7 @@ everything is read as a stream, and reading stops one byte past a size.
 """
 
 import bz2
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import gzip
 import lzma
 import os
@@ -21,7 +21,7 @@ from prsgd_jax.datasets import storage
 SLACK = 2**24  # bytes
 
 # The first bytes of a compressed file -> what reads it.
-_OPENERS = {
+_OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
   b'\x1f\x8b': gzip.open,
   b'BZh': bz2.open,
   b'\xfd7zXZ\0': lzma.open,
@@ -48,7 +48,7 @@ def unpack(path: pathlib.Path, sizes: Mapping[str, int]) -> dict[str, bytes]:
     OSError: Something cannot be read.
   """
   if path.is_dir():
-    members = {}
+    members: dict[str, bytes] = {}
     for name in _spellings(sizes):
       if (path / name).is_file():
         with (path / name).open('rb') as file:
