@@ -15,7 +15,14 @@ import numpy as np
 from prsgd_jax.base import (
   AXIS_NAME,
 )
+from prsgd_jax.caller_functions import (
+  BATCH,
+  LOSS,
+  check_signature,
+  checked_loss,
+)
 from prsgd_jax.checks import check_positive_int
+from prsgd_jax.isolation import completing, isolated
 from prsgd_jax.payload import mix_inexact
 from prsgd_jax.replica_mesh import ReplicaMesh
 
@@ -49,9 +56,16 @@ def make_reestimate(
     `point -> point` with point = (params, model_state), leaves `[D, ...]`.
 
   Raises:
-    ValueError: if `num_batches` is not an integer >= 1.
+    ValueError: if `num_batches` is not an integer >= 1, `data` is not placed,
+      or a function takes another number of arguments; from the result, if
+      `loss_fn` does not return what training expects.
   """
   check_positive_int('num_batches', num_batches)
+  check_signature(LOSS, loss_fn)
+  check_signature(BATCH, batch_fn)
+  mesh.check_replicated(data)
+  own_loss = isolated('loss_fn', checked_loss(loss_fn))
+  own_batch = isolated('batch_fn', batch_fn)
 
   def move(point: Any, data: Any, turn: jax.Array) -> Any:
     params, model_state = point
@@ -60,15 +74,15 @@ def make_reestimate(
     # Of no training step, whose keys come from the run's seed.
     key = jax.random.fold_in(jax.random.key(0, impl='threefry2x32'), turn)
     batch_key, loss_key = jax.random.split(jax.random.fold_in(key, device))
-    batch = batch_fn(data, turn, replica, batch_key)
-    _, (model_state, _) = loss_fn(params, model_state, batch, loss_key)
+    batch = own_batch(data, turn, replica, batch_key)
+    _, (model_state, _) = own_loss(params, model_state, batch, loss_key)
     return params, model_state
 
   def average(point: Any) -> Any:
     params, model_state = point
     return params, mix_inexact(lambda x: lax.pmean(x, AXIS_NAME), model_state)
 
-  mapped_move, mapped_average = mesh.map(move), mesh.map(average)
+  mapped_move, mapped_average = completing(mesh.map(move)), mesh.map(average)
 
   def reestimate(point: Any) -> Any:
     # A loop on the host: convolutions are slow inside of one on CPU.

@@ -31,7 +31,7 @@ from prsgd_jax.checkpoint_files import (
   steps,
 )
 from prsgd_jax.replica_mesh import ReplicaMesh
-from prsgd_jax.train_state import TrainState
+from prsgd_jax.train_state import TrainState, check_state
 
 __all__ = (
   'CheckpointError',
@@ -206,6 +206,7 @@ def _is_global(name: str) -> bool:
 
 def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
   """Name -> `[N, ...]`, or one value of what is the same on every device."""
+  check_state('a checkpoint', mesh, state)
 
   def fetch(name: str, x: Array) -> np.ndarray:
     if name == 'key':

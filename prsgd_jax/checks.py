@@ -4,10 +4,12 @@ from collections.abc import Callable
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
 from prsgd_jax.names import CLOCK
+from prsgd_jax.tree_types import describe
 
 # Steps and rounds are int32 in the compiled programs.
 MAX_STEPS = 2**31 - 1
@@ -140,8 +142,20 @@ def check_optax(name: str, tx: Any) -> None:
   if not isinstance(tx, optax.GradientTransformation):
     raise ValueError(
       f'{name} expects an optax transformation such as optax.sgd(0.1), got '
-      f'{tx!r}'
+      f'{describe(tx)}{what_to_type(tx)}'
     )
+
+
+def what_to_type(tx: Any) -> str:
+  """Returns what to type in place of something that is not an optimizer."""
+  if isinstance(tx, float | int) and not isinstance(tx, bool):
+    return f'; write optax.sgd({tx})'
+  if hasattr(tx, 'gradient_transformation'):
+    return '; append .gradient_transformation()'
+  if callable(tx):
+    name = getattr(tx, '__name__', 'optimizer')
+    return f'; call it, as in optax.{name}(0.1)'
+  return ''
 
 
 def check_register(name: str, value: Any) -> str:
@@ -160,6 +174,17 @@ def check_schedule(name: str, when: Any) -> None:
   if not callable(when):
     raise ValueError(
       f'{name} expects a schedule such as pr.every(4), got {when!r}'
+    )
+
+
+def check_live(x: Any) -> None:
+  """Raises ValueError if an array was donated to a dispatch."""
+  if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+    return
+  if x.is_deleted():
+    raise ValueError(
+      'this state was used up by the train_steps call that took it; use the '
+      'state that the call returned'
     )
 
 

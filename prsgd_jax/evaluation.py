@@ -20,10 +20,14 @@ from prsgd_jax.base import (
   ArrayTree,
   ReplicaTransformation,
 )
+from prsgd_jax.caller_functions import EVAL, check_signature, checked_values
 from prsgd_jax.checks import check_positive_int
+from prsgd_jax.engine_checks import check_setting
+from prsgd_jax.isolation import completing, isolated
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
-from prsgd_jax.train_state import TrainState
+from prsgd_jax.train_state import TrainState, check_fits, check_state
+from prsgd_jax.tree_types import describe, is_array
 
 EvalFn = Callable[[ArrayTree, ArrayTree, Any], dict[str, Array]]
 
@@ -48,19 +52,30 @@ def make_evaluate(
     `(state, examples) -> dict of means` over the examples, which
     `shard_examples` prepares, with `consensus_distance` of the replicas'
     parameters (not of their outputs).
+
+  Raises:
+    ValueError: if the arguments are not a mesh, an algorithm and a function of
+      three arguments; from the result, if the state or the examples are not as
+      described, or `eval_fn` does not return a dict of values `[batch]`.
   """
+  check_setting('make_evaluate', mesh, algorithm)
+  values_fn = _values(eval_fn)
 
   def average(state: TrainState) -> tuple[Any, Array]:
+    check_fits(algorithm, state, mesh.num_replicas)
     replica = algorithm.output(state.replica(), state.algorithm_state)
     point = jax.tree.map(_average, (replica.params, replica.model_state))
     return point, analysis.consensus_distance(state.params)
 
   def batch_sums(point: Any, batch: Any) -> Any:
-    return _weighted_sums(eval_fn, point, batch)
+    return _weighted_sums(values_fn, point, batch)
 
-  mapped_average, mapped_sums = mesh.map(average), mesh.map(batch_sums)
+  mapped_average = mesh.map(average)
+  mapped_sums = completing(mesh.map(batch_sums))
 
   def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
+    check_state('evaluate', mesh, state)
+    check_examples(mesh, examples)
     point, distance = mapped_average(state)
     if refresh is not None:
       point = refresh(point)
@@ -96,9 +111,15 @@ def make_evaluate_replicas(
   Returns:
     `(state, examples) -> dict of float[N]`, with examples as `shard_examples`
     prepares them.
+
+  Raises:
+    ValueError: as `make_evaluate` and its result do.
   """
+  check_setting('make_evaluate_replicas', mesh, algorithm)
+  values_fn = _values(eval_fn)
 
   def output(state: TrainState) -> Any:
+    check_fits(algorithm, state, mesh.num_replicas)
     replica = algorithm.output(state.replica(), state.algorithm_state)
     return replica.params, replica.model_state
 
@@ -106,13 +127,16 @@ def make_evaluate_replicas(
     everything = collectives.all_gather(batch)
 
     def one(*point: Any) -> Any:
-      return _weighted_sums(eval_fn, point, everything)
+      return _weighted_sums(values_fn, point, everything)
 
     return mesh.map_block(one)(*points)
 
-  mapped_output, mapped_sums = mesh.map(output), mesh.map(batch_sums)
+  mapped_output = mesh.map(output)
+  mapped_sums = completing(mesh.map(batch_sums))
 
   def evaluate(state: TrainState, examples: Any) -> dict[str, np.ndarray]:
+    check_state('evaluate', mesh, state)
+    check_examples(mesh, examples)
     points = mapped_output(state)
     sums = []
     for batch in _batches(examples):
@@ -140,13 +164,13 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
       at least 1.
   """
   check_positive_int('batch_size', batch_size)
-  sizes = {len(x) for x in jax.tree.leaves(examples)}
-  if len(sizes) != 1 or sizes == {0}:
+  sizes = {np.shape(x)[:1] for x in jax.tree.leaves(examples)}
+  if len(sizes) != 1 or sizes & {(), (0,)}:
     raise ValueError(
       'examples must be a tree of arrays of one length >= 1, got lengths '
-      f'{sorted(sizes)}'
+      f'{sorted(x[0] if x else 0 for x in sizes)}'
     )
-  (size,) = sizes
+  ((size,),) = sizes
   batch_size = min(batch_size, -(-size // mesh.num_devices))
   num_batches = -(-size // (mesh.num_devices * batch_size))
   shape = (mesh.num_devices, num_batches, batch_size)
@@ -162,6 +186,31 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
   )
 
 
+def check_examples(mesh: ReplicaMesh, examples: Any) -> None:
+  """Checks that examples have the form that `shard_examples` gives them.
+
+  Raises:
+    ValueError: if they have not, or there are none.
+  """
+  is_pair = isinstance(examples, tuple | list) and len(examples) == 2
+  weights: Any = examples[1] if is_pair else None
+  cut: tuple[int, ...] = np.shape(weights) if is_array(weights) else ()
+  shapes = [np.shape(x)[:3] for x in jax.tree.leaves(examples)]
+  fits = len(cut) == 3 and cut[0] == mesh.num_devices and set(shapes) == {cut}
+  if not fits or not cut[1] * cut[2]:
+    raise ValueError(
+      'evaluate expects (state, examples) with the examples that '
+      'pr.shard_examples(mesh, examples, batch_size) returns, got '
+      f'{describe(examples)}'
+    )
+
+
+def _values(eval_fn: Any) -> Callable[..., dict[str, Array]]:
+  """`eval_fn` with its result checked, without the axis of replicas."""
+  check_signature(EVAL, eval_fn)
+  return isolated('eval_fn', checked_values(eval_fn))
+
+
 def _batches(examples: Any) -> Iterator[Any]:
   """The batches `[D, batch, ...]` of what `shard_examples` made."""
   for i in range(jax.tree.leaves(examples)[0].shape[1]):
@@ -169,11 +218,11 @@ def _batches(examples: Any) -> Iterator[Any]:
 
 
 def _weighted_sums(
-  eval_fn: EvalFn, point: tuple[ArrayTree, ArrayTree], batch: Any
+  values_fn: EvalFn, point: tuple[ArrayTree, ArrayTree], batch: Any
 ) -> tuple[dict[str, Array], Array]:
   """Weighted sums of `eval_fn` over a batch, and the sum of the weights."""
   inputs, weights = batch
-  values = eval_fn(*point, inputs)
+  values = values_fn(*point, inputs)
   for name, value in values.items():
     if value.shape != weights.shape:
       raise ValueError(

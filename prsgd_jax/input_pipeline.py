@@ -22,6 +22,7 @@ from prsgd_jax.base import (
 )
 from prsgd_jax.checks import check_positive, check_positive_int, check_seed
 from prsgd_jax.replica_mesh import ReplicaMesh
+from prsgd_jax.tree_types import describe, difference
 
 Transform = Callable[[Array, Any], Any]
 
@@ -244,9 +245,15 @@ def make_batch_fn(
     `(data, step, replica, key) -> batch`: the rows of every leaf of `data`.
 
   Raises:
-    ValueError: if the sampler is of another number of replicas; from the
-      result, if the data has another number of examples.
+    ValueError: if the arguments are not a mesh and a sampler, or the sampler is
+      of another number of replicas; from the result, if the data has another
+      number of examples.
   """
+  if not isinstance(mesh, ReplicaMesh) or not isinstance(sampler, Sampler):
+    raise ValueError(
+      'make_batch_fn expects (mesh, sampler), such as pr.shared(...), got '
+      f'{describe((mesh, sampler))}'
+    )
   if sampler.num_replicas != mesh.num_replicas:
     raise ValueError(
       f'the sampler must be of the {mesh.num_replicas} replicas of the mesh, '
@@ -255,10 +262,10 @@ def make_batch_fn(
 
   def batch_fn(data: Any, step: Array, replica: Array, key: Array) -> Any:
     for x in jax.tree.leaves(data):
-      if len(x) != sampler.num_examples:
+      if x.shape[:1] != (sampler.num_examples,):
         raise ValueError(
           f'the sampler is of {sampler.num_examples} examples, got data of '
-          f'{len(x)}'
+          f'{x.shape[0] if x.shape else describe(x)}'
         )
     rows = sampler.rows(step, replica)
     batch = jax.tree.map(lambda x: x[rows], data)
@@ -268,39 +275,110 @@ def make_batch_fn(
 
 
 def stack_batches(
-  mesh: ReplicaMesh, batches: Iterator[Any], num_steps: int
+  mesh: ReplicaMesh,
+  batches: Iterator[Any],
+  num_steps: int,
+  *,
+  global_batch: bool = False,
 ) -> Any:
   """Takes the next steps from an iterator and places them on the devices.
 
   Args:
     mesh: where the replicas live.
-    batches: host batches of one step each, leaves `[N, batch, ...]`.
-    num_steps: how many steps to take.
+    batches: an iterator over host batches of one step each, leaves `[N, batch,
+      ...]`. Make it once, before the loop; where a loader ends after an epoch,
+      by a generator that starts it again.
+    num_steps: how many steps to take, an integer >= 1.
+    global_batch: whether the leaves are `[N * batch, ...]`, the batches of all
+      replicas one after the other, as most loaders give them.
 
   Returns:
     A tree of `[D, steps, V, batch, ...]` for `training.make_train_steps`.
 
   Raises:
-    ValueError: if the iterator ends too early, or a leaf lacks the axis N.
+    ValueError: if `batches` is not an iterator, or ends too early; if the
+      batches differ in structure or shape, or cannot be split among the N
+      replicas.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> mesh = pr.ReplicaMesh(num_replicas=2, num_devices=1)
+    >>> loader = [np.arange(6), np.arange(6, 12)]  # starts again if iterated
+    >>> def epochs():
+    ...   while True:
+    ...     yield from loader
+    >>> stream = epochs()
+    >>> pr.stack_batches(mesh, stream, 3, global_batch=True).shape
+    (1, 3, 2, 3)
   """
-  taken = list(itertools.islice(batches, num_steps))
-  if len(taken) < num_steps:
-    raise ValueError(
-      f'expected {num_steps} more batches, the iterator ended after '
-      f'{len(taken)}; pass one that goes on, such as itertools.cycle'
-    )
+  num_steps = check_positive_int('num_steps', num_steps)
   blocks = (mesh.num_devices, mesh.block_size)
 
   def stack(*leaves: np.ndarray) -> np.ndarray:
     x = np.stack(leaves)
-    if x.shape[1:2] != (mesh.num_replicas,):
-      raise ValueError(
-        f'a batch must have a leading axis of {mesh.num_replicas} replicas, '
-        f'got an array of shape {x.shape[1:]}'
-      )
-    return np.moveaxis(x.reshape((num_steps, *blocks, *x.shape[2:])), 1, 0)
+    x = x.reshape((num_steps, *blocks, *x.shape[2:]))
+    return np.moveaxis(x, 1, 0)
 
+  taken = [
+    _of_replicas(mesh.num_replicas, batch, global_batch)
+    for batch in _take(batches, num_steps)
+  ]
+  _check_alike(taken)
   return mesh.place_per_device(jax.tree.map(stack, *taken))
+
+
+def _take(batches: Any, num_steps: int) -> list[Any]:
+  if not isinstance(batches, Iterator):
+    raise ValueError(
+      f'batches must be an iterator, got {describe(batches)}, which would be '
+      'read from its start at every call; make one by iter(...), once, before '
+      'the loop'
+    )
+  taken = list(itertools.islice(batches, num_steps))
+  if len(taken) < num_steps:
+    raise ValueError(
+      f'expected {num_steps} more batches, the iterator ended after '
+      f'{len(taken)}, which are lost; pass a generator that starts the loader '
+      'again for each epoch: while True: yield from loader'
+    )
+  return taken
+
+
+def _check_alike(batches: list[Any]) -> None:
+  for batch in batches[1:]:
+    change = difference(batches[0], batch)
+    if change:
+      raise ValueError(
+        f'all batches must have the same structure and shapes, but {change}; '
+        'drop the last, smaller batch of an epoch (drop_last or '
+        'drop_remainder=True)'
+      )
+
+
+def _of_replicas(n: int, batch: Any, global_batch: bool) -> Any:
+  """A batch with leaves `[N, batch, ...]`."""
+
+  def split(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    if not global_batch:
+      if x.shape[:1] != (n,):
+        raise ValueError(
+          f'a batch must have a leading axis of {n} replicas, got an array of '
+          f'shape {x.shape}; for batches of all replicas [N * batch, ...] pass '
+          'global_batch=True'
+        )
+      return x
+    if not x.shape or not x.shape[0] or x.shape[0] % n:
+      raise ValueError(
+        f'a batch of all replicas must have a multiple of {n} examples, got an '
+        f'array of shape {x.shape}; drop the last, smaller batch of an epoch '
+        '(drop_last or drop_remainder=True)'
+      )
+    return x.reshape((n, x.shape[0] // n, *x.shape[1:]))
+
+  if not jax.tree.leaves(batch):
+    raise ValueError(f'a batch must have an array, got {describe(batch)}')
+  return jax.tree.map(split, batch)
 
 
 def shuffled_index(

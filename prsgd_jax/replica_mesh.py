@@ -20,7 +20,8 @@ from prsgd_jax.base import (
   Array,
   ArrayTree,
 )
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import check_live, check_positive_int
+from prsgd_jax.tree_types import describe
 
 # On CPU, the largest block whose replicas are written out one by one.
 WRITTEN_OUT = 128
@@ -181,15 +182,33 @@ class ReplicaMesh:
 
     return self._put(jax.tree.map(rows, tree))
 
+  def check_replicated(self, tree: ArrayTree) -> None:
+    """Checks that data has the form that `replicate` gives it, `[D, ...]`.
+
+    Raises:
+      ValueError: if it has not.
+    """
+    for x in jax.tree.leaves(tree):
+      if np.shape(x)[:1] != (self.num_devices,):
+        raise ValueError(
+          f'data must have leaves [D, ...] = [{self.num_devices}, ...], got '
+          f'{describe(x)}; place it by mesh.replicate(data) first'
+        )
+
   def _put(self, tree: ArrayTree) -> ArrayTree:
     """Places arrays `[D, ...]`, whose memory a CPU device may go on using."""
     mesh = Mesh(np.asarray(self.devices), (AXIS_NAME,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 
   def gather(self, tree: ArrayTree) -> ArrayTree:
-    """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`."""
+    """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`.
+
+    Raises:
+      ValueError: if an array was donated to a dispatch.
+    """
 
     def fetch(x: Array) -> np.ndarray:
+      check_live(x)
       host = np.asarray(x)
       return host.reshape((self.num_replicas, *host.shape[2:]))
 

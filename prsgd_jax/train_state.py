@@ -1,5 +1,10 @@
 """The state of all replicas on their devices, and its consensus."""
 
+import functools
+import math
+import operator
+from typing import Any
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -12,10 +17,12 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   lasting,
 )
-from prsgd_jax.checks import check_seed
+from prsgd_jax.checks import check_live, check_seed
+from prsgd_jax.engine_checks import check_arrays, check_setting
 from prsgd_jax.names import check_complete
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
+from prsgd_jax.tree_types import describe, difference
 
 
 class TrainState(struct.PyTreeNode):
@@ -69,19 +76,81 @@ class TrainState(struct.PyTreeNode):
 
 
 def _check_types(before: TrainState, after: TrainState) -> None:
-  def named(state: TrainState) -> dict[str, ArrayTree]:
-    fields = ('params', 'opt_state', 'model_state', 'algorithm_state')
-    return {**{n: getattr(state, n) for n in fields}, **state.registers}
-
-  def types(tree: ArrayTree) -> tuple:
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef, [f'{x.dtype}{list(x.shape[1:])}' for x in leaves]
-
-  for (name, old), new in zip(named(before).items(), named(after).values()):
-    if types(old) != types(new):
+  """Raises ValueError where a step changed a type, naming the leaf."""
+  old, new = _named(before), _named(after)
+  for name in old:
+    change = difference(old[name], new[name], axes=1)
+    if change:
+      cause = ''
+      if name == 'opt_state':
+        cause = (
+          '; the optimizer mixes dtypes: use parameters of one dtype, or cast '
+          'in the optimizer'
+        )
       raise ValueError(
-        f'a step must keep the structure, shapes and dtypes of {name!r}, '
-        f'{types(old)}, got {types(new)}'
+        f'a step must keep the structure, shapes and dtypes of {name!r}, but '
+        f'{change}{cause}'
+      )
+
+
+def _named(state: TrainState) -> dict[str, ArrayTree]:
+  fields = ('params', 'opt_state', 'model_state', 'algorithm_state')
+  return {**{n: getattr(state, n) for n in fields}, **state.registers}
+
+
+def check_state(who: str, mesh: ReplicaMesh | None, state: Any) -> None:
+  """Checks that a state can be read, and that it lies on the mesh.
+
+  Args:
+    who: what the state was passed to.
+    mesh: where it should be; None if anywhere.
+    state: what was passed.
+
+  Raises:
+    ValueError: if it is no `TrainState`, was given to `train_steps` before, or
+      is of another mesh.
+  """
+  if not isinstance(state, TrainState):
+    raise ValueError(
+      f'{who} expects the state that pr.create_train_state returns, got '
+      f'{describe(state)}'
+    )
+  check_live(state.step)
+  if mesh is None:
+    return
+  leaf = jax.tree.leaves(state.params)[0]
+  layout = (mesh.num_devices, mesh.block_size)
+  if leaf.shape[:2] != layout or state.step.shape != layout[:1]:
+    raise ValueError(
+      f'{who} was made for {mesh}, but the state has the leading axes '
+      f'{leaf.shape[:2]} of another mesh; use one mesh throughout'
+    )
+
+
+def check_fits(
+  algorithm: ReplicaTransformation, state: TrainState, num_replicas: int
+) -> None:
+  """Checks that a state is of the algorithm: only types are compared.
+
+  Args:
+    algorithm: what is to read the state.
+    state: of a block, leaves `[V, ...]`.
+    num_replicas: N.
+
+  Raises:
+    ValueError: if it is of another algorithm.
+  """
+  fresh = jax.eval_shape(
+    functools.partial(_create, algorithm, num_replicas, 0),
+    (state.params, state.model_state),
+  )
+  expected, found = _named(fresh), _named(state)
+  for name in [*expected, *found]:
+    change = difference(expected.get(name, ()), found.get(name, ()), axes=1)
+    if change:
+      raise ValueError(
+        f'the state is of another algorithm: its {name} differs, {change}; '
+        'make it by create_train_state(mesh, algorithm, ...) of this one'
       )
 
 
@@ -115,31 +184,41 @@ def create_train_state(
       that nobody reads; if the algorithm does not fit the number of replicas;
       if leaves lack the leading axis N where it is promised.
   """
+  check_setting('create_train_state', mesh, algorithm)
   check_complete(algorithm.names)
   seed = check_seed('seed', seed)
   point = (params, model_state)
+  check_arrays(params=params, model_state=model_state)
   if not per_replica:
     shape = (mesh.num_replicas,)
     point = jax.tree.map(
       lambda x: np.broadcast_to(np.asarray(x), shape + np.shape(x)), point
     )
 
-  def create(point: tuple[ArrayTree, ArrayTree]) -> TrainState:
-    replica = Replica(params=point[0], model_state=point[1])
-    replica, algorithm_state = algorithm.init(replica, mesh.num_replicas)
-    replica = lasting(algorithm, replica)
-    state = TrainState(
-      step=jnp.zeros((), jnp.int32),
-      key=jax.random.key(seed, impl='threefry2x32'),
-      params=replica.params,
-      opt_state=replica.opt_state,
-      model_state=replica.model_state,
-      algorithm_state=algorithm_state,
-      registers=dict(replica.registers),
-    )
-    return jax.tree.map(_strong, state)
-
+  create = functools.partial(_create, algorithm, mesh.num_replicas, seed)
   return mesh.map(create)(mesh.place(point))
+
+
+def _create(
+  algorithm: ReplicaTransformation,
+  num_replicas: int,
+  seed: int,
+  point: tuple[ArrayTree, ArrayTree],
+) -> TrainState:
+  """The state of a block at a point, leaves `[V, ...]`."""
+  replica = Replica(params=point[0], model_state=point[1])
+  replica, algorithm_state = algorithm.init(replica, num_replicas)
+  replica = lasting(algorithm, replica)
+  state = TrainState(
+    step=jnp.zeros((), jnp.int32),
+    key=jax.random.key(seed, impl='threefry2x32'),
+    params=replica.params,
+    opt_state=replica.opt_state,
+    model_state=replica.model_state,
+    algorithm_state=algorithm_state,
+    registers=dict(replica.registers),
+  )
+  return jax.tree.map(_strong, state)
 
 
 def _strong(x: Array) -> Array:
@@ -172,15 +251,29 @@ def consensus(
     integers, which have no mean, are those of replica 0.
   """
 
+  if not isinstance(algorithm, ReplicaTransformation):
+    raise ValueError(
+      'consensus expects (algorithm, state), got '
+      f'{describe((algorithm, state))}'
+    )
+  check_state('consensus', None, state)
+  num_replicas = math.prod(jax.tree.leaves(state.params)[0].shape[:2])
+  check_fits(algorithm, jax.eval_shape(_first_block, state), num_replicas)
+
   def blocks(x: Array) -> np.ndarray:
     host = np.asarray(x)
-    return host.reshape((-1, *host.shape[2:]))
+    num_devices, block_size = host.shape[:2]
+    return host.reshape((num_devices * block_size, *host.shape[2:]))
 
   replica, algorithm_state = jax.tree.map(
     blocks, (state.replica(), state.algorithm_state)
   )
   out = algorithm.output(replica, algorithm_state)
   return jax.tree.map(host_mean, (out.params, out.model_state))
+
+
+def _first_block(state: TrainState) -> TrainState:
+  return jax.tree.map(operator.itemgetter(0), state)
 
 
 def host_mean(x: np.ndarray) -> np.ndarray:

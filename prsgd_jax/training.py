@@ -10,9 +10,7 @@ step is one `algorithm.update`.
 """
 
 import collections
-from collections.abc import Callable, Iterator
-import functools
-import itertools
+from collections.abc import Callable
 import operator
 from typing import Any
 
@@ -20,10 +18,21 @@ import jax
 from jax import lax
 import jax.extend.core
 import jax.numpy as jnp
+import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
+from prsgd_jax.caller_functions import (
+  BATCH,
+  LOSS,
+  check_signature,
+  checked_loss,
+)
+from prsgd_jax.checks import check_step
+from prsgd_jax.engine_checks import check_setting
+from prsgd_jax.isolation import completing, isolated
 from prsgd_jax.replica_mesh import ReplicaMesh
-from prsgd_jax.train_state import TrainState
+from prsgd_jax.train_state import TrainState, check_fits, check_state
+from prsgd_jax.tree_types import describe
 
 LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
 BatchFn = Callable[[Any, Array, Array, Array], Any]
@@ -40,29 +49,70 @@ def make_train_steps(
   Args:
     mesh: where the replicas live.
     algorithm: the chain to run.
-    loss_fn: the loss of one replica, without collectives.
+    loss_fn: the loss of one replica, without collectives over the replicas.
 
   Returns:
     `(state, batches) -> (state, metrics)`. The batches' leaves are `[D, steps,
     V, batch, ...]` (`input_pipeline.stack_batches` makes them); the metrics'
-    are `[D, steps, V]`: `loss`, what `loss_fn` reports, and `active` where
-    `where` lets replicas sit out. The state
-    given is donated. At most two dispatches are in flight.
+    are `[D, steps, V, ...]`: `loss`, what `loss_fn` reports, and `active` where
+    `where` lets replicas sit out. The state given is donated: use the one that
+    is returned. Batches of 0 steps do nothing. At most two dispatches are in
+    flight.
+
+  Raises:
+    ValueError: if the arguments are not a mesh, an algorithm and a function of
+      four arguments; from the result, if the state, the batches or what
+      `loss_fn` returns is not as described.
   """
+  check_setting('make_train_steps', mesh, algorithm)
+  grad_fn = _gradient(loss_fn)
 
   def run(state: TrainState, batches: Any) -> tuple[TrainState, ArrayTree]:
     def step(state: TrainState, batch: Any) -> tuple[TrainState, ArrayTree]:
-      return _step(mesh, algorithm, loss_fn, state, lambda keys: batch)
+      return _step(mesh, algorithm, grad_fn, state, lambda keys: batch)
 
     num_steps = jax.tree.leaves(batches)[0].shape[0]
     return _scan(step, state, batches, num_steps)
 
-  def pieces(state: TrainState, batches: Any) -> Iterator[Any]:
-    del state
-    for i in range(jax.tree.leaves(batches)[0].shape[1]):
-      yield (jax.tree.map(lambda x, i=i: x[:, i : i + 1], batches),)
+  dispatch = _compile(mesh, algorithm, run)
 
-  return _compile(mesh, run, pieces)
+  def train_steps(
+    state: TrainState, batches: Any
+  ) -> tuple[TrainState, ArrayTree]:
+    """Trains for as many steps as there are batches."""
+    num_steps = _count_batches(mesh, batches)
+
+    def piece(i: int) -> tuple[Any]:
+      if not num_steps:  # only the shapes matter
+        return (jax.tree.map(_one_step_like, batches),)
+      return (jax.tree.map(lambda x: x[:, i : i + 1], batches),)
+
+    return dispatch(state, (batches,), num_steps, piece)
+
+  return train_steps
+
+
+def _one_step_like(x: Array) -> Array:
+  return jnp.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype)
+
+
+def _count_batches(mesh: ReplicaMesh, batches: Any) -> int:
+  """The number of steps of stacked batches.
+
+  Raises:
+    ValueError: if a leaf is not `[D, steps, V, ...]`.
+  """
+  num_devices, block_size = mesh.num_devices, mesh.block_size
+  shapes = [np.shape(x) for x in jax.tree.leaves(batches)]
+  counts = {x[1] if len(x) > 2 else None for x in shapes}
+  fits = all(x[:1] + x[2:3] == (num_devices, block_size) for x in shapes)
+  if len(counts) != 1 or not fits:
+    raise ValueError(
+      f'batches must have leaves [D, steps, V, ...] = [{num_devices}, steps, '
+      f'{block_size}, ...], got {describe(batches)}; make them by '
+      'pr.stack_batches(mesh, iterator, num_steps)'
+    )
+  return shapes[0][1]
 
 
 def make_resident_train_steps(
@@ -76,38 +126,60 @@ def make_resident_train_steps(
   Args:
     mesh: where the replicas live.
     algorithm: the chain to run.
-    loss_fn: the loss of one replica, without collectives.
+    loss_fn: the loss of one replica, without collectives over the replicas.
     batch_fn: one replica's batch of a step, made inside the scan; a function of
       (data, step, replica, key) and of nothing else.
 
   Returns:
     `(state, data, num_steps) -> (state, metrics)`, with data as
     `ReplicaMesh.replicate` places it, and the rest as in `make_train_steps`.
+
+  Raises:
+    ValueError: if the arguments are not a mesh, an algorithm and two functions
+      of four arguments; from the result, if `num_steps` is not an integer >= 0,
+      or the state, the data or what `loss_fn` returns is not as described.
   """
+  check_setting('make_resident_train_steps', mesh, algorithm)
+  check_signature(BATCH, batch_fn)
+  grad_fn, draw_fn = _gradient(loss_fn), isolated('batch_fn', batch_fn)
 
   def run(
     state: TrainState, data: Any, num_steps: int
   ) -> tuple[TrainState, ArrayTree]:
     def step(state: TrainState, _: None) -> tuple[TrainState, ArrayTree]:
       def draw(keys: Array) -> Any:
-        per_replica = jax.vmap(batch_fn, in_axes=(None, None, 0, 0))
+        per_replica = jax.vmap(draw_fn, in_axes=(None, None, 0, 0))
         return per_replica(data, state.step, mesh.replica_index(), keys)
 
-      return _step(mesh, algorithm, loss_fn, state, draw)
+      return _step(mesh, algorithm, grad_fn, state, draw)
 
     return _scan(step, state, None, num_steps)
 
-  def pieces(state: TrainState, data: Any, num_steps: int) -> Iterator[Any]:
-    del state
-    return itertools.repeat((data, 1), num_steps)
+  dispatch = _compile(mesh, algorithm, run, static_argnums=(2,))
 
-  return _compile(mesh, run, pieces, static_argnums=(2,))
+  def train_steps(
+    state: TrainState, data: Any, num_steps: int
+  ) -> tuple[TrainState, ArrayTree]:
+    """Trains for `num_steps` steps on the data."""
+    num_steps = check_step('num_steps', num_steps)
+    mesh.check_replicated(data)
+    inputs = (data, num_steps)
+    return dispatch(state, inputs, num_steps, lambda i: (data, 1))
+
+  return train_steps
+
+
+def _gradient(loss_fn: LossFn) -> Callable[..., Any]:
+  """`loss_fn` with its gradient, of one replica."""
+  check_signature(LOSS, loss_fn)
+  grad_fn = jax.value_and_grad(checked_loss(loss_fn), has_aux=True)
+  return isolated('loss_fn', grad_fn)
 
 
 def _step(
   mesh: ReplicaMesh,
   algorithm: ReplicaTransformation,
-  loss_fn: LossFn,
+  grad_fn: Callable[..., Any],
   state: TrainState,
   draw: Callable[[Array], Any],
 ) -> tuple[TrainState, ArrayTree]:
@@ -120,13 +192,13 @@ def _step(
     lambda r: jax.random.split(jax.random.fold_in(step_key, r), 3)
   )(replica_index)
   batch = draw(keys[:, 0])
-  grad_fn = mesh.map_block(jax.value_and_grad(loss_fn, has_aux=True))
+  block_grad_fn = mesh.map_block(grad_fn)
   context = Context(
     step=state.step,
     replica=replica_index,
     key=keys[:, 1],
     shared_key=shared_key,
-    value_and_grad=lambda p, s: grad_fn(p, s, batch, keys[:, 2]),
+    value_and_grad=lambda p, s: block_grad_fn(p, s, batch, keys[:, 2]),
   )
   replica, algorithm_state = algorithm.update(
     state.replica(), state.algorithm_state, context
@@ -144,61 +216,91 @@ def _scan(
   return state, jax.tree.map(lambda x: x[None], metrics)
 
 
+class _SlowLoop(Exception):
+  """A program that must not be a loop."""
+
+
 def _compile(
   mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
   run: Callable[..., tuple[TrainState, ArrayTree]],
-  pieces: Callable[..., Iterator[Any]],
   static_argnums: tuple[int, ...] = (),
 ) -> Callable[..., tuple[TrainState, ArrayTree]]:
   """Maps `run` over the devices and bounds the dispatches in flight.
 
   XLA's CPU backend runs a convolution inside a loop 20 to 40 times slower than
-  outside of one (measured with ResNet-20), so there a program with convolutions
-  is dispatched step by step: `pieces` gives the further arguments of each.
+  outside of one (measured with ResNet-20), so there a loss with convolutions is
+  dispatched step by step.
+
+  Returns:
+    `(state, inputs, num_steps, piece) -> (state, metrics)`, where `inputs` are
+    the further arguments of `run` for all steps, and `piece(i)` those for the
+    i-th; `piece(0)` gives their shapes where there are no steps.
   """
 
-  def with_token(*args: Any) -> tuple[TrainState, ArrayTree, Array]:
-    state, metrics = run(*args)
+  def with_token(state: TrainState, *inputs: Any) -> Any:
+    check_fits(algorithm, state, mesh.num_replicas)
+    state, metrics = run(state, *inputs)
     # What can be waited for: the state is gone with the next dispatch, and a
     # chain without a gradient has no metrics.
     return state, metrics, state.step + 0
 
-  mapped = mesh.map(
+  by_steps = False
+
+  def watch(jaxpr: Any) -> None:
+    on_cpu = mesh.devices[0].platform == 'cpu'
+    if on_cpu and not by_steps and _has_convolution(jaxpr):
+      raise _SlowLoop
+
+  program = mesh.map(
     with_token, donate_argnums=(0,), static_argnums=static_argnums
   )
+  mapped, unwatched = completing(program, watch), completing(program)
   in_flight: collections.deque = collections.deque()
-  slow_loops: list[bool] = []  # known once a program is traced
 
-  def advance(*args: Any) -> tuple[TrainState, ArrayTree]:
+  def advance(state: TrainState, *inputs: Any) -> tuple[TrainState, ArrayTree]:
     while len(in_flight) >= MAX_IN_FLIGHT:
       jax.block_until_ready(in_flight.popleft())
-    state, metrics, token = mapped(*args)
+    state, metrics, token = mapped(state, *inputs)
     in_flight.append(token)
     return state, metrics
 
-  @functools.wraps(mapped)
-  def dispatch(state: TrainState, *inputs: Any) -> Any:
-    if not slow_loops:
-      on_cpu = mesh.devices[0].platform == 'cpu'
-      slow_loops.append(
-        on_cpu and _has_convolution(mapped, static_argnums, state, *inputs)
-      )
-    if not slow_loops[0]:
-      return advance(state, *inputs)
+  def dispatch(
+    state: TrainState,
+    inputs: tuple[Any, ...],
+    num_steps: int,
+    piece: Callable[[int], tuple[Any, ...]],
+  ) -> tuple[TrainState, ArrayTree]:
+    nonlocal by_steps
+    check_state('train_steps', mesh, state)
+    if not num_steps:
+      one_step = jax.eval_shape(lambda s: unwatched(s, *piece(0)), state)
+      return state, _without_steps(mesh, one_step[1])
+    if not by_steps:
+      try:
+        return advance(state, *inputs)
+      except _SlowLoop:
+        by_steps = True
     collected = []
-    for piece in pieces(state, *inputs):
-      state, metrics = advance(state, *piece)
+    for i in range(num_steps):
+      state, metrics = advance(state, *piece(i))
       collected.append(metrics)
     return state, jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *collected)
 
   return dispatch
 
 
-def _has_convolution(
-  fn: Callable[..., Any], static_argnums: tuple[int, ...], *args: Any
-) -> bool:
-  traced = jax.make_jaxpr(fn, static_argnums=static_argnums)(*args)
-  return 'conv_general_dilated' in _primitives(traced.jaxpr)
+def _without_steps(mesh: ReplicaMesh, metrics: ArrayTree) -> ArrayTree:
+  """Metrics `[D, 0, V, ...]` of the types of those of some steps."""
+
+  def empty(x: jax.ShapeDtypeStruct) -> np.ndarray:
+    return np.zeros((x.shape[0], 0, *x.shape[2:]), x.dtype)
+
+  return mesh.place_per_device(jax.tree.map(empty, metrics))
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+  return 'conv_general_dilated' in _primitives(jaxpr)
 
 
 def _primitives(jaxpr: Any) -> set[str]:

@@ -1,5 +1,6 @@
 """LOCAL: the gradient, and the optimizers that use it."""
 
+import re
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ from prsgd_jax.base import (
   chain,
   over_block,
 )
-from prsgd_jax.checks import check_optax, check_register
+from prsgd_jax.checks import check_optax, check_register, what_to_type
 from prsgd_jax.names import FIELDS, names
 from prsgd_jax.payload import cast_like, widen
+from prsgd_jax.tree_types import describe
 
 
 def gradient(at: str = 'params') -> ReplicaTransformation:
@@ -106,7 +108,7 @@ def local_update(
     >>> import optax, prsgd_jax as pr
     >>> stages = pr.gradient(), pr.local_update(optax.sgd(0.1), into='u')
   """
-  check_optax('local_update', tx)
+  check_optax('tx', tx)
   if into is not None:
     check_register('into', into)
   if into in {*FIELDS, 'weight'} - {'grads'}:
@@ -172,7 +174,16 @@ def optimizer_updates(
   """Returns what `tx` would add to the parameters, and its next state."""
   tx = optax.with_extra_args_support(tx)
   opt_state = _set_clock(replica.opt_state, context.step)
-  return over_block(tx.update)(replica.grads, opt_state, replica.params)
+  try:
+    return over_block(tx.update)(replica.grads, opt_state, replica.params)
+  except (TypeError, ValueError) as error:
+    if not re.search('missing .* argument|must be provided', str(error)):
+      raise
+    raise ValueError(
+      f'the optimizer asks for more than (grads, state, params): {error}; use '
+      'one that does not depend on the value of the loss, as optax.lbfgs, '
+      'polyak_sgd and reduce_on_plateau do'
+    ) from error
 
 
 def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
@@ -218,7 +229,7 @@ def outer_update(
     >>> import optax, prsgd_jax as pr
     >>> stage = pr.outer_update(optax.sgd(0.7), of='delta', at='x0')
   """
-  check_optax('outer_update', tx)
+  check_optax('tx', tx)
   check_register('of', of)
   check_register('at', at)
   tx = optax.with_extra_args_support(tx)
@@ -265,7 +276,7 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
     >>> average = pr.chain(pr.sync(pr.mean()), pr.restart(tx))
     >>> algorithm = pr.k_avg(tx, period=4, average=average)
   """
-  check_optax('restart', tx)
+  check_optax('tx', tx)
 
   def fresh(replica: Replica) -> ArrayTree:
     made = over_block(tx.init)(replica.params)
@@ -317,6 +328,7 @@ def step(
   if not isinstance(local, optax.GradientTransformation):
     raise ValueError(
       'a local step is an optax transformation such as optax.sgd(0.1), or a '
-      f'stage such as pr.sgp(optax.sgd(0.1)), got {local!r}'
+      f'stage such as pr.sgp(optax.sgd(0.1)), got {describe(local)}'
+      f'{what_to_type(local)}'
     )
   return chain(gradient(), local_update(local))

@@ -1,0 +1,123 @@
+"""Functions of one replica, traced where no axis of replicas is in scope.
+
+Inside the mapped function the axis of devices is bound. A collective over it in
+a caller's loss would be no error there: it would join the rows at one place of
+the blocks of V replicas, so that the result depended on the devices. Even its
+size would be that of the devices. So the functions of callers are traced
+outside, where JAX refuses the name, and the mapped function runs what came out.
+
+They cannot be traced before, because only the mapped function knows with what
+shapes it calls them. It raises `_Untraced` for a program that is missing;
+`completing` makes it and starts again. That costs nothing once all is compiled.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import jax.extend.core
+
+from prsgd_jax.base import AXIS_NAME
+
+_Programs = dict[Any, Callable[..., Any]]
+
+
+class _Untraced(Exception):
+  """A program is missing: `make` traces it, keeps it, and returns its jaxpr."""
+
+  def __init__(self, make: Callable[[], Any], programs: _Programs):
+    super().__init__('call the mapped function by isolation.completing')
+    self.make, self.programs = make, programs
+
+
+def isolated(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `fn` as a function that sees no axis of replicas.
+
+  Args:
+    name: what the caller knows the function as, for the error.
+    fn: a function of arrays.
+
+  Returns:
+    The function, to be called inside of a mapped function that `completing`
+    calls.
+
+  Raises:
+    ValueError: from the call, if there is a collective over the axis of
+      replicas in `fn`.
+  """
+  programs: _Programs = {}
+
+  def call(*args: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(args)
+    key = treedef, tuple(map(_type, leaves))
+
+    def make() -> Any:
+      shapes = jax.tree.unflatten(treedef, key[1])
+      programs[key], jaxpr = _trace(name, fn, shapes)
+      return jaxpr
+
+    if key not in programs:
+      raise _Untraced(make, programs)
+    return programs[key](leaves)
+
+  return call
+
+
+def completing(
+  mapped: Callable[..., Any], watch: Callable[[Any], None] | None = None
+) -> Callable[..., Any]:
+  """Returns the mapped function with its isolated functions traced on demand.
+
+  Their programs are dropped at the end of the call, because the next trace may
+  happen under other settings of JAX, such as 64-bit types.
+
+  Args:
+    mapped: what `ReplicaMesh.map` returned.
+    watch: is given the jaxpr of every isolated function that is traced; what it
+      raises ends the call before anything was run.
+  """
+
+  @functools.wraps(mapped)
+  def call(*args: Any) -> Any:
+    made: list[_Programs] = []
+    try:
+      while True:
+        try:
+          return mapped(*args)
+        except _Untraced as untraced:
+          missing = untraced
+        made.append(missing.programs)
+        jaxpr = missing.make()  # outside of the handler: its errors are its own
+        if watch is not None:
+          watch(jaxpr)
+    finally:
+      for programs in made:
+        programs.clear()
+
+  return call
+
+
+def _type(x: Any) -> jax.ShapeDtypeStruct:
+  aval = jax.typeof(x)
+  weak = getattr(aval, 'weak_type', False)  # keys have none
+  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
+
+
+def _trace(
+  name: str, fn: Callable[..., Any], shapes: tuple
+) -> tuple[Callable[..., Any], Any]:
+  """The program of `fn` for arguments of these types, and its jaxpr."""
+  try:
+    closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
+  except NameError as error:
+    if 'axis name' not in str(error) or AXIS_NAME not in str(error):
+      raise
+    raise ValueError(
+      f'{name} is of one replica and must have no collective over the axis '
+      f'{AXIS_NAME!r}, such as that of BatchNorm(axis_name={AXIS_NAME!r}); '
+      'leave it out, and let pr.sync average over the replicas'
+    ) from error
+  treedef = jax.tree.structure(out)
+  run = jax.extend.core.jaxpr_as_fun(closed)
+  return lambda leaves: jax.tree.unflatten(treedef, run(*leaves)), closed.jaxpr
