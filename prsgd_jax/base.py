@@ -188,6 +188,15 @@ class ReplicaTransformation(NamedTuple):
   names: Names = Names()
   talks: tuple[bool, ...] = ()
 
+  def __repr__(self) -> str:
+    """The registers in place of the addresses of four functions."""
+    found = self.names
+    return (
+      f'ReplicaTransformation(reads={sorted(found.reads)}, '
+      f'writes={sorted(found.writes)}, declares={sorted(found.declares)}, '
+      f'messages={len(self.talks)})'
+    )
+
 
 def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
   """Runs the stages in order, at every step.

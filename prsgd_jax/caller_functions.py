@@ -49,19 +49,18 @@ def check_signature(signature: str, fn: Any) -> None:
 
 
 def checked_loss(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns the loss of one replica with its arguments and results checked.
+  """Returns the loss of one replica with its results checked.
 
   Raises:
-    ValueError: from the call, if a parameter is not a float, or if the result
-      is not (float scalar, (model_state, metrics)) with the model state's types
-      as they were and a dict of arrays as metrics.
+    ValueError: from the call, if the result is not (float scalar, (model_state,
+      metrics)) with the model state's types as they were and a dict of arrays
+      as metrics.
   """
 
   @functools.wraps(loss_fn)
   def checked(
     params: ArrayTree, model_state: ArrayTree, batch: Any, key: Any
   ) -> Any:
-    check_floats(params)
     found = loss_fn(params, model_state, batch, key)
     if not (_is_pair(found) and _is_pair(found[1])):
       raise ValueError(

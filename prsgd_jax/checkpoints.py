@@ -111,7 +111,7 @@ def _write(
   """Writes a checkpoint to the side, on the disk when this returns."""
   checkpoint_files.remove(staging)  # of a run that was cut off while saving
   with _without_orbax_logs(), ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(staging / 'state', leaves)
+    checkpointer.save(staging / 'state', _not_empty(leaves))
   checkpoint_files.write_record(staging, record)
 
 
@@ -172,13 +172,13 @@ def restore(
   record = checkpoint_files.read_record(source)
   _compare(source, record, mesh, expected, description)
   with ocp.StandardCheckpointer() as checkpointer:
-    leaves = checkpointer.restore(source / 'state', expected)
-  if int(leaves['step']) != step:
+    saved = checkpointer.restore(source / 'state', _not_empty(expected))
+  if int(saved['step']) != step:
     raise CheckpointError(
-      f'{source} holds step {int(leaves["step"])}: it was renamed; rename it '
+      f'{source} holds step {int(saved["step"])}: it was renamed; rename it '
       'back, or move it away'
     )
-  return _to_devices(mesh, like, leaves)
+  return _to_devices(mesh, like, {**expected, **saved})
 
 
 def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,6 +215,11 @@ def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
 
   leaves = jax.tree.leaves(state)
   return {n: fetch(n, x) for n, x in zip(_names(state), leaves, strict=True)}
+
+
+def _not_empty(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Without arrays of size 0, which orbax refuses; their shapes say it all."""
+  return {name: x for name, x in leaves.items() if x.size}
 
 
 def _to_devices(

@@ -224,10 +224,10 @@ def _weighted_sums(
   inputs, weights = batch
   values = values_fn(*point, inputs)
   for name, value in values.items():
-    if value.shape != weights.shape:
+    if jnp.shape(value) != weights.shape:
       raise ValueError(
         f'eval_fn must give {name} for each example, shape {weights.shape}, '
-        f'got shape {value.shape}'
+        f'got shape {jnp.shape(value)}'
       )
   sums = {
     name: jnp.where(weights > 0, value * weights, 0).sum()

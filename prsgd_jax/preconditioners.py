@@ -143,7 +143,7 @@ def scale_by_natural_gradient(
 
 def _axes(x: Array) -> list[int]:
   """Axes along which there is something to precondition."""
-  return [axis for axis, size in enumerate(x.shape) if size > 1]
+  return [axis for axis, size in enumerate(x.shape) if size > 1 and x.size]
 
 
 def _first_factor(x: Array, size: int, rank: int) -> FisherFactor:

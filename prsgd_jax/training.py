@@ -24,6 +24,7 @@ from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
 from prsgd_jax.caller_functions import (
   BATCH,
   LOSS,
+  check_floats,
   check_signature,
   checked_loss,
 )
@@ -92,8 +93,8 @@ def make_train_steps(
   return train_steps
 
 
-def _one_step_like(x: Array) -> Array:
-  return jnp.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype)
+def _one_step_like(x: Array) -> np.ndarray:
+  return np.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype)
 
 
 def _count_batches(mesh: ReplicaMesh, batches: Any) -> int:
@@ -173,7 +174,12 @@ def _gradient(loss_fn: LossFn) -> Callable[..., Any]:
   """`loss_fn` with its gradient, of one replica."""
   check_signature(LOSS, loss_fn)
   grad_fn = jax.value_and_grad(checked_loss(loss_fn), has_aux=True)
-  return isolated('loss_fn', grad_fn)
+
+  def checked(params: ArrayTree, *args: Any) -> Any:
+    check_floats(params)  # before JAX refuses them, naming no leaf
+    return grad_fn(params, *args)
+
+  return isolated('loss_fn', checked)
 
 
 def _step(

@@ -322,8 +322,96 @@ class BatchTest(parameterized.TestCase):
 
   def test_refuses_an_iterator_that_ends(self):
     mesh = pr.ReplicaMesh(2, 1)
-    with self.assertRaisesRegex(ValueError, '3 more batches.*ended after 1'):
+    with self.assertRaisesRegex(
+      ValueError, '3 more batches.*ended after 1, which are lost.*while True'
+    ) as caught:
       input_pipeline.stack_batches(mesh, iter([np.zeros((2, 1))]), 3)
+    self.assertNotIn('cycle', str(caught.exception))
+
+  @parameterized.parameters(
+    ([np.zeros((2, 1))] * 9,),
+    ({'x': np.zeros((2, 1))},),
+    (np.zeros((9, 2, 1)),),
+  )
+  def test_refuses_what_would_be_read_from_its_start(self, batches):
+    mesh = pr.ReplicaMesh(2, 1)
+    with self.assertRaisesRegex(ValueError, r'must be an iterator.*iter\('):
+      input_pipeline.stack_batches(mesh, batches, 3)
+
+  def test_a_generator_of_epochs_is_read_on(self):
+    # What the error advises: all batches in turn, a new shuffle each epoch.
+    mesh, rng = pr.ReplicaMesh(2, 1), np.random.default_rng(0)
+
+    def epochs():
+      while True:
+        for x in rng.permutation(5):
+          yield np.full((2, 1), x)
+
+    stream = epochs()
+    seen = np.concatenate(
+      [
+        np.asarray(input_pipeline.stack_batches(mesh, stream, 4))[0, :, 0, 0]
+        for _ in range(5)
+      ]
+    ).reshape(4, 5)
+    for epoch in seen:
+      self.assertEqual(sorted(epoch.tolist()), [0, 1, 2, 3, 4])
+    self.assertGreater(len({tuple(epoch) for epoch in seen.tolist()}), 1)
+
+  @parameterized.parameters(1, 2, 4)
+  def test_splits_batches_of_all_replicas(self, num_devices):
+    mesh = pr.ReplicaMesh(4, num_devices)
+    whole = [
+      {'x': np.arange(24).reshape(12, 2) + 100 * t, 'y': (jnp.arange(12),)}
+      for t in range(3)
+    ]
+    split = [
+      jax.tree.map(lambda x: x.reshape((4, 3, *x.shape[1:])), b) for b in whole
+    ]
+    got = input_pipeline.stack_batches(mesh, iter(whole), 3, global_batch=True)
+    want = input_pipeline.stack_batches(mesh, iter(split), 3)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    # Replica r has the rows 3 r, 3 r + 1, 3 r + 2 of step t.
+    self.assertEqual(got['x'].shape, (num_devices, 3, 4 // num_devices, 3, 2))
+    np.testing.assert_array_equal(
+      got['x'][-1, 2, -1], [[218, 219], [220, 221], [222, 223]]
+    )
+
+  @parameterized.parameters(
+    (13, True, r'multiple of 4 examples.*\(13, 2\).*drop_last'),
+    (0, True, r'multiple of 4 examples.*\(0, 2\)'),
+    (
+      8,
+      True,
+      r'same structure and shapes.*float32\[4,3,2\] became float32\[4,',
+    ),
+    (12, False, r'axis of 4 replicas.*\(12, 2\).*global_batch=True'),
+  )
+  def test_refuses_a_last_short_batch(self, size, global_batch, pattern):
+    mesh = pr.ReplicaMesh(4, 1)
+    batches = [np.zeros((12, 2), np.float32), np.zeros((size, 2), np.float32)]
+    with self.assertRaisesRegex(ValueError, pattern):
+      input_pipeline.stack_batches(
+        mesh, iter(batches), 2, global_batch=global_batch
+      )
+
+  def test_refuses_batches_of_other_structure(self):
+    mesh, x = pr.ReplicaMesh(2, 1), np.zeros((2, 1), np.float32)
+    for batches, pattern in (
+      ([{'x': x}, {'x': x, 'y': x}], 'y: float32.* is new'),
+      ([(), ()], r'a batch must have an array, got \(\)'),
+    ):
+      with self.assertRaisesRegex(ValueError, pattern):
+        input_pipeline.stack_batches(mesh, iter(batches), 2)
+
+  @parameterized.parameters(0, -1, True, 2.0)
+  def test_refuses_no_steps(self, num_steps):
+    stream = iter([np.zeros((2, 1))])
+    with self.assertRaisesRegex(
+      ValueError, 'num_steps must be an integer >= 1'
+    ):
+      input_pipeline.stack_batches(pr.ReplicaMesh(2, 1), stream, num_steps)
+    next(stream)  # nothing was taken
 
   def test_refuses_batches_without_the_axis_of_replicas(self):
     mesh = pr.ReplicaMesh(2, 1)

@@ -224,6 +224,42 @@ class ConsensusTest(parameterized.TestCase):
     np.testing.assert_array_equal(params['w'], -PARAMS['w'])
 
 
+class EmptyLeavesTest(parameterized.TestCase):
+  """Leaves of size 0, which models and optimizers such as galore have."""
+
+  @parameterized.parameters(
+    lambda: pr.k_avg(optax.contrib.galore(0.1), period=2),
+    lambda: pr.k_avg(SGD, period=2),
+    lambda: pr.dion(SGD, rank=2),
+    lambda: pr.natural_gradient_averaging(SGD, period=2, rank=2),
+  )
+  def test_have_a_consensus_and_an_evaluation(self, make):
+    algorithm = make()
+    params = {
+      'none': np.zeros((0, 4), np.float32),
+      'nothing': np.zeros((2, 0), np.float32),
+      'w': np.ones((3, 4), np.float32),
+    }
+    mesh = pr.ReplicaMesh(4, 2)
+    state = pr.create_train_state(mesh, algorithm, params, params)
+
+    def flat_loss(params, model_state, batch, key):
+      return params['none'].sum() + batch.sum(), (model_state, {})
+
+    train_steps = pr.make_train_steps(mesh, algorithm, flat_loss)
+    state, _ = train_steps(state, np.zeros((2, 1, 2, 0), np.float32))
+    for tree in pr.consensus(algorithm, state):
+      jax.tree.map(np.testing.assert_array_equal, tree, params)
+
+    def values(params, model_state, batch):
+      return {'x': batch['x'] + params['w'].sum() + model_state['none'].sum()}
+
+    examples = {'x': np.arange(5.0), 'empty': np.zeros((5, 0))}
+    evaluate = pr.make_evaluate(mesh, algorithm, values)
+    data = pr.shard_examples(mesh, examples, 2)
+    self.assertEqual(evaluate(state, data)['x'], 2 + 12)
+
+
 class ReplicaShapesTest(absltest.TestCase):
   def test_is_of_one_replica(self):
     mesh = pr.ReplicaMesh(N, 2)

@@ -194,6 +194,59 @@ class TrainStepsTest(parameterized.TestCase):
     self.assertLen(traces, 1)
 
 
+class NoStepsTest(parameterized.TestCase):
+  """A dispatch of no steps does nothing, such as the remainder 100 % 25."""
+
+  @parameterized.parameters(1, 2)
+  def test_remainder_of_zero_changes_nothing(self, num_devices):
+    mesh, train_steps = resident(num_devices)
+    data, state = mesh.replicate(examples(64)), create(mesh)
+    before = harness.to_host(state)
+    state, metrics = train_steps(state, data, 100 % 25)
+    assert_same(state, before)
+    self.assertEqual(
+      jax.tree.map(lambda x: (x.shape, x.dtype.name), metrics),
+      {
+        'loss': ((num_devices, 0, N // num_devices), 'float32'),
+        'residual': ((num_devices, 0, N // num_devices, 5), 'float32'),
+      },
+    )
+    # Twin: the state is as good as it was, and joins with what comes.
+    state, more = train_steps(state, data, 3)
+    self.assertEqual(int(state.step[0]), 3)
+    joined = jnp.concatenate([metrics['loss'], more['loss']], axis=1)
+    np.testing.assert_array_equal(joined, more['loss'])
+
+  def test_batches_of_no_steps_do_nothing(self):
+    mesh = pr.ReplicaMesh(N, 2)
+    train_steps = pr.make_train_steps(mesh, make_algorithm(), regression_loss)
+    state, before = create(mesh), harness.to_host(create(mesh))
+    x, y = np.zeros((2, 0, 4, 5, 3)), np.zeros((2, 0, 4, 5))
+    state, metrics = train_steps(state, (x, y))
+    assert_same(state, before)
+    self.assertEqual(metrics['residual'].shape, (2, 0, 4, 5))
+
+  @parameterized.parameters(0, 2)
+  def test_a_program_of_convolutions_too(self, num_steps):
+    def loss(params, model_state, batch, key):
+      out = jax.lax.conv(batch[None, None], params[None, None], (1, 1), 'SAME')
+      return out.sum(), (model_state, {})
+
+    mesh, algorithm = pr.ReplicaMesh(2, 1), make_algorithm()
+    train_steps = pr.make_resident_train_steps(
+      mesh, algorithm, loss, lambda data, step, replica, key: data
+    )
+    state = pr.create_train_state(mesh, algorithm, np.ones((1, 1), np.float32))
+    data = mesh.replicate(np.ones((3, 3), np.float32))
+    state, metrics = train_steps(state, data, num_steps)
+    self.assertEqual(int(state.step[0]), num_steps)
+    self.assertEqual(metrics['loss'].shape, (1, num_steps, 2))
+    # The kernel loses 0.05 x 9, and with it each of the 9 places.
+    np.testing.assert_allclose(
+      metrics['loss'][0, :, 0], [9, 9 * 0.55][:num_steps], rtol=1e-6
+    )
+
+
 class DonationTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 8)
   def test_state_is_donated(self, num_devices):

@@ -64,7 +64,7 @@ def dion(
 
   def start(params: Array) -> Array:
     if not _is_matrix(params):
-      return jnp.zeros((), params.dtype)  # checkpoints have no empty arrays
+      return jnp.zeros((), params.dtype)
     shape = params.shape[0], min(rank, *params.shape)
     key = jax.random.key(0, impl='threefry2x32')
     return jax.random.normal(key, shape, params.dtype)
@@ -108,4 +108,4 @@ def dion(
 
 
 def _is_matrix(x: Array) -> bool:
-  return x.ndim == 2
+  return x.ndim == 2 and x.size > 0
