@@ -23,16 +23,32 @@ def combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
       lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), gathered
     )
 
-  def add(j: Array, total: ArrayTree) -> ArrayTree:
-    def weighted(x: Array) -> Array:
-      return jax.vmap(lambda w: w * x)(rows[:, j].astype(x.dtype))
-
-    return jax.tree.map(lambda y, x: y + weighted(x), total, decode(code(j)))
-
   zero = jax.tree.map(
     lambda x: jnp.zeros((rows.shape[0], *x.shape), x.dtype),
     jax.eval_shape(lambda: decode(code(0))),
   )
+  return add_weighted(rows, lambda j: decode(code(j)), zero)
+
+
+def add_weighted(
+  rows: Array, nth: Callable[[Array], ArrayTree], zero: ArrayTree
+) -> ArrayTree:
+  """sum_j rows[:, j] nth(j), where a weight of 0 gives 0, whatever it is of.
+
+  Args:
+    rows: `[V, N]`.
+    nth: `j -> tree` of one replica.
+    zero: what the sum begins with, leaves `[V, ...]`.
+  """
+
+  def add(j: Array, total: ArrayTree) -> ArrayTree:
+    def weighted(x: Array) -> Array:
+      return jax.vmap(lambda w: jnp.where(w != 0, w.astype(x.dtype) * x, 0))(
+        rows[:, j]
+      )
+
+    return jax.tree.map(lambda y, x: y + weighted(x), total, nth(j))
+
   return lax.fori_loop(0, rows.shape[1], add, zero)
 
 

@@ -28,6 +28,7 @@ from prsgd_jax.base import (
 from prsgd_jax.checks import check_positive_int
 from prsgd_jax.decoding import (
   Decode,
+  add_weighted,
   combine_codes,
   combine_codes_alike,
   mean_codes,
@@ -247,17 +248,36 @@ def dense(matrix: np.ndarray) -> Mixing:
     if decode is not None:
       return combine_codes(jnp.asarray(weights)[context.replica], tree, decode)
 
-    def combine(x: Array) -> Array:
-      rows = jnp.asarray(weights, x.dtype)[context.replica]
-      gathered = collectives.all_gather(x)
-      return jnp.tensordot(rows, gathered, 1, precision=lax.Precision.HIGHEST)
-
-    return jax.tree.map(combine, tree)
+    rows = jnp.asarray(weights)[context.replica]
+    combine = _product if weights.all() else _combine
+    return jax.tree.map(
+      functools.partial(combine, rows), collectives.all_gather(tree)
+    )
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_gather(payload_bytes, num_replicas, 'neighbour')
 
   return Mixing(apply, of_size(weights), message, message)
+
+
+def _product(rows: Array, gathered: Array) -> Array:
+  """rows . gathered, `[V, N]` and `[N, ...]`."""
+  return jnp.tensordot(
+    rows.astype(gathered.dtype), gathered, 1, precision=lax.Precision.HIGHEST
+  )
+
+
+def _combine(rows: Array, gathered: Array) -> Array:
+  """rows . gathered, where a weight of 0 gives 0, whatever it is of."""
+
+  def one_by_one(rows: Array, gathered: Array) -> Array:
+    shape = (len(rows), *gathered.shape[1:])
+    zero = jnp.zeros(shape, gathered.dtype)
+    return add_weighted(rows, lambda j: gathered[j], zero)
+
+  # A matrix product is the faster one, but 0 times NaN is NaN.
+  finite = jnp.isfinite(gathered).all()
+  return lax.cond(finite, _product, one_by_one, rows, gathered)
 
 
 def sparse(

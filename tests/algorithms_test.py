@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
+from prsgd_jax.ledger import Traffic
 from tests import harness, reference
 from tests.rows import LEARNING_RATE, SGD, TABLE, N, T
 
@@ -174,6 +175,115 @@ class EveryAlgorithmTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.stack(points), whole.x[middle + 1 :])
     jax.tree.map(np.testing.assert_array_equal, final, whole.final)
     self.assertLen(run.traces, traces)
+
+
+# Rows with a message that does not come from everybody, or not with a weight.
+SELECTIVE = (
+  'hier_avg',
+  'multi_level',
+  'hierarchical_local_sgd',
+  'd_psgd_ring',
+  'd_psgd_dense',
+  'd_psgd_matching',
+  'd_psgd_one_peer',
+  'd_psgd_base_graph',
+  'd_psgd_independent',
+  'd_psgd_matcha',
+  'd_psgd_star',
+  'diffusion_ring_3',
+  'sgp_directed_3',
+  'sgp_one_peer',
+  'sgp_matching',
+  'pr_sgd_ring',
+  'ad_psgd',
+  'sparq_sgd',
+  'combine_then_adapt_ring',
+  'gradient_tracking',
+  'd2',
+  'extra',
+  'k_gt',
+  'qg_dsgdm',
+  'relay_sgd',
+  'slowmo_sgp',
+  'diloco_sgp',
+  'diloco_ring',
+  'diloco_groups',
+  'bmuf_ring',
+  'noloco',
+  'delayed_nesterov',
+  'choco_sgd',
+  'fedavg',
+  'decoupled_diloco',
+  'edit',
+)
+
+
+def is_sent(entry):
+  return isinstance(entry, Traffic) and (
+    entry.fires is None or entry.fires.any()
+  )
+
+
+def selective_step(run, state):
+  """The first step with a message, if possible one not from everybody."""
+  shapes, first = pr.replica_shapes(state), None
+  for t in range(8):
+    spent = run.algorithm.cost(shapes, N, np.array([t]))
+    waits = [entry.waits for entry in spent if is_sent(entry)]
+    if any(x not in (1, N) for x in waits):
+      return t
+    first = t if waits and first is None else first
+  return first
+
+
+def after_a_step(run, host, step, ill, spoil):
+  """float[N, d] after a step before which one replica was changed."""
+
+  def changed(x):
+    flat = x.reshape((N, *x.shape[2:])).copy()
+    flat[ill] = spoil(flat[ill])
+    return flat.reshape(x.shape)
+
+  state = host.replace(params=jax.tree.map(changed, host.params))
+  state = harness.from_host(run.mesh, state)
+  return advance(run, state, [step])[1][0]
+
+
+class NotFiniteTest(parameterized.TestCase):
+  """A replica's NaN reaches those that its finite values reach."""
+
+  def reached(self, name, num_devices, replicas):
+    """(bool[R, N], who changes with a replica, and who becomes NaN with it)."""
+    with jax.enable_x64(True):
+      run = engine(name, num_devices)
+      state = initial_state(run)
+      step = selective_step(run, state)
+      state, _ = advance(run, state, range(step))
+      host = harness.to_host(state)
+      hears, is_nan = [], []
+      same = after_a_step(run, host, step, 0, lambda x: x)
+      for ill in replicas:
+        moved = after_a_step(run, host, step, ill, lambda x: x + 1)
+        spoiled = after_a_step(run, host, step, ill, lambda x: x * np.nan)
+        hears.append((moved != same).any(axis=1))
+        is_nan.append(np.isnan(spoiled).any(axis=1))
+    return np.stack(hears), np.stack(is_nan)
+
+  @parameterized.product(name=SELECTIVE, num_devices=(1, 2))
+  def test_a_nan_goes_where_values_go(self, name, num_devices):
+    if not TABLE[name].every_layout and num_devices != ONE_LAYOUT:
+      num_devices = ONE_LAYOUT
+    hears, is_nan = self.reached(name, num_devices, [3])
+    if name == 'sparq_sgd':  # NaN is not far enough to be sent
+      self.assertFalse((is_nan & ~hears).any())
+    else:
+      np.testing.assert_array_equal(is_nan, hears)
+
+  @parameterized.parameters(1, 2)
+  def test_a_client_that_is_not_drawn_does_no_harm(self, num_devices):
+    hears, is_nan = self.reached('fedavg', num_devices, range(N))
+    self.assertEqual(hears.any(axis=1).sum(), 3)
+    np.testing.assert_array_equal(is_nan, hears)
 
 
 class MeanTest(parameterized.TestCase):

@@ -243,11 +243,7 @@ def decoupled_diloco(
         work=per_replica(counts),
         weight=present,
       ),
-      let(
-        weight=lambda weight, work: weight * work,
-        # Zero times what is not finite would not be zero.
-        params=lambda params, x0, weight: jnp.where(weight > 0, params, x0),
-      ),
+      let(weight=lambda weight, work: weight * work),
       average_radial(),
       let(delta=lambda x0, params: x0 - params),
       outer_update(outer, of='delta', at='x0'),

@@ -304,7 +304,8 @@ def _floats(
 
 
 def _scale(floats: list[Array], weight: Array) -> list[Array]:
-  times = over_block(lambda x, w: x * w.astype(x.dtype))
+  # Without weight it is 0: zero times what is not finite would not be.
+  times = over_block(lambda x, w: jnp.where(w != 0, x * w.astype(x.dtype), 0))
   return [times(x, weight) for x in floats]
 
 
