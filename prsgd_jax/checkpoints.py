@@ -30,6 +30,7 @@ from prsgd_jax.checkpoint_files import (
   prune,
   steps,
 )
+from prsgd_jax.keys import from_data, to_data
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState, check_state
 
@@ -209,8 +210,7 @@ def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
   check_state('a checkpoint', mesh, state)
 
   def fetch(name: str, x: Array) -> np.ndarray:
-    if name == 'key':
-      x = jax.random.key_data(x)
+    x = to_data(x)  # typed keys as their data
     return np.array(x[0]) if _is_global(name) else mesh.gather(x)
 
   leaves = jax.tree.leaves(state)
@@ -225,15 +225,14 @@ def _not_empty(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _to_devices(
   mesh: ReplicaMesh, like: TrainState, leaves: dict[str, np.ndarray]
 ) -> TrainState:
-  def put(name: str) -> Array:
+  def put(name: str, known: Array) -> Array:
     x = leaves[name]
     placed = mesh.replicate(x) if _is_global(name) else mesh.place(x)
-    if name != 'key':
-      return placed
-    return jax.random.wrap_key_data(placed, impl=jax.random.key_impl(like.key))
+    return from_data(placed, known)
 
-  treedef = jax.tree.structure(like)
-  placed = jax.tree.unflatten(treedef, [put(n) for n in _names(like)])
+  known, treedef = jax.tree.flatten(like)
+  new = [put(n, x) for n, x in zip(_names(like), known, strict=True)]
+  placed = jax.tree.unflatten(treedef, new)
   # An identity makes buffers of the program's own, which may be donated.
   return mesh.map(lambda state: jax.tree.map(jnp.copy, state))(placed)
 

@@ -24,6 +24,7 @@ from prsgd_jax.caller_functions import EVAL, check_signature, checked_values
 from prsgd_jax.checks import check_positive_int
 from prsgd_jax.engine_checks import check_setting
 from prsgd_jax.isolation import completing, isolated
+from prsgd_jax.keys import from_data, to_data
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState, check_fits, check_state
@@ -64,8 +65,9 @@ def make_evaluate(
   def average(state: TrainState) -> tuple[Any, Array]:
     check_fits(algorithm, state, mesh.num_replicas)
     replica = algorithm.output(state.replica(), state.algorithm_state)
-    point = jax.tree.map(_average, (replica.params, replica.model_state))
-    return point, analysis.consensus_distance(state.params)
+    point = (replica.params, replica.model_state)
+    averaged = jax.tree.map(_average, to_data(point))
+    return from_data(averaged, point), analysis.consensus_distance(state.params)
 
   def batch_sums(point: Any, batch: Any) -> Any:
     return _weighted_sums(values_fn, point, batch)

@@ -47,7 +47,9 @@ def widen(tree: ArrayTree) -> ArrayTree:
 
 def cast_like(tree: ArrayTree, other: ArrayTree) -> ArrayTree:
   """Returns the tree with its leaves in the dtypes of another tree's."""
-  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, other)
+  return jax.tree.map(
+    lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, other
+  )
 
 
 def is_inexact(x: AnyArray) -> bool:

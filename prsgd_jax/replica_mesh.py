@@ -21,6 +21,7 @@ from prsgd_jax.base import (
   ArrayTree,
 )
 from prsgd_jax.checks import check_live, check_positive_int
+from prsgd_jax.keys import from_data, to_data
 from prsgd_jax.tree_types import describe
 
 # On CPU, the largest block whose replicas are written out one by one.
@@ -152,6 +153,7 @@ class ReplicaMesh:
     """Puts host arrays `[N, ...]` on the devices as `[D, V, ...]`.
 
     Like all that places, it copies: the caller may write to the arrays again.
+    Typed keys stay typed.
 
     Raises:
       ValueError: if an array lacks the leading axis N.
@@ -167,11 +169,13 @@ class ReplicaMesh:
         )
       return x.reshape(blocks + x.shape[1:])
 
-    return self.place_per_device(jax.tree.map(cut, tree))
+    data = self.place_per_device(jax.tree.map(cut, to_data(tree)))
+    return from_data(data, tree)
 
   def place_per_device(self, tree: ArrayTree) -> ArrayTree:
     """Puts host arrays `[D, ...]` on the devices, a row on each."""
-    return self._put(jax.tree.map(np.array, tree))
+    data = self._put(jax.tree.map(np.array, to_data(tree)))
+    return from_data(data, tree)
 
   def replicate(self, tree: ArrayTree) -> ArrayTree:
     """Puts host arrays on every device, as `[D, ...]`."""
@@ -180,7 +184,7 @@ class ReplicaMesh:
       # One copy, which fake CPU devices may share.
       return np.broadcast_to(np.array(x), (self.num_devices, *np.shape(x)))
 
-    return self._put(jax.tree.map(rows, tree))
+    return from_data(self._put(jax.tree.map(rows, to_data(tree))), tree)
 
   def check_replicated(self, tree: ArrayTree) -> None:
     """Checks that data has the form that `replicate` gives it, `[D, ...]`.
@@ -203,6 +207,8 @@ class ReplicaMesh:
   def gather(self, tree: ArrayTree) -> ArrayTree:
     """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`.
 
+    Of typed keys, which NumPy does not have, it fetches the uint32 data.
+
     Raises:
       ValueError: if an array was donated to a dispatch.
     """
@@ -212,4 +218,4 @@ class ReplicaMesh:
       host = np.asarray(x)
       return host.reshape((self.num_replicas, *host.shape[2:]))
 
-    return jax.tree.map(fetch, tree)
+    return jax.tree.map(fetch, to_data(tree))

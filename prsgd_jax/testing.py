@@ -14,6 +14,7 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_seed
+from prsgd_jax.keys import from_data, to_data
 from prsgd_jax.ledger import Account, account
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import (
@@ -208,10 +209,8 @@ def _check_resume(
 ) -> None:
   mesh = ReplicaMesh(problem.num_replicas, num_devices)
   middle = max(problem.num_steps // 2 - 1, 0)  # inside most periods
-  state = mesh.place_per_device(whole.states[middle])
-  state = state.replace(
-    key=jax.random.wrap_key_data(state.key, impl='threefry2x32')
-  )
+  fresh = create_train_state(mesh, algorithm, problem.start)
+  state = from_data(mesh.place_per_device(whole.states[middle]), fresh)
   rest: list = []
   steps = range(middle, problem.num_steps)
   _continue(mesh, algorithm, problem, state, steps, rest)
@@ -243,8 +242,7 @@ def _distance(x: np.ndarray, wanted: np.ndarray, what: str) -> float:
 
 def _to_host(state: TrainState) -> TrainState:
   """NumPy arrays, keys as their data."""
-  data = state.replace(key=jax.random.key_data(state.key))
-  return jax.tree.map(np.array, data)
+  return jax.tree.map(np.array, to_data(state))
 
 
 def _types(state: TrainState) -> tuple:

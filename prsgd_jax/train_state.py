@@ -19,6 +19,7 @@ from prsgd_jax.base import (
 )
 from prsgd_jax.checks import check_live, check_seed
 from prsgd_jax.engine_checks import check_arrays, check_setting
+from prsgd_jax.keys import from_data, is_typed, to_data
 from prsgd_jax.names import check_complete
 from prsgd_jax.payload import is_inexact, wire_dtype
 from prsgd_jax.replica_mesh import ReplicaMesh
@@ -172,7 +173,9 @@ def create_train_state(
     algorithm: what will update the state.
     params: one point from which all replicas start; with `per_replica`, N
       points, every leaf `[N, ...]`.
-    model_state: batch statistics and the like, in the same form.
+    model_state: batch statistics and the like, in the same form. Random keys
+      in it, such as those of flax nnx's dropout, are replaced before each loss
+      by keys made of the seed, the replica and the step.
     seed: of all randomness of the run, an integer in 0 .. 2^32 - 1.
     per_replica: whether `params` and `model_state` have the leading axis N. An
       algorithm that keeps the last agreed point (`outer`, SlowMo, FedPAQ, an
@@ -191,9 +194,11 @@ def create_train_state(
   check_arrays(params=params, model_state=model_state)
   if not per_replica:
     shape = (mesh.num_replicas,)
-    point = jax.tree.map(
-      lambda x: np.broadcast_to(np.asarray(x), shape + np.shape(x)), point
+    copies = jax.tree.map(
+      lambda x: np.broadcast_to(np.asarray(x), shape + np.shape(x)),
+      to_data(point),
     )
+    point = from_data(copies, point)
 
   create = functools.partial(_create, algorithm, mesh.num_replicas, seed)
   return mesh.map(create)(mesh.place(point))
@@ -247,8 +252,9 @@ def consensus(
   """The algorithm's output averaged over the replicas, on the host.
 
   Returns:
-    (params, model_state) of one model, NumPy arrays. Counters and other
-    integers, which have no mean, are those of replica 0.
+    (params, model_state) of one model, NumPy arrays. Counters, other integers
+    and random keys, which have no mean, are those of replica 0. Typed keys are
+    arrays of JAX, because NumPy has none.
   """
 
   if not isinstance(algorithm, ReplicaTransformation):
@@ -265,9 +271,9 @@ def consensus(
     num_devices, block_size = host.shape[:2]
     return host.reshape((num_devices * block_size, *host.shape[2:]))
 
-  replica, algorithm_state = jax.tree.map(
-    blocks, (state.replica(), state.algorithm_state)
-  )
+  given = (state.replica(), state.algorithm_state)
+  data = jax.tree.map(blocks, to_data(given))
+  replica, algorithm_state = from_data(data, given)
   out = algorithm.output(replica, algorithm_state)
   return jax.tree.map(host_mean, (out.params, out.model_state))
 
@@ -278,6 +284,6 @@ def _first_block(state: TrainState) -> TrainState:
 
 def host_mean(x: np.ndarray) -> np.ndarray:
   """Returns the mean over `[N, ...]`; integers are those of replica 0."""
-  if not is_inexact(x):
+  if is_typed(x) or not is_inexact(x):
     return x[0]
   return np.asarray(x).mean(axis=0, dtype=wire_dtype(x)).astype(x.dtype)

@@ -31,6 +31,7 @@ from prsgd_jax.caller_functions import (
 from prsgd_jax.checks import check_step
 from prsgd_jax.engine_checks import check_setting
 from prsgd_jax.isolation import completing, isolated
+from prsgd_jax.keys import renew
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.train_state import TrainState, check_fits, check_state
 from prsgd_jax.tree_types import describe
@@ -195,7 +196,7 @@ def _step(
   shared_key = jax.random.fold_in(shared_root, state.step)
   step_key = jax.random.fold_in(replica_root, state.step)
   keys = jax.vmap(
-    lambda r: jax.random.split(jax.random.fold_in(step_key, r), 3)
+    lambda r: jax.random.split(jax.random.fold_in(step_key, r), 4)
   )(replica_index)
   batch = draw(keys[:, 0])
   block_grad_fn = mesh.map_block(grad_fn)
@@ -204,7 +205,9 @@ def _step(
     replica=replica_index,
     key=keys[:, 1],
     shared_key=shared_key,
-    value_and_grad=lambda p, s: block_grad_fn(p, s, batch, keys[:, 2]),
+    value_and_grad=lambda p, s: block_grad_fn(
+      p, renew(s, keys[:, 3]), batch, keys[:, 2]
+    ),
   )
   replica, algorithm_state = algorithm.update(
     state.replica(), state.algorithm_state, context

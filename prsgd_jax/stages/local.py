@@ -20,6 +20,7 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.checks import check_optax, check_register, what_to_type
+from prsgd_jax.keys import renew
 from prsgd_jax.names import FIELDS, names
 from prsgd_jax.payload import cast_like, widen
 from prsgd_jax.tree_types import describe
@@ -94,6 +95,12 @@ def local_update(
   some steps out, or whose buffers were reset, reads the same learning rate as
   the others.
 
+  The engine's key is the only source of randomness. The keys in the state of a
+  noisy optimizer, such as `optax.add_noise`, are replaced at every step by keys
+  made of the seed of the run, the replica and the step, and the key given to
+  the optimizer is not used. So each replica draws numbers of its own, a reset
+  does not repeat them, and averages leave keys alone.
+
   Args:
     tx: any optax transformation of (grads, state, params). Its state is the
       register `opt_state`.
@@ -140,7 +147,7 @@ def local_update(
     return replica.set({**new, 'opt_state': opt_state}), state
 
   found = names(
-    reads=('grads', 'params'),
+    reads=('grads', 'params', 'key'),
     writes=('params' if into is None else into, 'opt_state'),
     declares=('opt_state',),
   )
@@ -172,8 +179,9 @@ def optimizer_updates(
   tx: optax.GradientTransformation, replica: Replica, context: Context
 ) -> tuple[ArrayTree, ArrayTree]:
   """Returns what `tx` would add to the parameters, and its next state."""
-  tx = optax.with_extra_args_support(tx)
   opt_state = _set_clock(replica.opt_state, context.step)
+  opt_state = renew(opt_state, context.key)
+  tx = optax.with_extra_args_support(tx)
   try:
     return over_block(tx.update)(replica.grads, opt_state, replica.params)
   except (TypeError, ValueError) as error:
@@ -215,6 +223,11 @@ def outer_update(
   """Takes an optimizer step of one register along another: at <- at + tx(of).
 
   The state of `tx` is private, and its schedules count the calls of this stage.
+  It is the optimizer of one server, which every replica computes for itself.
+  So a noisy one draws the same numbers on all replicas, and replicas that agree
+  on `of` and `at` continue to agree. Under gossip they draw the same numbers
+  too, because no stage can know whether they agree. The numbers are a function
+  of the seed of the run and the step.
 
   Args:
     tx: any optax transformation.
@@ -243,24 +256,31 @@ def outer_update(
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    del context
     # Wide, whatever `of` and `at` hold, so that the state keeps its dtypes.
     along, point = widen((replica.get(of), replica.get(at)))
+    state = renew_alike(state, context)
     updates, state = over_block(tx.update)(along, state, point)
     point = optax.apply_updates(point, updates)
     return replica.set({at: cast_like(point, replica.get(at))}), state
 
-  return ReplicaTransformation(
-    update, init, names=names(reads={of, at}, writes=(at,))
-  )
+  found = names(reads={of, at, 'shared_key'}, writes=(at,))
+  return ReplicaTransformation(update, init, names=found)
+
+
+def renew_alike(state: ArrayTree, context: Context) -> ArrayTree:
+  """Replaces the keys in a state by the same ones on all replicas."""
+  key = context.shared_key
+  if key is not None:
+    key = jnp.broadcast_to(key, context.replica.shape)
+  return renew(state, key)
 
 
 def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """Resets the buffers of `local_update(tx)` at the present parameters.
 
   Momentum begins at zero again. Adam's count is reset too, because zero moments
-  under an old count would make the next step a third larger. Learning-rate
-  schedules continue, because they read the engine's step.
+  under an old count would make the next step a third larger. Schedules
+  continue, because they read the engine's step, and noise is not repeated.
 
   Args:
     tx: the optimizer of `local_update`, or one with the same state.
