@@ -1,7 +1,6 @@
 """LOCAL: the gradient, and the optimizers that use it."""
 
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import optax
 
 from prsgd_jax.base import (
-  Array,
   ArrayTree,
   Context,
   Cost,
@@ -22,6 +20,12 @@ from prsgd_jax.base import (
 from prsgd_jax.checks import check_optax, check_register, what_to_type
 from prsgd_jax.keys import renew
 from prsgd_jax.names import FIELDS, names
+from prsgd_jax.optimizer_clocks import (
+  accumulation,
+  check_no_own_schedule,
+  own_schedule,
+  set_clock,
+)
 from prsgd_jax.payload import cast_like, widen
 from prsgd_jax.tree_types import describe
 
@@ -90,10 +94,13 @@ def local_update(
 ) -> ReplicaTransformation:
   """Takes one optimizer step of every replica: x_i <- x_i + tx(G_i).
 
-  optax counts steps itself to read learning-rate schedules. Here the engine's
-  step is the only clock, and those counts are set to it. A replica that sat
-  some steps out, or whose buffers were reset, reads the same learning rate as
-  the others.
+  optax counts steps itself to read schedules: of learning rates, of any other
+  hyperparameter, of noise. Here the engine's step is the only clock, and those
+  counts are set to it. A replica that sat some steps out, or whose buffers were
+  reset, reads the same value as the others. Inside `optax.MultiSteps` the clock
+  is the number of updates, the step divided by the number of gradients that it
+  accumulates. A step that `optax.apply_if_finite` rejects counts. The few
+  schedules that cannot be set to a clock are refused by `where` and `restart`.
 
   The engine's key is the only source of randomness. The keys in the state of a
   noisy optimizer, such as `optax.add_noise`, are replaced at every step by keys
@@ -127,12 +134,13 @@ def local_update(
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
     replica = replica._replace(opt_state=over_block(tx.init)(replica.params))
+    mark = own_schedule(tx, replica.opt_state)
     if into is None:
-      return replica, ()
+      return replica, mark
     if not replica.has(into):
       replica = replica.set({into: widen(replica.params)})
     check_alike(f'local_update(into={into!r})', into, 'params', replica)
-    return replica, ()
+    return replica, mark
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
@@ -179,7 +187,7 @@ def optimizer_updates(
   tx: optax.GradientTransformation, replica: Replica, context: Context
 ) -> tuple[ArrayTree, ArrayTree]:
   """Returns what `tx` would add to the parameters, and its next state."""
-  opt_state = _set_clock(replica.opt_state, context.step)
+  opt_state = set_clock(replica.opt_state, context.step, accumulation(tx))
   opt_state = renew(opt_state, context.key)
   tx = optax.with_extra_args_support(tx)
   try:
@@ -192,29 +200,6 @@ def optimizer_updates(
       'one that does not depend on the value of the loss, as optax.lbfgs, '
       'polyak_sgd and reduce_on_plateau do'
     ) from error
-
-
-def _set_clock(opt_state: ArrayTree, step: Array) -> ArrayTree:
-  """Makes optax's counts of schedules, no others, read the engine's step."""
-  scheduled = (
-    optax.ScaleByScheduleState,
-    optax.InjectStatefulHyperparamsState,
-    # The state of an injected schedule; optax does not export its type.
-    type(optax.WrappedSchedule(optax.constant_schedule(0)).init()),
-  )
-
-  def is_scheduled(node: Any) -> bool:
-    return isinstance(node, scheduled)
-
-  def set_count(node: Any) -> Any:
-    if not is_scheduled(node):
-      return node
-    # What hyperparameters are injected into has counts of its own inside.
-    inner = jax.tree.map(set_count, tuple(node), is_leaf=is_scheduled)
-    count = jnp.full_like(node.count, step)
-    return type(node)(*inner)._replace(count=count)
-
-  return jax.tree.map(set_count, opt_state, is_leaf=is_scheduled)
 
 
 def outer_update(
@@ -288,7 +273,8 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   Raises:
     ValueError: if `tx` is not an optax transformation; from `init`, or from
       `update` where `local_update` comes later in the chain, if its state has
-      another structure than that of `local_update`.
+      another structure than that of `local_update`, or `tx` has a schedule that
+      a reset would begin again.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -300,6 +286,9 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
 
   def fresh(replica: Replica) -> ArrayTree:
     made = over_block(tx.init)(replica.params)
+    check_no_own_schedule(
+      'restart', 'a reset begins counts again', own_schedule(tx, made)
+    )
     found, kept = map(jax.tree.structure, (made, replica.opt_state))
     if found != kept:  # type: ignore[operator]
       raise ValueError(

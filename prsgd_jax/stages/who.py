@@ -21,6 +21,7 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.names import CLOCK, Names
+from prsgd_jax.optimizer_clocks import check_no_own_schedule
 from prsgd_jax.stages import blocks
 from prsgd_jax.stages.conditional import check_kept
 from prsgd_jax.stages.rules import Rule, as_rule
@@ -48,7 +49,8 @@ def where(
 
   Raises:
     ValueError: if a stage communicates, or `expected` is missing; from `init`,
-      if the rule does not fit the number of replicas.
+      if the rule does not fit the number of replicas, or an optimizer has a
+      schedule that rests would delay.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -78,7 +80,11 @@ def where(
     if all(replica.has(name) for name in set(rule.reads) - {*CLOCK}):
       clock = blocks.clock_at_init(replica, num_replicas)
       jax.eval_shape(lambda r: _who(rule, r, clock), replica)
-    return inner.init(replica, num_replicas)
+    replica, state = inner.init(replica, num_replicas)
+    check_no_own_schedule(
+      'where', 'counts fall behind on replicas that rest', state
+    )
+    return replica, state
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
