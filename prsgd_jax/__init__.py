@@ -100,6 +100,7 @@ from prsgd_jax.evaluation import (
   make_evaluate_replicas,
   shard_examples,
 )
+from prsgd_jax.evaluation_points import evaluated_at
 from prsgd_jax.graphs import (
   complete,
   erdos_renyi,
@@ -267,6 +268,7 @@ __all__ = (
   'erdos_renyi',
   'error_feedback_sgd',
   'evaluate',
+  'evaluated_at',
   'every',
   'exponential',
   'extra',

@@ -13,6 +13,7 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
 )
+from prsgd_jax.evaluation_points import EvaluatedAtState, states_with_points
 from prsgd_jax.names import CLOCK, FIELDS, GIVEN, names
 from prsgd_jax.payload import widen
 from prsgd_jax.stages import blocks
@@ -183,7 +184,8 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
   Raises:
     ValueError: if a name belongs to the clock, or a rule is not one or reads
-      the clock; from `init`, if structures or shapes do not fit.
+      the clock; from `init`, if structures or shapes do not fit, or `params` is
+      assigned and the optimizer is evaluated at a point of its own.
 
   Example:
     >>> import prsgd_jax as pr
@@ -199,6 +201,7 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
+    _check_no_other_point(made, replica)
     if all(replica.has(read) for read in _read(made)):
       # Abstractly: what does not fit is found before the training, not after.
       jax.eval_shape(lambda r: output(r, ()), replica)
@@ -214,6 +217,18 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
   found = names(reads=_read(made))
   found = found._replace(lasts=found.reads)
   return ReplicaTransformation(_keep, init, output=output, names=found)
+
+
+def _check_no_other_point(made: Mapping[str, Rule], replica: Replica) -> None:
+  """Raises ValueError for an optimizer that has a point to evaluate itself."""
+  for state in states_with_points(replica.opt_state):
+    if 'params' in made and not isinstance(state, EvaluatedAtState):
+      raise ValueError(
+        'evaluate(params=...) makes a point of the parameters, but the '
+        f'{type(state).__name__} of the optimizer is evaluated elsewhere; if '
+        'its parameters are meant, give the optimizer '
+        'pr.evaluated_at(tx, lambda state, params: params)'
+      )
 
 
 def _float_weight(stage: str, weight: ArrayTree) -> Array:

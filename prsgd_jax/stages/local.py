@@ -18,6 +18,7 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.checks import check_optax, check_register, what_to_type
+from prsgd_jax.evaluation_points import evaluation_points
 from prsgd_jax.keys import renew
 from prsgd_jax.names import FIELDS, names
 from prsgd_jax.optimizer_clocks import (
@@ -108,6 +109,10 @@ def local_update(
   the optimizer is not used. So each replica draws numbers of its own, a reset
   does not repeat them, and averages leave keys alone.
 
+  The output is the point at which the result of `tx` is evaluated, which for
+  `optax.contrib.schedule_free` and a few others is not `params`; see
+  `evaluated_at`.
+
   Args:
     tx: any optax transformation of (grads, state, params). Its state is the
       register `opt_state`.
@@ -116,7 +121,8 @@ def local_update(
 
   Raises:
     ValueError: if `tx` is not an optax transformation, or `into` is not the
-      name of a free register; if an algorithm has two of these stages.
+      name of a free register; if an algorithm has two of these stages; from
+      `init`, if it is not known where the result of `tx` is evaluated.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -134,6 +140,7 @@ def local_update(
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
     replica = replica._replace(opt_state=over_block(tx.init)(replica.params))
+    jax.eval_shape(output, replica, ())  # which refuses some optimizers
     mark = own_schedule(tx, replica.opt_state)
     if into is None:
       return replica, mark
@@ -154,12 +161,17 @@ def local_update(
         new = {into: cast_like(updates, replica.get(into))}
     return replica.set({**new, 'opt_state': opt_state}), state
 
+  def output(replica: Replica, state: ArrayTree) -> Replica:
+    del state
+    points = evaluation_points(replica.params, replica.opt_state)
+    return replica._replace(params=points)
+
   found = names(
     reads=('grads', 'params', 'key'),
     writes=('params' if into is None else into, 'opt_state'),
     declares=('opt_state',),
   )
-  return ReplicaTransformation(update, init, names=found)
+  return ReplicaTransformation(update, init, output=output, names=found)
 
 
 def check_alike(stage: str, one: str, other: str, replica: Replica) -> None:
@@ -189,9 +201,12 @@ def optimizer_updates(
   """Returns what `tx` would add to the parameters, and its next state."""
   opt_state = set_clock(replica.opt_state, context.step, accumulation(tx))
   opt_state = renew(opt_state, context.key)
+  grads = replica.grads
+  if isinstance(grads, optax.LookaheadParams):
+    grads = grads.fast  # the loss does not depend on the slow ones
   tx = optax.with_extra_args_support(tx)
   try:
-    return over_block(tx.update)(replica.grads, opt_state, replica.params)
+    return over_block(tx.update)(grads, opt_state, replica.params)
   except (TypeError, ValueError) as error:
     if not re.search('missing .* argument|must be provided', str(error)):
       raise
