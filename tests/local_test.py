@@ -398,6 +398,36 @@ class OuterUpdateTest(parameterized.TestCase):
     other = run(*self.LOCAL, self.outer(tx), num_steps=2)[0]
     np.testing.assert_array_equal(one, other)
 
+  @parameterized.parameters(
+    lambda: optax.sgd(1.0),
+    lambda: optax.sgd(1.0, momentum=0.9, nesterov=True),
+    lambda: optax.adam(1.0),
+    lambda: optax.adamw(1.0, mask=lambda x: jax.tree.map(lambda _: True, x)),
+  )
+  def test_integers_stay_and_floats_move(self, make):
+    algorithm = pr.chain(
+      pr.remember(x0='model_state'),
+      pr.let(delta='x0'),
+      pr.outer_update(make(), of='delta', at='x0'),
+    )
+    mesh = pr.ReplicaMesh(N, 2)
+
+    def moved(model_state):
+      state = pr.create_train_state(
+        mesh, algorithm, np.zeros(3, np.float32), model_state
+      )
+      steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+      for _ in range(2):
+        state, _ = steps(state, batches(mesh, 1)[0])
+      return mesh.gather(state.registers['x0'])
+
+    floats = {'x': np.ones(3, np.float32)}
+    both = moved({**floats, 'n': np.int32(7)})
+    np.testing.assert_array_equal(both['n'], np.full(N, 7, np.int32))
+    self.assertEqual(both['n'].dtype, np.int32)
+    np.testing.assert_array_equal(both['x'], moved(floats)['x'])
+    self.assertGreater(np.abs(both['x'] - 1).min(), 0.01)
+
   def test_is_of_an_optimizer(self):
     with self.assertRaisesRegex(ValueError, 'optax transformation.* got 0.7'):
       pr.outer_update(0.7, of='delta', at='x0')

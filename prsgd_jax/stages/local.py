@@ -27,7 +27,7 @@ from prsgd_jax.optimizer_clocks import (
   own_schedule,
   set_clock,
 )
-from prsgd_jax.payload import cast_like, widen
+from prsgd_jax.payload import cast_like, is_inexact, widen
 from prsgd_jax.tree_types import describe
 
 
@@ -227,7 +227,7 @@ def outer_update(
   So a noisy one draws the same numbers on all replicas, and replicas that agree
   on `of` and `at` continue to agree. Under gossip they draw the same numbers
   too, because no stage can know whether they agree. The numbers are a function
-  of the seed of the run and the step.
+  of the seed of the run and the step. Integer leaves keep their values.
 
   Args:
     tx: any optax transformation.
@@ -247,11 +247,17 @@ def outer_update(
   check_register('at', at)
   tx = optax.with_extra_args_support(tx)
 
+  def of_floats(point: ArrayTree) -> optax.GradientTransformationExtraArgs:
+    floats = jax.tree.map(is_inexact, point)
+    if all(jax.tree.leaves(floats)):
+      return tx
+    return optax.masked(tx, floats)
+
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
     check_alike('outer_update', of, at, replica)
     point = replica.get(at) if replica.has(at) else replica.params
-    return replica, over_block(tx.init)(widen(point))
+    return replica, over_block(of_floats(point).init)(widen(point))
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
@@ -259,9 +265,11 @@ def outer_update(
     # Wide, whatever `of` and `at` hold, so that the state keeps its dtypes.
     along, point = widen((replica.get(of), replica.get(at)))
     state = renew_alike(state, context)
-    updates, state = over_block(tx.update)(along, state, point)
-    point = optax.apply_updates(point, updates)
-    return replica.set({at: cast_like(point, replica.get(at))}), state
+    updates, state = over_block(of_floats(point).update)(along, state, point)
+    moved = jax.tree.map(
+      lambda x, u: x + u if is_inexact(x) else x, point, updates
+    )
+    return replica.set({at: cast_like(moved, replica.get(at))}), state
 
   found = names(reads={of, at, 'shared_key'}, writes=(at,))
   return ReplicaTransformation(update, init, names=found)
