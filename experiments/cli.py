@@ -25,6 +25,9 @@ from experiments import (
 )
 from prsgd_jax.checkpoints import SaveError
 
+# Fake devices that are made at most.
+MOST_DEVICES = 1024
+
 flags.DEFINE_string(
   'data_dir',
   None,
@@ -136,5 +139,6 @@ def make_fake_devices(num_devices: int | None) -> None:
 
   To be called before JAX looks at its devices.
   """
-  if num_devices is not None and num_devices > 0:
+  # More than a run has replicas are refused later, in one line.
+  if num_devices is not None and 0 < num_devices <= MOST_DEVICES:
     jax.config.update('jax_num_cpu_devices', num_devices)

@@ -20,7 +20,15 @@ from experiments import (
   typed_options,
 )
 from experiments.run_config import OPTIONS, RunConfig
+from prsgd_jax.checks import (
+  MAX_STEPS,
+  check_length,
+  check_positive,
+  check_seed,
+)
 
+# Replicas are rows of every array.
+MOST_REPLICAS = 2**16
 PARTITIONS = ('shared', 'sharded', 'dirichlet')
 # Flags that fingers type -> the flags.
 ALIASES = {
@@ -245,14 +253,15 @@ def check(config: RunConfig) -> RunConfig:
       f'--partition={config.partition} and '
       f'--dirichlet_alpha={config.dirichlet_alpha}'
     )
-  for name in ('num_replicas', 'batch_size'):
-    _at_least(name, getattr(config, name), 1)
+  _in_range('num_replicas', config.num_replicas, MOST_REPLICAS)
+  _in_range('batch_size', config.batch_size, MAX_STEPS)
   if config.num_steps is not None:
-    _at_least('num_steps', config.num_steps, 1)
+    check_length('--num_steps', config.num_steps)
+  if config.dirichlet_alpha is not None:
+    check_positive('--dirichlet_alpha', config.dirichlet_alpha)
   if not 0 < config.num_epochs < math.inf:
     raise ValueError(f'--num_epochs must be > 0, got {config.num_epochs}')
-  if not 0 <= config.seed < 2**32:
-    raise ValueError(f'--seed must be in 0 .. 2**32 - 1, got {config.seed}')
+  check_seed('--seed', config.seed)
   learning_rates.check(config)
   optimizers.check(config)
   return config
@@ -280,9 +289,11 @@ def _check_kind(config: RunConfig) -> None:
     )
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-  if value < least:
-    raise ValueError(f'--{name} must be >= {least}, got {value}')
+def _in_range(name: str, value: int, most: int) -> None:
+  if value < 1:
+    raise ValueError(f'--{name} must be >= 1, got {value}')
+  if value > most:
+    raise ValueError(f'--{name} must be <= {most}, got {value}')
 
 
 def _number(name: str, text: str) -> float:

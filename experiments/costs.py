@@ -3,10 +3,13 @@
   python experiments/costs.py --model=resnet20 --dataset=cifar10
 
 One row for each --run (see compare.py); without any, for the preset of every
-algorithm. Rounds and bytes are what the chains that run would send; the time is
-that of a model of the machines (see the flags of the network): the seconds
-until the last replica has done its steps. The speeds of the replicas are those
-of --replica_speeds, not of the presets; AD-PSGD has its own.
+algorithm. A preset's list of one number for each of its replicas is stretched
+to --num_replicas; a preset that does not fit them is left out, with a note.
+
+Rounds and bytes are what the chains that run would send; the time is that of a
+model of the machines (see the flags of the network): the seconds until the last
+replica has done its steps. The speeds of the replicas are those of
+--replica_speeds, not of the presets; AD-PSGD has its own.
 """
 
 from experiments import interrupts
@@ -14,9 +17,12 @@ from experiments import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import csv
+import io
+import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
@@ -27,6 +33,7 @@ from experiments import (
   compare,
   config,
   experiment,
+  messages,
   network,
   records,
   tasks,
@@ -37,8 +44,24 @@ import prsgd_jax as pr
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(compare)
+flags.DEFINE_enum(
+  'sort',
+  'given',
+  ['given', 'rounds', 'bytes_sent', 'modelled_seconds'],
+  'Order of the rows: as they are given, or ascending.',
+)
+flags.DEFINE_enum(
+  'format',
+  'table',
+  ['table', 'csv', 'json'],
+  'Of what is printed: a Markdown table, or numbers without units.',
+)
 
 PRESETS = pathlib.Path(__file__).parent / 'presets'
+
+
+# What one run would spend, by name.
+Row = dict[str, Any]
 
 
 class Shape(NamedTuple):
@@ -65,37 +88,128 @@ DATASETS = {
 
 def main() -> None:
   with cli.one_line_errors(ValueError):
-    run_configs = compare.parse_runs(FLAGS.run or preset_runs())
-    machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
-    accounts = [account(run_config, machines) for run_config in run_configs]
-  print(format_table([c.label() for c in run_configs], accounts), end='')
+    if FLAGS.run:
+      made = [(c.label(), c) for c in compare.parse_runs(FLAGS.run)]
+    else:
+      made = _of_presets()
+    machines = network.from_flags(FLAGS, made[0][1].num_replicas)
+    rows = _rows(made, machines, skip=not FLAGS.run)
+  if FLAGS.sort != 'given':
+    rows.sort(key=lambda row: row[FLAGS.sort])
+  print(FORMATS[FLAGS.format](rows), end='')
   cli.check_output()
 
 
-def preset_runs() -> list[str]:
-  """The algorithm of every preset that has one, with its options, once each."""
-  runs = []
+def _of_presets() -> list[tuple[str, config.RunConfig]]:
+  """Returns (name, config) of the presets that fit the other flags."""
+  runs = preset_runs(FLAGS.num_replicas)
+  made, errors = [], []
+  for name, run in runs.items():
+    try:
+      (run_config,) = compare.parse_runs([run])
+      made.append((name, run_config))
+    except ValueError as error:
+      errors.append((name, error))
+  _leave_out(errors, bool(made))
+  return made
+
+
+def _rows(
+  made: Sequence[tuple[str, config.RunConfig]],
+  machines: pr.Network,
+  *,
+  skip: bool,
+) -> list[Row]:
+  rows, errors = [], []
+  for name, run_config in made:
+    try:
+      rows.append(_row(run_config, machines))
+    except ValueError as error:
+      if not skip:
+        raise
+      errors.append((name, error))
+    except MemoryError:
+      raise ValueError(
+        f'{run_config.label()} does not fit into the memory with '
+        f'--num_replicas={run_config.num_replicas}; give fewer'
+      ) from None
+  _leave_out(errors, bool(rows))
+  return rows
+
+
+def _leave_out(errors: Sequence[tuple[str, ValueError]], others: bool) -> None:
+  """Prints a note for each; raises the first error if nothing is left."""
+  if errors and not others:
+    raise errors[0][1]
+  for name, error in errors:
+    messages.warn(f'the preset {name} is left out: {error}')
+
+
+def preset_runs(num_replicas: int) -> dict[str, str]:
+  """The algorithm of every preset that has one, with its options, once each.
+
+  Args:
+    num_replicas: N, to which lists of one number for each replica are
+      stretched: entry i is that of replica i N' // N of the preset's N'.
+
+  Returns:
+    Name of the preset -> value of --run.
+  """
+  runs: dict[str, str] = {}
   for path in sorted(PRESETS.glob('*.flags')):
     given = {}
     for line in path.read_text().splitlines():
       name, _, value = line.partition('=')
       given[name.removeprefix('--')] = value
-    if 'algorithm' in given:
-      options = [
-        f'{n}={given[n].replace(",", "+")}'
-        for n in config.OPTIONS
-        if n in given
-      ]
-      runs.append(','.join([given['algorithm'], *options]))
-  return list(dict.fromkeys(runs))
+    if 'algorithm' not in given:
+      continue
+    options = [
+      f'{name}={_stretched(name, given, num_replicas)}'
+      for name in config.OPTIONS
+      if name in given
+    ]
+    run = ','.join([given['algorithm'], *options])
+    if run not in runs.values():
+      runs[path.stem] = run
+  return runs
 
 
-def account(run_config: config.RunConfig, machines: pr.Network) -> pr.Account:
-  """The account of a run that is not run.
+def _stretched(name: str, given: dict[str, str], num_replicas: int) -> str:
+  values = given[name].split(',')
+  of_replicas = len(values) == int(given['num_replicas']) > 1
+  if of_replicas and 0 < num_replicas <= config.MOST_REPLICAS:
+    size = len(values)
+    values = [values[i * size // num_replicas] for i in range(num_replicas)]
+  return '+'.join(values)
+
+
+def _row(run_config: config.RunConfig, machines: pr.Network) -> Row:
+  """What a run that is not run would spend.
 
   Raises:
-    ValueError: if the shape of the dataset is not known here.
+    ValueError: if the shape of the dataset is not known here, or the run does
+      not fit the number of replicas.
   """
+  meter, num_steps = _meter(run_config, machines)
+  spent = meter.spent(meter.advance(meter.init(), num_steps))
+  inside = spent.bytes_by_tier.get('group', 0.0)
+  return {
+    'algorithm': run_config.label(),
+    'rounds': spent.rounds,
+    'bytes_sent': spent.bytes_sent,
+    'bytes_between_groups': spent.bytes_sent - inside,
+    'bytes_inside_groups': inside,
+    'modelled_seconds': spent.seconds,
+    'decided': [
+      {'bytes_sent': size, 'modelled_seconds': lasts}
+      for _, size, lasts in meter.decided
+    ],
+  }
+
+
+def _meter(
+  run_config: config.RunConfig, machines: pr.Network
+) -> tuple[pr.Meter, int]:
   if run_config.dataset not in DATASETS:
     raise ValueError(
       f'--dataset must be one of {", ".join(DATASETS)}, got '
@@ -111,36 +225,70 @@ def account(run_config: config.RunConfig, machines: pr.Network) -> pr.Account:
   n = run_config.num_replicas
   machines = experiment.with_own_speeds(run_config, machines)
   shapes = replica_shapes(plan.algorithm, n, params, model_state)
-  return pr.account(plan.algorithm, shapes, n, plan.num_steps, machines)
+  meter = pr.meter(plan.algorithm, shapes, n, plan.num_steps, machines)
+  return meter, plan.num_steps
 
 
-def format_table(labels: Sequence[str], accounts: Sequence[pr.Account]) -> str:
-  """Markdown: one row for each algorithm."""
-  head = (
-    '| algorithm | rounds | sent per replica | between groups | inside '
-    '| modelled time, s | each round that the data decide |\n'
-    '|---|---|---|---|---|---|---|\n'
-  )
-  return head + ''.join(map(_row, labels, accounts))
+def format_table(rows: Sequence[Row]) -> str:
+  """Markdown, aligned: one row for each algorithm."""
+  table: list[tuple[str, ...]] = [
+    (
+      'algorithm', 'rounds', 'sent per replica', 'between groups', 'inside',
+      'modelled time, s', 'each round that the data decide',
+    )
+  ]  # fmt: skip
+  table += map(_cells, rows)
+  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+
+  def line(cells: Sequence[str]) -> str:
+    first, *others, last = (
+      cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+    return f'| {" | ".join([first, *others, last])} |\n'
+
+  rule = ['-' * width for width in widths]
+  rule[1:-1] = [f'{"-" * (width - 1)}:' for width in widths[1:-1]]
+  return line(table[0]) + line(rule) + ''.join(map(line, table[1:]))
 
 
-def _row(label: str, spent: pr.Account) -> str:
-  inside = spent.bytes_by_tier.get('group')
-  within = 0.0 if inside is None else float(inside[-1])
+def _cells(row: Row) -> tuple[str, ...]:
+  sizes = ('bytes_sent', 'bytes_between_groups', 'bytes_inside_groups')
   decided = ', '.join(
-    f'{records.format_bytes(size)}, {lasts:.3g} s'
-    for _, size, lasts in spent.decided
+    f'{records.format_bytes(each["bytes_sent"])}, '
+    f'{each["modelled_seconds"]:.3g} s'
+    for each in row['decided']
   )
-  cells = (
-    label,
-    str(spent.rounds[-1]),
-    records.format_bytes(spent.bytes_sent[-1]),
-    records.format_bytes(spent.bytes_sent[-1] - within),
-    records.format_bytes(within),
-    f'{spent.seconds[-1]:.2f}',
+  seconds = row['modelled_seconds']
+  return (
+    row['algorithm'],
+    str(row['rounds']),
+    *(records.format_bytes(row[size]) for size in sizes),
+    f'{seconds:.2f}' if seconds < 1e12 else f'{seconds:.3g}',
     decided,
   )
-  return f'| {" | ".join(cells)} |\n'
+
+
+def format_csv(rows: Sequence[Row]) -> str:
+  """CSV; what the data decide is a cell of JSON."""
+  out = io.StringIO()
+  writer = csv.DictWriter(out, rows[0], lineterminator='\n')
+  writer.writeheader()
+  for row in rows:
+    writer.writerow({**row, 'decided': json.dumps(row['decided'])})
+  return out.getvalue()
+
+
+def format_json(rows: Sequence[Row]) -> str:
+  """A JSON list of one object for each algorithm."""
+  return json.dumps(list(rows), indent=1, allow_nan=False) + '\n'
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
+  'table': format_table,
+  'csv': format_csv,
+  'json': format_json,
+}
 
 
 if __name__ == '__main__':

@@ -29,6 +29,7 @@ from prsgd_jax.input_pipeline import (
   sharded,
   shared,
 )
+from prsgd_jax.schedules import MOST_LISTED
 
 # The value of --epoch_lengths that stands for the paper's own.
 THEORY = 'theory'
@@ -45,6 +46,11 @@ def build_plan(config: RunConfig, num_examples: int) -> Plan:
   options = dict(config.options)
   if options.get('epoch_lengths') == THEORY:
     _check_theory(config)
+    if num_steps > MOST_LISTED:
+      raise ValueError(
+        f'--epoch_lengths={THEORY} must be of a run of at most 2**24 = '
+        f'{MOST_LISTED} steps, got {num_steps}'
+      )
     theory = pr.theory_schedule(
       config.num_replicas, num_steps, smoothness=1 / config.learning_rate
     )

@@ -3,7 +3,8 @@
 from absl import flags
 
 import prsgd_jax as pr
-from prsgd_jax.network import NETWORK, Link
+from prsgd_jax.checks import check_number
+from prsgd_jax.network import LEAST, MOST, NETWORK, Link, check_time
 
 FLAGS = flags.FLAGS
 
@@ -36,6 +37,14 @@ def from_flags(values: flags.FlagValues, num_replicas: int) -> pr.Network:
   Raises:
     ValueError: if it is not one of so many replicas.
   """
+  for name in ('step_time', 'jitter', 'latency', 'group_latency'):
+    check_time(f'--{name}', getattr(values, name))
+  for name in ('bandwidth', 'group_bandwidth'):
+    # Finite, as the numbers of a JSON file are.
+    check_number(
+      f'--{name}', values[name].value, lambda x: LEAST <= x <= MOST,
+      f'> 0, in [{LEAST:g}, {MOST:g}] bytes per second',
+    )  # fmt: skip
   between = Link(values.latency, values.bandwidth)
   inside = Link(values.group_latency, values.group_bandwidth)
   try:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments import algorithm_flags, averages, named, slugs
+from prsgd_jax.checks import MAX_STEPS
 from prsgd_jax.datasets import Dataset
 
 # Flags of the algorithms, and those that stand for an argument of many: when
@@ -97,16 +98,34 @@ class RunConfig:
 
 
 def total_steps(config: RunConfig, num_examples: int) -> int:
-  """Length of the run in steps."""
+  """Length of the run in steps.
+
+  Raises:
+    ValueError: if its epochs are more steps than a run can have.
+  """
   if config.num_steps is not None:
     return config.num_steps
-  return steps_of_epochs(config, num_examples, config.num_epochs)
+  steps = _steps(config, num_examples, config.num_epochs)
+  if steps > MAX_STEPS:
+    raise ValueError(
+      f'--num_epochs must be at most 2**31 - 1 = {MAX_STEPS} steps, got '
+      f'{config.num_epochs}, which is {steps:.3g} steps'
+    )
+  return int(steps)
 
 
 def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
-  """Returns the first step by which that many epochs are done."""
+  """Returns the first step by which that many epochs are done.
+
+  It is 2^31 - 1, the end of the longest run, if that is before.
+  """
+  return int(min(_steps(config, num_examples, epochs), MAX_STEPS))
+
+
+def _steps(config: RunConfig, num_examples: int, epochs: float) -> float:
   per_step = config.num_replicas * config.batch_size
-  return max(1, math.ceil(round(epochs * num_examples / per_step, 6)))
+  steps = epochs * num_examples / per_step  # infinite for 1e308 epochs
+  return max(1, math.ceil(round(steps, 6))) if steps < 2**53 else steps
 
 
 def warmup_steps(config: RunConfig, num_examples: int) -> int:

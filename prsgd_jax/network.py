@@ -55,7 +55,7 @@ class Network(NamedTuple):
         f'links must have the tiers {TIERS}, got {tuple(self.links)}'
       )
     for tier, link in self.links.items():
-      _check_time(f'latency of the {tier} links', link.latency)
+      check_time(f'latency of the {tier} links', link.latency)
       check_number(
         f'bandwidth of the {tier} links',
         link.bandwidth,
@@ -63,8 +63,8 @@ class Network(NamedTuple):
         f'>= {LEAST:g}',
         infinite=True,
       )
-    _check_time('step_time', self.step_time)
-    _check_time('jitter', self.jitter)
+    check_time('step_time', self.step_time)
+    check_time('jitter', self.jitter)
     check_step('seed', self.seed)
     if len(self.speeds) not in (0, num_replicas):
       raise ValueError(
@@ -93,7 +93,8 @@ class Network(NamedTuple):
 NETWORK = Network()
 
 
-def _check_time(name: str, value: float) -> None:
+def check_time(name: str, value: float) -> None:
+  """Raises ValueError unless it is a time of the model, or a deviation."""
   check_number(
     name, value, lambda x: 0 <= x <= MOST, f'>= 0 and at most {MOST:g}'
   )

@@ -222,7 +222,9 @@ def limit_change(max_change: float) -> optax.GradientTransformation:
   Raises:
     ValueError: if `max_change` is not a number > 0.
   """
-  cap = check_number('max_change', max_change, lambda x: x > 0, '> 0')
+  cap = check_number(
+    'max_change', max_change, lambda x: x > 0, '> 0', infinite=True
+  )
 
   def update(
     updates: ArrayTree, state: ArrayTree, params: ArrayTree | None = None

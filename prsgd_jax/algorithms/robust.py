@@ -117,10 +117,14 @@ def average_penalized(
     sharded module; the threshold does not widen with recent z-scores; norms
     that are not finite are left out.
   """
-  threshold = check_number('threshold', threshold, lambda x: x > 0, '> 0')
+  threshold = check_number(
+    'threshold', threshold, lambda x: x > 0, '> 0', infinite=True
+  )
   rate = check_number('norm_rate', norm_rate, lambda x: 0 < x <= 1, 'in (0, 1]')
   warmup = check_step('warmup_rounds', warmup_rounds)
-  clip = check_number('clip_norm', clip_norm, lambda x: x > 0, '> 0')
+  clip = check_number(
+    'clip_norm', clip_norm, lambda x: x > 0, '> 0', infinite=True
+  )
 
   def judged(n: Array, average: Array, var: Array, rounds: Array) -> Array:
     known = (rounds >= warmup) & (var > 0)
