@@ -57,4 +57,6 @@ def is_inexact(x: AnyArray) -> bool:
 
 
 def wire_dtype(x: AnyArray) -> np.dtype:
-  return jnp.promote_types(x.dtype, jnp.float32)
+  # By hand, because JAX may be set not to promote types.
+  wide = is_inexact(x) and x.dtype.itemsize >= 4
+  return np.dtype(x.dtype if wide else np.float32)

@@ -97,7 +97,7 @@ def by_vector(
 def pack(numbers: Array, bits: int) -> Array:
   """Whole numbers [n] below 2^bits -> uint8[bits, ceil(n / 8)]."""
   shifts = jnp.arange(bits, dtype=jnp.uint32)
-  planes = numbers.astype(jnp.uint32) >> shifts[:, None] & 1
+  planes = numbers.astype(jnp.uint32)[None] >> shifts[:, None] & 1
   return jnp.packbits(planes.astype(jnp.uint8), axis=-1)
 
 

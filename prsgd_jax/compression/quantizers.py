@@ -73,7 +73,7 @@ def _levels_of(levels: int, norm: Callable[[Array], Array]) -> Compressor:
     below = jnp.floor(share)
     up = jax.random.uniform(key, v.shape, v.dtype) < share - below
     # A lone entry over its own norm can be 1 and a bit.
-    level = jnp.minimum(below + up, levels).astype(jnp.int32)
+    level = jnp.minimum(below + up.astype(v.dtype), levels).astype(jnp.int32)
     signed = jnp.where(v < 0, levels - level, levels + level)
     return PackedCode(pack(signed, bits), scale)
 
@@ -177,7 +177,8 @@ def small_float(exponent_bits: int, mantissa_bits: int) -> Compressor:
     scale = jnp.abs(v).max(initial=0)
     share = jnp.abs(v) / jnp.where(scale > 0, scale, 1)
     size = jnp.searchsorted(jnp.asarray(middles, v.dtype), share, side='right')
-    return PackedCode(pack(size + (v < 0) * 2**bits, bits + 1), scale)
+    negative = (v < 0).astype(size.dtype)
+    return PackedCode(pack(size + negative * 2**bits, bits + 1), scale)
 
   def decode(code: PackedCode, like: jax.ShapeDtypeStruct) -> Array:
     number = unpack(code.planes, like.size)
