@@ -93,7 +93,7 @@ def main() -> None:
     else:
       made = _of_presets()
     machines = network.from_flags(FLAGS, made[0][1].num_replicas)
-    rows = _rows(made, machines, skip=not FLAGS.run)
+    rows = _rows(made, machines, _shapes(made[0][1]), skip=not FLAGS.run)
   if FLAGS.sort != 'given':
     rows.sort(key=lambda row: row[FLAGS.sort])
   print(FORMATS[FLAGS.format](rows), end='')
@@ -117,13 +117,14 @@ def _of_presets() -> list[tuple[str, config.RunConfig]]:
 def _rows(
   made: Sequence[tuple[str, config.RunConfig]],
   machines: pr.Network,
+  start: Any,
   *,
   skip: bool,
 ) -> list[Row]:
   rows, errors = [], []
   for name, run_config in made:
     try:
-      rows.append(_row(run_config, machines))
+      rows.append(_row(run_config, machines, start))
     except ValueError as error:
       if not skip:
         raise
@@ -183,14 +184,37 @@ def _stretched(name: str, given: dict[str, str], num_replicas: int) -> str:
   return '+'.join(values)
 
 
-def _row(run_config: config.RunConfig, machines: pr.Network) -> Row:
+def _shapes(run_config: config.RunConfig) -> Any:
+  """(params, model_state) of the model, which all runs have.
+
+  Raises:
+    ValueError: if the shape of the dataset is not known here.
+  """
+  if run_config.dataset not in DATASETS:
+    raise ValueError(
+      f'--dataset must be one of {", ".join(DATASETS)}, got '
+      f'{run_config.dataset}'
+    )
+  batch, _, num_classes = DATASETS[run_config.dataset]
+  return jax.eval_shape(
+    tasks.build(run_config, num_classes, batch).init,
+    jax.eval_shape(lambda: jax.random.key(0)),
+    batch,
+  )
+
+
+def _row(run_config: config.RunConfig, machines: pr.Network, start: Any) -> Row:
   """What a run that is not run would spend.
 
   Raises:
-    ValueError: if the shape of the dataset is not known here, or the run does
-      not fit the number of replicas.
+    ValueError: if the run does not fit the number of replicas.
   """
-  meter, num_steps = _meter(run_config, machines)
+  n = run_config.num_replicas
+  num_examples = DATASETS[run_config.dataset].num_examples
+  algorithm, _, num_steps = experiment.build_plan(run_config, num_examples)
+  machines = experiment.with_own_speeds(run_config, machines)
+  shapes = replica_shapes(algorithm, n, *start)
+  meter = pr.meter(algorithm, shapes, n, num_steps, machines)
   spent = meter.spent(meter.advance(meter.init(), num_steps))
   inside = spent.bytes_by_tier.get('group', 0.0)
   return {
@@ -205,28 +229,6 @@ def _row(run_config: config.RunConfig, machines: pr.Network) -> Row:
       for _, size, lasts in meter.decided
     ],
   }
-
-
-def _meter(
-  run_config: config.RunConfig, machines: pr.Network
-) -> tuple[pr.Meter, int]:
-  if run_config.dataset not in DATASETS:
-    raise ValueError(
-      f'--dataset must be one of {", ".join(DATASETS)}, got '
-      f'{run_config.dataset}'
-    )
-  batch, num_examples, num_classes = DATASETS[run_config.dataset]
-  plan = experiment.build_plan(run_config, num_examples)
-  params, model_state = jax.eval_shape(
-    tasks.build(run_config, num_classes, batch).init,
-    jax.eval_shape(lambda: jax.random.key(0)),
-    batch,
-  )
-  n = run_config.num_replicas
-  machines = experiment.with_own_speeds(run_config, machines)
-  shapes = replica_shapes(plan.algorithm, n, params, model_state)
-  meter = pr.meter(plan.algorithm, shapes, n, plan.num_steps, machines)
-  return meter, plan.num_steps
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -1,5 +1,9 @@
 """Tests of `experiments/costs.py`."""
 
+import csv
+import json
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 
 from experiments import algorithm_flags, costs, experiment
@@ -60,6 +64,91 @@ class CostsTest(parameterized.TestCase):
     )  # fmt: skip
     # 112577 parameters of 4 bytes, 2 * 7 / 8 of them sent.
     self.assertEqual(row[1:3], ['1', '769.6 KiB'])
+
+  def test_presets_are_stretched_to_any_number_of_replicas(self):
+    for n, want in ((2, '4+8'), (8, '4+4+4+4+8+8+16+16'), (16, '4+' * 8)):
+      runs = costs.preset_runs(n)
+      run = runs['digits_pr_sgd_heterogeneous']
+      self.assertStartsWith(run, f'pr_sgd_heterogeneous,local_steps={want}')
+      # One number for each epoch, or each level, is left as it is.
+      epochs = runs['digits_pr_sgd_time_varying']
+      self.assertEqual(epochs.count('+'), 15)
+      self.assertIn('group_sizes=2+4', runs['digits_multi_level_avg'])
+
+  def test_a_preset_that_does_not_fit_is_left_out_with_a_note(self):
+    runs = {'fits': 'ssgd', 'groups': 'hier_avg,local_period=1,'
+            'global_period=4,group_size=4'}  # fmt: skip
+    with mock.patch.object(costs, 'preset_runs', return_value=runs):
+      outcome = binaries.call(costs, '--num_replicas=3', '--num_steps=4')
+    self.assertEqual(outcome.code, 0)
+    self.assertIn('ssgd', outcome.out)
+    self.assertRegex(
+      outcome.err, '^costs.py: the preset groups is left out: .*group_size'
+    )
+    # A run that is asked for is not.
+    outcome = binaries.call(
+      costs, '--num_replicas=3', '--num_steps=4', f'--run={runs["groups"]}'
+    )
+    self.assertEqual(outcome.code, 1)
+
+  def test_the_table_is_aligned(self):
+    outcome = binaries.call(
+      costs, '--run=ssgd', '--run=k_avg,period=2', '--num_steps=8'
+    )
+    lines = outcome.out.splitlines()
+    self.assertLen({len(line) for line in lines}, 1)
+    bars = {tuple(i for i, c in enumerate(x) if c == '|') for x in lines}
+    self.assertLen(bars, 1)
+
+  def test_sorted_numbers_as_json_and_csv(self):
+    args = (
+      '--run=ssgd', '--run=k_avg,period=4', '--num_steps=8', '--sort=rounds'
+    )  # fmt: skip
+    rows = json.loads(binaries.call(costs, *args, '--format=json').out)
+    self.assertEqual([row['rounds'] for row in rows], [2, 8])
+    sent = 2 * 7 / 8 * 4 * (65 * 128 + 129 * 10)
+    self.assertEqual(rows[0]['bytes_sent'], 2 * sent)
+    text = binaries.call(costs, *args, '--format=csv').out
+    (first, _) = csv.DictReader(text.splitlines())
+    self.assertEqual(float(first['bytes_sent']), 2 * sent)
+
+  @parameterized.parameters(
+    ('--step_time', ('1e308', 'nan', 'inf', '-1')),
+    ('--jitter', ('nan', 'inf', '1e308')),
+    ('--latency', ('nan', 'inf', '1e308', '-1')),
+    ('--bandwidth', ('nan', 'inf', '0', '-1', '1e-308', '1e308')),
+    ('--group_latency', ('nan',)),
+    ('--group_bandwidth', ('nan',)),
+    ('--num_replicas', ('0', '-1', '1000000000000', '9' * 40)),
+    ('--num_steps', ('0', '-1', '3000000000', '9' * 40)),
+    ('--num_epochs', ('nan', 'inf', '1e308', '-1')),
+    ('--batch_size', ('0', '-1', '9' * 40)),
+    ('--learning_rate', ('nan', 'inf', '0')),
+    ('--weight_decay', ('nan', 'inf', '-1')),
+    ('--momentum', ('nan', '1')),
+    ('--seed', ('-1', '4294967296', '9' * 40)),
+    ('--warmup_epochs', ('nan', 'inf', '-1')),
+    ('--learning_rate_drops', ('nan', 'inf', '2,1')),
+  )
+  def test_a_number_of_no_sense_is_one_line_with_the_flag(self, flag, values):
+    for value in values:
+      outcome = binaries.call(costs, '--run=ssgd', f'{flag}={value}')
+      self.assertEqual(outcome.code, 1, f'{flag}={value}')
+      self.assertRegex(outcome.err, f'^costs.py: error: .*{flag}.*\n$')
+
+  @parameterized.parameters(
+    ('--num_devices', '9' * 40), ('--num_devices', '-3'),
+    ('--replica_speeds', ','.join(['1e-99'] * 8)),
+    ('--warmup_epochs', '1e300'), ('--learning_rate_drops', '1e300'),
+    ('--step_time', '1e100'),
+  )  # fmt: skip
+  def test_an_odd_number_is_no_traceback(self, flag, value):
+    outcome = binaries.call(
+      costs, '--run=ssgd', '--num_steps=4', f'{flag}={value}'
+    )
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertNotIn('nan', outcome.out)
+    self.assertNotIn(' inf ', outcome.out)
 
   @parameterized.parameters(
     ('dataset must be one of digits', '--dataset=imagenet'),
