@@ -1,5 +1,7 @@
 """Checks of arguments."""
 
+import math
+
 from absl.testing import absltest, parameterized
 import numpy as np
 import optax
@@ -43,6 +45,49 @@ class CheckNumberTest(parameterized.TestCase):
   def test_refuses(self, value):
     with self.assertRaisesRegex(ValueError, 'x must be > 1, got '):
       checks.check_number('x', value, lambda x: x > 1, '> 1')
+
+
+class FiniteTest(parameterized.TestCase):
+  @parameterized.parameters(
+    checks.check_positive, checks.check_not_negative, checks.check_fraction,
+    checks.check_probability,
+  )  # fmt: skip
+  def test_refuses_what_no_comparison_refuses(self, check):
+    self.assertEqual(check('x', np.float32(0.5)), 0.5)
+    for value in (math.nan, math.inf, -math.inf, 10**400, -0.5, True, None):
+      with self.assertRaisesRegex(ValueError, 'x must be .*, got '):
+        check('x', value)
+
+  def test_infinity_where_it_is_a_value(self):
+    def check(value, **keywords):
+      return checks.check_number('x', value, lambda x: x > 0, '> 0', **keywords)
+
+    self.assertEqual(check(math.inf, infinite=True), math.inf)
+    with self.assertRaisesRegex(ValueError, '> 0 and finite, got inf'):
+      check(math.inf)
+    with self.assertRaisesRegex(ValueError, 'x must be > 0, got nan'):
+      check(math.nan, infinite=True)
+
+
+class CheckLengthTest(parameterized.TestCase):
+  def test_steps_are_int32(self):
+    self.assertEqual(checks.check_length('x', np.int64(2**31 - 1)), 2**31 - 1)
+    for value in (2**31, 10**30):
+      with self.assertRaisesRegex(ValueError, f'x must be at most .* {value}$'):
+        checks.check_length('x', value)
+
+
+class CheckSeedTest(parameterized.TestCase):
+  @parameterized.parameters(0, 2**32 - 1, np.uint64(7), np.int64(7))
+  def test_accepts(self, value):
+    got = checks.check_seed('x', value)
+    self.assertEqual(got, value)
+    self.assertIs(type(got), int)
+
+  @parameterized.parameters(-1, 2**32, np.uint64(2**63), 1.0, True, None)
+  def test_refuses(self, value):
+    with self.assertRaisesRegex(ValueError, r'x must be an integer in 0 \.\. '):
+      checks.check_seed('x', value)
 
 
 class CheckObjectsTest(parameterized.TestCase):

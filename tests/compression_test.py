@@ -28,6 +28,35 @@ EVERY = {
   'top_k_levels': lambda: pr.top_k(0.5, pr.stochastic_levels(4)),
   'uncompressed': pr.uncompressed,
 }
+
+
+class StrictTest(parameterized.TestCase):
+  """Nothing relies on a promotion of types or of ranks."""
+
+  @parameterized.product(
+    name=tuple(EVERY), dtype=('float32', 'bfloat16', 'float16')
+  )
+  def test_the_same_numbers(self, name, dtype):
+    v = {'w': jnp.linspace(-1, 1, 12, dtype=dtype).reshape(3, 4)}
+    q = EVERY[name]()
+
+    def coded():
+      return q.decode(q.encode(key(), v), v)['w']
+
+    want = coded()
+    with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
+      got = coded()
+    self.assertEqual(got.dtype, np.float32)
+    np.testing.assert_array_equal(got, want)
+
+  def test_an_addition_of_unlike_types_is_refused_there(self):
+    with (
+      jax.numpy_dtype_promotion('strict'),
+      self.assertRaises(TypePromotionError),
+    ):
+      jnp.ones(2) + (jnp.ones(2) > 0)
+
+
 UNBIASED = ('levels_1', 'levels_4', 'levels_300', 'ternary')
 # A bare sign has no zero and no NaN.
 WITH_ZERO = tuple(name for name in EVERY if name != 'bare_signs')

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 from absl.testing import absltest, parameterized
 import jax
@@ -487,6 +488,23 @@ class ErrorsTest(parameterized.TestCase):
     (lambda: pr.random_matching(nx.DiGraph([(0, 1)])), 'got DiGraph'),
     (lambda: pr.random_matching(np.eye(2)), 'undirected .*, got ndarray'),
     (lambda: pr.random_matching(nx.empty_graph(2)), 'got 2 parts'),
+    (lambda: pr.metropolis_hastings(nx.DiGraph([(0, 1)])), 'got DiGraph'),
+    (lambda: pr.metropolis_hastings(nx.MultiDiGraph([(0, 1)])), 'undirected'),
+    (lambda: pr.metropolis_hastings(np.eye(2)), 'undirected .*, got ndarray'),
+    (lambda: pr.metropolis_hastings(nx.Graph()), 'at least one node'),
+    (
+      lambda: pr.metropolis_hastings(nx.from_numpy_array(np.full((2, 2), 0.5))),
+      'edges without weights',
+    ),
+    (lambda: pr.matcha(nx.DiGraph([(0, 1)])), 'got DiGraph'),
+    (lambda: pr.matcha(nx.path_graph(2), budget=math.nan), 'budget must be'),
+    (lambda: pr.ring(math.nan), r'self_weight must be in \[0, 1\), got nan'),
+    (lambda: pr.erdos_renyi(0.5, seed=-1), 'seed must be .*, got -1'),
+    (
+      lambda: pr.erdos_renyi(0.5, seed=2**32),
+      'seed must be .* 4294967296',
+    ),
+    (lambda: pr.erdos_renyi(0.5, seed=1.5), 'seed must be .*, got 1.5'),
     (lambda: pr.erdos_renyi(0.0), r'edge_probability must be in \(0, 1\]'),
     (lambda: pr.erdos_renyi(float('nan')), r'in \(0, 1\], got nan'),
     (lambda: pr.torus(0), 'num_rows must be an integer >= 1, got 0'),
@@ -512,6 +530,26 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message) as caught:
       make()
     self.assertNotIn('\n', str(caught.exception))
+
+  @parameterized.parameters(pr.graph, pr.random_matching, pr.matcha)
+  def test_loops_and_parallel_edges_are_those_of_a_simple_graph(self, make):
+    simple = nx.cycle_graph(6)
+    other = nx.MultiGraph(simple)
+    other.add_edge(0, 1)
+    other.add_edge(2, 2)
+    np.testing.assert_array_equal(
+      pr.metropolis_hastings(other), pr.metropolis_hastings(simple)
+    )
+    if make is not pr.matcha:
+      want = make(simple).matrices(6)
+      np.testing.assert_array_equal(make(other).matrices(6), want)
+
+  @parameterized.parameters(np.int64, np.uint64, np.int32)
+  def test_a_seed_may_be_of_numpy(self, kind):
+    np.testing.assert_array_equal(
+      pr.erdos_renyi(0.9, seed=kind(3)).matrices(4),
+      pr.erdos_renyi(0.9, seed=3).matrices(4),
+    )
 
   @parameterized.parameters(
     (functools.partial(pr.d_psgd), 'rows that sum to 1, got .*use it with pr.'),
