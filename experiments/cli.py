@@ -116,8 +116,7 @@ def run(main: Callable[..., None]) -> None:
     except OSError as error:
       fail(writing.explain(error))
     if lost := streams.lost_output():
-      why = lost.strerror
-      messages.warn(f'stdout cannot be written ({why}); its text is lost')
+      messages.warn(f'warning: stdout cannot be written ({lost.strerror})')
 
   streams.install()
   sys.unraisablehook = _without_stragglers
