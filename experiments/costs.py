@@ -106,8 +106,7 @@ def _of_presets() -> list[tuple[str, config.RunConfig]]:
   made, errors = [], []
   for name, run in runs.items():
     try:
-      (run_config,) = compare.parse_runs([run])
-      made.append((name, run_config))
+      made.append((name, compare.parse_runs([run])[0]))
     except ValueError as error:
       errors.append((name, error))
   _leave_out(errors, bool(made))

@@ -42,7 +42,7 @@ def from_flags(values: flags.FlagValues, num_replicas: int) -> pr.Network:
   for name in ('bandwidth', 'group_bandwidth'):
     # Finite, as the numbers of a JSON file are.
     check_number(
-      f'--{name}', values[name].value, lambda x: LEAST <= x <= MOST,
+      f'--{name}', getattr(values, name), lambda x: LEAST <= x <= MOST,
       f'> 0, in [{LEAST:g}, {MOST:g}] bytes per second',
     )  # fmt: skip
   between = Link(values.latency, values.bandwidth)

@@ -15,6 +15,7 @@ from prsgd_jax.base import (
   chain,
 )
 from prsgd_jax.checks import (
+  MAX_STEPS,
   check_number,
   check_optax,
   check_positive_int,
@@ -301,7 +302,7 @@ def average_iterates(start_step: int) -> ReplicaTransformation:
     >>> algorithm = pr.chain(
     ...     pr.k_avg(optax.sgd(0.1), period=4), average_iterates(1000))
   """
-  first = check_step('start_step', start_step)
+  first = min(check_step('start_step', start_step), MAX_STEPS)
 
   def due(params: Array, tail: Array, lost: Array, step: Array) -> Array:
     n = jnp.maximum(step - first + 1, 1).astype(tail.dtype)
