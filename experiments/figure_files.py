@@ -79,12 +79,12 @@ def save(figure: Figure, path: pathlib.Path, *, dpi: int = DPI) -> None:
   Raises:
     ValueError: if the format is unknown or the file cannot be written.
   """
-  png = path.suffix.lower() == '.png'
+  png = path.suffix.lower() in ('.png', '')
   metadata = {'Content': digest(figure)} if png else None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with drawing.look(), writing.whole(path) as staging:
-      kind = path.suffix[1:] or None
+      kind = path.suffix[1:] or 'png'
       figure.savefig(staging, dpi=dpi, metadata=metadata, format=kind)
   except OSError as error:
     why = system_errors.reason(error)

@@ -96,6 +96,12 @@ class WholeTest(parameterized.TestCase):
     figures.draw(runs, path)
     self.assertEqual(path.read_bytes()[:4], b'\x89PNG')
 
+  def test_figure_without_an_ending_is_the_file_that_is_named(self):
+    written_runs.write(self.root, 'run', losses=(1.0, 0.5))
+    path = self.root / 'figure'
+    figures.draw(figures.read_runs([self.root / 'run']), path)
+    self.assertEqual(path.read_bytes()[:4], b'\x89PNG')
+
 
 class JsonTest(absltest.TestCase):
   def test_what_is_no_number_is_null_and_back(self):
