@@ -34,8 +34,10 @@ _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _SAME_SECONDS = 0.1
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
   """The work was ended by a signal; the message says what was saved.
+
+  It is no Exception, as KeyboardInterrupt is none: nobody recovers from it.
 
   Attributes:
     number: of the signal.

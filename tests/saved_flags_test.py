@@ -81,7 +81,7 @@ class RestoreTest(parameterized.TestCase):
     ('--augment', 'with --noaugment, this one has --augment;'),
     ('--learning_rate=1', '=0.05, this one has --learning_rate=1.0;'),
     ('--learning_rate_drops=4,6',
-     '=4.0,5.0, this one has --learning_rate_drops=4,6'),
+     '=4,5, this one has --learning_rate_drops=4,6'),
     ('--latency=1', '--latency=5e-05, this one has --latency=1.0;'),
     ('--init_from=x', 'with no --init_from, this one has --init_from=x;'),
   )  # fmt: skip
