@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax.ledger import Traffic
+from prsgd_jax.base import Traffic
 from tests import harness, reference
 from tests.rows import LEARNING_RATE, SGD, TABLE, N, T
 
