@@ -111,8 +111,12 @@ def _write(
 ) -> None:
   """Writes a checkpoint to the side, on the disk when this returns."""
   checkpoint_files.remove(staging)  # of a run that was cut off while saving
-  with _without_orbax_logs(), ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(staging / 'state', _not_empty(leaves))
+  # The asynchronous one leaves threads when its directory cannot be made, and
+  # the process waits for them at its end.
+  handler = ocp.StandardCheckpointHandler()
+  with _without_orbax_logs(), ocp.Checkpointer(handler) as checkpointer:
+    saved = ocp.args.StandardSave(_not_empty(leaves))
+    checkpointer.save(staging / 'state', args=saved)
   checkpoint_files.write_record(staging, record)
 
 

@@ -1,0 +1,72 @@
+"""Checkpoints on a disk that fails: one error, and nothing that waits."""
+
+import pathlib
+import tempfile
+import threading
+
+from absl.testing import absltest, parameterized
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax import checkpoints
+from tests import failing_disk
+
+
+class FailingCheckpointsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    self.directory = root / 'saved'
+    self.mesh = pr.ReplicaMesh(2, 1)
+    self.state = pr.create_train_state(
+      self.mesh,
+      pr.pr_sgd(optax.sgd(0.1), period=2),
+      np.random.default_rng(0).normal(size=5000).astype(np.float32),
+    )
+
+  def save(self):
+    checkpoints.save(self.directory, self.mesh, self.state, {})
+
+  @parameterized.parameters(
+    ('mkdir', 'saved'),
+    ('mkdir', '.0.partial'),
+    ('mkdir', '.partial/state'),
+    ('open', '_METADATA'),
+    ('open', 'record.json'),
+    ('fsync', 'manifest'),
+    ('limit', ''),
+  )
+  def test_is_one_error_and_leaves_nothing(self, call, part):
+    fault = (
+      failing_disk.limit(2000)
+      if call == 'limit'
+      else failing_disk.refuse(call, part)
+    )
+    target = self.directory / '0'
+    with (
+      fault,
+      self.assertNoLogs('absl', 'ERROR'),
+      self.assertRaisesRegex(
+        checkpoints.SaveError,
+        rf'^{target} cannot be written \((Input/output error|File too large)',
+      ),
+    ):
+      self.save()
+    # Those of orbax wait for a directory that will never be there; they are
+    # no daemons, so that the process would not end.
+    waiting = [
+      thread
+      for thread in threading.enumerate()
+      if type(thread).__name__ == '_SignalingThread'
+    ]
+    self.assertEqual(waiting, [])
+    self.assertEqual([*self.directory.glob('*')], [])
+    self.assertIsNone(checkpoints.latest_step(self.directory))
+    self.save()
+    restored = checkpoints.restore(self.directory, self.mesh, self.state, {})
+    np.testing.assert_array_equal(restored.params, self.state.params)
+
+
+if __name__ == '__main__':
+  absltest.main()
