@@ -128,7 +128,9 @@ def exit_when_stopped(command: str) -> Iterator[None]:
   try:
     yield
   except Stopped as stopped:
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()  # so that the line is the last one of a log
     _print(f'{name(stopped.number)}: {stopped}; resume with: {command}')
     sys.exit(code(stopped.number))
   finally:

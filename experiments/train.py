@@ -78,10 +78,11 @@ def _train(held: contextlib.ExitStack) -> None:
     parts = experiment.assemble(
       run_config, dataset, FLAGS.num_devices, machines
     )
+    resumed = workdir if FLAGS.resume else None
+    parts, start = warm_start.plan(parts, resumed, FLAGS)
     if not FLAGS.resume:
       workdir = _new_workdir(run_config)
       held.enter_context(runs.hold(workdir))
-    parts, start = warm_start.plan(parts, workdir, FLAGS)
     runs.open_workdir(parts, workdir, intervals, resume=FLAGS.resume)
   again = signals.again('--resume', f'--workdir={workdir}')
   held.enter_context(signals.exit_when_stopped(again))

@@ -29,13 +29,14 @@ class Start(NamedTuple):
 
 
 def plan(
-  parts: Parts, workdir: pathlib.Path, values: flags.FlagValues
+  parts: Parts, workdir: pathlib.Path | None, values: flags.FlagValues
 ) -> tuple[Parts, Start | None]:
   """Finds where a run starts from, and notes that in its description.
 
   Args:
     parts: of the run.
-    workdir: of the run; with a checkpoint of its own, it needs no other.
+    workdir: of the run; with a checkpoint of its own, it needs no other. None
+      for a new run.
     values: the flags.
 
   Returns:
@@ -50,7 +51,7 @@ def plan(
       raise ValueError('--init_replicas does nothing without --init_from')
     return parts, None
   start = None
-  if checkpoints.steps(workdir / records.CHECKPOINTS):
+  if workdir and checkpoints.steps(workdir / records.CHECKPOINTS):
     text = _of_resumed(workdir, source)
   else:
     start = Start(_find(pathlib.Path(source)), values.init_replicas)

@@ -1,12 +1,15 @@
 """Tests of `experiments/compare.py`, as a user calls it."""
 
+import os
 import pathlib
+import signal
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import matplotlib.image
 
-from experiments import compare
+from experiments import compare, locks, signals
 from tests import binaries
 
 SMALL = (
@@ -54,6 +57,23 @@ class CompareTest(parameterized.TestCase):
     outcome = self.compare('--run=ssgd', '--seed=3')
     self.assertEqual(outcome.code, 1)
     self.assertRegex(outcome.err, '--seed=0, this one has --seed=3;')
+
+  def test_signaled_comparison_resumes_with_the_same_command(self):
+    with mock.patch.object(signals, 'requested', return_value=signal.SIGINT):
+      outcome = self.compare('--run=ssgd')
+    self.assertEqual(outcome.code, 130)
+    self.assertFalse((self.workdir / 'comparison.md').exists())
+    outcome = self.compare('--run=ssgd')
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertIn('| ssgd | 20 |', outcome.out)
+
+  @parameterized.parameters('comparison', 'comparison/ssgd')
+  def test_directory_in_use_is_one_line(self, name):
+    with locks.hold(self.workdir.parent / name):
+      outcome = self.compare('--run=ssgd')
+    self.assertEqual(outcome.code, 1)
+    self.assertRegex(outcome.err, f'{name} is in use by process {os.getpid()}')
+    self.assertEqual(outcome.err.count('\n'), 1)
 
   @parameterized.parameters(
     ('there is no --run; pass some', ()),
