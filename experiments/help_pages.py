@@ -156,8 +156,8 @@ def explain_missing_preset(path: str) -> str:
   Args:
     path: as it was given, in quotes or not.
   """
-  found = {p.name: os.path.relpath(p) for p in PRESETS.glob('*.flags')}
-  name = pathlib.Path(path.strip('\'"')).name
+  found = {p.stem: os.path.relpath(p) for p in PRESETS.glob('*.flags')}
+  name = pathlib.Path(path.strip('\'"')).stem
   said = f'there is no preset {path}'
   close = difflib.get_close_matches(name, found, n=1)
   if close:
