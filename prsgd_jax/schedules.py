@@ -36,6 +36,8 @@ from prsgd_jax.checks import (
 
 # Entries of a table that is part of the compiled program.
 MOST_LISTED = 2**24
+# Learning rates that are asked for one by one.
+MOST_RATES = 2**17
 
 
 def always() -> Schedule:
@@ -373,7 +375,7 @@ def qsr(
   Raises:
     ValueError: if `learning_rate` is no function or below 0 somewhere, `alpha`
       is not above 0, or another argument is not an integer of at least 1 (of
-      at least 0 for `warmup_steps`), or there would be more than 2^24 averages.
+      at least 0 for `warmup_steps`), or there would be more than 2^17 averages.
 
   Reference:
     Gu, Lyu, Arora, Zhang, Huang 2024, A quadratic synchronization rule for
@@ -399,7 +401,12 @@ def qsr(
     # The whole run where eta is 0, or next to it. A millionth more, so that a
     # learning rate in single precision does not miss an integer.
     longest = (alpha / eta) ** 2 if eta * num_steps > alpha else num_steps
-    _check_listed('averages', len(ends) + 1)
+    if len(ends) == MOST_RATES:
+      raise ValueError(
+        f'qsr would have more than 2**17 = {MOST_RATES} averages in '
+        f'num_steps={num_steps}, each with a call of learning_rate before the '
+        'run; use a longer base_period, a larger alpha or fewer steps'
+      )
     period = max(base_period, int(longest * (1 + 1e-6)))
     done = min(done + period, num_steps)
     ends.append(done)

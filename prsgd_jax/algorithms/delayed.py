@@ -9,7 +9,13 @@ import optax
 from prsgd_jax.algorithms import virtual_clock
 from prsgd_jax.algorithms.diloco import DILOCO_OUTER
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
-from prsgd_jax.checks import check_number, check_optax, check_positive_int
+from prsgd_jax.checks import (
+  MAX_STEPS,
+  check_length,
+  check_number,
+  check_optax,
+  check_positive_int,
+)
 from prsgd_jax.mixing import mean
 from prsgd_jax.schedules import every, rounds
 from prsgd_jax.stages import (
@@ -177,7 +183,10 @@ def delayed_nesterov(
     about one model sent and one received, that nobody waits for.
   """
   ticks, steps = _clock(speeds, period, local_steps)
-  length = [d * h for d, h in zip(ticks, steps, strict=True)]
+  length = [
+    check_length('period, local_steps: ticks of a round', d * h)
+    for d, h in zip(ticks, steps, strict=True)
+  ]
   n = check_positive_int(
     'buffer_size', len(ticks) if buffer_size is None else buffer_size
   )
@@ -194,14 +203,14 @@ def delayed_nesterov(
   def full(step: Step, i: int) -> Step:
     """Whether the arrival of worker i fills the buffer."""
     arrivals = [(step + (j <= i)) // steps for j, steps in enumerate(length)]
-    return sum(arrivals) % n == 0
+    return sum(arrivals) % min(n, MAX_STEPS) == 0
 
   def accelerated(m: Array, total: Array, step: Step, i: int) -> Array:
-    return jnp.where(full(step, i), beta * m + total / n, m)
+    return jnp.where(full(step, i), beta * m + total / float(n), m)
 
   def moved(server: Array, m: Array, g: Array, step: Step, i: int) -> Array:
     part = jnp.where(full(step, i), 1 - c * n + c, c).astype(m.dtype)
-    return server - eta * (part * beta * m + g / n)
+    return server - eta * (part * beta * m + g / float(n))
 
   def arrival(i: int) -> ReplicaTransformation:
     return at(

@@ -8,7 +8,12 @@ import optax
 
 from prsgd_jax.algorithms.diloco import DILOCO_OUTER, outer_rounds
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule
-from prsgd_jax.checks import check_number, check_positive_int, check_step
+from prsgd_jax.checks import (
+  MAX_STEPS,
+  check_number,
+  check_positive_int,
+  check_step,
+)
 from prsgd_jax.mixing import mean
 from prsgd_jax.schedules import every
 from prsgd_jax.stages import (
@@ -121,7 +126,7 @@ def average_penalized(
     'threshold', threshold, lambda x: x > 0, '> 0', infinite=True
   )
   rate = check_number('norm_rate', norm_rate, lambda x: 0 < x <= 1, 'in (0, 1]')
-  warmup = check_step('warmup_rounds', warmup_rounds)
+  warmup = min(check_step('warmup_rounds', warmup_rounds), MAX_STEPS)
   clip = check_number(
     'clip_norm', clip_norm, lambda x: x > 0, '> 0', infinite=True
   )

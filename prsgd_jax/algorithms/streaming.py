@@ -15,6 +15,7 @@ from prsgd_jax.base import (
   chain,
 )
 from prsgd_jax.checks import (
+  MAX_STEPS,
   check_number,
   check_optax,
   check_positive_int,
@@ -23,6 +24,7 @@ from prsgd_jax.checks import (
 from prsgd_jax.compression import Compressor
 from prsgd_jax.mixing import mean
 from prsgd_jax.names import FIELDS
+from prsgd_jax.schedules import at_steps
 from prsgd_jax.stages import (
   Codec,
   algorithm,
@@ -172,9 +174,10 @@ def _on_leaves(
 
 def _after(offset: int, period: int, delay: int = 0) -> Schedule:
   """`delay` steps after each t = offset mod H, not before the first of them."""
-  return lambda step: (
-    (step >= delay) & ((step + 1 - delay - offset) % period == 0)
-  )
+  if period > MAX_STEPS:  # once in a run at most
+    return at_steps([offset + delay - 1])
+  phase = (delay + offset) % period
+  return lambda step: (step >= delay) & ((step + 1 - phase) % period == 0)
 
 
 def _fragments(fragments: int | Sequence[Sequence[str]]) -> list[Select]:
