@@ -82,7 +82,8 @@ def make_reestimate(
     params, model_state = point
     return params, mix_inexact(lambda x: lax.pmean(x, AXIS_NAME), model_state)
 
-  mapped_move, mapped_average = completing(mesh.map(move)), mesh.map(average)
+  mapped_move = completing(mesh.map(move), functions=2)
+  mapped_average = mesh.map(average)
 
   def reestimate(point: Any) -> Any:
     # A loop on the host: convolutions are slow inside of one on CPU.

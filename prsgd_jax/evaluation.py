@@ -73,7 +73,7 @@ def make_evaluate(
     return _weighted_sums(values_fn, point, batch)
 
   mapped_average = mesh.map(average)
-  mapped_sums = completing(mesh.map(batch_sums))
+  mapped_sums = completing(mesh.map(batch_sums), functions=1)
 
   def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
     check_state('evaluate', mesh, state)
@@ -134,7 +134,7 @@ def make_evaluate_replicas(
     return mesh.map_block(one)(*points)
 
   mapped_output = mesh.map(output)
-  mapped_sums = completing(mesh.map(batch_sums))
+  mapped_sums = completing(mesh.map(batch_sums), functions=1)
 
   def evaluate(state: TrainState, examples: Any) -> dict[str, np.ndarray]:
     check_state('evaluate', mesh, state)

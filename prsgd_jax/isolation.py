@@ -12,11 +12,11 @@ shapes it calls them. It raises `_Untraced` for a program that is missing;
 """
 
 from collections.abc import Callable
-import functools
 from typing import Any
 
 import jax
 import jax.extend.core
+import numpy as np
 
 from prsgd_jax.base import AXIS_NAME
 
@@ -65,26 +65,39 @@ def isolated(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def completing(
-  mapped: Callable[..., Any], watch: Callable[[Any], None] | None = None
+  mapped: Callable[..., Any],
+  functions: int,
+  watch: Callable[[Any], None] | None = None,
 ) -> Callable[..., Any]:
   """Returns the mapped function with its isolated functions traced on demand.
 
   Their programs are dropped at the end of the call, because the next trace may
   happen under other settings of JAX, such as 64-bit types.
 
+  What is missing is found while tracing for shapes. A real call that raises
+  would leave JAX's fast path of dispatching for good (measured: 4.0 ms in place
+  of 0.35 ms a dispatch), so there is one only where the types of the first
+  argument change from call to call.
+
   Args:
     mapped: what `ReplicaMesh.map` returned.
+    functions: how many isolated functions it calls.
     watch: is given the jaxpr of every isolated function that is traced; what it
       raises ends the call before anything was run.
   """
+  known = set()
 
-  @functools.wraps(mapped)
-  def call(*args: Any) -> Any:
+  def call(first: Any, *rest: Any) -> Any:
+    key = _wide(), *map(_signature, jax.tree.leaves(rest))
     made: list[_Programs] = []
     try:
       while True:
         try:
-          return mapped(*args)
+          if key not in known and len(made) < functions:
+            jax.eval_shape(lambda x: mapped(x, *rest), first)
+          out = mapped(first, *rest)
+          known.add(key)
+          return out
         except _Untraced as untraced:
           missing = untraced
         made.append(missing.programs)
@@ -96,6 +109,14 @@ def completing(
         programs.clear()
 
   return call
+
+
+def _wide() -> bool:
+  return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+
+def _signature(x: Any) -> Any:
+  return (x.shape, x.dtype) if hasattr(x, 'shape') else x
 
 
 def _type(x: Any) -> jax.ShapeDtypeStruct:

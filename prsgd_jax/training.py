@@ -76,7 +76,7 @@ def make_train_steps(
     num_steps = jax.tree.leaves(batches)[0].shape[0]
     return _scan(step, state, batches, num_steps)
 
-  dispatch = _compile(mesh, algorithm, run)
+  dispatch = _compile(mesh, algorithm, run, functions=1)
 
   def train_steps(
     state: TrainState, batches: Any
@@ -157,7 +157,7 @@ def make_resident_train_steps(
 
     return _scan(step, state, None, num_steps)
 
-  dispatch = _compile(mesh, algorithm, run, static_argnums=(2,))
+  dispatch = _compile(mesh, algorithm, run, functions=2, static_argnums=(2,))
 
   def train_steps(
     state: TrainState, data: Any, num_steps: int
@@ -233,6 +233,7 @@ def _compile(
   mesh: ReplicaMesh,
   algorithm: ReplicaTransformation,
   run: Callable[..., tuple[TrainState, ArrayTree]],
+  functions: int,
   static_argnums: tuple[int, ...] = (),
 ) -> Callable[..., tuple[TrainState, ArrayTree]]:
   """Maps `run` over the devices and bounds the dispatches in flight.
@@ -240,6 +241,12 @@ def _compile(
   XLA's CPU backend runs a convolution inside a loop 20 to 40 times slower than
   outside of one (measured with ResNet-20), so there a loss with convolutions is
   dispatched step by step.
+
+  Args:
+    mesh, algorithm: as in `make_train_steps`.
+    run: `(state, *inputs) -> (state, metrics)` of a block.
+    functions: how many isolated functions it calls.
+    static_argnums: which of its arguments are no arrays.
 
   Returns:
     `(state, inputs, num_steps, piece) -> (state, metrics)`, where `inputs` are
@@ -264,7 +271,8 @@ def _compile(
   program = mesh.map(
     with_token, donate_argnums=(0,), static_argnums=static_argnums
   )
-  mapped, unwatched = completing(program, watch), completing(program)
+  mapped = completing(program, functions, watch)
+  unwatched = completing(program, functions)
   in_flight: collections.deque = collections.deque()
 
   def advance(state: TrainState, *inputs: Any) -> tuple[TrainState, ArrayTree]:

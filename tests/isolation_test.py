@@ -190,10 +190,36 @@ class IsolationTest(parameterized.TestCase):
     def mapped():
       return mesh.map(isolation.isolated('double', lambda x: {'twice': 2 * x}))
 
-    out = isolation.completing(mapped())(np.arange(2.0))
+    out = isolation.completing(mapped(), 1)(np.arange(2.0))
     np.testing.assert_array_equal(out['twice'], [0, 2])
     with self.assertRaisesRegex(Exception, 'isolation.completing'):
       mapped()(np.arange(2.0))
+
+  def test_no_real_call_is_given_up(self):
+    # It would leave JAX's fast path for good: 10 times the time a dispatch.
+    mesh, given_up = pr.ReplicaMesh(N, 2), []
+    map_ = pr.ReplicaMesh.map
+
+    def recording(self, fn, **kwargs):
+      mapped = map_(self, fn, **kwargs)
+
+      def call(*args):
+        try:
+          return mapped(*args)
+        except isolation._Untraced:
+          given_up.append(
+            any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+          )
+          raise
+
+      return call
+
+    with absltest.mock.patch.object(pr.ReplicaMesh, 'map', recording):
+      steps = resident(mesh, square, lambda data, step, replica, key: data)
+      state, data = create(mesh), mesh.replicate(np.zeros(3, np.float32))
+      for num_steps in (1, 2, 1, 2):
+        state, _ = steps(state, data, num_steps)
+    self.assertEqual(given_up, [True] * 4)  # two functions, two programs
 
 
 if __name__ == '__main__':
