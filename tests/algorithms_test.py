@@ -274,7 +274,8 @@ class NotFiniteTest(parameterized.TestCase):
     if not TABLE[name].every_layout and num_devices != ONE_LAYOUT:
       num_devices = ONE_LAYOUT
     hears, is_nan = self.reached(name, num_devices, [3])
-    if name == 'sparq_sgd':  # NaN is not far enough to be sent
+    # NaN is not far enough for the one to send, and the other leaves it out.
+    if name in ('sparq_sgd', 'edit'):
       self.assertFalse((is_nan & ~hears).any())
     else:
       np.testing.assert_array_equal(is_nan, hears)
