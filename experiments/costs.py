@@ -32,6 +32,8 @@ from experiments import (
   cli,
   compare,
   config,
+  data,
+  dotted,
   experiment,
   messages,
   network,
@@ -93,7 +95,7 @@ def main() -> None:
     else:
       made = _of_presets()
     machines = network.from_flags(FLAGS, made[0][1].num_replicas)
-    rows = _rows(made, machines, _shapes(made[0][1]), skip=not FLAGS.run)
+    rows = _rows(made, machines, _start(made[0][1]), skip=not FLAGS.run)
   if FLAGS.sort != 'given':
     rows.sort(key=lambda row: row[FLAGS.sort])
   print(FORMATS[FLAGS.format](rows), end='')
@@ -116,7 +118,7 @@ def _of_presets() -> list[tuple[str, config.RunConfig]]:
 def _rows(
   made: Sequence[tuple[str, config.RunConfig]],
   machines: pr.Network,
-  start: Any,
+  start: Start,
   *,
   skip: bool,
 ) -> list[Row]:
@@ -183,36 +185,61 @@ def _stretched(name: str, given: dict[str, str], num_replicas: int) -> str:
   return '+'.join(values)
 
 
-def _shapes(run_config: config.RunConfig) -> Any:
-  """(params, model_state) of the model, which all runs have.
+class Start(NamedTuple):
+  """Shapes of the model, and the examples that it learns from."""
+
+  params: Any
+  model_state: Any
+  num_examples: int
+
+
+def _start(run_config: config.RunConfig) -> Start:
+  """What all runs of one model and dataset begin with.
 
   Raises:
     ValueError: if the shape of the dataset is not known here.
   """
+  batch, num_examples, num_classes = _shape(run_config)
+  params, model_state = jax.eval_shape(
+    tasks.build(run_config, num_classes, batch).init,
+    jax.eval_shape(lambda: jax.random.key(0)),
+    batch,
+  )
+  return Start(params, model_state, num_examples)
+
+
+def _shape(run_config: config.RunConfig) -> Shape:
+  if (
+    dotted.is_dotted(run_config.dataset)
+    or run_config.text_file is not None
+    or run_config.sequence_length is not None
+  ):
+    found = data.load(run_config, FLAGS.data_dir)
+    return Shape(
+      experiment.batch_shapes(found), found.num_examples, found.num_classes
+    )
   if run_config.dataset not in DATASETS:
     raise ValueError(
       f'--dataset must be one of {", ".join(DATASETS)}, got '
       f'{run_config.dataset}'
     )
-  batch, _, num_classes = DATASETS[run_config.dataset]
-  return jax.eval_shape(
-    tasks.build(run_config, num_classes, batch).init,
-    jax.eval_shape(lambda: jax.random.key(0)),
-    batch,
-  )
+  return DATASETS[run_config.dataset]
 
 
-def _row(run_config: config.RunConfig, machines: pr.Network, start: Any) -> Row:
+def _row(
+  run_config: config.RunConfig, machines: pr.Network, start: Start
+) -> Row:
   """What a run that is not run would spend.
 
   Raises:
     ValueError: if the run does not fit the number of replicas.
   """
   n = run_config.num_replicas
-  num_examples = DATASETS[run_config.dataset].num_examples
-  algorithm, _, num_steps = experiment.build_plan(run_config, num_examples)
+  algorithm, _, num_steps = experiment.build_plan(
+    run_config, start.num_examples
+  )
   machines = experiment.with_own_speeds(run_config, machines)
-  shapes = replica_shapes(algorithm, n, *start)
+  shapes = replica_shapes(algorithm, n, start.params, start.model_state)
   meter = pr.meter(algorithm, shapes, n, num_steps, machines)
   spent = meter.spent(meter.advance(meter.init(), num_steps))
   inside = spent.bytes_by_tier.get('group', 0.0)

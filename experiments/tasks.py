@@ -123,9 +123,10 @@ def _options(
   }
   if not dotted.is_dotted(config.model):
     for name, value in values.items():
-      if any(size < 1 for size in _listed(value)):
+      if not all(1 <= size < 2**31 for size in _listed(value)):
         raise ValueError(
-          f'--model_options: {name} must be >= 1, got {given[name]}'
+          f'--model_options: {name} must be >= 1 and below 2**31, got '
+          f'{given[name]}'
         )
   return values
 
@@ -170,6 +171,13 @@ def build(
     )
   if dotted.is_dotted(config.model):
     _check_logits(config, make, num_classes, batch)
+  elif config.model_options:
+    try:
+      _check_logits(config, make, num_classes, batch)
+    except Exception as error:  # flax asserts, for example
+      raise ValueError(
+        f'--model_options do not fit --model={config.model}: {error}'
+      ) from error
   decoupled = config.optimizer in optimizers.DECOUPLED
   decay = 0.0 if decoupled else config.weight_decay
   task = language_model if is_text else classifier

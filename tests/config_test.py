@@ -143,7 +143,8 @@ class ConfigTest(parameterized.TestCase):
     ({'dataset': 'digit'}, "got 'digit'; did you mean digits?"),
     ({'model_options': {'widths': '3'}}, '--model=mlp has no widths; it has '
      'hidden'),
-    ({'model_options': {'hidden': '3+0'}}, 'hidden must be >= 1, got 3.0'),
+    ({'model_options': {'hidden': '3+0'}},
+     'hidden must be >= 1 and below 2..31, got 3.0'),
     ({'model_options': {'hidden': '3+x'}}, "hidden must be int, got 'x'"),
     ({'optimizer': 'adam'}, '--momentum does nothing for --optimizer=adam'),
     ({'optimizer': 'adamw', 'momentum': 0.0, 'nesterov': True},

@@ -150,6 +150,15 @@ class CostsTest(parameterized.TestCase):
     self.assertNotIn('nan', outcome.out)
     self.assertNotIn(' inf ', outcome.out)
 
+  def test_other_sequences_are_counted(self):
+    (row,) = self.cells(
+      '--dataset=text', '--run=k_avg,period=8', '--num_steps=8',
+      '--sequence_length=32',
+    )  # fmt: skip
+    # Half of the 64 positions of width 64 are left out.
+    sent = 2 * 7 / 8 * 4 * (112577 - 32 * 64)
+    self.assertEqual(row[2], f'{sent / 1024:.1f} KiB')
+
   @parameterized.parameters(
     ('dataset must be one of digits', '--dataset=imagenet'),
     ('one number > 0 for each of the 8', '--replica_speeds=1,2'),

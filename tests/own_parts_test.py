@@ -197,7 +197,11 @@ class OwnPartsTest(parameterized.TestCase):
      '--sequence_length=3'),
     ('--sequence_length must be >= 1, got 0',
      '--dataset=text --sequence_length=0'),
-    ('num_heads must be >= 1, got 0',
+    ('width must be >= 1 and below 2..31, got 9',
+     '--dataset=text --model_options=width=99999999999999999999'),
+    ('--model_options do not fit --model=transformer: .*63.* divisible',
+     '--dataset=text --model_options=width=63'),
+    ('num_heads must be >= 1 and below',
      '--dataset=text --model_options=num_heads=0'),
   )  # fmt: skip
   def test_a_slip_in_a_text_is_one_line(self, pattern, args):
