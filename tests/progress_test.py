@@ -47,13 +47,18 @@ class FindStartTest(parameterized.TestCase):
     self.workdir = pathlib.Path(root)
 
   def write(self, recorded, saved=SAVED, notes=True):
-    lines = [json.dumps({'step': step}) + '\n' for step in recorded]
+    numbers = dict.fromkeys(
+      ('epoch', 'loss', 'rounds', 'bytes_sent', 'modelled_seconds', 'seconds'),
+      0,
+    )
+    lines = [json.dumps({'step': s, **numbers}) + '\n' for s in recorded]
     (self.workdir / 'metrics.jsonl').write_text(''.join(lines))
     for step, sums, count in saved:
       path = self.workdir / 'checkpoints' / str(step)
       path.mkdir(parents=True)
       noted = {'sums': sums, 'num_records': count}
-      record = {'notes': noted} if notes else {}
+      record = {'description': {}, 'num_replicas': 1, 'leaves': {}}
+      record |= {'notes': noted} if notes else {}
       checkpoint_files.write_record(path, record)
 
   def find(self):

@@ -1,5 +1,6 @@
 """Tests of `experiments/saved_flags.py`: `--resume --workdir` suffices."""
 
+import dataclasses
 import pathlib
 import tempfile
 
@@ -32,12 +33,14 @@ class RestoreTest(parameterized.TestCase):
   def write(self, *args):
     self.parse(*args)
     made = self.config()
-    description = {'algorithm': made.algorithm, 'options': dict(made.options)}
-    records.open_workdir(
-      self.workdir, description, saved_flags.of_run(made),
-      label=made.label(), num_steps=9, resume=False,
-    )  # fmt: skip
+    self.open(made)
     return made
+
+  def open(self, made):
+    records.open_workdir(
+      self.workdir, {**dataclasses.asdict(made), 'data': 'ab'},
+      saved_flags.of_run(made), label=made.label(), num_steps=9, resume=False,
+    )  # fmt: skip
 
   @parameterized.parameters(
     '--algorithm=pr_sgd --period=4 --num_steps=30',
@@ -99,16 +102,13 @@ class RestoreTest(parameterized.TestCase):
     """Whose program had other flags."""
     self.parse('--num_steps=30')
     made = config.check(
-      config.dataclasses.replace(
+      dataclasses.replace(
         config.from_flags(FLAGS, algorithm='ssgd'),
         algorithm='k_avg',
         options={'period': 5},
       )
     )
-    records.open_workdir(
-      self.workdir, {'algorithm': 'k_avg', 'options': {'period': 5}},
-      saved_flags.of_run(made), label='', num_steps=9, resume=False,
-    )  # fmt: skip
+    self.open(made)
     self.parse()
     saved_flags.restore(FLAGS, self.workdir)
     self.assertEqual(self.config(), made)
