@@ -88,6 +88,14 @@ DATASETS = {
 }
 
 
+class Start(NamedTuple):
+  """Shapes of the model, and the examples that it learns from."""
+
+  params: Any
+  model_state: Any
+  num_examples: int
+
+
 def main() -> None:
   with cli.one_line_errors(ValueError):
     if FLAGS.run:
@@ -183,14 +191,6 @@ def _stretched(name: str, given: dict[str, str], num_replicas: int) -> str:
     size = len(values)
     values = [values[i * size // num_replicas] for i in range(num_replicas)]
   return '+'.join(values)
-
-
-class Start(NamedTuple):
-  """Shapes of the model, and the examples that it learns from."""
-
-  params: Any
-  model_state: Any
-  num_examples: int
 
 
 def _start(run_config: config.RunConfig) -> Start:
