@@ -60,7 +60,6 @@ SUMMARY_FORM = json_files.object_of(
   {
     'label': json_files.text,
     **_RECORD,
-    **_TESTED,
     'steps_per_second': json_files.optional(json_files.number),
     **dict.fromkeys(('replicas', 'device', 'jax', 'commit'), json_files.text),
     'cpus': json_files.optional(json_files.count),

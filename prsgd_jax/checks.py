@@ -139,11 +139,6 @@ def check_probability(name: str, value: Any) -> float:
 
 def check_optax(name: str, tx: Any) -> None:
   """Raises ValueError unless `tx` is an optax transformation."""
-  if isinstance(tx, optax.MultiSteps):
-    raise ValueError(
-      f'{name} expects an optax transformation, got an optax.MultiSteps; call '
-      'its gradient_transformation()'
-    )
   if not isinstance(tx, optax.GradientTransformation):
     raise ValueError(
       f'{name} expects an optax transformation such as optax.sgd(0.1), got '

@@ -99,7 +99,7 @@ def starts(ends: Schedule) -> Schedule:
   """
 
   def schedule(step: Step) -> jax.Array | np.ndarray:
-    before = ends(step - (step > 0))
+    before = ends(_not_negative(step - 1))
     # Rounds of one step: known when tracing, so that nothing is compiled.
     if not isinstance(before, jax.Array) and np.all(before):
       return before
@@ -239,7 +239,7 @@ def after(start_step: int, schedule: Schedule) -> Schedule:
 
   def shifted(step: Step) -> jax.Array | np.ndarray:
     begun = step >= start_step
-    return begun & schedule((step - start_step) * begun)
+    return begun & schedule(_not_negative(step - start_step))
 
   return shifted
 
@@ -513,6 +513,10 @@ def theory_schedule(
     return gamma[np.minimum(index, num_epochs - 1)]
 
   return TheorySchedule(tuple(lengths.tolist()), learning_rate)
+
+
+def _not_negative(step: Step) -> jax.Array | np.ndarray:
+  return (jnp if isinstance(step, jax.Array) else np).maximum(step, 0)
 
 
 def _ends(lengths: Sequence[int]) -> list[int]:

@@ -59,7 +59,7 @@ def make_train_steps(
     are `[D, steps, V, ...]`: `loss`, what `loss_fn` reports, and `active` where
     `where` lets replicas sit out. The state given is donated: use the one that
     is returned. Batches of 0 steps do nothing. At most two dispatches are in
-    flight.
+    flight. Its attribute `lower` is that of a function that JAX compiles.
 
   Raises:
     ValueError: if the arguments are not a mesh, an algorithm and a function of
@@ -76,7 +76,7 @@ def make_train_steps(
     num_steps = jax.tree.leaves(batches)[0].shape[0]
     return _scan(step, state, batches, num_steps)
 
-  dispatch = _compile(mesh, algorithm, run, functions=1)
+  dispatch, lower = _compile(mesh, algorithm, run, functions=1)
 
   def train_steps(
     state: TrainState, batches: Any
@@ -91,6 +91,7 @@ def make_train_steps(
 
     return dispatch(state, (batches,), num_steps, piece)
 
+  train_steps.lower = lower  # type: ignore[attr-defined]
   return train_steps
 
 
@@ -157,7 +158,9 @@ def make_resident_train_steps(
 
     return _scan(step, state, None, num_steps)
 
-  dispatch = _compile(mesh, algorithm, run, functions=2, static_argnums=(2,))
+  dispatch, lower = _compile(
+    mesh, algorithm, run, functions=2, static_argnums=(2,)
+  )
 
   def train_steps(
     state: TrainState, data: Any, num_steps: int
@@ -168,6 +171,7 @@ def make_resident_train_steps(
     inputs = (data, num_steps)
     return dispatch(state, inputs, num_steps, lambda i: (data, 1))
 
+  train_steps.lower = lower  # type: ignore[attr-defined]
   return train_steps
 
 
@@ -235,7 +239,9 @@ def _compile(
   run: Callable[..., tuple[TrainState, ArrayTree]],
   functions: int,
   static_argnums: tuple[int, ...] = (),
-) -> Callable[..., tuple[TrainState, ArrayTree]]:
+) -> tuple[
+  Callable[..., tuple[TrainState, ArrayTree]], Callable[..., jax.stages.Lowered]
+]:
   """Maps `run` over the devices and bounds the dispatches in flight.
 
   XLA's CPU backend runs a convolution inside a loop 20 to 40 times slower than
@@ -251,7 +257,8 @@ def _compile(
   Returns:
     `(state, inputs, num_steps, piece) -> (state, metrics)`, where `inputs` are
     the further arguments of `run` for all steps, and `piece(i)` those for the
-    i-th; `piece(0)` gives their shapes where there are no steps.
+    i-th; `piece(0)` gives their shapes where there are no steps. And the
+    program of all steps, lowered, as a function of the arguments of `run`.
   """
 
   def with_token(state: TrainState, *inputs: Any) -> Any:
@@ -304,7 +311,8 @@ def _compile(
       collected.append(metrics)
     return state, jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *collected)
 
-  return dispatch
+  lower = program.lower  # type: ignore[attr-defined]
+  return dispatch, completing(lower, 0)
 
 
 def _without_steps(mesh: ReplicaMesh, metrics: ArrayTree) -> ArrayTree:

@@ -121,12 +121,16 @@ def write_run(parts, workdir, intervals, **settings):
   """What a run writes, without training."""
   del intervals, settings
   label = parts.label
+  meter = parts.meter
+  position = meter.init()
   lines = []
   for step in (1, parts.plan.num_steps):
+    position = meter.advance(position, step)
+    spent = meter.spent(position)
     lines.append({
-      'step': step, 'epoch': parts.epoch(step), 'loss': 1 / step,
-      'accuracy': 0.5, 'rounds': int(parts.account.rounds[step]),
-      'bytes_sent': float(parts.account.bytes_sent[step]),
+      'step': step, 'epoch': parts.epoch(spent.gradients), 'loss': 1 / step,
+      'accuracy': 0.5, 'rounds': spent.rounds,
+      'bytes_sent': spent.bytes_sent,
       'bytes_by_tier': {}, 'modelled_seconds': float(step),
       'seconds': float(step), 'test_loss': 1.0, 'test_accuracy': 0.5,
       'consensus_distance': 0.1, 'learning_rate': 0.1,

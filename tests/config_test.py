@@ -187,8 +187,8 @@ class ConfigTest(parameterized.TestCase):
     ({'algorithm': 'diloco', 'options': {
       'period': 4, 'average_codec': 'signs', 'average_mixing': 'ring'}},
      '--average_codec and --average_mixing exclude each other: .*choco_sgd'),
-    ({'seed': -1}, 'seed must be in'),
-    ({'seed': 2**32}, 'seed must be in'),
+    ({'seed': -1}, 'seed must be an integer in'),
+    ({'seed': 2**32}, 'seed must be an integer in'),
   )  # fmt: skip
   def test_refuses_what_has_no_sense(self, fields, pattern):
     with self.assertRaisesRegex(ValueError, pattern):

@@ -122,7 +122,7 @@ class FiguresTest(parameterized.TestCase):
     (curve,) = figures.curves(self.read(), 'step', 'test_error')
     np.testing.assert_allclose(curve.y, [60, 20])  # percent
     path = self.root / 'a' / 'metrics.jsonl'
-    added = '"bytes_by_tier": {"global": 7}, "mine": null, "step"'
+    added = '"bytes_by_tier": {"global": 7}, "mine": "text", "step"'
     path.write_text(path.read_text().replace('"step"', added))
     (curve,) = figures.curves(self.read(), 'seconds', 'bytes_by_tier.global')
     np.testing.assert_array_equal(curve.y, [7, 7, 7, 7])

@@ -112,7 +112,7 @@ class GridsTest(parameterized.TestCase):
     ('are the same run', ('ssgd',), ('learning_rate=0.1,0.10',)),
     ('are the same run', ('ssgd', 'ssgd'), ()),
     ('unknown --algorithm=foo', ('foo',), ('period=2',)),
-    ('seed must be in 0', ('ssgd',), ('seed=-1',)),
+    ('seed must be an integer in 0', ('ssgd',), ('seed=-1',)),
     ('when: does nothing', ('ssgd',), ('when=every:4',)),
     ('when: does nothing', ('k_avg,period=2',), ('when=every:4',)),
     ('period: does nothing', ('k_avg,when=every:2',), ('period=4',)),

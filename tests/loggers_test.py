@@ -321,7 +321,8 @@ class LoadTest(LoggersTest):
     self.enterContext(contextlib.chdir(here))
     self.enterContext(mock.patch.object(sys, 'path', sys.path[:]))
     wandb = mock.Mock()
-    self.enterContext(mock.patch.dict(sys.modules, wandb=wandb))
+    sys.modules['wandb'] = wandb
+    self.addCleanup(sys.modules.pop, 'wandb')
     more = loggers.load(['my_loggers:weights_and_biases'])
     self.addCleanup(sys.modules.pop, 'my_loggers')
     self.log([10, 20], more)

@@ -84,7 +84,8 @@ class WeightTest(parameterized.TestCase):
     x = np.array([[1.0], [bad], [3.0], [5.0]], np.float32)
     state = pr.create_train_state(mesh, algorithm, x, per_replica=True)
     steps = pr.make_train_steps(mesh, algorithm, lambda *args: None)
-    state, _ = steps(state, mesh.place_per_device(np.zeros((num_devices, 1))))
+    batches = np.zeros((num_devices, 1, mesh.block_size))
+    state, _ = steps(state, mesh.place_per_device(batches))
     np.testing.assert_allclose(mesh.gather(state.params), np.full((4, 1), 3.0))
 
   def test_with_weight_it_is(self):
@@ -93,7 +94,7 @@ class WeightTest(parameterized.TestCase):
     x = np.array([[1.0], [np.nan], [3.0], [5.0]], np.float32)
     state = pr.create_train_state(mesh, algorithm, x, per_replica=True)
     steps = pr.make_train_steps(mesh, algorithm, lambda *args: None)
-    state, _ = steps(state, mesh.place_per_device(np.zeros((2, 1))))
+    state, _ = steps(state, mesh.place_per_device(np.zeros((2, 1, 2))))
     self.assertTrue(np.isnan(mesh.gather(state.params)).all())
 
 

@@ -91,9 +91,9 @@ class ObjectsTest(parameterized.TestCase):
     self.assertEqual([run.label for run in found], ['soft'])
     figures.draw(found, self.root / 'figure.png')
     self.assertTrue((self.root / 'figure.png').exists())
-    with self.assertRaisesRegex(ValueError, "'period': 2.*'period': 3"):
+    with self.assertRaisesRegex(ValueError, '--period=2.*--period=3'):
       self.run_own('parts', 8, settings={'period': 3})
-    with self.assertRaisesRegex(ValueError, 'holds a run with data='):
+    with self.assertRaisesRegex(ValueError, 'holds a run on other data'):
       self.run_own('parts', 8, data=blobs(200, 2))
 
   def test_any_loss_on_any_arrays_without_a_test_split(self):

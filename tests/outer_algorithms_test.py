@@ -187,7 +187,7 @@ class PalsgdTest(parameterized.TestCase):
     ('probability', None, r'in \[0, 1\)'),
     ('pull', -1.0, '>= 0 and finite'),
     ('learning_rate', 0.0, 'a schedule or > 0'),
-    ('draw_seed', -1, 'an integer >= 0'),
+    ('draw_seed', -1, r'an integer in 0 .. 2\*\*32 - 1'),
   )
   def test_arguments_are_in_range(self, name, bad, expected):
     with self.assertRaisesRegex(

@@ -132,7 +132,6 @@ def directory(name):
     (root / f'{name}_needs.py').write_text('import no_such_thing\n')
     with (
       mock.patch.object(sys, 'path', [*sys.path]),
-      mock.patch.dict(sys.modules),
       mock.patch.object(dotted, '_directories', {}),
     ):
       os.chdir(root)
@@ -140,3 +139,6 @@ def directory(name):
         yield root
       finally:
         os.chdir(before)
+        # No others: a dataset of TFDS can't be imported a second time.
+        for module in [m for m in sys.modules if m.startswith(name)]:
+          del sys.modules[module]

@@ -390,7 +390,7 @@ class CommandLineTest(PrepareDataTestCase):
   def test_as_a_program_help_says_how_to_use_it(self):
     done = self.run_script('--help')
     self.assertEqual(done.stderr, '')
-    for words in ('prepare_data.py NAME', '--from_archive', '--[no]verify'):
+    for words in ('prepare_data.py NAME', '--from_archive', '--noverify'):
       self.assertIn(words, done.stdout)
 
 

@@ -12,12 +12,12 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import (
-  config,
   costs,
   drawing,
   experiment,
   figure_files,
   records,
+  run_config,
   runs,
 )
 from experiments.reproduce import __main__ as reproduce
@@ -93,8 +93,8 @@ class FullSettingTest(parameterized.TestCase):
 
     for module, name, fake in (
       (experiment, 'assemble', assemble_once),
-      (experiment, 'prepare', lambda parts: parts),
-      (config, '_fingerprint', lambda dataset: ''),
+      (target, 'prepare', lambda parts: parts),
+      (run_config, 'fingerprint', lambda data: ''),
       (target, 'load_dataset', without_images),
       (t09_post_local, 'load_dataset', without_images),
       (runs, 'hold', lambda workdir: contextlib.nullcontext()),

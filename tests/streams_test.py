@@ -132,7 +132,7 @@ time.sleep(60)
 
   @parameterized.parameters(
     'costs', 'plot', 'report', 'prepare_data', 'results', 'benchmark',
-    'benchmark_versions', 'execute_notebooks', 'reproduce/__main__',
+    'benchmark_versions', 'execute_notebooks',
   )  # fmt: skip
   def test_programs_begin_with_it(self, name):
     text = (HERE / f'{name}.py').read_text()

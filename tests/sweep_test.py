@@ -113,7 +113,7 @@ class SweepTest(parameterized.TestCase):
      ('--run=ssgd', '--grid=seed=0,1', '--best_by=seed')),
     ('period must be an integer >= 1, got 0',
      ('--run=pr_sgd', '--grid=period=2,0')),
-    ('num_steps must be >= 1', ('--run=ssgd', '--grid=num_steps=4,0')),
+    ('must be an integer >= 1', ('--run=ssgd', '--grid=num_steps=4,0')),
     ('multiple >= 1 of --log_every', ('--run=ssgd', '--grid=eval_every=2,3')),
   )  # fmt: skip
   def test_bad_input_is_one_line_before_any_run(self, pattern, args):

@@ -394,7 +394,7 @@ class BadInputTest(parameterized.TestCase):
     ('--log_every must be', '--algorithm=ssgd --log_every=0'),
     ('--num_replicas must be >= 1, got 0',
      '--algorithm=ssgd --num_replicas=0'),
-    ('--num_steps must be >= 1, got 0', '--algorithm=ssgd --num_steps=0'),
+    ('--num_steps must be an integer >= 1, got 0', '--num_steps=0'),
     ('--learning_rate must be > 0', '--algorithm=ssgd --learning_rate=0'),
     ("--learning_rate_drops expects numbers, got 'x'",
      '--algorithm=ssgd --learning_rate_drops=1,x'),

@@ -14,6 +14,7 @@ from prsgd_jax import checkpoints
 from tests import failing_disk, written_runs
 
 # Name -> (the file, what writes it into a directory).
+DESCRIPTION = {'algorithm': 'ssgd', 'options': {}, 'seed': 0}
 WRITERS = {
   'text': ('a.md', lambda root: writing.write_text(root / 'a.md', 'new')),
   'summary': ('summary.json', lambda root: records.write_summary(root, {})),
@@ -25,11 +26,11 @@ WRITERS = {
   'config': (
     'config.json',
     lambda root: records.open_workdir(
-      root, {'a': 1}, {}, label='x', num_steps=9, resume=True
+      root, DESCRIPTION, {}, label='x', num_steps=9, resume=True
     ),
   ),
 }
-OLD = json.dumps({'label': 'x', 'description': {'a': 1}, 'flags': {}}) + '\n'
+OLD = writing.to_json({'label': 'x', 'description': DESCRIPTION, 'flags': {}})
 
 
 class WholeTest(parameterized.TestCase):
@@ -117,10 +118,15 @@ class JsonTest(absltest.TestCase):
 
   def test_records_and_summaries_are_read_as_numbers(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    (root / records.METRICS).write_text('{"step": 2, "loss": null}\n')
+    record = {
+      'step': 2, 'epoch': 0.1, 'loss': None, 'rounds': 1, 'bytes_sent': 4.0,
+      'modelled_seconds': 0.1, 'seconds': 0.1,
+    }  # fmt: skip
+    (root / records.METRICS).write_text(json.dumps(record) + '\n')
     (record,) = records.read_records(root)
     self.assertTrue(math.isnan(record['loss']))
-    summary = {'loss': math.nan, 'steps_per_second': None, 'step': 2}
+    texts = dict.fromkeys(('label', 'replicas', 'device', 'jax', 'commit'), 'x')
+    summary = {**record, **texts, 'steps_per_second': None, 'cpus': 2}
     records.write_summary(root, summary)
     self.assertNotIn('NaN', (root / records.SUMMARY).read_text())
     found = records.read_summary(root)

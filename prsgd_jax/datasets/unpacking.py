@@ -97,6 +97,7 @@ def content(file: Any, name: str, size: int) -> bytes:
     UnpackError: It is damaged, or has more bytes.
 
   Example:
+    >>> import gzip, io
     >>> content(io.BytesIO(gzip.compress(b'abc')), 'x.gz', size=3)
     b'abc'
   """
