@@ -4,7 +4,7 @@ It is the harness of train.py for those who have an algorithm, a model and
 arrays, in a notebook or a program of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import pathlib
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from experiments import records, runs
+from experiments.loggers import Factory
 from experiments.parts import Parts, Plan, prepare, replica_shapes
 from experiments.run_config import fingerprint
 import prsgd_jax as pr
@@ -45,7 +46,9 @@ def run(
   log_every: int = 50,
   eval_every: int = 100,
   checkpoint_every: int = 500,
+  keep: int | None = runs.KEEP,
   progress: bool = True,
+  loggers: Sequence[Factory] = (),
 ) -> records.Record:
   """Trains, and writes what train.py writes; a run that is there is resumed.
 
@@ -79,7 +82,9 @@ def run(
     log_every: steps between records.
     eval_every: steps between evaluations, a multiple of `log_every`.
     checkpoint_every: steps between checkpoints, a multiple of `log_every`.
-    progress: whether to show a progress bar.
+    keep: number of checkpoints that stay, the newest ones; None for all.
+    progress: whether to show a progress bar, or lines where no terminal is.
+    loggers: functions of a `loggers.Run`, which get each record.
 
   Returns:
     The summary: the last record, with the label and the machine.
@@ -140,7 +145,14 @@ def run(
   directory = pathlib.Path(workdir)
   with runs.hold(directory):
     runs.open_workdir(parts, directory, intervals, resume=True)
-    return runs.execute(prepare(parts), directory, intervals, progress=progress)
+    return runs.execute(
+      prepare(parts),
+      directory,
+      intervals,
+      progress=progress,
+      more_loggers=loggers,
+      keep=keep,
+    )
 
 
 def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:

@@ -6,13 +6,14 @@ import io
 import os
 import pathlib
 import re
+import sys
 import tempfile
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import algorithm_flags, readme, results
+from experiments import algorithm_flags, loggers, readme, results
 import prsgd_jax as pr
 from tests import binaries
 
@@ -32,8 +33,8 @@ class ReadmeTest(parameterized.TestCase):
       exec(compile(PROGRAMS[index], f'README program {index}', 'exec'), names)
     return names, out.getvalue()
 
-  def test_there_are_seven_programs(self):
-    self.assertLen(PROGRAMS, 7)
+  def test_there_are_nine_programs(self):
+    self.assertLen(PROGRAMS, 9)
 
   def test_library_example_trains(self):
     names, out = self.run_program(0)
@@ -103,6 +104,23 @@ class ReadmeTest(parameterized.TestCase):
     lines = PROGRAMS[6].partition('def soft_averaging')[2].splitlines()
     self.assertLessEqual(len([x for x in lines if x.strip(' )')]), 24)
     self.assertNotRegex(PROGRAMS[6], r'prsgd_jax\.\w|\b_\w')
+
+  def test_logger_sends_the_records(self):
+    wandb = mock.Mock()
+    sys.modules['wandb'] = wandb
+    self.addCleanup(sys.modules.pop, 'wandb')
+    names, _ = self.run_program(7)
+    run = loggers.Run(pathlib.Path('runs/a'), 'a', {'lr': 0.1}, 0, 9)
+    logger = names['wandb_logger'](run)
+    logger.write({'step': 4, 'loss': 0.5})
+    logger.close()
+    session = wandb.init.return_value
+    session.log.assert_called_once_with({'step': 4, 'loss': 0.5}, step=4)
+    session.finish.assert_called_once_with()
+
+  def test_model_of_nnx_is_trained(self):
+    _, out = self.run_program(8)
+    self.assertGreater(float(out), 0.93)
 
   def test_table_of_algorithms_is_that_of_the_code(self):
     self.assertEqual(readme.with_table(TEXT), TEXT)
