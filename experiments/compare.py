@@ -43,6 +43,8 @@ from experiments import (
   warm_start,
   writing,
 )
+from experiments.finite import NonFinite
+from experiments.intervals import Intervals
 from experiments.json_files import DamagedFile
 from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
@@ -58,7 +60,7 @@ flags.DEFINE_multi_string(
 
 def main() -> None:
   with cli.one_line_errors(ValueError):
-    intervals = runs.Intervals.from_flags(FLAGS)
+    intervals = Intervals.from_flags(FLAGS)
     runs.keep_from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py needs --workdir, a directory to write to')
@@ -84,7 +86,7 @@ def main() -> None:
 def _compare(
   assembled: Sequence[experiment.Parts],
   workdir: pathlib.Path,
-  intervals: runs.Intervals,
+  intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
 ) -> None:
   print(f'{len(assembled)} runs, written to {workdir}')
@@ -162,7 +164,7 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
 def _run(
   parts: experiment.Parts,
   run_dir: pathlib.Path,
-  intervals: runs.Intervals,
+  intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
 ) -> records.Record:
   """The summary of a run, which is done now or was before.
@@ -176,7 +178,7 @@ def _run(
 def _run_held(
   parts: experiment.Parts,
   run_dir: pathlib.Path,
-  intervals: runs.Intervals,
+  intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
   held: contextlib.ExitStack,
 ) -> records.Record:
@@ -204,7 +206,7 @@ def _run_held(
           more_loggers=more_loggers,
           keep=runs.keep_from_flags(FLAGS),
         )
-    except runs.NonFinite as error:
+    except NonFinite as error:
       messages.warn(f'{label}: {error}')
       return {'label': label, 'failed': str(error)}
 

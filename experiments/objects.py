@@ -15,6 +15,8 @@ import numpy as np
 import optax
 
 from experiments import records, runs
+from experiments import records, runs
+from experiments.intervals import Intervals
 from experiments.loggers import Factory
 from experiments.parts import Parts, Plan, prepare, replica_shapes
 from experiments.run_config import fingerprint
@@ -106,7 +108,7 @@ def run(
     ...   workdir='runs/own',
     ... )  # doctest: +SKIP
   """
-  intervals = runs.Intervals(log_every, eval_every, checkpoint_every)
+  intervals = Intervals(log_every, eval_every, checkpoint_every)
   intervals.check()
   train, test = _splits(data, test_data)
   task = _task(model, train)

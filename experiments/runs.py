@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from absl import flags
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import (
@@ -22,6 +21,8 @@ from experiments import (
   warm_start,
   writing,
 )
+from experiments.finite import NonFinite, check_loss, check_params
+from experiments.intervals import Intervals
 from experiments.parts import Experiment, Parts
 from experiments.progress import Progress, find_start
 import prsgd_jax as pr
@@ -31,48 +32,6 @@ from prsgd_jax import checkpoints, ledger
 MAX_STEPS_PER_DISPATCH = 64
 # Checkpoints of a run that stay by default, the newest ones.
 KEEP = 3
-
-
-class NonFinite(ValueError):
-  """The loss or the parameters of a replica are no longer numbers.
-
-  Attributes:
-    step: the first at which they are not.
-  """
-
-  def __init__(self, message: str, step: int):
-    super().__init__(message)
-    self.step = step
-
-
-class Intervals(NamedTuple):
-  """Steps between records, evaluations and checkpoints."""
-
-  log_every: int
-  eval_every: int
-  checkpoint_every: int
-
-  @classmethod
-  def from_flags(cls, values: flags.FlagValues) -> 'Intervals':
-    """The intervals that the flags name.
-
-    Raises:
-      ValueError: as `check`.
-    """
-    found = cls(values.log_every, values.eval_every, values.checkpoint_every)
-    found.check()
-    return found
-
-  def check(self) -> None:
-    """Raises ValueError unless all are positive multiples of `log_every`."""
-    if self.log_every < 1:
-      raise ValueError(f'--log_every must be >= 1, got {self.log_every}')
-    for name, value in self._asdict().items():
-      if value < 1 or value % self.log_every:
-        raise ValueError(
-          f'--{name} must be a multiple >= 1 of --log_every='
-          f'{self.log_every}, got {value}'
-        )
 
 
 def keep_from_flags(values: flags.FlagValues) -> int | None:
@@ -236,7 +195,7 @@ def _execute(
 
   def take(first: int, metrics: Any) -> None:
     host = jax.tree.map(np.asarray, metrics)
-    _check_loss(workdir, first, host)
+    check_loss(workdir, first, host)
     means.add(host)
     log.advance(host['loss'].shape[1])
 
@@ -361,10 +320,7 @@ def _save(
   keep: int | None,
 ) -> None:
   """Saves a state whose parameters are all finite."""
-  finite = experiment.parts.mesh.gather(_finite_replicas(state.params))
-  if not finite.all():
-    step = int(state.step[0]) - 1
-    raise _non_finite(workdir, 'parameters are', step, finite)
+  check_params(workdir, experiment.parts.mesh, state)
   directory = workdir / records.CHECKPOINTS
   # A checkpoint is of use only with the records up to it.
   writing.sync(workdir / records.METRICS)
@@ -377,44 +333,6 @@ def _save(
   )
   if keep is not None:
     checkpoints.prune(directory, keep)
-
-
-@jax.jit
-def _finite_replicas(params: Any) -> jax.Array:
-  """bool[D, V]: whether all parameters of a replica are finite."""
-  per_leaf = [
-    jnp.isfinite(x).all(axis=tuple(range(2, x.ndim)))
-    for x in jax.tree.leaves(params)
-  ]
-  return jnp.stack(per_leaf).all(axis=0)
-
-
-def _check_loss(
-  workdir: pathlib.Path, first: int, metrics: dict[str, np.ndarray]
-) -> None:
-  """Raises NonFinite at the first step at which a replica's loss is."""
-  finite = np.isfinite(metrics['loss'])
-  by_step = np.moveaxis(finite, 1, 0).reshape((finite.shape[1], -1))
-  if not by_step.all():
-    i = int(np.argmin(by_step.all(axis=1)))
-    raise _non_finite(workdir, 'loss is', first + i, by_step[i])
-
-
-def _non_finite(
-  workdir: pathlib.Path, what: str, step: int, finite: np.ndarray
-) -> NonFinite:
-  directory = workdir / records.CHECKPOINTS
-  kept = checkpoints.latest_step(directory)
-  saved = (
-    'there is no checkpoint yet'
-    if kept is None
-    else f'the last good checkpoint is {directory / str(kept)}'
-  )
-  return NonFinite(
-    f'the {what} not finite at step {step} on replica '
-    f'{int(np.argmin(finite))}; try a lower --learning_rate; {saved}',
-    step,
-  )
 
 
 def _measure(experiment: Experiment, state: pr.TrainState) -> dict[str, float]:

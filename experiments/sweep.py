@@ -54,6 +54,7 @@ from experiments import (
   warm_start,
   writing,
 )
+from experiments.intervals import Intervals
 from experiments.json_files import DamagedFile
 from prsgd_jax.datasets import Dataset
 
@@ -146,7 +147,7 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
   trials = []
   for point in points:
     machines = network.from_flags(point.flags, point.config.num_replicas)
-    intervals = runs.Intervals.from_flags(point.flags)
+    intervals = Intervals.from_flags(point.flags)
     found = point.config
     key = (found.dataset, found.text_file, found.sequence_length)
     if key not in loaded:

@@ -38,6 +38,8 @@ from experiments import (
   slugs,
   warm_start,
 )
+from experiments.finite import NonFinite
+from experiments.intervals import Intervals
 from experiments.json_files import DamagedFile
 from experiments.parts import prepare
 from prsgd_jax.checkpoints import CheckpointError
@@ -70,7 +72,7 @@ def _train(held: contextlib.ExitStack) -> None:
     cli.make_fake_devices(FLAGS.num_devices)
     filled_in = config.fill_in(FLAGS)
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
-    intervals = runs.Intervals.from_flags(FLAGS)
+    intervals = Intervals.from_flags(FLAGS)
     keep = runs.keep_from_flags(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
     dataset = data.load(run_config, FLAGS.data_dir)
@@ -89,7 +91,7 @@ def _train(held: contextlib.ExitStack) -> None:
   if filled_in:
     print(f'no --algorithm is given, so that it is {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
-  kinds = (CheckpointError, DamagedFile, runs.NonFinite, dotted.OwnError)
+  kinds = (CheckpointError, DamagedFile, NonFinite, dotted.OwnError)
   with (
     cli.one_line_errors(*kinds),
     cli.one_line_write_errors(workdir, f'--workdir={workdir} --resume'),

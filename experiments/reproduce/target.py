@@ -9,6 +9,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import config, experiment, records, runs
+from experiments.intervals import Intervals
 from experiments.parts import prepare
 import prsgd_jax as pr
 from prsgd_jax.datasets import load_dataset
@@ -101,7 +102,7 @@ def train(
   given = {flag: fields.pop(flag) for flag in INTERVALS if flag in fields}
   num_devices = fields.pop('num_devices', None)
   defaults = {name: int(flags.FLAGS[name].default or 1) for name in INTERVALS}
-  intervals = runs.Intervals(**{**defaults, **given})
+  intervals = Intervals(**{**defaults, **given})
   run_config = make_config(algorithm, options, **fields)
   dataset = load_dataset(run_config.dataset, setting.data_dir)
   parts = experiment.assemble(run_config, dataset, num_devices, network)
