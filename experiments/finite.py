@@ -10,6 +10,7 @@ import numpy as np
 from experiments import records
 import prsgd_jax as pr
 from prsgd_jax import checkpoints
+from prsgd_jax.replica_mesh import first
 
 
 class NonFinite(ValueError):
@@ -30,7 +31,7 @@ def check_params(
   """Raises NonFinite unless all parameters of all replicas are finite."""
   finite = mesh.gather(_finite_replicas(state.params))
   if not finite.all():
-    step = int(state.step[0]) - 1
+    step = int(first(state.step)) - 1
     raise _non_finite(workdir, 'parameters are', step, finite)
 
 

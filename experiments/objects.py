@@ -15,7 +15,6 @@ import numpy as np
 import optax
 
 from experiments import records, runs
-from experiments import records, runs
 from experiments.intervals import Intervals
 from experiments.loggers import Factory
 from experiments.parts import Parts, Plan, prepare, replica_shapes

@@ -31,7 +31,7 @@ from prsgd_jax.checkpoint_files import (
   steps,
 )
 from prsgd_jax.keys import from_data, to_data
-from prsgd_jax.replica_mesh import ReplicaMesh
+from prsgd_jax.replica_mesh import ReplicaMesh, first
 from prsgd_jax.train_state import TrainState, check_state
 
 __all__ = (
@@ -215,7 +215,7 @@ def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
 
   def fetch(name: str, x: Array) -> np.ndarray:
     x = to_data(x)  # typed keys as their data
-    return np.array(x[0]) if _is_global(name) else mesh.gather(x)
+    return first(x) if _is_global(name) else mesh.gather(x)
 
   leaves = jax.tree.leaves(state)
   return {n: fetch(n, x) for n, x in zip(_names(state), leaves, strict=True)}

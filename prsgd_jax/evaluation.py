@@ -26,7 +26,7 @@ from prsgd_jax.engine_checks import check_setting
 from prsgd_jax.isolation import completing, isolated
 from prsgd_jax.keys import from_data, to_data
 from prsgd_jax.payload import is_inexact, wire_dtype
-from prsgd_jax.replica_mesh import ReplicaMesh
+from prsgd_jax.replica_mesh import ReplicaMesh, first
 from prsgd_jax.train_state import TrainState, check_fits, check_state
 from prsgd_jax.tree_types import describe, is_array
 
@@ -90,7 +90,7 @@ def make_evaluate(
         'eval_fn another name'
       )
     scalars = {name: float(value) for name, value in means.items()}
-    return {**scalars, 'consensus_distance': float(distance[0])}
+    return {**scalars, 'consensus_distance': float(first(distance))}
 
   return evaluate
 
@@ -100,8 +100,8 @@ def _average(x: Array) -> Array:
   if is_inexact(x):
     mean = x.astype(wire_dtype(x)).mean(axis=0)
     return lax.pmean(mean, AXIS_NAME).astype(x.dtype)
-  first = lax.axis_index(AXIS_NAME) == 0
-  own = jnp.where(first, x[0], jnp.zeros_like(x[0]))
+  is_first = lax.axis_index(AXIS_NAME) == 0
+  own = jnp.where(is_first, x[0], jnp.zeros_like(x[0]))
   return lax.psum(own, AXIS_NAME).astype(x.dtype)
 
 

@@ -28,6 +28,20 @@ from prsgd_jax.tree_types import describe
 WRITTEN_OUT = 128
 
 
+def first(x: Array) -> np.ndarray:
+  """Fetches the row of the first device of `[D, ...]`, the same on all devices.
+
+  Not `x[0]`: indexing a sharded array is a program with a collective, which may
+  meet those of dispatches in flight in another order.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> int(first(jnp.arange(3)[None] + 4)[0])
+    4
+  """
+  return np.array(np.asarray(x.addressable_shards[0].data)[0])
+
+
 @dataclasses.dataclass(frozen=True, init=False)
 class ReplicaMesh:
   """The placement of N replicas on D devices.
