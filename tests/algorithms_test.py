@@ -269,10 +269,15 @@ class NotFiniteTest(parameterized.TestCase):
         is_nan.append(np.isnan(spoiled).any(axis=1))
     return np.stack(hears), np.stack(is_nan)
 
-  @parameterized.product(name=SELECTIVE, num_devices=(1, 2))
+  @parameterized.parameters(
+    *(
+      (name, d)
+      for name in SELECTIVE
+      for d in (1, 2)
+      if d == ONE_LAYOUT or TABLE[name].every_layout
+    )
+  )
   def test_a_nan_goes_where_values_go(self, name, num_devices):
-    if not TABLE[name].every_layout and num_devices != ONE_LAYOUT:
-      num_devices = ONE_LAYOUT
     hears, is_nan = self.reached(name, num_devices, [3])
     # NaN is not far enough for the one to send, and the other leaves it out.
     if name in ('sparq_sgd', 'edit'):

@@ -28,7 +28,7 @@ from tests.random_chains import (
 
 T = 5
 # More for a long search: FUZZ_EXAMPLES=2000 pytest tests/random_chains_test.py
-EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '20'))
+EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '12'))
 RANDOM = hypothesis.settings(
   max_examples=EXAMPLES,
   deadline=None,
