@@ -311,8 +311,10 @@ def _compile(
       collected.append(metrics)
     return state, jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *collected)
 
-  lower = program.lower  # type: ignore[attr-defined]
-  return dispatch, completing(lower, 0)
+  def lower(*args: Any) -> jax.stages.Lowered:
+    return completing(program.lower, 0)(*args)  # type: ignore[attr-defined]
+
+  return dispatch, lower
 
 
 def _without_steps(mesh: ReplicaMesh, metrics: ArrayTree) -> ArrayTree:

@@ -304,7 +304,7 @@ class AccumulationTest(parameterized.TestCase):
     self.assertEqual(optimizer_clocks.accumulation(make()), k)
 
   def test_the_wrapper_itself_is_not_an_optimizer(self):
-    with self.assertRaisesRegex(ValueError, r'call its gradient_transform'):
+    with self.assertRaisesRegex(ValueError, r'append .gradient_transform'):
       pr.local_update(optax.MultiSteps(optax.sgd(0.1), 2))
 
 
