@@ -11,6 +11,7 @@ An epoch is as many examples as the data set has, over all replicas together.
 
 from collections.abc import Callable, Iterator, Sequence
 import itertools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,12 @@ import numpy as np
 from prsgd_jax.base import (
   Array,
 )
-from prsgd_jax.checks import check_positive, check_positive_int, check_seed
+from prsgd_jax.checks import (
+  check_positive,
+  check_positive_int,
+  check_seed,
+  check_step,
+)
 from prsgd_jax.replica_mesh import ReplicaMesh
 from prsgd_jax.tree_types import describe, difference
 
@@ -131,6 +137,7 @@ def dirichlet(
     Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
     distribution for federated visual classification (arXiv 1909.06335).
   """
+  labels = _check_labels(labels)
   _check_sizes(len(labels), num_replicas, batch_size)
   alpha = check_positive('alpha', alpha)
   rng = np.random.default_rng(check_seed('seed', seed))
@@ -154,6 +161,18 @@ def dirichlet(
     taken += quota
     shards.append(np.concatenate(picked))
   return from_shards(len(labels), shards, batch_size, seed=seed)
+
+
+def _check_labels(labels: Any) -> np.ndarray:
+  """Labels as an array, also those of a list; texts may be labels too."""
+  listed = np.asarray(labels)
+  is_known = listed.dtype.kind in 'biufUS' and (listed == listed).all()
+  if listed.ndim != 1 or not is_known:
+    raise ValueError(
+      'labels must be one number or text for each example, such as int[n], got '
+      f'{describe(listed)}; of one-hot rows take labels.argmax(-1)'
+    )
+  return listed
 
 
 def _log_dirichlet(
@@ -212,6 +231,11 @@ def from_shards(
   table = np.zeros((len(shards), sizes.max()), np.int32)
   for i, shard in enumerate(map(np.asarray, shards)):
     is_int = np.issubdtype(shard.dtype, np.integer)
+    if shard.ndim != 1:
+      raise ValueError(
+        f'shards expects one list of rows for each replica, int[n], got '
+        f'{describe(shard)} for replica {i}'
+      )
     if not is_int or shard.min() < 0 or shard.max() >= num_examples:
       raise ValueError(
         f'shards expects integer rows in 0 .. {num_examples - 1}, got '
@@ -314,45 +338,60 @@ def stack_batches(
   num_steps = check_positive_int('num_steps', num_steps)
   blocks = (mesh.num_devices, mesh.block_size)
 
-  def stack(*leaves: np.ndarray) -> np.ndarray:
-    x = np.stack(leaves)
+  def cut(x: np.ndarray) -> np.ndarray:
     x = x.reshape((num_steps, *blocks, *x.shape[2:]))
     return np.moveaxis(x, 1, 0)
 
-  taken = [
+  rows = (
     _of_replicas(mesh.num_replicas, batch, global_batch)
     for batch in _take(batches, num_steps)
-  ]
-  _check_alike(taken)
-  return mesh.place_per_device(jax.tree.map(stack, *taken))
+  )
+  return mesh.place_per_device(jax.tree.map(cut, _stack(rows, num_steps)))
 
 
-def _take(batches: Any, num_steps: int) -> list[Any]:
+def _stack(batches: Iterator[Any], num_steps: int) -> Any:
+  """Copies each batch as it comes: a loader may write the next in its place."""
+  first = next(batches)
+  stacked = jax.tree.map(
+    lambda x: np.empty((num_steps, *x.shape), x.dtype), first
+  )
+  types = jax.tree.map(operator.itemgetter(0), stacked)
+  for i, batch in enumerate(itertools.chain([first], batches)):
+    _check_alike(types, batch)
+    for into, x in zip(*map(jax.tree.leaves, (stacked, batch)), strict=True):
+      into[i] = x
+  return stacked
+
+
+def _take(batches: Any, num_steps: int) -> Iterator[Any]:
   if not isinstance(batches, Iterator):
     raise ValueError(
       f'batches must be an iterator, got {describe(batches)}, which would be '
       'read from its start at every call; make one by iter(...), once, before '
       'the loop'
     )
-  taken = list(itertools.islice(batches, num_steps))
-  if len(taken) < num_steps:
-    raise ValueError(
-      f'expected {num_steps} more batches, the iterator ended after '
-      f'{len(taken)}, which are lost; pass a generator that starts the loader '
-      'again for each epoch: while True: yield from loader'
-    )
-  return taken
-
-
-def _check_alike(batches: list[Any]) -> None:
-  for batch in batches[1:]:
-    change = difference(batches[0], batch)
-    if change:
+  for i in range(num_steps):
+    # Not by a for loop or islice: those call iter, by which some loaders that
+    # are their own iterators start again.
+    try:
+      batch = next(batches)
+    except StopIteration:
       raise ValueError(
-        f'all batches must have the same structure and shapes, but {change}; '
-        'drop the last, smaller batch of an epoch (drop_last or '
-        'drop_remainder=True)'
-      )
+        f'expected {num_steps} more batches, the iterator ended after {i}, '
+        'which are lost; pass a generator that starts the loader again for '
+        'each epoch: while True: yield from loader'
+      ) from None
+    yield batch
+
+
+def _check_alike(first: Any, batch: Any) -> None:
+  change = difference(first, batch)
+  if change:
+    raise ValueError(
+      f'all batches must have the same structure and shapes, but {change}; '
+      'drop the last, smaller batch of an epoch (drop_last or '
+      'drop_remainder=True)'
+    )
 
 
 def _of_replicas(n: int, batch: Any, global_batch: bool) -> Any:
@@ -360,6 +399,8 @@ def _of_replicas(n: int, batch: Any, global_batch: bool) -> Any:
 
   def split(x: Any) -> np.ndarray:
     x = np.asarray(x)
+    if x.dtype.kind in 'OSU':
+      raise ValueError(f'a batch must be of numbers, got {describe(x)}')
     if not global_batch:
       if x.shape[:1] != (n,):
         raise ValueError(
@@ -443,7 +484,7 @@ def _locate(
 def _check_sizes(num_examples: int, num_replicas: int, batch_size: int) -> None:
   check_positive_int('num_replicas', num_replicas)
   check_positive_int('batch_size', batch_size)
-  if not 1 <= num_examples <= MAX_RESIDENT:
+  if not 1 <= check_step('num_examples', num_examples) <= MAX_RESIDENT:
     raise ValueError(
       f'data on the device must have 1 to {MAX_RESIDENT} examples, got '
       f'{num_examples}; stream larger data through stack_batches'

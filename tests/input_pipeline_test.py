@@ -239,6 +239,27 @@ class DirichletTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f'alpha must be > 0.* got {alpha}'):
       input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=alpha, seed=0)
 
+  def test_labels_may_be_a_list_or_texts(self):
+    labels = np.random.default_rng(0).integers(3, size=60)
+    want = self.drawn(labels, 4, 1.0, seed=0)
+    for same in (
+      labels.tolist(),
+      np.array(['a', 'b', 'c'])[labels],
+      1.0 * labels,
+    ):
+      got = self.drawn(same, 4, 1.0, seed=0)
+      for x, y in zip(got, want, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+  @parameterized.parameters(
+    (np.eye(4), r'float64\[4,4\].*argmax'),
+    (np.array([0.0, np.nan]), r'float64\[2\]'),
+    (np.array([None, 1]), r'object\[2\]'),
+  )
+  def test_refuses_what_are_no_labels(self, labels, pattern):
+    with self.assertRaisesRegex(ValueError, f'labels must be.*{pattern}'):
+      input_pipeline.dirichlet(labels, 2, 1, alpha=1.0, seed=0)
+
   @parameterized.parameters(-1, 2**32, 1.0)
   def test_refuses_a_seed(self, seed):
     for make in (input_pipeline.shared, input_pipeline.sharded):
@@ -274,6 +295,7 @@ class FromShardsTest(parameterized.TestCase):
     ([np.array([0, -1]), np.array([1, 2])], 'integer rows .* -1'),
     ([np.array([0.0, 1.5]), np.array([1, 2])], 'integer rows .* float64'),
     ([], 'num_replicas must be an integer >= 1, got 0'),
+    ([np.zeros((2, 2), int)] * 2, r'rows for each replica.*int64\[2,2\]'),
   )
   def test_refuses_what_is_no_row(self, shards, pattern):
     with self.assertRaisesRegex(ValueError, pattern):
@@ -357,6 +379,35 @@ class BatchTest(parameterized.TestCase):
     for epoch in seen:
       self.assertEqual(sorted(epoch.tolist()), [0, 1, 2, 3, 4])
     self.assertGreater(len({tuple(epoch) for epoch in seen.tolist()}), 1)
+
+  def test_a_loader_that_starts_again_by_iter_is_read_on(self):
+    class Loader:
+      """Its own iterator, as those of many libraries, into one buffer."""
+
+      def __init__(self):
+        self.buffer = np.zeros((2, 1))
+
+      def __iter__(self):
+        self.buffer[:] = 0
+        return self
+
+      def __next__(self):
+        self.buffer += 1
+        return self.buffer
+
+    mesh, loader = pr.ReplicaMesh(2, 1), iter(Loader())
+    for first in (1, 4):
+      got = input_pipeline.stack_batches(mesh, loader, 3)
+      np.testing.assert_array_equal(
+        got[0, :, 1, 0], [first, first + 1, first + 2]
+      )
+
+  @parameterized.parameters((np.array([['a', 'b']] * 2),), ([[None]] * 2,))
+  def test_refuses_what_are_no_numbers(self, batch):
+    with self.assertRaisesRegex(ValueError, 'a batch must be of numbers, got'):
+      input_pipeline.stack_batches(
+        pr.ReplicaMesh(2, 1), iter([{'x': np.array(batch)}]), 1
+      )
 
   @parameterized.parameters(1, 2, 4)
   def test_splits_batches_of_all_replicas(self, num_devices):
