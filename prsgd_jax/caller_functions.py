@@ -132,10 +132,12 @@ def _check_kept(before: ArrayTree, after: ArrayTree) -> None:
 
 
 def _check_metrics(metrics: Any) -> None:
-  if not isinstance(metrics, Mapping):
+  if not isinstance(metrics, Mapping) or not all(
+    isinstance(name, str) for name in metrics
+  ):
     raise ValueError(
-      "loss_fn must return metrics as a dict of arrays, such as {'accuracy': "
-      f'accuracy}}, got {describe(metrics)}'
+      'loss_fn must return metrics as a dict of arrays by their names, such as '
+      f"{{'accuracy': accuracy}}, got {describe(metrics)}"
     )
   for path, x in jax.tree.flatten_with_path(dict(metrics))[0]:
     if not is_array(x):

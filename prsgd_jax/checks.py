@@ -52,6 +52,17 @@ def check_length(name: str, value: Any) -> int:
   return int(value)
 
 
+def check_num_steps(value: Any) -> int:
+  """Returns the number of steps of a dispatch as an int; 0 is allowed.
+
+  Raises:
+    ValueError: if it is not an integer in 0 .. 2^31 - 1.
+  """
+  if check_step('num_steps', value):
+    check_length('num_steps', value)
+  return int(value)
+
+
 def check_seed(name: str, value: Any) -> int:
   """Returns the seed of random numbers as an int.
 
@@ -63,6 +74,41 @@ def check_seed(name: str, value: Any) -> int:
       f'{name} must be an integer in 0 .. 2**32 - 1, got {value!r}'
     )
   return int(value)
+
+
+def check_positive_ints(name: str, values: Any) -> list[int]:
+  """Returns a list of integers of at least 1.
+
+  Raises:
+    ValueError: if it is not a list, or has anything else.
+  """
+  return [check_positive_int(name, x) for x in check_listed(name, values)]
+
+
+def check_listed(name: str, values: Any) -> list[Any]:
+  """Returns the elements of a list, a tuple or an array.
+
+  Raises:
+    ValueError: if it has none, like a number or a text.
+  """
+  try:
+    listed = None if isinstance(values, str) else list(values)
+  except TypeError:  # also of an array without axes
+    listed = None
+  if listed is None:
+    raise ValueError(f'{name} must be a list of numbers, got {values!r}')
+  return listed
+
+
+def check_bool(name: str, value: Any) -> bool:
+  """Returns a flag as a bool.
+
+  Raises:
+    ValueError: if it is neither True nor False.
+  """
+  if not isinstance(value, bool | np.bool_):
+    raise ValueError(f'{name} must be True or False, got {value!r}')
+  return bool(value)
 
 
 def check_number(
@@ -152,9 +198,11 @@ def what_to_type(tx: Any) -> str:
     return f'; write optax.sgd({tx})'
   if hasattr(tx, 'gradient_transformation'):
     return '; append .gradient_transformation()'
-  if callable(tx):
-    name = getattr(tx, '__name__', 'optimizer')
+  name = getattr(tx, '__name__', '')
+  if callable(getattr(optax, name, None)):
     return f'; call it, as in optax.{name}(0.1)'
+  if isinstance(tx, list | tuple):
+    return '; chain several by optax.chain(...)'
   return ''
 
 

@@ -26,8 +26,10 @@ from prsgd_jax.base import (
 from prsgd_jax.checks import (
   MAX_STEPS,
   check_length,
+  check_listed,
   check_positive,
   check_positive_int,
+  check_positive_ints,
   check_probability,
   check_schedule,
   check_seed,
@@ -120,7 +122,8 @@ def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
   """
   if not isinstance(steps, np.ndarray):
     # Beyond int64 they would not make an array of integers.
-    steps = [step for step in steps if not _is_beyond(step)]
+    given = check_listed('at_steps(steps)', steps)
+    steps = [step for step in given if not _is_beyond(step)]
   listed = np.asarray(steps)
   if listed.size and (
     not np.issubdtype(listed.dtype, np.integer) or listed.min() < 0
@@ -521,7 +524,7 @@ def _not_negative(step: Step) -> jax.Array | np.ndarray:
 
 def _ends(lengths: Sequence[int]) -> list[int]:
   """The steps done when each of the intervals ends."""
-  checked = [check_positive_int('lengths', length) for length in lengths]
+  checked = check_positive_ints('lengths', lengths)
   if not checked:
     raise ValueError('lengths must have at least one interval, got none')
   return list(itertools.accumulate(checked))

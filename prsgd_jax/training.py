@@ -28,7 +28,7 @@ from prsgd_jax.caller_functions import (
   check_signature,
   checked_loss,
 )
-from prsgd_jax.checks import check_step
+from prsgd_jax.checks import check_num_steps
 from prsgd_jax.engine_checks import check_setting
 from prsgd_jax.isolation import completing, isolated
 from prsgd_jax.keys import renew
@@ -166,7 +166,7 @@ def make_resident_train_steps(
     state: TrainState, data: Any, num_steps: int
   ) -> tuple[TrainState, ArrayTree]:
     """Trains for `num_steps` steps on the data."""
-    num_steps = check_step('num_steps', num_steps)
+    num_steps = check_num_steps(num_steps)
     mesh.check_replicated(data)
     inputs = (data, num_steps)
     return dispatch(state, inputs, num_steps, lambda i: (data, 1))

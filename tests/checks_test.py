@@ -24,6 +24,32 @@ class CheckPositiveIntTest(parameterized.TestCase):
       checks.check_positive_int('x', value)
 
 
+class CheckListTest(parameterized.TestCase):
+  @parameterized.parameters(([1, 2],), ((1, 2),), (np.array([1, 2]),))
+  def test_accepts(self, values):
+    self.assertEqual(checks.check_positive_ints('x', values), [1, 2])
+
+  @parameterized.parameters((3,), (2.5,), (None,), ('12',), (np.array(3),))
+  def test_refuses_what_is_no_list(self, values):
+    with self.assertRaisesRegex(ValueError, 'x must be a list of numbers, got'):
+      checks.check_positive_ints('x', values)
+
+  def test_refuses_an_element(self):
+    with self.assertRaisesRegex(ValueError, 'x must be an integer >= 1, got 0'):
+      checks.check_positive_ints('x', [1, 0])
+
+
+class CheckBoolTest(parameterized.TestCase):
+  def test_accepts(self):
+    self.assertIs(checks.check_bool('x', np.bool_(True)), True)
+    self.assertIs(checks.check_bool('x', False), False)
+
+  @parameterized.parameters(0, 1.0, 'false', None, float('nan'))
+  def test_refuses(self, value):
+    with self.assertRaisesRegex(ValueError, 'x must be True or False, got'):
+      checks.check_bool('x', value)
+
+
 class CheckStepTest(parameterized.TestCase):
   def test_accepts_zero(self):
     self.assertEqual(checks.check_step('x', np.int64(0)), 0)

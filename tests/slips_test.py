@@ -127,6 +127,10 @@ RETURNS = {
     returning(lambda loss, s: (loss, (s, None))),
     'metrics as a dict .*got None$',
   ),
+  'metric_without_a_name': (
+    returning(lambda loss, s: (loss, (s, {1: loss, 'x': loss}))),
+    r"metrics as a dict .*got {1: float32\[\], 'x': float32\[\]}$",
+  ),
   'metric_of_text': (
     returning(lambda loss, s: (loss, (s, {'name': 'x'}))),
     "a metric .* must be an array, got 'x' for 'name'",
@@ -375,6 +379,11 @@ NUM_STEPS = {
     ('array', jnp.arange(3)),
   )
 }
+for value in (2**31, 2**63, 10**30):
+  NUM_STEPS[f'{value}'] = (
+    lambda value=value: resident(num_steps=value),
+    rf'num_steps must be at most 2\*\*31 - 1 .*got {value}$',
+  )
 NUM_STEPS['traced'] = (
   lambda: jax.jit(lambda n: resident(num_steps=n))(3),
   'num_steps must be an integer >= 0, got ',
@@ -492,6 +501,8 @@ class OptimizerTest(parameterized.TestCase):
     }
     for slip, pattern in (
       (0.1, r'got 0.1; write optax.sgd\(0.1\)$'),
+      (lambda g: g, r'got the function <lambda>$'),
+      ([SGD, SGD], r'chain several by optax.chain\(...\)$'),
       (optax.adam, r'got the function adam; call it, as in optax.adam\('),
       (
         optax.MultiSteps(SGD, 2),

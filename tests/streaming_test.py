@@ -65,10 +65,10 @@ class ScheduleTest(parameterized.TestCase):
       f'layer_{i}': {'bias': np.zeros(1), 'kernel': np.zeros((2, 2))}
       for i in range(5)
     }
-    first, second = streaming._fragments(2)
+    first, second = streaming._fragments(2, 100)
     self.assertEqual(first(params), [0, 1, 4, 5, 8, 9])
     self.assertEqual(second(params), [2, 3, 6, 7])
-    (whole,) = streaming._fragments(1)
+    (whole,) = streaming._fragments(1, 100)
     self.assertEqual(whole(np.zeros(3)), [0])
 
   def test_layers_may_be_named(self):
@@ -181,7 +181,8 @@ class ProgramTest(parameterized.TestCase):
 
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(
-    ({'fragments': 5}, 'fragments must be at most period = 4, got 5'),
+    ({'fragments': 5}, 'fragments must be at most period = 4, .* got 5'),
+    ({'fragments': 2**31, 'period': 2**32}, 'at most 1024, got 2147483648'),
     ({'fragments': 0}, 'fragments must be an integer >= 1, got 0'),
     ({'delay': 4}, 'delay must be less than period = 4, got 4'),
     ({'fragments': [['a'], []]}, r'names of layers .* got \[\[.a.\], \[\]\]'),
@@ -194,7 +195,7 @@ class ErrorsTest(parameterized.TestCase):
   )
   def test_arguments_are_in_range(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
-      stream(period=4, **options)
+      stream(**{'period': 4, **options})
 
   def test_a_fragment_has_a_layer(self):
     with self.assertRaisesRegex(

@@ -18,7 +18,7 @@ from prsgd_jax.checks import (
   MAX_STEPS,
   check_number,
   check_optax,
-  check_positive_int,
+  check_positive_ints,
   check_step,
 )
 from prsgd_jax.mixing import mean, weighted_mean
@@ -235,7 +235,7 @@ def delay_weights(
     >>> delay_weights([3, 4], contraction=0.25).tolist()
     [0.2, 0.8]
   """
-  steps = np.array([check_positive_int('local_steps', c) for c in local_steps])
+  steps = np.array(check_positive_ints('local_steps', local_steps))
   r = check_number(
     'contraction', contraction, lambda r: 0 < r <= 1, 'in (0, 1]'
   )

@@ -9,7 +9,11 @@ import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
-from prsgd_jax.checks import check_number, check_seed
+from prsgd_jax.checks import (
+  check_listed,
+  check_number,
+  check_seed,
+)
 from prsgd_jax.schedules import every, latest, rounds, starts
 from prsgd_jax.stages import (
   algorithm,
@@ -326,8 +330,9 @@ def _sizes(weights: Sequence[float]) -> Rule:
 
 
 def _positive(name: str, values: Sequence[float]) -> np.ndarray:
-  checked = np.array(values, np.float64)
-  positive = checked.ndim == 1 and (checked > 0).all()
-  if not positive or not np.isfinite(checked).all():
-    raise ValueError(f'{name} must be numbers > 0, got {values!r}')
-  return checked
+  return np.array(
+    [
+      check_number(name, x, lambda x: x > 0, 'numbers > 0')
+      for x in check_listed(name, values)
+    ]
+  )

@@ -6,7 +6,7 @@ from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.algorithms.diloco import outer_rounds
 from prsgd_jax.algorithms.rates import as_rate, per_unit
 from prsgd_jax.base import ReplicaTransformation, Schedule
-from prsgd_jax.checks import check_number
+from prsgd_jax.checks import check_bool, check_number
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import algorithm, at, let, remember, step, zeros
 
@@ -127,5 +127,6 @@ def bmuf(
   rate = check_number(
     'block_learning_rate', block_learning_rate, lambda x: x > 0, '> 0'
   )
+  nesterov = check_bool('nesterov', nesterov)
   outer = optax.sgd(rate, momentum=momentum, nesterov=nesterov)
   return outer_rounds('bmuf', local, outer, period=period, average=average)

@@ -9,7 +9,7 @@ import optax
 from scipy.sparse import csr_array
 
 from prsgd_jax.base import Array, ReplicaTransformation
-from prsgd_jax.checks import check_step
+from prsgd_jax.checks import check_listed, check_step
 from prsgd_jax.matrices import from_links
 from prsgd_jax.mixing import sparse
 from prsgd_jax.stages import (
@@ -147,7 +147,7 @@ class _Tree(NamedTuple):
 def _tree(parents: Sequence[int] | None) -> _Tree:
   if parents is None:
     return _Tree(3, lambda n: [(i - 1) // 2 for i in range(1, n)])
-  given = [check_step('parents', p) for p in parents]
+  given = [check_step('parents', p) for p in check_listed('parents', parents)]
   for child, parent in enumerate(given, start=1):
     if parent >= child:
       raise ValueError(

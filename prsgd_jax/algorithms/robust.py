@@ -12,6 +12,7 @@ from prsgd_jax.checks import (
   MAX_STEPS,
   check_number,
   check_positive_int,
+  check_positive_ints,
   check_step,
 )
 from prsgd_jax.mixing import mean
@@ -230,7 +231,7 @@ def decoupled_diloco(
     clocks of their own, send fragments, and have a time of grace to arrive. An
     absent replica loses its round and continues from x0.
   """
-  counts = [check_positive_int('local_steps', c) for c in local_steps]
+  counts = check_positive_ints('local_steps', local_steps)
   here = len(counts) if quorum is None else check_positive_int('quorum', quorum)
   if here > len(counts):
     raise ValueError(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule
-from prsgd_jax.checks import check_number, check_positive_int
+from prsgd_jax.checks import check_bool, check_number, check_positive_int
 from prsgd_jax.chunks import matrix_shape
 from prsgd_jax.compression import Compressor, bin_means, chunked_top_k
 from prsgd_jax.mixing import mean
@@ -77,6 +77,8 @@ def sparse_loco(
   if compressor is None:
     compressor = chunked_top_k(64, values=bin_means(4))
   codec = feedback(compressor, decay)
+  if check_bool('senders_only', senders_only):
+    codec = among_senders(codec)
   return algorithm(
     'sparse_loco',
     remember(x0='params'),
@@ -84,9 +86,7 @@ def sparse_loco(
     at(
       rounds(period),
       let(moved=lambda x0, params: x0 - params),
-      sync(
-        mean(), 'moved', codec=among_senders(codec) if senders_only else codec
-      ),
+      sync(mean(), 'moved', codec=codec),
       let(x0=lambda x0, moved: x0 - alpha * moved, params='x0'),
     ),
   )
@@ -133,7 +133,7 @@ def demo(
     rounding.
   """
   codec = feedback(chunked_top_k(num_kept, chunk=chunk), decay)
-  if senders_only:
+  if check_bool('senders_only', senders_only):
     codec = among_senders(codec)
   return algorithm(
     'demo',

@@ -38,6 +38,9 @@ from prsgd_jax.stages import (
 )
 from prsgd_jax.stages.scopes import viewed
 
+# Each is a stage of its own.
+MAX_FRAGMENTS = 2**10
+
 
 def streaming_diloco(
   local: optax.GradientTransformation | ReplicaTransformation,
@@ -87,11 +90,7 @@ def streaming_diloco(
   outer = DILOCO_OUTER if outer is None else outer
   check_optax('outer', outer)
   period = check_positive_int('period', period)
-  selected = _fragments(fragments)
-  if len(selected) > period:
-    raise ValueError(
-      f'fragments must be at most period = {period}, got {len(selected)}'
-    )
+  selected = _fragments(fragments, period)
   if check_step('delay', delay) >= period:
     raise ValueError(f'delay must be less than period = {period}, got {delay}')
   alpha = check_number('alpha', alpha, lambda x: 0 <= x < 1, 'in [0, 1)')
@@ -180,10 +179,13 @@ def _after(offset: int, period: int, delay: int = 0) -> Schedule:
   return lambda step: (step >= delay) & ((step + 1 - phase) % period == 0)
 
 
-def _fragments(fragments: int | Sequence[Sequence[str]]) -> list[Select]:
+def _fragments(
+  fragments: int | Sequence[Sequence[str]], period: int
+) -> list[Select]:
   """For each fragment `params -> positions of its leaves`."""
   if isinstance(fragments, str) or not isinstance(fragments, Sequence):
     count = check_positive_int('fragments', fragments)
+    _check_count(count, period)
     return [_every_layer(p, count) for p in range(count)]
   named = [
     (layers,) if isinstance(layers, str) else tuple(layers)
@@ -194,7 +196,17 @@ def _fragments(fragments: int | Sequence[Sequence[str]]) -> list[Select]:
       "fragments expects names of layers for each, such as [['embed'], "
       f"['head']], got {fragments!r}"
     )
+  _check_count(len(named), period)
   return [_layers_of(p, named) for p in range(len(named))]
+
+
+def _check_count(count: int, period: int) -> None:
+  most = min(period, MAX_FRAGMENTS)
+  if count > most:
+    raise ValueError(
+      f'fragments must be at most period = {period}, and at most '
+      f'{MAX_FRAGMENTS}, got {count}'
+    )
 
 
 def _layers(params: ArrayTree) -> dict[str, list[int]]:
