@@ -128,6 +128,12 @@ class OtherOutputsTest(parameterized.TestCase):
     mesh = pr.ReplicaMesh(4, 2)
     with self.assertRaisesRegex(ValueError, 'ScheduleFreeState.*evaluated_at'):
       pr.create_train_state(mesh, make(free()), START)
+    early = pr.chain(pr.average_iterates(2), pr.step(free()))
+    state = pr.create_train_state(mesh, early, START)
+    with self.assertRaisesRegex(ValueError, 'ScheduleFreeState.*evaluated_at'):
+      pr.consensus(early, state)
+    with self.assertRaisesRegex(ValueError, 'ScheduleFreeState.*evaluated_at'):
+      trained(early)
     meant = make(pr.evaluated_at(free(), lambda state, params: params))
     pr.create_train_state(mesh, meant, START)
 

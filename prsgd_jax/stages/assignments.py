@@ -207,8 +207,17 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
       jax.eval_shape(lambda r: output(r, ()), replica)
     return replica, ()
 
+  def update(
+    replica: Replica, state: ArrayTree, context: Context
+  ) -> tuple[Replica, ArrayTree]:
+    del context
+    # The optimizer may come later in the chain, after this stage's init.
+    _check_no_other_point(made, replica)
+    return replica, state
+
   def output(replica: Replica, state: ArrayTree) -> Replica:
     del state
+    _check_no_other_point(made, replica)
     clock = blocks.clock_at_init(replica, 0)
     for name, rule in made.items():
       replica = replica.set({name: blocks.assign(name, rule, replica, clock)})
@@ -216,7 +225,7 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
   found = names(reads=_read(made))
   found = found._replace(lasts=found.reads)
-  return ReplicaTransformation(_keep, init, output=output, names=found)
+  return ReplicaTransformation(update, init, output=output, names=found)
 
 
 def _check_no_other_point(made: Mapping[str, Rule], replica: Replica) -> None:
