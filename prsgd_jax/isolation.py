@@ -134,11 +134,55 @@ def _trace(
   except NameError as error:
     if 'axis name' not in str(error) or AXIS_NAME not in str(error):
       raise
-    raise ValueError(
-      f'{name} is of one replica and must have no collective over the axis '
-      f'{AXIS_NAME!r}, such as that of BatchNorm(axis_name={AXIS_NAME!r}); '
-      'leave it out, and let pr.sync average over the replicas'
-    ) from error
+    raise _refusal(name, f'BatchNorm(axis_name={AXIS_NAME!r})') from error
   treedef = jax.tree.structure(out)
   run = jax.extend.core.jaxpr_as_fun(closed)
   return lambda leaves: jax.tree.unflatten(treedef, run(*leaves)), closed.jaxpr
+
+
+def over_block_isolated(
+  name: str, fn: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Maps a function of a caller over the block, as `base.over_block` does.
+
+  It is for functions that are too small to be traced outside, such as rules and
+  optimizers: their collectives are found in what was traced.
+
+  Args:
+    name: what the caller knows the function as, for the error.
+    fn: a function of one replica's trees.
+
+  Raises:
+    ValueError: from the call, if there is a collective over the axis of
+      replicas in `fn`.
+  """
+
+  def call(*args: Any) -> Any:
+    closed, out = jax.make_jaxpr(jax.vmap(fn), return_shape=True)(*args)
+    if _joins_replicas(closed.jaxpr):
+      raise _refusal(name, f'lax.pmean(x, {AXIS_NAME!r})')
+    run = jax.extend.core.jaxpr_as_fun(closed)
+    return jax.tree.unflatten(
+      jax.tree.structure(out), run(*jax.tree.leaves(args))
+    )
+
+  return call
+
+
+def _joins_replicas(jaxpr: Any) -> bool:
+  for eqn in jaxpr.eqns:
+    for parameter in ('axes', 'axis_name'):
+      axes = eqn.params.get(parameter)
+      if AXIS_NAME in (axes if isinstance(axes, tuple) else (axes,)):
+        return True
+    if any(map(_joins_replicas, jax.extend.core.jaxprs_in_params(eqn.params))):
+      return True
+  return False
+
+
+def _refusal(name: str, example: str) -> ValueError:
+  return ValueError(
+    f'{name} is of one replica and must have no collective over the axis '
+    f'{AXIS_NAME!r}, such as that of {example}; leave it out, and let pr.sync '
+    'average over the replicas'
+  )

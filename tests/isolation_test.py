@@ -45,6 +45,17 @@ COLLECTIVES = {
   'only_in_the_gradient': mean_of_gradients,
 }
 
+# Of these nothing is left in a program that was traced inside.
+UNSEEN = ('sum_of_ones', 'axis_size', 'only_in_the_gradient')
+
+
+def over(fn):
+  return lambda updates, params: jax.tree.map(fn, updates)
+
+
+def rule(fn):
+  return lambda params: fn(params)
+
 
 def create(mesh, model_state=()):
   return pr.create_train_state(
@@ -136,6 +147,39 @@ class IsolationTest(parameterized.TestCase):
       with self.assertRaisesRegex(ValueError, f'^{name} .*collective'):
         refresh((data, ()))
 
+  @parameterized.product(
+    name=[n for n in COLLECTIVES if n not in UNSEEN], num_devices=(1, 4)
+  )
+  def test_optimizers_and_rules_have_none(self, name, num_devices):
+    mesh = pr.ReplicaMesh(N, num_devices)
+    joined = optax.chain(optax.stateless(over(COLLECTIVES[name])), optax.sgd(1))
+    for who, algorithm in {
+      'the optimizer': pr.step(joined),
+      'a rule': pr.chain(
+        pr.step(optax.sgd(1.0)), pr.let(params=rule(COLLECTIVES[name]))
+      ),
+    }.items():
+      with self.assertRaisesRegex(
+        ValueError, f'{who} .*no collective.*pr.sync'
+      ):
+        state = pr.create_train_state(mesh, algorithm, np.ones(3, np.float32))
+        steps = pr.make_train_steps(mesh, algorithm, square)
+        steps(state, np.zeros((num_devices, 1, N // num_devices, 3)))
+
+  @parameterized.parameters(1, 2)
+  def test_collectives_over_own_axes_work_in_them_too(self, num_devices):
+    def centered(x):
+      return jax.vmap(lambda v: v - lax.pmean(v, AXIS), axis_name=AXIS)(x)
+
+    mesh = pr.ReplicaMesh(N, num_devices)
+    tx = optax.chain(optax.stateless(over(centered)), optax.sgd(0.5))
+    algorithm = pr.chain(pr.step(tx), pr.let(params=rule(centered)))
+    state = pr.create_train_state(mesh, algorithm, np.float32([1, 2, 6]))
+    steps = pr.make_train_steps(mesh, algorithm, square)
+    state, _ = steps(state, np.zeros((num_devices, 1, N // num_devices, 3)))
+    # x - (g - mean g) / 2 with g = 2 x is the mean of x, less itself 0.
+    np.testing.assert_allclose(mesh.gather(state.params), 0, atol=1e-6)
+
   @parameterized.parameters(*LAYOUTS)
   def test_collectives_over_own_axes_work(self, num_devices):
     # Twin of the above, also for an own axis that has the name of ours.
@@ -212,6 +256,7 @@ class IsolationTest(parameterized.TestCase):
           )
           raise
 
+      call.lower = mapped.lower
       return call
 
     with absltest.mock.patch.object(pr.ReplicaMesh, 'map', recording):

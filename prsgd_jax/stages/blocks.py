@@ -17,6 +17,7 @@ from prsgd_jax.base import (
   Replica,
   over_block,
 )
+from prsgd_jax.isolation import over_block_isolated
 from prsgd_jax.names import CLOCK
 from prsgd_jax.payload import is_inexact, widen
 from prsgd_jax.stages.rules import Rule
@@ -223,7 +224,7 @@ def _call(
 
   size = clock.replica.shape[0]
   if mapped:
-    return jax.vmap(one, axis_size=size)(mapped)
+    return over_block_isolated('a rule', one)(mapped)
   return jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), one({}))
 
 

@@ -19,6 +19,7 @@ from prsgd_jax.base import (
 )
 from prsgd_jax.checks import check_optax, check_register, what_to_type
 from prsgd_jax.evaluation_points import evaluation_points
+from prsgd_jax.isolation import over_block_isolated
 from prsgd_jax.keys import renew
 from prsgd_jax.names import FIELDS, names
 from prsgd_jax.optimizer_clocks import (
@@ -206,7 +207,8 @@ def optimizer_updates(
     grads = grads.fast  # the loss does not depend on the slow ones
   tx = optax.with_extra_args_support(tx)
   try:
-    return over_block(tx.update)(grads, opt_state, replica.params)
+    update = over_block_isolated('the optimizer', tx.update)
+    return update(grads, opt_state, replica.params)
   except (TypeError, ValueError) as error:
     if not re.search('missing .* argument|must be provided', str(error)):
       raise
@@ -265,7 +267,8 @@ def outer_update(
     # Wide, whatever `of` and `at` hold, so that the state keeps its dtypes.
     along, point = widen((replica.get(of), replica.get(at)))
     state = renew_alike(state, context)
-    updates, state = over_block(of_floats(point).update)(along, state, point)
+    step = over_block_isolated('the optimizer', of_floats(point).update)
+    updates, state = step(along, state, point)
     moved = jax.tree.map(
       lambda x, u: x + u if is_inexact(x) else x, point, updates
     )
