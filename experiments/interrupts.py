@@ -9,6 +9,8 @@ callback. Nothing has been written by then, so that the process may just end.
 import os
 import signal
 
+from experiments import streams
+
 CODE = 130  # as shells have it: 128 and the number of SIGINT
 
 
@@ -22,6 +24,7 @@ def end_silently() -> None:
 
   A process in the background of a script ignores interrupts; so it stays.
   """
+  streams.open_closed()  # before a library opens a file with their number
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
 

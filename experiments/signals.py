@@ -11,8 +11,8 @@ send ahead of SIGTERM: any number of them counts as one.
 A thread takes the signals, because Python runs handlers between the bytecodes
 of the main thread, which a compilation may hold for minutes.
 
-Only the standard library is imported here, so that a program calls `watch`
-before its other imports, which take seconds.
+Only the standard library is imported here and in `streams`, so that a program
+calls `watch` before its other imports, which take seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +24,8 @@ import sys
 import threading
 import time
 from typing import NoReturn
+
+from experiments import streams
 
 PREEMPTED = 75
 INTERRUPTED = 130
@@ -78,6 +80,8 @@ _watch = _Watch()
 
 def watch() -> None:
   """Takes the signals from now on; to be called by a program, once, first."""
+  # The pipe must not have the number of stderr: lines would be signals.
+  streams.open_closed()
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer)

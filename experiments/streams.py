@@ -33,18 +33,25 @@ class _Lossy(io.FileIO):
     return len(data)
 
 
-def install() -> None:
-  """Makes `sys.stdout` and `sys.stderr` drop what can't be written.
+def open_closed() -> None:
+  """Opens streams that were closed before the start on /dev/null.
 
-  Streams that a test or a notebook has put in their place are left alone. Those
-  that were closed before the start are opened on /dev/null, because the next
-  file opened would get their number, and with it what libraries print.
+  Otherwise the next file opened, or a pipe, would get their number, and with it
+  what the program and its libraries print.
   """
   for descriptor in range(3):
     try:
       os.fstat(descriptor)
     except OSError:
       os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
+def install() -> None:
+  """Makes `sys.stdout` and `sys.stderr` drop what can't be written.
+
+  Streams that a test or a notebook has put in their place are left alone.
+  """
+  open_closed()
   if sys.stdout is sys.__stdout__:
     sys.stdout = _lossy(1, line_buffered=False)
   if sys.stderr is sys.__stderr__:

@@ -106,6 +106,19 @@ class SignalsTest(parameterized.TestCase):
     self.send(process, 'SIGTERM')
     self.assertRegex(self.ended(process)[1], '^train.py: SIGTERM: saved')
 
+  @parameterized.parameters('<&- 2>&-', '>&- 2>&-', '2>&-')
+  def test_lines_on_a_closed_stderr_are_no_signals(self, redirection):
+    # The pipe of the signals must not be what a library prints to.
+    program = (
+      'import os, time; from experiments import signals; signals.watch(); '
+      'os.write(2, b"one line\\n"); time.sleep(0.2)'
+    )
+    script = f'"$0" -c "$1" {redirection}'
+    done = subprocess.run(
+      ['bash', '-c', script, sys.executable, program], check=False
+    )
+    self.assertEqual(done.returncode, 0)
+
   def test_without_a_watch_nothing_is_requested(self):
     self.assertIsNone(signals.requested())
     self.assertIs(signal.getsignal(signal.SIGTERM), signal.SIG_DFL)
