@@ -200,7 +200,7 @@ def command(point: Point) -> list[str]:
     given.append(f'--algorithm_options={",".join(options)}')
   for name in config.all_flags():
     flag = point.flags[name]
-    skipped = {*_NOT_SETTINGS, *config.OPTIONS} - {'data_dir'}
+    skipped = {*_NOT_SETTINGS, *config.OPTIONS} - {'data_dir', 'keep'}
     if name not in skipped and flag.present and flag.value is not None:
       given.append(flag.serialize())
   return given

@@ -81,7 +81,9 @@ class GridsTest(parameterized.TestCase):
     self.assertEqual(drops, [(), (1.0, 2.0)])
 
   def test_the_command_makes_the_run(self):
-    given = ['--partition=dirichlet', '--latency=0.5', '--data_dir=/d']
+    given = [
+      '--partition=dirichlet', '--latency=0.5', '--data_dir=/d', '--keep=all',
+    ]  # fmt: skip
     FLAGS(['sweep.py', *given])
     (point,) = self.points(
       ['hier_avg,local_period=2,global_period=4,group_size=2,buffers=average'],
