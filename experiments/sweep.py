@@ -340,7 +340,8 @@ def _choose(
   options = ('seed', *FLAGS.best_by, *config.OPTIONS)
   over = [name for name in names if name not in options]
   measure = FLAGS.best_measure
-  chosen = tuning.choose(rows, by=FLAGS.best_by, over=over, measure=measure)
+  with cli.one_line_errors(ValueError):
+    chosen = tuning.choose(rows, by=FLAGS.best_by, over=over, measure=measure)
   whole = {
     'by': FLAGS.best_by,
     'measure': measure,

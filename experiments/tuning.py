@@ -20,8 +20,8 @@ def choose(
   """The best values of some settings, for every method and other setting.
 
   The score of a value is the mean of the measure over the seeds. A value with
-  which a seed diverged is no candidate; where a run is missing the method has
-  no best.
+  which a seed diverged, or whose mean is no number, is no candidate; where a
+  run is missing the method has no best.
 
   Args:
     rows: of a sweep, with 'label', 'status', the settings and the measure.
@@ -34,7 +34,18 @@ def choose(
     None), `at_edge` (the settings whose best is the first or last of several)
     and `scores`: for each value `values`, `mean`, `least`, `most`, `runs`,
     `diverged`.
+
+  Raises:
+    ValueError: if a run that is done did not record the measure.
   """
+  done = [row for row in rows if row['status'] == 'done']
+  for row in done:
+    if measure not in row:
+      recorded = [name for name in MEASURES if all(name in r for r in done)]
+      raise ValueError(
+        f'--best_measure={measure} was not recorded by {row["label"]}; use '
+        f'{" or ".join(recorded)}'
+      )
   methods: dict[tuple[str, ...], list[records.Record]] = {}
   for row in rows:
     method = (row['label'], *(row[name] for name in over))
@@ -60,7 +71,8 @@ def _best(
     for value, same in tried.items()
   ]
   complete = all(s['missing'] == 0 for s in scores)
-  sound = [s for s in scores if s['mean'] is not None]
+  means = [math.nan if s['mean'] is None else s['mean'] for s in scores]
+  sound = [s for s, mean in zip(scores, means) if not math.isnan(mean)]
   best = None
   if complete and sound:
     sign = -1 if MEASURES[measure] else 1

@@ -1,8 +1,12 @@
 """Tests of `experiments/tuning.py`."""
 
+import math
+
 from absl.testing import absltest, parameterized
 
 from experiments import tuning
+
+NAN = math.nan
 
 
 def rows(label, losses, **place):
@@ -33,6 +37,9 @@ class TuningTest(parameterized.TestCase):
     ('loss', {'.1': (None,), '.2': (None,)}, None, []),
     ('loss', {'.1': (1, 2), '.2': ('', 0)}, None, []),
     ('loss', {'.1': (1, 2)}, '.1', []),
+    # A test loss may be no number where the training loss is one.
+    ('loss', {'.1': (NAN,), '.2': (2,), '.4': (1,), '.8': (3,)}, '.4', []),
+    ('loss', {'.1': (1, NAN), '.2': (NAN, NAN)}, None, []),
     # 1e-1 and 9 are the ends, whatever the order or the spelling.
     ('loss', {'9': (2,), '1e-1': (1,), '3': (4,)}, '1e-1', ['e']),
   )
@@ -41,6 +48,15 @@ class TuningTest(parameterized.TestCase):
     expected = None if best is None else {'learning_rate': best}
     self.assertEqual(found['best'], expected)
     self.assertEqual(found['at_edge'], ['learning_rate'] * len(edge))
+
+  def test_measure_that_no_run_has_is_said(self):
+    listed = rows('ssgd', {'.1': (1,), '.2': (None,)})
+    del listed[0]['test_accuracy']
+    choose(listed)
+    with self.assertRaisesRegex(
+      ValueError, 'accuracy was not recorded by ssgd; use loss$'
+    ):
+      choose(listed, 'test_accuracy')
 
   def test_methods_are_labels_and_other_settings(self):
     listed = [
