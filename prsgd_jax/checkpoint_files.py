@@ -248,6 +248,8 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 
 def _damaged(source: pathlib.Path, fault: str) -> CheckpointError:
+  if not _STEP.fullmatch(source.name):  # a copy, or one that was set aside
+    return CheckpointError(f'{source} is damaged ({fault}); use another one')
   older = [step for step in steps(source.parent) if step < int(source.name)]
   paths = [source.parent / str(step) for step in reversed(older)]
   whole = next((path for path in paths if _fault(path) is None), None)

@@ -211,6 +211,17 @@ class CheckpointsTest(parameterized.TestCase):
     (path / 'state' / 'notes.txt').touch()
     self.refused(r'damaged \(state/notes.txt was added\)', *make(2))
 
+  @parameterized.parameters('8.unrecorded', 'best')
+  def test_damage_of_a_copy_proposes_no_older_one(self, name):
+    path, _ = self.save()
+    copy = path.rename(path.with_name(name))
+    checkpoint_files.read_record(copy)
+    (copy / 'notes.txt').touch()
+    with self.assertRaisesRegex(
+      CheckpointError, f'{name} is damaged .*txt was added.; use another one$'
+    ):
+      checkpoint_files.read_record(copy)
+
   def test_files_that_were_swapped_have_changed(self):
     path, _ = self.save()
     files = [p for p in (path / 'state').rglob('*') if p.is_file()]
