@@ -68,8 +68,8 @@ def take(directory: pathlib.Path) -> IO[str] | None:
     lock = open(directory / NAME, 'a+')  # noqa: SIM115
   except OSError as error:
     raise LockError(
-      f'{directory} cannot be written ({error.strerror}); pass another '
-      '--workdir'
+      f'{directory} cannot be written ({error.strerror or error}); pass '
+      'another --workdir'
     ) from error
   return lock if _lock(lock) else None
 

@@ -93,6 +93,14 @@ class LocksTest(absltest.TestCase):
     ):
       self.enterContext(locks.hold(file / 'a'))
 
+  def test_pipe_in_place_of_the_lock_is_one_line(self):
+    self.directory.mkdir(parents=True)
+    os.mkfifo(self.directory / locks.NAME)
+    with self.assertRaisesRegex(
+      locks.LockError, r'a cannot be written \(.* not seekable.*\); pass'
+    ):
+      self.enterContext(locks.hold(self.directory))
+
   def test_file_system_without_locks_is_said(self):
     refusal = OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
     with (
