@@ -227,8 +227,8 @@ def _row(summary: records.Record) -> str:
     summary['label'],
     str(summary['step']),
     f'{summary["loss"]:.4f}',
-    f'{summary["test_loss"]:.4f}',
-    # The evaluation of a Task of one's own may have none.
+    # The evaluation of a Task of one's own may have neither.
+    f'{summary["test_loss"]:.4f}' if 'test_loss' in summary else '',
     f'{summary["test_accuracy"]:.2%}' if 'test_accuracy' in summary else '',
     str(summary['rounds']),
     records.format_bytes(summary['bytes_sent']),

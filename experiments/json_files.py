@@ -107,6 +107,17 @@ def list_of(check_item: Check) -> Check:
   return check
 
 
+def values_of(check_value: Check) -> Check:
+  """Accepts an object with any names, all of whose values are accepted."""
+
+  def check(value: Any) -> str | None:
+    if not isinstance(value, dict):
+      return _expected('an object', value)
+    return object_of(dict.fromkeys(value, check_value))(value)
+
+  return check
+
+
 def object_of(
   required: Mapping[str, Check], extra: Mapping[str, Check] | None = None
 ) -> Check:

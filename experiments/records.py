@@ -30,6 +30,15 @@ Record = dict[str, Any]
 
 # Of a summary: None where a run was over before it was measured.
 UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
+_NETWORK = {
+  'links': json_files.values_of(json_files.list_of(json_files.number)),
+  'speeds': json_files.list_of(json_files.number),
+  'seed': json_files.integer,
+}
+# Of a record, besides the step.
+NUMBERS = (
+  'epoch', 'loss', 'rounds', 'bytes_sent', 'modelled_seconds', 'seconds',
+)  # fmt: skip
 # The forms of the files: every reader gets values of these kinds, or an error.
 _CONFIG_FORM = json_files.object_of(
   {
@@ -39,7 +48,8 @@ _CONFIG_FORM = json_files.object_of(
         'algorithm': json_files.text,
         'options': json_files.object_of({}),
         'seed': json_files.integer,
-      }
+      },
+      {'network': json_files.object_of({}, _NETWORK)},
     ),
     'flags': json_files.object_of({}),
   },
@@ -47,10 +57,7 @@ _CONFIG_FORM = json_files.object_of(
 )
 _RECORD = {
   'step': json_files.count,
-  **dict.fromkeys(
-    ('epoch', 'loss', 'rounds', 'bytes_sent', 'modelled_seconds', 'seconds'),
-    json_files.number,
-  ),
+  **dict.fromkeys(NUMBERS, json_files.number),
 }
 _TESTED = dict.fromkeys(
   ('test_loss', 'test_accuracy', 'consensus_distance'), json_files.number
@@ -63,7 +70,8 @@ SUMMARY_FORM = json_files.object_of(
     'steps_per_second': json_files.optional(json_files.number),
     **dict.fromkeys(('replicas', 'device', 'jax', 'commit'), json_files.text),
     'cpus': json_files.optional(json_files.count),
-  }
+  },
+  _TESTED,
 )
 _FAILURE_FORM = json_files.object_of(
   {'step': json_files.count, 'failed': json_files.text}
@@ -319,7 +327,9 @@ def _tested(summary: Record) -> list[str]:
 
 
 def format_bytes(count: float) -> str:
-  """1536 -> '1.5 KiB'."""
+  """1536 -> '1.5 KiB'; what is no finite number is shown as it is."""
+  if not math.isfinite(count):
+    return str(count)
   if count < 1:
     return '0 B'
   power = min(int(math.log(count, 1024)), 4)

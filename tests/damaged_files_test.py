@@ -76,8 +76,14 @@ class WrittenRunTest(parameterized.TestCase):
     text = path.read_text()
     value = json.loads(text.split('\n')[0] if name == records.METRICS else text)
     unread = ('data', 'learning_rate', 'network')
-    # Earlier versions wrote no length.
-    allowed = ('without num_steps', "cpus is 'None'")
+    # Null stands for NaN. Earlier versions wrote no length; the evaluation of a
+    # model of one's own may lack any of its measures.
+    tested = ('test_loss', 'test_accuracy', 'consensus_distance')
+    numbers = (*tested, *records.NUMBERS, 'cpus')
+    allowed = {
+      'without num_steps', *(f'without {n}' for n in tested),
+      *(f"{n} is 'None'" for n in numbers),
+    }  # fmt: skip
     refused = 0
     for what, changed in damages.changes(value):
       if any(f'description.{name}' in what for name in unread):
@@ -90,6 +96,17 @@ class WrittenRunTest(parameterized.TestCase):
           self.assert_refused(path)
         refused += 1
     self.assertGreater(refused, 10)
+
+  @parameterized.parameters(
+    (7,), (None,), ([],), ({'links': 7},), ({'links': {'group': 7}},),
+    ({'links': {'group': ['x', 1]}},), ({'speeds': 'x'},), ({'seed': 0.5},),
+  )  # fmt: skip
+  def test_network_of_another_form_is_one_line(self, network):
+    path = self.workdir / records.CONFIG
+    config = json.loads(path.read_text())
+    config['description']['network'] = network
+    path.write_text(json.dumps(config))
+    self.assert_refused(path, 'description: network')
 
   @parameterized.parameters('-1', '1e3', '9223372036854775808', '1' * 4301)
   def test_a_step_is_a_count(self, step):
