@@ -90,8 +90,7 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
   for name, value in saved.items():
     if name in values and name not in given and value is not None:
       flag = values[name]
-      kind = _KINDS.get(flag.flag_type(), object)
-      if not isinstance(value, kind):
+      if not _is_of(flag.flag_type(), value):
         raise json_files.damaged(
           workdir / records.CONFIG,
           f'{name}: expected {flag.flag_type()}, got {value!r}',
@@ -100,6 +99,15 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
         flag.value = value
         flag.present = 1
         flag.using_default_value = False
+
+
+def _is_of(kind: str, value: Any) -> bool:
+  """Whether a value is what flags of a type are in JSON; True is no number."""
+  if isinstance(value, bool):
+    return kind == 'bool'
+  if isinstance(value, list) and not all(isinstance(x, str) for x in value):
+    return False
+  return isinstance(value, _KINDS.get(kind, object))
 
 
 def _plain(value: Any) -> Any:

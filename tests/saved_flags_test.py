@@ -1,6 +1,7 @@
 """Tests of `experiments/saved_flags.py`: `--resume --workdir` suffices."""
 
 import dataclasses
+import json
 import pathlib
 import tempfile
 
@@ -112,6 +113,20 @@ class RestoreTest(parameterized.TestCase):
     self.parse()
     saved_flags.restore(FLAGS, self.workdir)
     self.assertEqual(self.config(), made)
+
+  @parameterized.parameters(
+    ('seed', True), ('learning_rate_drops', [4]), ('logger', [None]),
+    ('augment', 1), ('model', ['mlp']), ('num_epochs', '3'),
+  )  # fmt: skip
+  def test_value_of_another_type_is_damage(self, name, value):
+    self.write('--period=4')
+    path = self.workdir / records.CONFIG
+    config = json.loads(path.read_text())
+    config['flags'] |= {name: value}
+    path.write_text(json.dumps(config))
+    self.parse()
+    with self.assertRaisesRegex(ValueError, f'damaged .{name}: expected '):
+      saved_flags.restore(FLAGS, self.workdir)
 
   def test_without_a_run_it_is_one_line(self):
     with self.assertRaisesRegex(ValueError, 'there is no run in'):
