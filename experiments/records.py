@@ -274,19 +274,23 @@ def machine() -> Record:
 def read_records(workdir: pathlib.Path) -> list[Record]:
   """The records of a run; a last line that was cut off is left out.
 
-  What was no number is NaN.
+  What was no number is NaN. A line that is there twice is one record.
 
   Raises:
     DamagedFile: if a line is damaged, or the steps do not increase.
   """
   path = workdir / METRICS
-  found = json_files.read_lines(path, _RECORD_FORM)
-  for i, (one, after) in enumerate(itertools.pairwise(found), 2):
+  lines = json_files.read_lines(path, _RECORD_FORM)
+  kept = lines[:1]
+  for i, (one, after) in enumerate(itertools.pairwise(lines), 2):
+    if one == after:
+      continue
     if one['step'] >= after['step']:
       raise json_files.damaged(
         path, f'line {i}: step {after["step"]} comes after {one["step"]}'
       )
-  return list(map(writing.with_nan, found))
+    kept.append(after)
+  return list(map(writing.with_nan, kept))
 
 
 def read_last_record(workdir: pathlib.Path) -> Record | None:

@@ -136,6 +136,15 @@ class WrittenRunTest(parameterized.TestCase):
     path.write_text('\n'.join([lines[1], lines[0], *lines[2:]]))
     self.assert_refused(path, 'line 2: step 10 comes after 20')
 
+  def test_a_line_that_is_there_twice_is_one_record(self):
+    path = self.workdir / records.METRICS
+    whole = records.read_records(self.workdir)
+    lines = path.read_text().split('\n')
+    path.write_text('\n'.join([lines[0], *lines]))
+    self.assertEqual(records.read_records(self.workdir), whole)
+    path.write_text('\n'.join([lines[0].replace('0.8', '0.9'), *lines]))
+    self.assert_refused(path, 'line 2: step 10 comes after 10')
+
   @parameterized.parameters('{"step": 50, "ep', '\0\0\0', '{}')
   def test_a_last_line_without_its_end_is_left_out(self, end):
     path = self.workdir / records.METRICS
