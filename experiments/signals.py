@@ -88,9 +88,25 @@ def watch() -> None:
   for number in (*_WARNINGS, *_ENDINGS):
     # What a starter ignores (nohup, a script's background) stays ignored.
     if signal.getsignal(number) != signal.SIG_IGN:
-      signal.signal(number, lambda *_: None)  # the pipe has it
+      signal.signal(number, _leave)
   thread = threading.Thread(target=_read, args=(reader,), daemon=True)
   thread.start()
+
+
+def _leave(number: int, frame: object) -> None:
+  """Does nothing in the main thread: the pipe has it."""
+  del number, frame
+
+
+def _take_no_more() -> None:
+  """Ignores the signals from now on.
+
+  Python puts the system's own handling back while it ends, which takes a second
+  with JAX: the signal that follows a warning would take the exit code.
+  """
+  for number in (*_WARNINGS, *_ENDINGS):
+    if signal.getsignal(number) is _leave:
+      signal.signal(number, signal.SIG_IGN)
 
 
 def _read(reader: int) -> None:
@@ -136,6 +152,7 @@ def exit_when_stopped(command: str) -> Iterator[None]:
       with contextlib.suppress(OSError, ValueError):
         stream.flush()  # so that the line is the last one of a log
     _print(f'{name(stopped.number)}: {stopped}; resume with: {command}')
+    _take_no_more()
     sys.exit(code(stopped.number))
   finally:
     _watch.left = before

@@ -15,6 +15,14 @@ sys.argv[0] = 'train.py'
 from experiments import signals
 signals.watch()
 kind = sys.argv[1]
+
+class Slow:
+  def __del__(self, print=print, sleep=time.sleep):
+    print('ending', flush=True)
+    sleep(0.3)
+
+if kind == 'ending':
+  slow = Slow()  # until the interpreter ends
 with signals.exit_when_stopped('python train.py --resume'):
   if kind == 'idle':
     print('ready', flush=True)
@@ -86,6 +94,16 @@ class SignalsTest(parameterized.TestCase):
     self.send(process, 'SIGINT')
     line = 'children\ntrain.py: ended at once by a second signal\n'
     self.assertEqual(self.ended(process), (130, line))
+
+  @parameterized.parameters('SIGTERM', 'SIGUSR1', 'SIGINT')
+  def test_signal_while_the_interpreter_ends_does_not_take_the_code(self, name):
+    process = self.start('ending')
+    self.send(process, 'SIGUSR1')
+    self.assertEqual(process.stdout.readline(), 'asked\n')
+    self.assertEqual(process.stdout.readline(), 'ending\n')
+    self.send(process, name)
+    line = f'train.py: SIGUSR1: saved step 7; {RESUME}'
+    self.assertEqual(self.ended(process), (75, line))
 
   def test_warnings_count_as_one_with_the_signal_after_them(self):
     process = self.start('slow')
