@@ -185,6 +185,12 @@ def build(
   """
   taken = keywords(algorithm)
   arguments = {n: provided[n] for n in taken if n in provided}
+  average = taken.get('average')
+  if average and average.default is average.empty and 'average' not in provided:
+    raise ValueError(
+      f'--algorithm={algorithm} needs a default for average, such as '
+      'average=pr.sync(pr.mean())'
+    )
   made = factory(algorithm)(
     local, **{**values(algorithm, options), **arguments}
   )

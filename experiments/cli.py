@@ -96,7 +96,8 @@ def run(main: Callable[..., None]) -> None:
     except UnicodeDecodeError:
       fail('--flagfile is no text; give one of experiments/presets')
     except flags.UnrecognizedFlagError as error:
-      fail(f'{help_pages.explain_unknown_flag(error.flagname)}; see --help')
+      said = help_pages.explain_unknown_flag(error.flagname, argv)
+      fail(f'{said}; see --help')
     except (flags.Error, ValueError) as error:
       fail(f'{error}; see --help')
     if len(rest) != 1 + len(names) and not any_number:

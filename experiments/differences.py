@@ -69,8 +69,13 @@ def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
   """A description by the names of flags."""
   parts = ('options', 'network')
   rest = {n: v for n, v in description.items() if n not in parts}
-  network = _network_flags(description.get('network', {}))
-  return {**rest, **network, **description.get('options', {})}
+  rest |= _network_flags(description.get('network', {}))
+  # A keyword of the user's own algorithm may have the name of another flag.
+  options = {
+    f'algorithm_options={n}' if n in rest else n: v
+    for n, v in description.get('options', {}).items()
+  }
+  return {**rest, **options}
 
 
 def _network_flags(network: Mapping[str, Any]) -> dict[str, Any]:

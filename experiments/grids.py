@@ -48,15 +48,25 @@ class Point(NamedTuple):
     places = [
       f'-{name}{value}'
       for name, value in self.values.items()
-      if name not in config.OPTIONS
+      if not is_option(name)
     ]
     return slugs.shorten(self.config.slug() + ''.join(places))
 
 
-def parse_axis(text: str) -> Axis:
+def is_option(name: str) -> bool:
+  """Whether an axis is an option of an algorithm, not a setting of all runs."""
+  # A keyword of the user's own algorithm has no flag.
+  return name in config.OPTIONS or name not in flags.FLAGS
+
+
+def parse_axis(text: str, own: Sequence[str] = ()) -> Axis:
   """'seed=0,1' or, of flags that change together, 'batch_size:seed=8:0,16:1'.
 
   A value that is a list has + for its commas.
+
+  Args:
+    text: as --grid has it.
+    own: keywords of the user's own algorithms, which may be axes, too.
 
   Raises:
     ValueError: if it is not that, or a value is there twice.
@@ -68,6 +78,7 @@ def parse_axis(text: str) -> Axis:
       f'--grid={text}: expected FLAG=VALUE,VALUE, such as seed=0,1,2'
     )
   settings = [n for n in config.all_flags() if n not in _NOT_SETTINGS]
+  settings += [n for n in own if n not in settings]
   for name in names:
     if name not in settings:
       raise ValueError(
@@ -105,7 +116,8 @@ def points(
   """
   if not runs:
     raise ValueError('there is no --run; pass some, as --run=pr_sgd,period=4')
-  axes = [parse_axis(text) for text in grid]
+  own = _own_keywords(runs)
+  axes = [parse_axis(text, own) for text in grid]
   names = [name for axis in axes for name in axis.names]
   for name in names:
     if names.count(name) > 1:
@@ -144,20 +156,29 @@ def _points(
       for name, text in zip(names, texts, strict=True)
     }
     options = [
-      f',{n}={v}'
-      for n, v in place.items()
-      if n in config.OPTIONS and _applies(n, run)
+      f',{n}={v}' for n, v in place.items() if is_option(n) and _applies(n, run)
     ]
-    others = {n: v for n, v in place.items() if n not in config.OPTIONS}
+    others = {n: v for n, v in place.items() if not is_option(n)}
     changed = _set(values, others)
     (run_config,) = compare.parse_runs([run + ''.join(options)], changed)
     found.append(Point(run_config, place, changed))
   return found
 
 
+def _own_keywords(runs: Sequence[str]) -> list[str]:
+  """Keywords without a flag of those algorithms that are the user's own."""
+  algorithms = [algorithm_flags.find(run.partition(',')[0]) for run in runs]
+  return [
+    name
+    for algorithm in filter(dotted.is_dotted, algorithms)
+    for name in algorithm_flags.own_flags(algorithm)
+    if name not in flags.FLAGS
+  ]
+
+
 def _applies(name: str, run: str) -> bool:
   """Whether a flag on an axis is one for this run."""
-  if name not in config.OPTIONS:
+  if not is_option(name):
     return True
   algorithm, *pairs = run.split(',')
   algorithm = algorithm_flags.find(algorithm)
@@ -184,7 +205,7 @@ def _set(values: flags.FlagValues, changes: dict[str, str]) -> flags.FlagValues:
 
 
 def _value(point: Point, name: str) -> object:
-  return None if name in config.OPTIONS else point.flags[name].value
+  return None if is_option(name) else point.flags[name].value
 
 
 def command(point: Point) -> list[str]:

@@ -3,10 +3,11 @@
 `train.py --algorithm=X --help` has the options of X first, from its docstring.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import difflib
 import os
 import pathlib
+import re
 import sys
 import textwrap
 from typing import Any
@@ -25,6 +26,7 @@ _TITLES = {
   'tasks': 'Its model',
   'optimizers': 'The optimizer of every replica',
   'learning_rates': 'The learning rate',
+  'averages': 'What an average does',
   'network': 'Machines and links of the modeled time',
   'cli': 'Files',
 }
@@ -65,7 +67,7 @@ def _page(main: Callable[..., None]) -> str:
   known = flags.FLAGS.get_key_flags_for_module(owner)
   doc = (sys.modules[module].__doc__ or '').strip()
   groups: dict[str, list[flags.Flag[Any]]] = {'This program': []}
-  groups |= {title: [] for title in ('What an average does', *_TITLES.values())}
+  groups |= {title: [] for title in _TITLES.values()}
   options = []
   for flag in known:
     if flag.name in algorithm_flags.FLAG_KINDS:
@@ -74,10 +76,8 @@ def _page(main: Callable[..., None]) -> str:
     if _is_alias(flag):
       continue
     defined = flags.FLAGS.find_module_defining_flag(flag.name) or ''
-    title = _TITLES.get(defined.rpartition('.')[2], 'This program')
-    if flag.name in _AVERAGES:
-      title = 'What an average does'
-    groups[title].append(flag)
+    part = 'averages' if flag.name in _AVERAGES else defined.rpartition('.')[2]
+    groups[_TITLES.get(part, 'This program')].append(flag)
   parts = [doc, *_algorithm_part(options)]
   for title, found in groups.items():
     if found:
@@ -132,11 +132,12 @@ def _is_alias(flag: flags.Flag[Any]) -> bool:
   return (flag.help or '').startswith('Alias for --')
 
 
-def explain_unknown_flag(name: str) -> str:
-  """Returns what is wrong with a flag that there is not, and what may be meant.
+def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
+  """Returns what is wrong with an unknown flag, and what may be meant.
 
   Args:
     name: of the flag, without dashes.
+    argv: the program and its arguments.
   """
   said = f"Unknown command line flag '{name}'"
   for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
@@ -147,7 +148,13 @@ def explain_unknown_flag(name: str) -> str:
   if name in algorithms and 'algorithm' in flags.FLAGS:
     return f'{said}; did you mean --algorithm={name}?'
   close = difflib.get_close_matches(name, flags.FLAGS, n=1)
-  return f'{said}; did you mean --{close[0]}?' if close else said
+  said += f'; did you mean --{close[0]}?' if close else ''
+  if re.search(r'(^| )--?algorithm[= ][^ ]*:', ' '.join(argv)):
+    said += (
+      '; keywords of your own algorithm are '
+      f'--algorithm_options={name}=VALUE,NAME=VALUE'
+    )
+  return said
 
 
 def explain_missing_preset(path: str) -> str:

@@ -1,5 +1,6 @@
 """The flags of a run, as its directory keeps them and gives them back."""
 
+from collections.abc import Mapping
 import os
 import pathlib
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from experiments import config as configs
-from experiments import differences, json_files, records
+from experiments import differences, dotted, json_files, records
 from experiments.run_config import OPTIONS, RunConfig
 
 # What a resumed run may have otherwise than before.
@@ -35,8 +36,7 @@ def of_run(config: RunConfig) -> dict[str, Any]:
   """
   found = {
     **configs.all_flags(),
-    **dict.fromkeys(OPTIONS),
-    **config.options,
+    **_option_flags(config.algorithm, config.options),
     'algorithm': config.algorithm,
     'momentum': config.momentum,
     'num_steps': config.num_steps,
@@ -45,6 +45,24 @@ def of_run(config: RunConfig) -> dict[str, Any]:
   if found['init_from'] is not None:
     found['init_from'] = os.path.abspath(found['init_from'])
   return found
+
+
+def _option_flags(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """The flags that give an algorithm its options, None for the others.
+
+  Keywords of the user's own algorithm may have no flag, the name of another
+  flag, or one of another type. --algorithm_options gives those.
+  """
+  found: dict[str, Any] = dict.fromkeys(OPTIONS)
+  if not dotted.is_dotted(algorithm):
+    return {**found, **options}
+  rest = []
+  for name, value in options.items():
+    if name in OPTIONS and _is_of(flags.FLAGS[name].flag_type(), value):
+      found[name] = value
+    else:
+      rest.append(f'{name}={value}')
+  return {**found, 'algorithm_options': rest or None}
 
 
 # What flags of a type are in JSON.
@@ -73,14 +91,19 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
     raise ValueError(f'there is no run in {workdir}; leave out --resume')
   config = records.read_config(workdir)
   description = config['description']
-  options = dict.fromkeys(configs.OPTIONS)
+  algorithm = description.get('algorithm', values.algorithm)
+  options = _open_options(values, description.get('options', {}))
   saved = {
     **config['flags'],
-    **options,
-    **description.get('options', {}),
-    'algorithm': description.get('algorithm', values.algorithm),
+    **_option_flags(algorithm, options),
+    'algorithm': algorithm,
   }
   given = {name for name in saved if name in values and values[name].present}
+  if 'algorithm_options' in given:
+    given.remove('algorithm_options')
+    # Compared with those of the run when both are parsed.
+    own = [*values.algorithm_options, *(saved['algorithm_options'] or ())]
+    saved['algorithm_options'] = own
   for name in sorted(given - set(MAY_CHANGE)):
     if _plain(values[name].value) != _plain(saved[name]):
       text = (saved[name], values[name].value)
@@ -108,6 +131,15 @@ def _is_of(kind: str, value: Any) -> bool:
   if isinstance(value, list) and not all(isinstance(x, str) for x in value):
     return False
   return isinstance(value, _KINDS.get(kind, object))
+
+
+def _open_options(
+  values: flags.FlagValues, options: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The options of a run but for those that --algorithm_options gives."""
+  texts = values.algorithm_options or ()
+  given = {text.partition('=')[0] for text in texts}
+  return {n: v for n, v in options.items() if n not in given}
 
 
 def _plain(value: Any) -> Any:

@@ -15,10 +15,9 @@ stated grid. Axes are also
   --grid=period=4,16                        an option, for the runs that take it
                                             and do not say it themselves
 
-A sweep that was killed goes on with the same command: what is done is read,
-what was cut off goes on from its checkpoint, what diverged stays so. A run that
-diverges is a row that says so. --jobs=4 runs four at a time, each on a GPU of
-its own where there are as many.
+The same command resumes an interrupted sweep: finished and diverged runs are
+read, others resume from their checkpoints. The row of a diverged run says so.
+--jobs=4 runs four at a time, each on its own GPU where there are enough.
 """
 
 from experiments import signals
@@ -129,8 +128,8 @@ def _sweep(
 
 def _check_best_by(names: Sequence[str]) -> None:
   for name in FLAGS.best_by:
-    if name not in names or name in ('seed', *config.OPTIONS):
-      axes = [n for n in names if n not in ('seed', *config.OPTIONS)]
+    axes = [n for n in names if n != 'seed' and not grids.is_option(n)]
+    if name not in axes:
       raise ValueError(
         f'--best_by={name} is no axis of the grid; use one of '
         f'{", ".join(axes) or "none: add a --grid"}'

@@ -32,6 +32,10 @@ def soft(local, *, period, strength: float = 1.0, note: str = ''):
   )
 
 
+def named(local, *, seed: int = 0, lr: float = 1.0):
+  return pr.ssgd(local)
+
+
 class Net(nn.Module):
   num_classes: int
   width: int = 8
@@ -82,6 +86,7 @@ no_task = lambda: Task(
   eval_fn=lambda w, s, batch: {'loss': w},
 )
 no_algorithm = lambda tx, *, period: tx
+no_average = lambda tx, *, average: pr.k_avg(tx, period=2, average=average)
 broken = lambda tx: pr.undefined
 typed = lambda tx, *, when_asked: pr.ssgd(tx)
 

@@ -83,6 +83,15 @@ class OwnPartsTest(parameterized.TestCase):
       ['mine:soft,strength=0.5'], ['period=2,4'], flags.FLAGS
     )
     self.assertEqual(one.config.options, {'strength': 0.5, 'period': 2})
+    (*own, other) = grids.points(
+      ['mine:soft,period=2', 'ssgd'], ['strength=0.5,1'], flags.FLAGS
+    )
+    options = [{'period': 2, 'strength': strength} for strength in (0.5, 1)]
+    self.assertEqual([point.config.options for point in own], options)
+    self.assertEqual((other.config.options, other.values['strength']), ({}, ''))
+    self.assertEqual(own[0].slug(), own[0].config.slug())
+    with self.assertRaisesRegex(ValueError, "'strength' is no setting"):
+      grids.points(['ssgd'], ['strength=0.5,1'], flags.FLAGS)
     command = grids.command(two)
     self.assertIn('--algorithm=mine:soft', command)
     self.assertIn('--algorithm_options=strength=0.5,period=4', command)
@@ -110,6 +119,11 @@ class OwnPartsTest(parameterized.TestCase):
      '--algorithm=mine:broken'),
     ('gave GradientTransformation.*; expected an algorithm, such as',
      '--algorithm=mine:no_algorithm --period=2'),
+    ('mine:no_average needs a default for average',
+     '--algorithm=mine:no_average'),
+    ("flag 'strength'; keywords of your own algorithm are "
+     '--algorithm_options=strength=VALUE,NAME=VALUE',
+     '--algorithm=mine:soft --period=2 --strength=0.5'),
     ('mine:soft needs --period; for example --period=4',
      '--algorithm=mine:soft'),
     ('needs when_asked; for example --algorithm_options=when_asked=4',

@@ -9,6 +9,7 @@ from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
 from experiments import config, differences, records, saved_flags, train
+from tests import own_modules
 
 FLAGS = flags.FLAGS
 del train  # whose flags these are
@@ -128,6 +129,33 @@ class RestoreTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, f'damaged .{name}: expected '):
       saved_flags.restore(FLAGS, self.workdir)
 
+  @parameterized.parameters(
+    '--period=2 --algorithm_options=strength=0.5',
+    '--algorithm_options=period=2,strength=0.5',
+    '--algorithm_options=period=2.5',  # --period is an integer
+    '--algorithm_options=period=2,note=a+b',
+  )
+  def test_options_of_ones_own_algorithm_come_back(self, args):
+    self.enterContext(own_modules.directory('mine'))
+    algorithm = '--algorithm=mine:soft'
+    made = self.write(algorithm, *args.split())
+    self.parse()
+    saved_flags.restore(FLAGS, self.workdir)
+    self.assertEqual(self.config(), made)
+    self.parse(algorithm, *args.split())
+    saved_flags.restore(FLAGS, self.workdir)
+    self.assertEqual(self.config(), made)
+
+  def test_keywords_of_ones_own_set_no_other_flag(self):
+    self.enterContext(own_modules.directory('mine'))
+    options = '--algorithm_options=seed=3,lr=4.5'
+    made = self.write('--algorithm=mine:named', options, '--seed=1')
+    self.parse()
+    saved_flags.restore(FLAGS, self.workdir)
+    self.assertEqual((FLAGS.seed, FLAGS.learning_rate), (1, 0.1))
+    self.assertEqual(self.config(), made)
+    self.assertEqual(made.options, {'seed': 3, 'lr': 4.5})
+
   def test_without_a_run_it_is_one_line(self):
     with self.assertRaisesRegex(ValueError, 'there is no run in'):
       saved_flags.restore(FLAGS, self.workdir)
@@ -143,6 +171,10 @@ class DifferencesTest(parameterized.TestCase):
      '--group_bandwidth=2, this one has --group_bandwidth=3'),
     ({'network': {'speeds': [1, 2]}}, {'network': {'speeds': []}},
      '--replica_speeds=1,2, this one has --replica_speeds='),
+    ({'seed': 0, 'options': {'seed': 5}}, {'seed': 1, 'options': {'seed': 5}},
+     '--seed=0, this one has --seed=1'),
+    ({'seed': 0, 'options': {'seed': 5}}, {'seed': 0, 'options': {'seed': 6}},
+     '--algorithm_options=seed=5, this one has --algorithm_options=seed=6'),
   )  # fmt: skip
   def test_first_one_is_said_as_flags(self, one, other, pattern):
     where = pathlib.Path('runs/a')
