@@ -6,9 +6,9 @@ train.py and hold for all runs:
   python experiments/compare.py --run=ssgd --run=pr_sgd,period=4 \
     --run=one_shot_averaging --workdir=runs/first
 
-writes runs/first/comparison.md, .json and .png and a directory for each run. A
-comparison that was stopped goes on when it is started again; runs that are done
-are read, not repeated.
+writes runs/first/comparison.md, .json and .png and a directory for each run.
+The same command resumes an interrupted comparison; finished runs are read, not
+repeated.
 """
 
 from experiments import signals

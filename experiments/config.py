@@ -48,8 +48,8 @@ for _module in _PARTS:
 flags.DEFINE_string(
   'algorithm',
   'pr_sgd',
-  f'One of {", ".join(algorithm_flags.ALGORITHMS)}, or MODULE:NAME of your '
-  'own: a function fn(tx, *, ...) of an optimizer that returns an algorithm.',
+  'Name of an algorithm (--help lists them), or MODULE:NAME of your own: a '
+  'function fn(tx, *, ...) of an optimizer that returns an algorithm.',
 )
 flags.DEFINE_list(
   'algorithm_options',
@@ -108,8 +108,8 @@ flags.DEFINE_integer('num_replicas', 8, 'N, replicas of the model.')
 flags.DEFINE_integer(
   'num_devices',
   None,
-  'D, devices that hold them; must divide N [the most there are that do]. '
-  'On a CPU that many fake devices are made.',
+  'D, devices that hold the replicas; must divide N [the largest number of '
+  'available devices that does]. On a CPU, D fake devices are made.',
 )
 flags.DEFINE_integer('batch_size', 32, 'Examples per replica and step.')
 flags.DEFINE_enum(
@@ -125,11 +125,15 @@ flags.DEFINE_float(
 flags.DEFINE_bool(
   'augment', False, 'Pad by 4 and crop at random, flip left to right.'
 )
-flags.DEFINE_integer('seed', 0, 'Of initial point, data order, augmentation.')
+flags.DEFINE_integer(
+  'seed', 0, 'Seed of the first point, data order and augmentation.'
+)
 flags.DEFINE_float(
   'num_epochs', 20, 'Length: passes over the data, all replicas together.'
 )
-flags.DEFINE_integer('num_steps', None, 'Length in steps, over num_epochs.')
+flags.DEFINE_integer(
+  'num_steps', None, 'Length in steps, in place of num_epochs.'
+)
 flags.DEFINE_integer(
   'log_every', 50, 'Steps between records, whose losses are means over them.'
 )
@@ -137,19 +141,22 @@ flags.DEFINE_integer(
   'eval_every', 100, 'Steps between evaluations, a multiple of log_every.'
 )
 flags.DEFINE_integer(
-  'checkpoint_every', 500, 'Steps between checkpoints, likewise.'
+  'checkpoint_every',
+  500,
+  'Steps between checkpoints, a multiple of log_every.',
 )
 flags.DEFINE_string(
   'keep',
   '3',
-  'Checkpoints that stay, the newest ones, or all. A finished run keeps them.',
+  'Number of checkpoints to keep, the newest ones, or all. A finished run '
+  'keeps them, too.',
 )
 flags.DEFINE_string(
   'init_from',
   None,
   'Directory of a run (or of one checkpoint) whose parameters the new run '
   'starts from; its newest checkpoint is read. The algorithm, the optimizer '
-  'and, with --init_replicas=mean, the number of replicas may be others.',
+  'and, with --init_replicas=mean, the number of replicas may differ.',
 )
 flags.DEFINE_enum(
   'init_replicas',

@@ -262,7 +262,7 @@ def format_table(rows: Sequence[Row]) -> str:
   table: list[tuple[str, ...]] = [
     (
       'algorithm', 'rounds', 'sent per replica', 'between groups', 'inside',
-      'modelled time, s', 'each round that the data decide',
+      'modeled time, s', 'each data-dependent round',
     )
   ]  # fmt: skip
   table += map(_cells, rows)

@@ -17,12 +17,16 @@ from experiments.run_config import (
 # Schedules that end with the run, so that its length decides them.
 DECAYS = ('cosine', 'linear')
 
-flags.DEFINE_float('learning_rate', 0.1, 'gamma, at the start.')
+flags.DEFINE_float('learning_rate', 0.1, 'Learning rate gamma, at the start.')
 flags.DEFINE_list(
-  'learning_rate_drops', [], 'Epochs after which it is divided by 10.'
+  'learning_rate_drops',
+  [],
+  'Epochs after which the learning rate is divided by 10.',
 )
 flags.DEFINE_float(
-  'warmup_epochs', 0.0, 'Epochs in which it rises, step by step from near 0.'
+  'warmup_epochs',
+  0.0,
+  'Epochs in which the learning rate rises linearly from near 0.',
 )
 flags.DEFINE_enum(
   'lr_schedule',

@@ -9,25 +9,31 @@ from prsgd_jax.network import LEAST, MOST, NETWORK, Link, check_time
 FLAGS = flags.FLAGS
 
 flags.DEFINE_float(
-  'step_time', NETWORK.step_time, 'Modelled seconds of a gradient at speed 1.'
+  'step_time', NETWORK.step_time, 'Modeled seconds of a gradient at speed 1.'
 )
 flags.DEFINE_list(
-  'replica_speeds', [], 'Modelled: one number for each replica [all 1].'
+  'replica_speeds', [], 'Modeled speed of each replica, as numbers [all 1].'
 )
 flags.DEFINE_float(
-  'jitter', NETWORK.jitter, "Modelled: deviation of a step time's logarithm."
+  'jitter',
+  NETWORK.jitter,
+  "Modeled standard deviation of a step time's logarithm.",
 )
 flags.DEFINE_float(
-  'latency', NETWORK.links['global'].latency, 'Modelled seconds per message.'
+  'latency', NETWORK.links['global'].latency, 'Modeled seconds per message.'
 )
 flags.DEFINE_float(
-  'bandwidth', NETWORK.links['global'].bandwidth, 'Modelled bytes per second.'
+  'bandwidth', NETWORK.links['global'].bandwidth, 'Modeled bytes per second.'
 )
 flags.DEFINE_float(
-  'group_latency', NETWORK.links['group'].latency, 'The same inside a group.'
+  'group_latency',
+  NETWORK.links['group'].latency,
+  'Modeled seconds per message inside a group.',
 )
 flags.DEFINE_float(
-  'group_bandwidth', NETWORK.links['group'].bandwidth, 'Likewise.'
+  'group_bandwidth',
+  NETWORK.links['group'].bandwidth,
+  'Modeled bytes per second of a link inside a group.',
 )
 
 

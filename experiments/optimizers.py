@@ -16,10 +16,10 @@ flags.DEFINE_enum(
   'optimizer',
   'sgd',
   OPTIMIZERS,
-  'Of every replica. muon orthogonalizes the steps of matrices; the other '
-  'parameters have those of adamw.',
+  'Optimizer of every replica. muon orthogonalizes the steps of matrices; the '
+  'other parameters have those of adamw.',
 )
-flags.DEFINE_float('momentum', 0.9, 'Of --optimizer=sgd; 0 for none.')
+flags.DEFINE_float('momentum', 0.9, 'Momentum of --optimizer=sgd; 0 for none.')
 flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
 flags.DEFINE_float(
   'adam_b1', None, 'Decay of the first moment of adam, adamw and muon [0.9].'

@@ -6,12 +6,13 @@ NAME is one of:
 
   digits         8x8 digits that come with scikit-learn; no download. It is
                  also prepared by itself the first time it is used.
-  text           a million characters of Shakespeare; likewise.
-  mnist          the official archive is downloaded (11 MB),
-  fashion_mnist  likewise (30 MB),
-  cifar10        likewise (163 MB),
-                 checked against the published MD5 sums, and written as the
-                 stock TFDS dataset in the array_record format.
+  text           a million characters of Shakespeare, in the package.
+  mnist          downloads 11 MB.
+  fashion_mnist  downloads 30 MB.
+  cifar10        downloads 163 MB.
+
+The official archive of a downloaded dataset is checked against the published
+MD5 sums, and written as the stock TFDS dataset in the array_record format.
 
 No network? Fetch the archive elsewhere and pass it:
 

@@ -55,7 +55,7 @@ flags.DEFINE_enum(
   'dtype',
   'float32',
   list(DTYPES),
-  'Of the computation; parameters are float32 always.',
+  'Type of the computation; parameters are always float32.',
 )
 
 

@@ -52,8 +52,8 @@ flags.DEFINE_bool(
   'resume',
   False,
   'Resume the run in --workdir, with its flags. Only its length, log_every, '
-  'eval_every, checkpoint_every, keep, num_devices, data_dir and progress may '
-  'be given otherwise.',
+  'eval_every, checkpoint_every, keep, logger, num_devices, data_dir and '
+  'progress may change.',
 )
 
 
@@ -89,7 +89,7 @@ def _train(held: contextlib.ExitStack) -> None:
   again = signals.again('--resume', f'--workdir={workdir}')
   held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
-    print(f'no --algorithm is given, so that it is {filled_in}')
+    print(f'using the default {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
   kinds = (CheckpointError, DamagedFile, NonFinite, dotted.OwnError)
   with (
