@@ -78,6 +78,10 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
       yield target
       return
     staging = target.with_name(target.name + PARTIAL)
+    if staging.is_symlink() or (staging.exists() and not staging.is_file()):
+      # To open a pipe is to wait for its reader; a link leads elsewhere.
+      with reported(staging):
+        staging.unlink()
     try:
       yield staging
       _fsync(staging)

@@ -63,6 +63,23 @@ class WholeTest(parameterized.TestCase):
     self.assertNotEqual((self.root / file).read_text(), OLD)
     self.assertEqual([p.name for p in self.root.iterdir()], [file])
 
+  def test_what_is_in_the_place_of_the_file_beside(self):
+    path, other = self.root / 'a.md', self.root / 'other'
+    staging = self.root / f'a.md{writing.PARTIAL}'
+    os.mkfifo(staging)  # nobody reads it: to open it is to wait for ever
+    writing.write_text(path, 'first')
+    self.assertEqual(path.read_text(), 'first')
+    staging.symlink_to(other)
+    writing.write_text(path, 'second')
+    self.assertEqual((path.read_text(), other.exists()), ('second', False))
+    self.assertFalse(path.is_symlink())
+    staging.mkdir()
+    with self.assertRaisesRegex(
+      writing.WriteError, r'a.md.partial cannot be written \(Is a directory\)'
+    ):
+      writing.write_text(path, 'third')
+    self.assertEqual(path.read_text(), 'second')
+
   def test_device_and_link_stay_what_they_are(self):
     real, link = self.root / 'real', self.root / 'link'
     real.write_text('old')
