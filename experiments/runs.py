@@ -172,8 +172,13 @@ def _execute(
   description = experiment.parts.description
   state, start, means = _restore(experiment, workdir)
   done_before = records.finished(workdir, num_steps)
-  if done_before is not None and start == num_steps:
-    return done_before
+  if done_before is not None and start in (0, num_steps):
+    return done_before  # also where its checkpoints were removed since
+  if start == 0 and records.read_summary(workdir) is not None:
+    messages.warn(
+      f'the checkpoints in {workdir / records.CHECKPOINTS} are gone; the run '
+      'starts again from step 0'
+    )
   records.set_summary_aside(workdir)
   meter = experiment.parts.meter
   position = meter.advance(meter.init(), start)

@@ -68,6 +68,19 @@ class FailingRunsTest(parameterized.TestCase):
         self.assertEqual((outcome.code, outcome.err), (0, ''))
         self.assertEqual(self.history(), self.history('whole'))
 
+  def test_checkpoints_that_are_gone(self):
+    self.assertEqual(self.train().code, 0)
+    whole = self.history()
+    shutil.rmtree(self.root / 'run' / records.CHECKPOINTS)
+    outcome = self.train('--resume')
+    self.assertEqual((outcome.code, outcome.err), (0, ''))  # it is done
+    self.assertFalse((self.root / 'run' / records.CHECKPOINTS).exists())
+    outcome = self.train('--resume', steps=10)
+    self.assertRegex(
+      outcome.err, 'checkpoints are gone; the run starts again from step 0$'
+    )
+    self.assertEqual((outcome.code, self.history()[:4]), (0, whole))
+
   def test_what_tensorstore_writes(self):
     self.assertEqual(self.train(workdir='whole').code, 0)
     self.assertEqual(self.train(steps=4).code, 0)
