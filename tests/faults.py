@@ -57,7 +57,7 @@ def kill_and_resume(root: pathlib.Path) -> None:
     time.sleep(rng.uniform(0, 1.5))
     number = SIGNALS[attempt % len(SIGNALS)]
     process.send_signal(number)
-    code = process.wait()
+    code = process.wait(timeout=300)  # a run that hangs is a fault, too
     # In the first milliseconds nobody watches for signals yet.
     if code not in (-number, 130 if number == signal.SIGINT else 75, 0):
       raise AssertionError(f'{number!r} ended in exit code {code}')
