@@ -1,14 +1,14 @@
 """The data of a run, by flags: one of the datasets, a text, or one's own."""
 
+from collections.abc import Mapping
 import difflib
 import os
 import pathlib
 
 from absl import flags
-import jax
 import numpy as np
 
-from experiments import dotted
+from experiments import dotted, own_data
 from experiments.run_config import RunConfig
 from prsgd_jax.datasets import DATASETS, Dataset, load_dataset, texts
 from prsgd_jax.datasets.loading import INSTALLED
@@ -81,7 +81,8 @@ def load(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> Dataset:
   """
   if dotted.is_dotted(config.dataset):
     with dotted.named_errors(config.dataset):
-      return _own(config.dataset)
+      own_model = dotted.is_dotted(config.model)
+      return _own(config.dataset, own_model=own_model)
   if config.text_file is not None:
     length = config.sequence_length or SEQUENCE_LENGTH
     return read_text(config.text_file, length)
@@ -90,7 +91,7 @@ def load(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> Dataset:
   )
 
 
-def _own(name: str) -> Dataset:
+def _own(name: str, *, own_model: bool) -> Dataset:
   found = dotted.load('dataset', name)
   if callable(found):
     found = found()
@@ -100,45 +101,36 @@ def _own(name: str) -> Dataset:
       'prsgd_jax.Dataset(name, train, test, num_classes), whose splits are '
       "{'image': [n, ...], 'label': int[n]} or {'text': int[n, length + 1]}"
     )
-  train, test = found.train, found.test
-  for split, of in (('train', train), ('test', test)):
-    arrays = dict(of) if isinstance(of, dict) else {}
+  who = f'--dataset={name}'
+  splits = {}
+  for split in ('train', 'test'):
+    given = getattr(found, split)
+    arrays = {}
+    if isinstance(given, Mapping) and all(isinstance(n, str) for n in given):
+      arrays = own_data.as_arrays(f'{who}: {split}', given)
     sizes = {n: np.shape(x)[:1] for n, x in arrays.items()}
     if len(set(sizes.values())) != 1 or not all(map(sum, sizes.values())):
       raise ValueError(
-        f'--dataset={name}: {split} must be a dict of arrays of one length '
-        f'>= 1, got {sizes or type(of).__name__}'
+        f'{who}: {split} must be a dict of arrays of one length >= 1, got '
+        f'{sizes or type(given).__name__}'
       )
+    splits[split] = arrays
   shapes = [
-    {n: np.shape(x)[1:] for n, x in split.items()} for split in (train, test)
+    {n: np.shape(x)[1:] for n, x in arrays.items()}
+    for arrays in splits.values()
   ]
   if shapes[0] != shapes[1]:
     raise ValueError(
-      f'--dataset={name}: train and test must have arrays of the same names '
-      f'and shapes, got {shapes[0]} and {shapes[1]}'
+      f'{who}: train and test must have arrays of the same names and shapes, '
+      f'got {shapes[0]} and {shapes[1]}'
     )
-  _check_labels(name, found)
-  return found._replace(
-    train=jax.tree.map(np.asarray, train), test=jax.tree.map(np.asarray, test)
-  )
-
-
-def _check_labels(name: str, dataset: Dataset) -> None:
-  """Raises ValueError unless labels and tokens are in 0 .. num_classes - 1."""
-  for split in (dataset.train, dataset.test):
-    for key in ('label', 'text'):
-      if key not in split:
-        continue
-      labels = np.asarray(split[key])
-      whole = np.issubdtype(labels.dtype, np.integer)
-      if not whole or not 0 <= labels.min() <= labels.max() < (
-        dataset.num_classes
-      ):
-        raise ValueError(
-          f'--dataset={name}: {key} must be integers in 0 .. num_classes - 1 '
-          f'= {dataset.num_classes - 1}, got {labels.dtype} in '
-          f'{labels.min()} .. {labels.max()}'
-        )
+  for arrays in splits.values():
+    checked = dict(arrays)
+    if own_model and not own_data.are_labels(arrays.get('label')):
+      checked.pop('label', None)  # for the loss of a Task
+    own_data.check_split(who, checked)
+    own_data.check_classes(who, checked, found.num_classes)
+  return found._replace(train=splits['train'], test=splits['test'])
 
 
 def read_text(path: str | os.PathLike[str], length: int) -> Dataset:

@@ -115,15 +115,19 @@ def named_errors(*texts: str) -> Iterator[None]:
   own = [text for text in texts if is_dotted(text)]
   try:
     yield
-  except Exception as error:
+  except (Exception, SystemExit) as error:
+    if own and type(error) is ValueError and _own_frame(error) is None:
+      # The library says what is wrong with what the user's code returned.
+      logging.info('%s', ''.join(traceback.format_exception(error)))
+      raise OwnError(str(error)) from error
     if not own or _is_of_another(error):
       raise
     raise _failure(' or '.join(own), error) from error
 
 
-def _is_of_another(error: Exception) -> bool:
+def _is_of_another(error: BaseException) -> bool:
   """Whether an error is for others to say: none of the user's code's."""
-  kinds = (ValueError, OSError, MemoryError, RuntimeError)
+  kinds = (ValueError, OSError, MemoryError, RuntimeError, SystemExit)
   return isinstance(error, kinds) and _own_frame(error) is None
 
 

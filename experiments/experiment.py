@@ -181,9 +181,11 @@ def _assemble(
   plan = build_plan(config, dataset.num_examples)
   batch = batch_shapes(dataset)
   task = tasks.build(config, dataset.num_classes, batch)
-  params, model_state = jax.eval_shape(
+  made = jax.eval_shape(
     task.init, jax.eval_shape(lambda: jax.random.key(0)), batch
   )
+  own_parts.check_init(config, made)
+  params, model_state = made
   if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
     raise ValueError(
       f'--batch_stats does nothing: --model={config.model} has none'

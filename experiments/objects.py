@@ -11,16 +11,15 @@ from typing import Any
 
 from flax import linen as nn
 import jax
-import numpy as np
 import optax
 
-from experiments import records, runs
+from experiments import own_data, records, runs
 from experiments.intervals import Intervals
 from experiments.loggers import Factory
 from experiments.parts import Parts, Plan, prepare, replica_shapes
 from experiments.run_config import fingerprint
 import prsgd_jax as pr
-from prsgd_jax.classification import Task, classifier
+from prsgd_jax.classification import Task, classifier, mode
 from prsgd_jax.input_pipeline import Sampler, Transform, shared
 from prsgd_jax.language_modelling import language_model
 from prsgd_jax.ledger import NETWORK
@@ -110,7 +109,7 @@ def run(
   intervals = Intervals(log_every, eval_every, checkpoint_every)
   intervals.check()
   train, test = _splits(data, test_data)
-  task = _task(model, train)
+  task = _task(model, train, test)
   if sampler is None:
     size = len(jax.tree.leaves(train)[0])
     sampler = shared(size, num_replicas, batch_size, seed=seed)
@@ -168,7 +167,10 @@ def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:
         'data is a Dataset with a test split; leave out test_data'
       )
     data, test_data = data.train, data.test
-  found = jax.tree.map(np.asarray, (data, test_data))
+  found = (
+    own_data.as_arrays('data', data),
+    own_data.as_arrays('test_data', test_data),
+  )
   for name, split in zip(('data', 'test_data'), found):
     sizes = {x.shape[:1] for x in jax.tree.leaves(split)}
     empty = name == 'test_data' and split is None
@@ -180,21 +182,82 @@ def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:
   return found
 
 
-def _task(model: nn.Module | Task, train: Any) -> Task:
+def _check_same_examples(train: Any, test: Any) -> None:
+  """Raises ValueError unless both splits are of examples of one shape."""
+  if test is None:
+    return
+  one, other = (
+    {
+      jax.tree_util.keystr(path): x.shape[1:]
+      for path, x in jax.tree_util.tree_leaves_with_path(split)
+    }
+    for split in (train, test)
+  )
+  if one != other:
+    raise ValueError(
+      'data and test_data must have arrays of the same names and shapes, got '
+      f'{one} and {other}'
+    )
+
+
+def _task(model: nn.Module | Task, train: Any, test: Any) -> Task:
   if isinstance(model, Task):
     return model
   if not isinstance(model, nn.Module):
     raise ValueError(
       f'model must be a flax linen module or a Task, got {model!r}'
     )
-  if isinstance(train, dict) and 'text' in train:
-    return language_model(model)
-  if isinstance(train, dict) and {'image', 'label'} <= set(train):
-    return classifier(model)
-  raise ValueError(
-    'data of a flax module must have the arrays image and label, or text; for '
-    'others give a Task as model'
+  is_text = isinstance(train, dict) and 'text' in train
+  is_labelled = isinstance(train, dict) and {'image', 'label'} <= set(train)
+  if not is_text and not is_labelled:
+    raise ValueError(
+      'data of a flax module must have the arrays image and label, or text; '
+      'for others give a Task as model'
+    )
+  splits = (
+    {'data': train}
+    if test is None
+    else {
+      'data': train,
+      'test_data': test,
+    }
   )
+  _check_same_examples(train, test)
+  for name, split in splits.items():
+    own_data.check_split(name, split)
+  num_classes = _num_classes(model, train)
+  for name, split in splits.items():
+    own_data.check_classes(name, split, num_classes)
+  return language_model(model) if is_text else classifier(model)
+
+
+def _num_classes(model: nn.Module, train: Any) -> int:
+  """The number of logits that a model returns for an example.
+
+  Raises:
+    ValueError: if it returns something else.
+  """
+  if 'text' in train:
+    length = train['text'].shape[1] - 1
+    inputs = jax.ShapeDtypeStruct((1, length), train['text'].dtype)
+    wanted: tuple[int, ...] = (1, length)
+  else:
+    image = train['image']
+    inputs = jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype)
+    wanted = (1,)
+  logits, _ = jax.eval_shape(
+    lambda x: model.init_with_output(
+      jax.random.key(0), x, **mode(model, train=False)
+    ),
+    inputs,
+  )
+  shape = getattr(logits, 'shape', None)
+  if shape is None or shape[:-1] != wanted:
+    raise ValueError(
+      f'model must return logits [{", ".join(map(str, wanted))}, num_classes] '
+      f'for one example, got {shape or type(logits).__name__}'
+    )
+  return int(shape[-1])
 
 
 def _meter(

@@ -46,6 +46,15 @@ def check_fit(config: RunConfig, dataset: Dataset) -> None:
     )
 
 
+def check_init(config: RunConfig, made: Any) -> None:
+  """Raises ValueError unless a model begins with parameters and a state."""
+  if not isinstance(made, tuple) or len(made) != 2:
+    raise ValueError(
+      f'--model={config.model}: init must return (params, model_state), as in '
+      f'(params, {{}}), got {_shapes(made)}'
+    )
+
+
 def check_task(
   config: RunConfig,
   task: Task,
@@ -75,6 +84,8 @@ def check_task(
       f'{who}: loss_fn must return (loss, (model_state, metrics)), a float '
       f'scalar and a dict, got {_shapes(returned)}'
     )
+  if not callable(task.eval_fn):
+    raise ValueError(f'{who}: eval_fn must be a function, got {task.eval_fn!r}')
   values = jax.eval_shape(task.eval_fn, params, model_state, batch)
   shapes = {n: x.shape for n, x in dict(values).items()}
   if set(shapes.values()) != {(1,)} or 'loss' not in shapes:

@@ -10,7 +10,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments import dotted, optimizers, typed_options
+from experiments import dotted, optimizers, own_data, typed_options
 from experiments.run_config import RunConfig
 from prsgd_jax import models
 from prsgd_jax.classification import Task, classifier, mode
@@ -149,7 +149,7 @@ def build(
     ValueError: if the user's own model is none.
   """
   make = _maker(config.model)
-  is_text = 'text' in batch
+  is_text = _reads_text(config, batch)
   if not _is_made(make):
     taken = _parameters(make)
     provided = {
@@ -185,6 +185,11 @@ def build(
   return task(make, weight_decay=decay, label_smoothing=smoothing)
 
 
+def _reads_text(config: RunConfig, batch: Mapping[str, Any]) -> bool:
+  """Whether a model reads the text of data that may have images, too."""
+  return 'text' in batch and config.model not in CLASSIFIERS
+
+
 def _check_own_loss(config: RunConfig) -> None:
   """Raises ValueError if a flag is of the loss, which a Task has of its own."""
   decoupled = config.optimizer in optimizers.DECOUPLED
@@ -204,7 +209,7 @@ def _check_logits(
   """Raises ValueError unless a model returns a logit for each class."""
   inputs = batch.get('image')
   wanted: tuple[int, ...] = (1, num_classes)
-  if 'text' in batch:
+  if _reads_text(config, batch):
     text = batch['text']
     inputs = jax.ShapeDtypeStruct((1, text.shape[1] - 1), text.dtype)
     wanted = (1, text.shape[1] - 1, num_classes)
@@ -212,6 +217,13 @@ def _check_logits(
     raise ValueError(
       f'--model={config.model} is a flax module, which reads image and label, '
       f'or text; --dataset={config.dataset} has {", ".join(batch)}: give a Task'
+    )
+  elif not own_data.are_labels(batch['label']):
+    label = batch['label']
+    shape = ', '.join(['n', *map(str, label.shape[1:])])
+    raise ValueError(
+      f'--dataset={config.dataset}: label must be int[n], got {label.dtype}'
+      f'[{shape}]; take the argmax of one-hot labels, or give a Task as --model'
     )
   logits, _ = jax.eval_shape(
     lambda x: model.init_with_output(

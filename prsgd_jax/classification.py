@@ -80,6 +80,8 @@ def cross_entropy(
 
   def init(key: Array, batch: Batch) -> tuple[ArrayTree, ArrayTree]:
     variables = dict(model.init(key, inputs(batch), **mode(model, train=False)))
+    if 'params' not in variables:
+      raise ValueError(f'{type(model).__name__} has no parameters to train')
     params = variables.pop('params')
     return params, variables
 

@@ -107,6 +107,29 @@ class Broken(nn.Module):
     return x @ x @ None
 
 
+no_start = lambda: squares()._replace(init=lambda key, batch: jnp.zeros(3))
+no_eval = lambda: squares()._replace(eval_fn=None)
+counts = lambda: squares()._replace(
+  init=lambda key, batch: (jnp.zeros(3, jnp.int32), {})
+)
+
+
+class Constant(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return jnp.zeros((len(x), 10))
+
+
+def leaves():
+  raise SystemExit(3)
+
+
+def columns():
+  column = lambda x: {**x, 'label': x['label'][:, None]}
+  found = blobs()
+  return found._replace(train=column(found.train), test=column(found.test))
+
+
 def breaks_in_training():
   def loss_fn(w, s, batch, key):
     if batch['x'].shape[0] > 1:

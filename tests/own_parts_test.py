@@ -1,10 +1,22 @@
 """Tests of runs with the user's own algorithm, model and data."""
 
+from unittest import mock
+
 from absl import flags
 from absl.testing import flagsaver, parameterized
 import numpy as np
 
-from experiments import compare, config, data, grids, records, sweep, train
+from experiments import (
+  compare,
+  config,
+  data,
+  dotted,
+  grids,
+  records,
+  sweep,
+  train,
+)
+import prsgd_jax as pr
 from tests import binaries, own_modules
 
 del sweep  # whose flags grids read
@@ -151,6 +163,10 @@ class OwnPartsTest(parameterized.TestCase):
     ('mine:Wrong must return logits .1, 10. for one example of '
      r'--dataset=digits, got .1, 2.', '--model=mine:Wrong'),
     ('raised TypeError at mine.py:.*', '--model=mine:Broken'),
+    ('Constant has no parameters to train', '--model=mine:Constant'),
+    ('mine:leaves raised SystemExit at mine.py:', '--dataset=mine:leaves'),
+    ('label must be int.n., got int32.n, 1.; take the argmax',
+     '--dataset=mine:columns --model=mine:Net'),
     ('--dtype does nothing: --model=mine:Net', '--model=mine:Net '
      '--dtype=bfloat16'),
     ('--label_smoothing does nothing: --model=mine:squares has its own loss',
@@ -162,6 +178,12 @@ class OwnPartsTest(parameterized.TestCase):
     ('raised RuntimeError at mine.py:.* a bad batch',
      '--model=mine:breaks_in_training --dataset=mine:line --num_replicas=2 '
      '--batch_size=8'),
+    ('mine:no_start: init must return .params, model_state., .*float32.3.',
+     '--model=mine:no_start --dataset=mine:line'),
+    ('mine:no_eval: eval_fn must be a function, got None',
+     '--model=mine:no_eval --dataset=mine:line'),
+    ('a parameter must be a float, got int32.3. in params',
+     '--model=mine:counts --dataset=mine:line --num_replicas=2 --batch_size=8'),
     ('mine:number gave int; expected prsgd_jax.Dataset',
      '--dataset=mine:number'),
     ('train must be a dict of arrays of one length >= 1, got',
@@ -181,6 +203,47 @@ class OwnPartsTest(parameterized.TestCase):
     self.assertEqual(outcome.code, 1)
     self.assertRegex(outcome.err, f'^train.py: error: .*{pattern}')
     self.assertEqual(outcome.err.count('\n'), 1)
+
+  def load(self, changes, num_classes=3, model='mlp'):
+    split = {'image': np.ones((4, 2)), 'label': [0, 1, 2, 1], **changes}
+    dataset = pr.Dataset('mine', split, dict(split), num_classes)
+    run = mock.Mock(dataset='mine:data', model=model)
+    with mock.patch.object(dotted, 'load', return_value=dataset):
+      return data.load(run, None)
+
+  @parameterized.parameters(
+    ('image must be an array of numbers, got object',
+     {'image': np.ones((4, 2), object)}),
+    ('name must be an array of numbers, got <U1', {'name': list('abcd')}),
+    ('image must be an array of numbers, got list: ',
+     {'image': [[1], [2, 3], [4], [5]]}),
+    ('image must be of finite real numbers',
+     {'image': [[1], [2], [3], [np.nan]]}),
+    ('image must be of finite real numbers', {'image': np.ones((4, 2)) * 1j}),
+    ('image must be in float32, got 1e.300 .. 1e.300',
+     {'image': np.full((4, 2), 1e300)}),
+    ('time must be in int32, got 0 .. 4294967296',
+     {'time': [0, 1, 2, 2**32]}),
+    ('image must be .n, ..., channels., got float64', {'image': np.ones(4)}),
+    ('label must be int.n., got int64.4, 3.; take the argmax of one-hot labels',
+     {'label': np.eye(4, 3, dtype=int)}),
+    ('label must be integers in 0 .. num_classes - 1 = 2, got int64 in 1 .. 3',
+     {'label': [1, 2, 3, 1]}),
+    ('label must be integers .* got float64', {'label': np.ones(4)}),
+    ('num_classes must be an integer, got None', {}, None),
+    ('num_classes must be an integer, got 3.0', {}, 3.0),
+    (r'text must be int.n, length . 1., got int64.4.', {'text': [0, 1, 2, 1]}),
+  )  # fmt: skip
+  def test_a_slip_in_data_is_named(self, pattern, changes, *num_classes):
+    with self.assertRaisesRegex(ValueError, f'^--dataset=mine:data.*{pattern}'):
+      self.load(changes, *num_classes)
+
+  def test_lists_are_data_and_a_task_may_have_any_labels(self):
+    found = self.load({'image': [[1.5], [2], [3], [4]]})
+    np.testing.assert_array_equal(found.train['image'][:2], [[1.5], [2]])
+    one_hot = np.eye(4, 3)
+    found = self.load({'label': one_hot}, model='mine:task')
+    np.testing.assert_array_equal(found.test['label'], one_hot)
 
   def test_text_of_ones_own(self):
     text = 'ab\u00e9\U0001f600' * 100
