@@ -157,7 +157,8 @@ def find(algorithm: str) -> str:
   if dotted.is_dotted(algorithm):
     factory(algorithm)
     return algorithm
-  close = difflib.get_close_matches(algorithm, [*ALGORITHMS, *ALIASES], n=1)
+  names = [*ALGORITHMS, *ALIASES]
+  close = difflib.get_close_matches(algorithm.lower(), names, n=1)
   meant = f'did you mean {close[0]}? ' if close else ''
   raise ValueError(
     f'unknown --algorithm={algorithm}; {meant}use one of '

@@ -47,7 +47,7 @@ def check(config: RunConfig) -> None:
   """
   name = config.dataset
   if not dotted.is_dotted(name) and name not in DATASETS:
-    close = difflib.get_close_matches(name, DATASETS, n=1)
+    close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
     meant = f'; did you mean {close[0]}?' if close else ''
     raise ValueError(
       f'--dataset must be one of {", ".join(_BY_NEED)}, or MODULE:NAME of your '

@@ -67,7 +67,7 @@ def check(config: RunConfig) -> None:
   """
   name, smoothing = config.model, config.label_smoothing
   if not dotted.is_dotted(name) and name not in MODELS:
-    close = difflib.get_close_matches(name, MODELS, n=1)
+    close = difflib.get_close_matches(name.lower(), MODELS, n=1)
     meant = f'did you mean {close[0]}? ' if close else ''
     raise ValueError(
       f'unknown --model={name}; {meant}use one of {", ".join(MODELS)}, or '
