@@ -3,6 +3,8 @@
 python -m prsgd_jax
 """
 
+import os
+import sys
 import textwrap
 
 import jax
@@ -25,9 +27,14 @@ def main() -> None:
     f'Algorithms, functions of an optax optimizer each:\n{names}\n\n'
     'To train, in a clone of the project:\n'
     '  python experiments/train.py\n'
-    '  python experiments/train.py --help'
+    '  python experiments/train.py --help',
+    flush=True,
   )
 
 
 if __name__ == '__main__':
-  main()
+  try:
+    main()
+  except BrokenPipeError:  # of `python -m prsgd_jax | head`
+    # Python flushes stdout once more when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
