@@ -5,6 +5,7 @@ arrays, in a notebook or a program of their own.
 """
 
 from collections.abc import Mapping, Sequence
+import json
 import os
 import pathlib
 from typing import Any
@@ -108,6 +109,7 @@ def run(
   """
   intervals = Intervals(log_every, eval_every, checkpoint_every)
   intervals.check()
+  _check(algorithm, num_steps, label, settings)
   train, test = _splits(data, test_data)
   task = _task(model, train, test)
   if sampler is None:
@@ -152,6 +154,30 @@ def run(
       progress=progress,
       more_loggers=loggers,
       keep=keep,
+    )
+
+
+def _check(
+  algorithm: object, num_steps: object, label: object, settings: object
+) -> None:
+  """Raises ValueError if an argument is none that a run can be kept by."""
+  if not isinstance(algorithm, pr.ReplicaTransformation):
+    raise ValueError(
+      'algorithm must be one of prsgd_jax, such as pr.pr_sgd(tx, period=4), '
+      f'got {algorithm!r}'
+    )
+  if num_steps == 0:
+    raise ValueError('num_steps must be >= 1, got 0')
+  if not isinstance(label, str) or not label:
+    raise ValueError(f'label must be a text, got {label!r}')
+  try:
+    json.dumps(settings, allow_nan=False)
+    kept = settings is None or all(isinstance(n, str) for n in dict(settings))  # type: ignore[call-overload]
+  except (TypeError, ValueError):
+    kept = False
+  if not kept:
+    raise ValueError(
+      f'settings must be a dict of finite JSON types by name, got {settings!r}'
     )
 
 

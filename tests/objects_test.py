@@ -123,12 +123,19 @@ class ObjectsTest(parameterized.TestCase):
      'data and test_data must have arrays of the same names'),
     ({'model': nn.Sequential([nn.Dense(3), lambda x: x[:, None]])},
      'model must return logits .1, num_classes.'),
+    ({'algorithm': optax.sgd(0.1)}, 'algorithm must be one of prsgd_jax'),
+    ({'algorithm': soft}, 'algorithm must be one of prsgd_jax'),
+    ({'num_steps': 0}, 'num_steps must be >= 1, got 0'),
+    ({'label': ''}, "label must be a text, got ''"),
+    ({'settings': {'a': np.float32(1)}}, 'settings must be a dict of finite'),
+    ({'settings': {'a': float('nan')}}, 'settings must be a dict of finite'),
+    ({'settings': {1: 2}}, 'settings must be a dict of finite'),
     ({'eval_every': 3}, 'eval_every must be a multiple'),
     ({'batch_size': 200}, 'is larger than the 200 examples'),
   )  # fmt: skip
   def test_refused(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):
-      self.run_own('refused', 8, **changes)
+      self.run_own('refused', **{'num_steps': 8, **changes})
 
   def test_it_defines_no_flag_of_a_run(self):
     # Because a program that has flags of these names is to import it.
