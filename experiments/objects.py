@@ -6,6 +6,8 @@ arrays, in a notebook or a program of their own.
 
 from collections.abc import Mapping, Sequence
 import json
+import math
+import numbers
 import os
 import pathlib
 from typing import Any
@@ -115,8 +117,6 @@ def run(
   if sampler is None:
     size = len(jax.tree.leaves(train)[0])
     sampler = shared(size, num_replicas, batch_size, seed=seed)
-  if isinstance(learning_rate, int | float):
-    learning_rate = optax.constant_schedule(learning_rate)
   sizes = {
     'num_replicas': num_replicas,
     'batch_size': batch_size,
@@ -136,7 +136,7 @@ def run(
     test=test,
     batch_size=batch_size,
     seed=seed,
-    plan=Plan(algorithm, learning_rate, num_steps),
+    plan=Plan(algorithm, _schedule(learning_rate), num_steps),
     sampler=sampler,
     mesh=pr.ReplicaMesh(num_replicas, num_devices),
     network=network,
@@ -179,6 +179,20 @@ def _check(
     raise ValueError(
       f'settings must be a dict of finite JSON types by name, got {settings!r}'
     )
+
+
+def _schedule(
+  learning_rate: float | optax.Schedule | None,
+) -> optax.Schedule | None:
+  """The learning rate of a step; a number, of NumPy's too, is constant."""
+  if learning_rate is None or callable(learning_rate):
+    return learning_rate
+  if isinstance(learning_rate, numbers.Real) and math.isfinite(learning_rate):
+    return optax.constant_schedule(float(learning_rate))
+  raise ValueError(
+    'learning_rate must be a finite number or a function of the step, got '
+    f'{learning_rate!r}'
+  )
 
 
 def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:

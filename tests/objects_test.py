@@ -63,7 +63,7 @@ class ObjectsTest(parameterized.TestCase):
       'algorithm': soft(optax.sgd(0.05), period=2), 'model': Net(),
       'data': blobs(200, 0), 'test_data': blobs(60, 1), 'num_replicas': 2,
       'batch_size': 8, 'label': 'soft', 'settings': {'period': 2},
-      'learning_rate': 0.05, 'log_every': 2, 'eval_every': 4,
+      'learning_rate': np.float32(0.05), 'log_every': 2, 'eval_every': 4,
       'checkpoint_every': 4, 'progress': False, **changes,
     }  # fmt: skip
     workdir = self.root / name
@@ -125,6 +125,7 @@ class ObjectsTest(parameterized.TestCase):
      'model must return logits .1, num_classes.'),
     ({'algorithm': optax.sgd(0.1)}, 'algorithm must be one of prsgd_jax'),
     ({'algorithm': soft}, 'algorithm must be one of prsgd_jax'),
+    ({'learning_rate': '0.1'}, 'learning_rate must be a finite number or a'),
     ({'num_steps': 0}, 'num_steps must be >= 1, got 0'),
     ({'label': ''}, "label must be a text, got ''"),
     ({'settings': {'a': np.float32(1)}}, 'settings must be a dict of finite'),
