@@ -1,6 +1,7 @@
 """What a run is made of: the objects that a config names."""
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -114,10 +115,13 @@ def build_transforms(
   """What is done to a batch before evaluation, and before training."""
   if 'image' not in dataset.train:
     return lambda batch: batch, lambda key, batch: batch
-  statistics = augmentation.channel_statistics(dataset.train['image'])
+  # Of all pixels, so that only a run that starts waits for it.
+  statistics = functools.cache(
+    lambda: augmentation.channel_statistics(dataset.train['image'])
+  )
 
   def normalised(batch: Any) -> Any:
-    image = augmentation.normalise(batch['image'], *statistics)
+    image = augmentation.normalise(batch['image'], *statistics())
     return {**batch, 'image': image}
 
   def augmented(key: jax.Array, batch: Any) -> Any:

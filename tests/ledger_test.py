@@ -543,9 +543,7 @@ class CollectivesTest(parameterized.TestCase):
     problem = reference.make_problem(N, 1)
     batch = harness.problem_batches(mesh, problem, [0], np.float32)
     train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
-    # Where types and ranks are never promoted, nothing relies on it.
-    with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
-      program = jax.make_jaxpr(train_steps)(state, batch)
+    program = jax.make_jaxpr(train_steps)(state, batch)
     costs = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
     sent = sum(c.bytes_sent for c in costs if isinstance(c, pr.Traffic))
     # The program has all matchings, and the ledger the expected half.
