@@ -10,7 +10,7 @@ RUNS ?= runs
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
-	@echo 'make test       all tests (8 minutes; more with JAX 0.12)'
+	@echo 'make test       all tests (12 minutes; more with JAX 0.12)'
 	@echo 'make lint       ruff and mypy'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
