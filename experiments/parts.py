@@ -99,7 +99,7 @@ def replica_shapes(
   """One replica's shapes, from `init` on a block of one.
 
   Raises:
-    ValueError: from `init`, if the algorithm does not fit so many replicas.
+    ValueError: from `init`, if the algorithm does not fit N.
   """
 
   def block(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

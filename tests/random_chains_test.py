@@ -1,7 +1,6 @@
 """Laws of random chains, on random trees, layouts and numbers of replicas."""
 
 import operator
-import os
 
 from absl.testing import absltest
 import hypothesis
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from tests import harness
+from tests import fuzzing, harness
 from tests.random_chains import (
   SEEN,
   Case,
@@ -27,17 +26,6 @@ from tests.random_chains import (
 )
 
 T = 5
-# More for a long search: FUZZ_EXAMPLES=2000 pytest tests/random_chains_test.py
-EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '12'))
-RANDOM = hypothesis.settings(
-  max_examples=EXAMPLES,
-  deadline=None,
-  derandomize='FUZZ_EXAMPLES' not in os.environ,
-  database=None,
-  # Each try compiles for a second, and the cases are small as they are.
-  phases=[hypothesis.Phase.generate],
-  suppress_health_check=list(hypothesis.HealthCheck),
-)
 
 
 def loss(params, model_state, batch, key):
@@ -88,7 +76,7 @@ def assert_same(found, wanted, tolerance):
 
 
 class RandomChainsTest(absltest.TestCase):
-  @RANDOM
+  @fuzzing.search(examples=12)
   @hypothesis.given(cases(), st.data())
   def test_laws(self, case, data):
     divisors = [d for d in range(1, 9) if case.num_replicas % d == 0]

@@ -1,6 +1,5 @@
 """Random command lines: each is accepted, or refused in one line."""
 
-import os
 import pathlib
 import resource
 import tempfile
@@ -19,23 +18,13 @@ from experiments import (
   runs,
   train,
 )
-from tests import binaries
+from tests import binaries, fuzzing
 
-# More for a long search: FUZZ_EXAMPLES=5000 pytest tests/random_flags_test.py
-EXAMPLES = int(os.environ.get('FUZZ_EXAMPLES', '40'))
-RANDOM = hypothesis.settings(
-  max_examples=EXAMPLES,
-  deadline=None,
-  derandomize='FUZZ_EXAMPLES' not in os.environ,
-  database=None,
-  phases=[hypothesis.Phase.generate],
-  suppress_health_check=list(hypothesis.HealthCheck),
-)
 # Those that need nothing prepared.
 PRESETS = sorted(
   pathlib.Path(experiment.__file__).parent.glob('presets/digits_*.flags')
 )
-# A command line may ask for any amount; so many bytes more are a failure.
+# A command line may ask for any amount; this many bytes more are a failure.
 MEMORY = 8 * 2**30
 
 INTEGERS = st.one_of(
@@ -142,12 +131,12 @@ class RandomFlagsTest(absltest.TestCase):
       self.assertEqual(outcome.err.count('\n'), 1, outcome.err)
       self.assertIn('error: ', outcome.err)
 
-  @RANDOM
+  @fuzzing.search(examples=40)
   @hypothesis.given(command_lines(train))
   def test_train(self, args):
     self.check(train, args)
 
-  @RANDOM
+  @fuzzing.search(examples=40)
   @hypothesis.given(command_lines(costs))
   def test_costs(self, args):
     self.check(costs, args)
