@@ -8,7 +8,7 @@ import hypothesis
 def search(examples):
   """Returns settings for a number of examples, the same ones in every run.
 
-  For a long search of new ones: FUZZ_EXAMPLES=2000 pytest tests/random_*_test.py
+  A long search for others: FUZZ_EXAMPLES=2000 pytest tests/random_*_test.py
   """
   return hypothesis.settings(
     max_examples=int(os.environ.get('FUZZ_EXAMPLES', examples)),
