@@ -49,7 +49,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py
 
 results: $(INSTALLED)
-	$(BIN)/python experiments/results.py --data_dir=$(DATA_DIR)
+	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)
 
 reproduce: $(INSTALLED)
 	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR)
@@ -58,7 +58,7 @@ report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html
 
 notebooks: $(INSTALLED)
-	$(BIN)/python experiments/execute_notebooks.py
+	$(BIN)/python experiments/tools/execute_notebooks.py
 
 browser:
 	@echo '== installing Chromium and its driver from Debian'

@@ -9,7 +9,7 @@ in turn; a ratio is of the medians of steps per second, to the better of the two
 by hand. Memory is what the compiled programs ask for on one device.
 """
 
-from experiments import interrupts
+from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
@@ -30,11 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import cli, records, writing
+from experiments.running.flags import cli
+from experiments.running.records import records, writing
 import prsgd_jax as pr
-from prsgd_jax import augmentation, input_pipeline, models
-from prsgd_jax.classification import Task, classifier
-from prsgd_jax.datasets import load_dataset
+from prsgd_jax import models
+from prsgd_jax.data import augmentation, input_pipeline
+from prsgd_jax.data.datasets import load_dataset
+from prsgd_jax.engine import feeding
+from prsgd_jax.models.classification import Task, classifier
 
 FLAGS = flags.FLAGS
 
@@ -122,20 +125,20 @@ def measure(case: Case) -> dict[str, Any]:
   }
 
 
-def _parts(case: Case) -> tuple[pr.ReplicaMesh, Task, Any, Any]:
+def _parts(case: Case) -> tuple[pr.engine.ReplicaMesh, Task, Any, Any]:
   """The mesh, the task, the batch function and the data on the devices."""
-  mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
+  mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
   task = classifier(case.model)
   pixels = augmentation.channel_statistics(case.data['image'])
 
   def transform(key: jax.Array, batch: Any) -> Any:
     del key
-    return {**batch, 'image': augmentation.normalise(batch['image'], *pixels)}
+    return {**batch, 'image': augmentation.normalize(batch['image'], *pixels)}
 
   sampler = input_pipeline.shared(
     len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
   )
-  batch_fn = input_pipeline.make_batch_fn(mesh, sampler, transform)
+  batch_fn = feeding.make_batch_fn(mesh, sampler, transform)
   return mesh, task, batch_fn, mesh.replicate(case.data)
 
 
@@ -144,13 +147,13 @@ def _optimizer() -> optax.GradientTransformation:
 
 
 def engine_loop(
-  case: Case, mesh: pr.ReplicaMesh, task: Task, batch_fn: Any, data: Any
+  case: Case, mesh: pr.engine.ReplicaMesh, task: Task, batch_fn: Any, data: Any
 ) -> Loop:
   """The library's."""
   algorithm = pr.pr_sgd(_optimizer(), period=PERIOD)
   params, model_state = _initial(case, task)
-  state = pr.create_train_state(mesh, algorithm, params, model_state)
-  train_steps = pr.make_resident_train_steps(
+  state = pr.engine.create_train_state(mesh, algorithm, params, model_state)
+  train_steps = pr.engine.make_resident_train_steps(
     mesh, algorithm, task.loss_fn, batch_fn
   )
   memory = memory_of(train_steps, state, data, case.steps_per_dispatch)
@@ -159,7 +162,7 @@ def engine_loop(
 
 def hand_written_loop(
   case: Case,
-  mesh: pr.ReplicaMesh,
+  mesh: pr.engine.ReplicaMesh,
   task: Task,
   batch_fn: Any,
   data: Any,

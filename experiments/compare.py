@@ -11,7 +11,7 @@ The same command resumes an interrupted comparison; finished runs are read, not
 repeated.
 """
 
-from experiments import signals
+from experiments.running.process import signals
 
 if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
@@ -25,29 +25,25 @@ from typing import Any
 
 from absl import flags
 
-from experiments import (
+from experiments.running.execution import experiment, runs, warm_start
+from experiments.running.execution.finite import NonFinite
+from experiments.running.execution.intervals import Intervals
+from experiments.running.execution.parts import prepare
+from experiments.running.flags import (
   algorithm_flags,
   averages,
   cli,
   config,
   data,
   dotted,
-  experiment,
-  figures,
-  locks,
-  loggers,
-  messages,
   network,
-  records,
-  runs,
-  warm_start,
-  writing,
 )
-from experiments.finite import NonFinite
-from experiments.intervals import Intervals
-from experiments.json_files import DamagedFile
-from experiments.parts import prepare
-from prsgd_jax.checkpoints import CheckpointError
+from experiments.running.logs import loggers
+from experiments.running.process import locks, messages
+from experiments.running.records import records, writing
+from experiments.running.records.json_files import DamagedFile
+from experiments.tools import figures
+from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
 

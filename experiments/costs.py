@@ -12,7 +12,7 @@ replica has done its steps. The speeds of the replicas are those of
 --replica_speeds, not of the presets; AD-PSGD has its own.
 """
 
-from experiments import interrupts
+from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
@@ -28,19 +28,19 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from experiments import (
+from experiments import compare
+from experiments.running.execution import experiment
+from experiments.running.execution.parts import replica_shapes
+from experiments.running.flags import (
   cli,
-  compare,
   config,
   data,
   dotted,
-  experiment,
-  messages,
   network,
-  records,
   tasks,
 )
-from experiments.parts import replica_shapes
+from experiments.running.process import messages
+from experiments.running.records import records
 import prsgd_jax as pr
 
 FLAGS = flags.FLAGS
@@ -49,7 +49,7 @@ flags.adopt_module_key_flags(compare)
 flags.DEFINE_enum(
   'sort',
   'given',
-  ['given', 'rounds', 'bytes_sent', 'modelled_seconds'],
+  ['given', 'rounds', 'bytes_sent', 'modeled_seconds'],
   'Order of the rows: as they are given, or ascending.',
 )
 flags.DEFINE_enum(
@@ -125,7 +125,7 @@ def _of_presets() -> list[tuple[str, config.RunConfig]]:
 
 def _rows(
   made: Sequence[tuple[str, config.RunConfig]],
-  machines: pr.Network,
+  machines: pr.ledger.Network,
   start: Start,
   *,
   skip: bool,
@@ -227,7 +227,7 @@ def _shape(run_config: config.RunConfig) -> Shape:
 
 
 def _row(
-  run_config: config.RunConfig, machines: pr.Network, start: Start
+  run_config: config.RunConfig, machines: pr.ledger.Network, start: Start
 ) -> Row:
   """What a run that is not run would spend.
 
@@ -240,7 +240,7 @@ def _row(
   )
   machines = experiment.with_own_speeds(run_config, machines)
   shapes = replica_shapes(algorithm, n, start.params, start.model_state)
-  meter = pr.meter(algorithm, shapes, n, num_steps, machines)
+  meter = pr.ledger.meter(algorithm, shapes, n, num_steps, machines)
   spent = meter.spent(meter.advance(meter.init(), num_steps))
   inside = spent.bytes_by_tier.get('group', 0.0)
   return {
@@ -249,9 +249,9 @@ def _row(
     'bytes_sent': spent.bytes_sent,
     'bytes_between_groups': spent.bytes_sent - inside,
     'bytes_inside_groups': inside,
-    'modelled_seconds': spent.seconds,
+    'modeled_seconds': spent.seconds,
     'decided': [
-      {'bytes_sent': size, 'modelled_seconds': lasts}
+      {'bytes_sent': size, 'modeled_seconds': lasts}
       for _, size, lasts in meter.decided
     ],
   }
@@ -284,10 +284,10 @@ def _cells(row: Row) -> tuple[str, ...]:
   sizes = ('bytes_sent', 'bytes_between_groups', 'bytes_inside_groups')
   decided = ', '.join(
     f'{records.format_bytes(each["bytes_sent"])}, '
-    f'{each["modelled_seconds"]:.3g} s'
+    f'{each["modeled_seconds"]:.3g} s'
     for each in row['decided']
   )
-  seconds = row['modelled_seconds']
+  seconds = row['modeled_seconds']
   return (
     row['algorithm'],
     str(row['rounds']),

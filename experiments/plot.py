@@ -1,6 +1,6 @@
 r"""Draws the standard figures of any runs: of train.py, compare.py or sweep.py.
 
-  python experiments/plot.py runs/a runs/b --x=epoch,modelled_seconds \
+  python experiments/plot.py runs/a runs/b --x=epoch,modeled_seconds \
     --y=loss,test_accuracy --output=fig.png
 
 has a row of panels for each --y and a column for each --x. Runs that differ in
@@ -9,7 +9,7 @@ says which. The ending of --output is the format: .png, .pdf, .svg and others of
 matplotlib.
 """
 
-from experiments import interrupts
+from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
@@ -18,7 +18,8 @@ import pathlib
 
 from absl import flags
 
-from experiments import cli, figures
+from experiments.running.flags import cli
+from experiments.tools import figures
 
 FLAGS = flags.FLAGS
 

@@ -29,7 +29,7 @@ is there already is never changed. Afterwards:
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
 
-from experiments import interrupts
+from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
@@ -39,8 +39,9 @@ import time
 from absl import flags
 import tqdm
 
-from experiments import cli, messages
-from prsgd_jax.datasets import (
+from experiments.running.flags import cli
+from experiments.running.process import messages
+from prsgd_jax.data.datasets import (
   DatasetError,
   archives,
   load_dataset,

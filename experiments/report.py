@@ -11,7 +11,7 @@ experiments/results/reproduce, a .json with the claims and the .png of the same
 name each.
 """
 
-from experiments import interrupts
+from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
@@ -29,7 +29,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli, figures, json_files, plot, records, writing
+from experiments import plot
+from experiments.running.flags import cli
+from experiments.running.records import json_files, records, writing
+from experiments.tools import figures
 
 FLAGS = flags.FLAGS
 HERE = pathlib.Path(__file__).parent
@@ -236,7 +239,7 @@ def method_rows(runs: Sequence[figures.Run]) -> list[records.Record]:
       'diverged': sum(run.failed is not None for run in same),
     }
     names = ('loss', 'test_loss', 'test_accuracy', 'consensus_distance')
-    spent = ('step', 'epoch', 'rounds', 'bytes_sent', 'modelled_seconds')
+    spent = ('step', 'epoch', 'rounds', 'bytes_sent', 'modeled_seconds')
     for name in (*names, *spent) if last else ():
       values = [record[name] for record in last if name in record]
       if values:

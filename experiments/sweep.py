@@ -20,7 +20,7 @@ read, others resume from their checkpoints. The row of a diverged run says so.
 --jobs=4 runs four at a time, each on its own GPU where there are enough.
 """
 
-from experiments import signals
+from experiments.running.process import signals
 
 if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
@@ -36,26 +36,19 @@ from absl import flags
 import jax
 import tqdm
 
-from experiments import (
-  cli,
-  compare,
-  config,
-  data,
+from experiments import compare
+from experiments.running.execution import (
   experiment,
-  grids,
-  jobs,
-  locks,
-  messages,
-  network,
-  records,
   runs,
   tuning,
   warm_start,
-  writing,
 )
-from experiments.intervals import Intervals
-from experiments.json_files import DamagedFile
-from prsgd_jax.datasets import Dataset
+from experiments.running.execution.intervals import Intervals
+from experiments.running.flags import cli, config, data, grids, network
+from experiments.running.process import jobs, locks, messages
+from experiments.running.records import records, writing
+from experiments.running.records.json_files import DamagedFile
+from prsgd_jax.data.datasets import Dataset
 
 FLAGS = flags.FLAGS
 TRAIN = pathlib.Path(__file__).with_name('train.py')

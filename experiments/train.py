@@ -13,7 +13,7 @@ Named runs are presets:
   python experiments/train.py --flagfile=experiments/presets/digits_pr_sgd.flags
 """
 
-from experiments import signals
+from experiments.running.process import signals
 
 if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
@@ -24,25 +24,22 @@ import time
 
 from absl import flags
 
-from experiments import (
+from experiments.running.execution import experiment, runs, warm_start
+from experiments.running.execution.finite import NonFinite
+from experiments.running.execution.intervals import Intervals
+from experiments.running.execution.parts import prepare
+from experiments.running.flags import (
   cli,
   config,
   data,
   dotted,
-  experiment,
-  loggers,
   network,
-  records,
-  runs,
   saved_flags,
-  slugs,
-  warm_start,
 )
-from experiments.finite import NonFinite
-from experiments.intervals import Intervals
-from experiments.json_files import DamagedFile
-from experiments.parts import prepare
-from prsgd_jax.checkpoints import CheckpointError
+from experiments.running.logs import loggers
+from experiments.running.records import records, slugs
+from experiments.running.records.json_files import DamagedFile
+from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
 

@@ -21,8 +21,9 @@ def main() -> None:
     initial_indent='  ',
     subsequent_indent='  ',
   )
+  summary = (pr.__doc__ or '').partition('\n')[0]
   print(
-    f'{versions.line()}\n{pr.__doc__}\n'
+    f'{versions.line()}\n{summary}\n'
     f'Devices: {len(devices)} x {devices[0].device_kind}\n\n'
     f'Algorithms, functions of an optax optimizer each:\n{names}\n\n'
     'To train, in a clone of the project:\n'

@@ -117,7 +117,7 @@ class Traffic(NamedTuple):
       the replicas.
     latencies: messages that follow one another in one such round. Of what is
       drawn in each round bytes and latencies are the expected ones.
-    tier: the links used: 'global', 'group' or 'neighbour'.
+    tier: the links used: 'global', 'group' or 'neighbor'.
     waits: whom a replica waits for. S for all of its group of S consecutive
       replicas, so that N is everybody and 1 nobody. Otherwise
       `(rounds_before, generator) -> Senders` of a round, where random graphs
@@ -219,13 +219,13 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     >>> import optax, prsgd_jax as pr
     >>> local_sgd = pr.chain(
     ...     pr.gradient(), pr.local_update(optax.sgd(0.1)),
-    ...     pr.at(pr.every(4), pr.sync(pr.mean())))
+    ...     pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())))
   """
   for stage in stages:
     if not isinstance(stage, ReplicaTransformation):
       raise ValueError(
-        'chain expects stages such as pr.gradient() or pr.sync(pr.mean()), '
-        f'got {stage!r}'
+        'chain expects stages such as pr.gradient() or '
+        f'pr.sync(pr.mixing.mean()), got {stage!r}'
       )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
@@ -327,8 +327,9 @@ def lasting(algorithm: ReplicaTransformation, replica: Replica) -> Replica:
   Example:
     >>> import jax.numpy as jnp, optax, prsgd_jax as pr
     >>> algorithm = pr.k_avg(optax.sgd(0.1), period=4)
-    >>> replica, state = algorithm.init(pr.Replica(params=jnp.zeros((1, 2))), 1)
-    >>> pr.lasting(algorithm, replica).grads
+    >>> replica = pr.base.Replica(params=jnp.zeros((1, 2)))
+    >>> replica, state = algorithm.init(replica, 1)
+    >>> pr.base.lasting(algorithm, replica).grads
     ()
   """
   declared = algorithm.names.declares

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from prsgd_jax.names import CLOCK
-from prsgd_jax.tree_types import describe
+from prsgd_jax.tracing.tree_types import describe
 
 # Steps and rounds are int32 in the compiled programs.
 MAX_STEPS = 2**31 - 1
@@ -221,7 +221,7 @@ def check_schedule(name: str, when: Any) -> None:
   """Raises ValueError unless `when` is a function of the step."""
   if not callable(when):
     raise ValueError(
-      f'{name} expects a schedule such as pr.every(4), got {when!r}'
+      f'{name} expects a schedule such as pr.schedules.every(4), got {when!r}'
     )
 
 

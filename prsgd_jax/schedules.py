@@ -19,10 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import (
-  Schedule,
-  Step,
-)
+from prsgd_jax.base import Schedule, Step
 from prsgd_jax.checks import (
   MAX_STEPS,
   check_length,
@@ -176,7 +173,7 @@ def _check_listed(name: str, count: int) -> None:
     raise ValueError(
       f'{name} would have more than 2**24 = {MOST_LISTED} entries, which the '
       'compiled program holds; use longer periods or fewer steps, or a '
-      'schedule that is arithmetic, such as pr.every(4)'
+      'schedule that is arithmetic, such as pr.schedules.every(4)'
     )
 
 
@@ -489,7 +486,7 @@ def theory_schedule(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> theory = pr.theory_schedule(num_replicas=2, num_epochs=100)
+    >>> theory = pr.schedules.theory_schedule(num_replicas=2, num_epochs=100)
     >>> algorithm = pr.pr_sgd_time_varying(
     ...     optax.sgd(theory.learning_rate), epoch_lengths=theory.epoch_lengths)
 

@@ -14,15 +14,15 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_seed
-from prsgd_jax.keys import from_data, to_data
-from prsgd_jax.ledger import Account, account
-from prsgd_jax.replica_mesh import ReplicaMesh
-from prsgd_jax.train_state import (
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.engine.train_state import (
   TrainState,
   create_train_state,
   replica_shapes,
 )
-from prsgd_jax.training import make_train_steps
+from prsgd_jax.engine.training import make_train_steps
+from prsgd_jax.ledger.counting import Account, account
+from prsgd_jax.tracing.keys import from_data, to_data
 
 TOLERANCE = 1e-12
 

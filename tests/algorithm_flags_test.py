@@ -1,4 +1,4 @@
-"""Tests of `experiments/algorithm_flags.py`."""
+"""Tests of `experiments/running/flags/algorithm_flags.py`."""
 
 import inspect
 
@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import optax
 
-from experiments import algorithm_flags, config, named
+from experiments.running.flags import algorithm_flags, config, named
 import prsgd_jax as pr
 
 TX = optax.sgd(0.1)
@@ -30,7 +30,7 @@ class AlgorithmFlagsTest(parameterized.TestCase):
       algorithm = algorithm_flags.build(
         'pr_sgd_heterogeneous', TX, {'local_steps': text}, {}
       )
-      costs = algorithm.cost(pr.Replica(np.zeros(1)), 2, np.arange(3))
+      costs = algorithm.cost(pr.base.Replica(np.zeros(1)), 2, np.arange(3))
       np.testing.assert_array_equal(costs[0].active, [[1, 1], [1, 1], [0, 1]])
 
   def test_names_may_have_numbers(self):
@@ -39,8 +39,8 @@ class AlgorithmFlagsTest(parameterized.TestCase):
     )
     (sent,) = [
       c
-      for c in algorithm.cost(pr.Replica(np.zeros(1)), 4, np.arange(1))
-      if isinstance(c, pr.Traffic)
+      for c in algorithm.cost(pr.base.Replica(np.zeros(1)), 4, np.arange(1))
+      if isinstance(c, pr.base.Traffic)
     ]
     self.assertEqual(sent.waits, 4)  # everybody
 
@@ -57,9 +57,11 @@ class AlgorithmFlagsTest(parameterized.TestCase):
   )
   def test_codecs_may_have_codecs_inside(self, text, size):
     codec = named.codec('codec', text)
-    compressor = codec.compressor if isinstance(codec, pr.Codec) else codec
+    compressor = (
+      codec.compressor if isinstance(codec, pr.codecs.Codec) else codec
+    )
     value = np.zeros(32, np.float32)
-    self.assertEqual(pr.coded_bytes(compressor, value), size)
+    self.assertEqual(pr.codecs.coded_bytes(compressor, value), size)
 
   def test_every_compressor_and_mixing_of_the_library_has_a_name(self):
     # Those made from an array or a graph have no name on the command line.
@@ -67,14 +69,15 @@ class AlgorithmFlagsTest(parameterized.TestCase):
       'graph', 'dense', 'weighted_mean', 'metropolis_hastings', 'matcha'
     }  # fmt: skip
     for kind, table in (
-      (pr.Mixing, named.MIXINGS),
-      (pr.Compressor, named.COMPRESSORS),
-      (pr.Codec, named.CODECS),
+      (pr.mixing.Mixing, named.MIXINGS),
+      (pr.codecs.Compressor, named.COMPRESSORS),
+      (pr.codecs.Codec, named.CODECS),
     ):
       functions = {
-        name: getattr(pr, name)
-        for name in pr.__all__
-        if inspect.isfunction(getattr(pr, name))
+        name: getattr(room, name)
+        for room in (pr.mixing, pr.graphs, pr.codecs)
+        for name in room.__all__
+        if inspect.isfunction(getattr(room, name))
       }
       made = {
         name

@@ -38,7 +38,7 @@ def engine(name, num_devices):
 def batches(problem, num_devices):
   """One placed batch for each step."""
   with jax.enable_x64(True):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     return [
       harness.problem_batches(mesh, PROBLEMS[problem], [t]) for t in range(T)
     ]
@@ -46,7 +46,7 @@ def batches(problem, num_devices):
 
 def initial_state(run, problem='smooth'):
   start = harness.to_tree(PROBLEMS[problem].start)
-  return pr.create_train_state(run.mesh, run.algorithm, start)
+  return pr.engine.create_train_state(run.mesh, run.algorithm, start)
 
 
 def advance(run, state, steps, problem='smooth'):
@@ -226,7 +226,7 @@ def is_sent(entry):
 
 def selective_step(run, state):
   """The first step with a message, if possible one not from everybody."""
-  shapes, first = pr.replica_shapes(state), None
+  shapes, first = pr.engine.replica_shapes(state), None
   for t in range(8):
     spent = run.algorithm.cost(shapes, N, np.array([t]))
     waits = [entry.waits for entry in spent if is_sent(entry)]
@@ -407,9 +407,9 @@ class HeterogeneousFixedPointTest(parameterized.TestCase):
       optax.sgd(gamma), local_steps=local_steps
     )
     with jax.enable_x64(True):
-      mesh = pr.ReplicaMesh(3, num_devices)
-      state = pr.create_train_state(mesh, algorithm, np.float64(2.0))
-      train_steps = pr.make_resident_train_steps(
+      mesh = pr.engine.ReplicaMesh(3, num_devices)
+      state = pr.engine.create_train_state(mesh, algorithm, np.float64(2.0))
+      train_steps = pr.engine.make_resident_train_steps(
         mesh,
         algorithm,
         _quadratic_1d,
@@ -441,13 +441,13 @@ class DriftTest(parameterized.TestCase):
 
   def drift(self, algorithm, num_steps):
     """(1/N) sum_i |x_i - xbar|^2 / (dim gamma^2) after each step."""
-    mesh = pr.ReplicaMesh(N, ONE_LAYOUT)
+    mesh = pr.engine.ReplicaMesh(N, ONE_LAYOUT)
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(num_steps, N, self.DIM)).astype(np.float32)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(self.DIM, np.float32)
     )
-    train_steps = pr.make_train_steps(mesh, algorithm, _noise_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, _noise_loss)
     drift = []
     for step_noise in noise:
       batch = step_noise.reshape(ONE_LAYOUT, 1, N // ONE_LAYOUT, self.DIM)
@@ -467,7 +467,7 @@ class DriftTest(parameterized.TestCase):
   def test_just_before_averaging_is_due(self):
     # Averaging first in a step shows x before it at the end of the one before.
     algorithm = pr.chain(
-      pr.at(lambda step: step % 4 == 0, pr.sync(pr.mean())),
+      pr.at(lambda step: step % 4 == 0, pr.sync(pr.mixing.mean())),
       pr.gradient(),
       pr.local_update(optax.sgd(self.GAMMA)),
     )
@@ -478,8 +478,8 @@ class DriftTest(parameterized.TestCase):
   def test_hier_avg_rises_with_local_period_and_falls_with_group_size(self):
     k1, k2, s = 2, 8, 4
     algorithm = pr.chain(
-      pr.at(lambda step: step % k1 == 0, pr.sync(pr.group_mean(s))),
-      pr.at(lambda step: step % k2 == 0, pr.sync(pr.mean())),
+      pr.at(lambda step: step % k1 == 0, pr.sync(pr.mixing.group_mean(s))),
+      pr.at(lambda step: step % k2 == 0, pr.sync(pr.mixing.mean())),
       pr.gradient(),
       pr.local_update(optax.sgd(self.GAMMA)),
     )
@@ -498,7 +498,7 @@ class DtypesTest(parameterized.TestCase):
   @parameterized.parameters(*TABLE)
   def test_a_step_keeps_the_types_of_the_state(self, name):
     algorithm = TABLE[name].make()
-    mesh = pr.ReplicaMesh(N, 8)
+    mesh = pr.engine.ReplicaMesh(N, 8)
     start = harness.to_tree(PROBLEMS['smooth'].start)
     start = {
       'b': start['b'].astype(np.float32),
@@ -506,10 +506,12 @@ class DtypesTest(parameterized.TestCase):
     }
     # Tracing is enough for types.
     state = jax.eval_shape(
-      lambda: pr.create_train_state(mesh, algorithm, start)
+      lambda: pr.engine.create_train_state(mesh, algorithm, start)
     )
     batch = harness.problem_batches(mesh, PROBLEMS['smooth'], [0], np.float32)
-    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    train_steps = pr.engine.make_train_steps(
+      mesh, algorithm, harness.problem_loss
+    )
     after, metrics = jax.eval_shape(train_steps, state, batch)
     self.assertEqual(signature(after), signature(state))
     self.assertEqual(metrics['loss'].shape, (8, 1, 1))
@@ -546,12 +548,16 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
     ):
-      pr.create_train_state(pr.ReplicaMesh(8), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(8), algorithm, np.zeros(2)
+      )
 
   def test_matrix_is_of_the_replicas(self):
-    algorithm = pr.d_psgd(SGD, mixing=pr.dense(np.eye(4)))
+    algorithm = pr.d_psgd(SGD, mixing=pr.mixing.dense(np.eye(4)))
     with self.assertRaisesRegex(ValueError, r'\[8, 8\].*got \(4, 4\)'):
-      pr.create_train_state(pr.ReplicaMesh(8), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(8), algorithm, np.zeros(2)
+      )
 
   @parameterized.parameters(
     lambda tx: pr.ssgd(tx),

@@ -11,8 +11,8 @@ from tests import reference
 
 def distance(tree, num_replicas, num_devices):
   """[D], what every device gets."""
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
-  return np.asarray(mesh.map(pr.consensus_distance)(mesh.place(tree)))
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
+  return np.asarray(mesh.map(pr.mixing.consensus_distance)(mesh.place(tree)))
 
 
 class ConsensusDistanceTest(parameterized.TestCase):
@@ -70,7 +70,7 @@ class SpectralGapTest(parameterized.TestCase):
     # Circulant: lambda_k = w + (1 - w) cos(2 pi k / n).
     k = np.arange(1, n)
     roots = self_weight + (1 - self_weight) * np.cos(2 * np.pi * k / n)
-    got = pr.spectral_gap(pr.ring(self_weight), n)
+    got = pr.mixing.spectral_gap(pr.graphs.ring(self_weight), n)
     self.assertAlmostEqual(got, 1 - np.abs(roots).max(), places=12)
 
   @parameterized.parameters(2, 4, 8, 16)
@@ -78,49 +78,49 @@ class SpectralGapTest(parameterized.TestCase):
     # lambda = 1 - 2 k / (d + 1), k = 0 .. d digits that differ, d = log2 n.
     d = n.bit_length() - 1
     roots = 1 - 2 * np.arange(1, d + 1) / (d + 1)
-    got = pr.spectral_gap(pr.hypercube(), n)
+    got = pr.mixing.spectral_gap(pr.graphs.hypercube(), n)
     # lambda_2 is 0 at n = 2, and the square root of 1e-17 is not.
     self.assertAlmostEqual(got, 1 - np.abs(roots).max(), places=7)
 
   @parameterized.parameters(
-    (pr.mean, 8, 1),
-    (pr.complete, 8, 1),
-    (lambda: pr.dense(np.eye(4)), 4, 0),
-    (lambda: pr.group_mean(2), 4, 0),
-    (pr.mean, 1, 1),
+    (pr.mixing.mean, 8, 1),
+    (pr.graphs.complete, 8, 1),
+    (lambda: pr.mixing.dense(np.eye(4)), 4, 0),
+    (lambda: pr.mixing.group_mean(2), 4, 0),
+    (pr.mixing.mean, 1, 1),
     # A star's leaves differ by 1 - 1/n from one round to the next.
-    (pr.star, 8, 1 / 8),
+    (pr.graphs.star, 8, 1 / 8),
   )
   def test_known(self, make, n, gap):
-    self.assertAlmostEqual(pr.spectral_gap(make(), n), gap, places=7)
+    self.assertAlmostEqual(pr.mixing.spectral_gap(make(), n), gap, places=7)
 
   @parameterized.parameters(4, 8, 16)
   def test_random_matching(self, n):
     # W'W = W, and E W = I/2 + (11' - I) / (2 (n - 1)).
     root = 1 / 2 - 1 / (2 * (n - 1))
-    got = pr.spectral_gap(pr.random_matching(), n)
+    got = pr.mixing.spectral_gap(pr.graphs.random_matching(), n)
     self.assertAlmostEqual(got, 1 - np.sqrt(root), places=12)
 
   @parameterized.parameters(3, 8)
-  def test_random_neighbour(self, n):
+  def test_random_neighbor(self, n):
     # E W'W = I/2 + E[P + P'] / 4 = I/2 + (11' - I) / (2 (n - 1)).
     root = 1 / 2 - 1 / (2 * (n - 1))
-    got = pr.spectral_gap(pr.random_neighbour(), n)
+    got = pr.mixing.spectral_gap(pr.graphs.random_neighbor(), n)
     self.assertAlmostEqual(got, 1 - np.sqrt(root), places=12)
 
   def test_not_symmetric(self):
     # The norm of W - J, not an eigenvalue, bounds what one round leaves.
     weights = reference.random_doubly_stochastic(6)
     norm = np.linalg.norm(weights - 1 / 6, 2)
-    got = pr.spectral_gap(pr.dense(weights), 6)
+    got = pr.mixing.spectral_gap(pr.mixing.dense(weights), 6)
     self.assertAlmostEqual(got, 1 - norm, places=12)
 
   @parameterized.parameters(0, 1)
   def test_is_of_doubly_stochastic_mixings(self, axis):
     weights = np.array([[0.5, 0.5], [0.25, 0.75]])
-    mixing = pr.dense(weights if axis else weights.T)
+    mixing = pr.mixing.dense(weights if axis else weights.T)
     with self.assertRaisesRegex(ValueError, 'expects a doubly stochastic'):
-      pr.spectral_gap(mixing, 2)
+      pr.mixing.spectral_gap(mixing, 2)
 
 
 if __name__ == '__main__':

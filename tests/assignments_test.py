@@ -22,10 +22,10 @@ def bare_loss(params, model_state, batch, key):
 
 def after(*stages, start, num_steps=1, num_devices=2, seed=0):
   """The train state after some steps of stages that take no gradient."""
-  mesh = pr.ReplicaMesh(N, num_devices)
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
   algorithm = pr.chain(*stages)
-  state = pr.create_train_state(mesh, algorithm, start, seed=seed)
-  train_steps = pr.make_train_steps(mesh, algorithm, bare_loss)
+  state = pr.engine.create_train_state(mesh, algorithm, start, seed=seed)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, bare_loss)
   shape = (num_devices, num_steps, N // num_devices, 1)
   state, _ = train_steps(state, mesh.place_per_device(np.zeros(shape, 'f')))
   return mesh.gather((state.params, state.registers))
@@ -78,7 +78,7 @@ class RememberTest(parameterized.TestCase):
   def test_the_weight_is_a_float(self, weight):
     params, registers = after(
       pr.remember(weight=weight),
-      pr.sync(pr.mean()),
+      pr.sync(pr.mixing.mean()),
       start=np.ones(2, np.float32),
     )
     self.assertEqual(registers['weight'].dtype, np.float32)
@@ -91,7 +91,7 @@ class RememberTest(parameterized.TestCase):
   @parameterized.parameters('step', 'key', 'shared_key')
   def test_there_is_no_step_yet(self, name):
     with self.assertRaisesRegex(ValueError, f'cannot read {name!r}'):
-      pr.remember(x=pr.reading(lambda x: x, name))
+      pr.remember(x=pr.stages.reading(lambda x: x, name))
 
   def test_of_a_register_that_holds_nothing_yet(self):
     with self.assertRaisesRegex(ValueError, "reads 'opt_state'"):
@@ -127,7 +127,7 @@ class LetTest(parameterized.TestCase):
     params, registers = after(
       pr.remember(x0='params'),
       pr.let(params=lambda params: params + 1),
-      pr.sync(pr.mean()),
+      pr.sync(pr.mixing.mean()),
       pr.let(d=lambda x0, params: x0 - params, x0='params'),
       pr.let(params=lambda params, d: params + d),
       start=start,
@@ -166,7 +166,7 @@ class LetTest(parameterized.TestCase):
     start = {'a': np.zeros(2, np.float32), 'b': np.zeros(2, np.float32)}
 
     def drawn(name, num_devices):
-      rule = pr.reading(
+      rule = pr.stages.reading(
         lambda x, key: x + jax.random.normal(key, x.shape), 'params', name
       )
       stage = pr.let(params=rule)
@@ -230,26 +230,30 @@ class EvaluateTest(parameterized.TestCase):
       pr.let(params=lambda params: params + 5),
       pr.evaluate(params='center'),
     )
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
-    train_steps = pr.make_train_steps(mesh, algorithm, bare_loss)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(2, np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, bare_loss)
     state, _ = train_steps(
       state, mesh.place_per_device(np.zeros((2, 1, 2, 1), 'f'))
     )
     np.testing.assert_array_equal(mesh.gather(state.params), np.full((N, 2), 5))
-    np.testing.assert_array_equal(pr.consensus(algorithm, state)[0], [1, 1])
+    np.testing.assert_array_equal(
+      pr.engine.consensus(algorithm, state)[0], [1, 1]
+    )
 
   @parameterized.parameters('step', 'replica', 'num_replicas', 'key')
   def test_an_output_belongs_to_no_step(self, name):
     with self.assertRaisesRegex(ValueError, f'cannot read {name!r}'):
-      pr.evaluate(params=pr.reading(lambda x: x, name))
+      pr.evaluate(params=pr.stages.reading(lambda x: x, name))
 
 
 class RulesTest(parameterized.TestCase):
   def test_reading_gives_positions_names(self):
     params, _ = after(
       pr.remember(x0=lambda params: params + 3),
-      pr.let(params=pr.reading(jnp.subtract, 'x0', 'params')),
+      pr.let(params=pr.stages.reading(jnp.subtract, 'x0', 'params')),
       start=np.ones(2, np.float32),
     )
     np.testing.assert_array_equal(params, np.full((N, 2), 3))
@@ -259,9 +263,9 @@ class RulesTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (np.subtract, 'not known|name registers'),
-    (lambda *args: args, 'name what it reads by pr.reading'),
-    (lambda **kwargs: kwargs, 'name what it reads by pr.reading'),
-    (lambda x, /: x, 'name what it reads by pr.reading'),
+    (lambda *args: args, 'name what it reads by pr.stages.reading'),
+    (lambda **kwargs: kwargs, 'name what it reads by pr.stages.reading'),
+    (lambda x, /: x, 'name what it reads by pr.stages.reading'),
     ([1, 2], r'expects a function of registers.*got \[1, 2\]'),
     (None, 'expects a function of registers.*got None'),
   )
@@ -272,7 +276,7 @@ class RulesTest(parameterized.TestCase):
   @parameterized.parameters((3, 'a'), (jnp.subtract, 'a', 3))
   def test_reading_has_a_function_and_names(self, fn, *names):
     with self.assertRaisesRegex(ValueError, 'reading expects a function'):
-      pr.reading(fn, *names)
+      pr.stages.reading(fn, *names)
 
   @parameterized.parameters(([[1, 2]],), ('ab',), (None,), ([True, False],))
   def test_per_replica_has_numbers(self, values):
@@ -286,26 +290,26 @@ class RulesTest(parameterized.TestCase):
   @parameterized.parameters(([0, 1],), ([1, -1],), ([1.5, 1],), (['2', 1],))
   def test_first_steps_are_positive_integers(self, local_steps):
     with self.assertRaisesRegex(ValueError, 'local_steps must be an integer'):
-      pr.first_steps(local_steps)
+      pr.stages.first_steps(local_steps)
 
   def test_first_steps_are_given(self):
     with self.assertRaisesRegex(ValueError, 'one number per replica, got none'):
-      pr.first_steps([])
+      pr.stages.first_steps([])
 
   def test_first_steps_are_one_number_per_replica(self):
     with self.assertRaisesRegex(ValueError, 'each of the 4 replicas, got 2'):
-      run(pr.where(pr.first_steps([1, 2]), LOCAL), num_steps=1)
+      run(pr.where(pr.stages.first_steps([1, 2]), LOCAL), num_steps=1)
 
   def test_numpy_integers_are_integers(self):
-    pr.first_steps(np.array([1, 2]))
+    pr.stages.first_steps(np.array([1, 2]))
 
 
 class MetricsTest(parameterized.TestCase):
   @parameterized.parameters(pr.let, pr.compute)
   def test_are_a_dict(self, assign):
     with self.assertRaisesRegex(ValueError, 'expects a dict of numbers'):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, 2),
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2),
         pr.chain(assign(metrics=lambda step: step)),
         np.zeros(3),
       )
@@ -334,7 +338,9 @@ class IntegersTest(parameterized.TestCase):
   def test_floats_are_not_cut(self, assign):
     algorithm = pr.chain(pr.remember(n=0), assign(n=lambda n: n + 0.5))
     with self.assertRaisesRegex(ValueError, r'cut to integers; .*n=0\.0'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
+      )
 
   @parameterized.parameters(pr.let, pr.compute)
   def test_counts(self, assign):
@@ -361,7 +367,9 @@ class IntegersTest(parameterized.TestCase):
       pr.remember(n=0), pr.let(n=lambda n, params: n + params.sum())
     )
     with self.assertRaisesRegex(ValueError, r'use pr\.compute\(n='):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
+      )
 
 
 class KeysTest(parameterized.TestCase):
@@ -371,7 +379,7 @@ class KeysTest(parameterized.TestCase):
     name=('key', 'shared_key'), assign=(pr.let, pr.compute)
   )
   def test_rules_of_one_stage_draw_for_themselves(self, name, assign):
-    rule = pr.reading(jax.random.normal, name)
+    rule = pr.stages.reading(jax.random.normal, name)
     _, registers = after(
       pr.remember(a=0.0, b=0.0, c=0.0),
       assign(a=rule, b=rule, c=rule),
@@ -389,8 +397,8 @@ class KeysTest(parameterized.TestCase):
     _, registers = after(
       pr.remember(drawn=-1.0),
       pr.where(
-        pr.reading(active, name),
-        pr.compute(drawn=pr.reading(jax.random.uniform, name)),
+        pr.stages.reading(active, name),
+        pr.compute(drawn=pr.stages.reading(jax.random.uniform, name)),
         expected=lambda steps, n: np.ones((len(steps), n), bool),
       ),
       start=np.zeros(3, np.float32),

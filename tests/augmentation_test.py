@@ -1,10 +1,10 @@
-"""Tests of `prsgd_jax.augmentation`."""
+"""Tests of `prsgd_jax.data.augmentation`."""
 
 from absl.testing import absltest
 import jax
 import numpy as np
 
-from prsgd_jax import augmentation
+from prsgd_jax.data import augmentation
 
 
 class AugmentationTest(absltest.TestCase):
@@ -20,9 +20,9 @@ class AugmentationTest(absltest.TestCase):
     np.testing.assert_allclose(mean, pixels.mean(0), rtol=1e-6)
     np.testing.assert_allclose(std, pixels.std(0), rtol=1e-6)
 
-  def test_normalised_images_have_mean_zero_and_deviation_one(self):
+  def test_normalized_images_have_mean_zero_and_deviation_one(self):
     statistics = augmentation.channel_statistics(self.images)
-    out = augmentation.normalise(jax.numpy.asarray(self.images), *statistics)
+    out = augmentation.normalize(jax.numpy.asarray(self.images), *statistics)
     out = np.asarray(out, np.float64).reshape(-1, 3)
     np.testing.assert_allclose(out.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(out.std(0), 1, rtol=1e-5)
@@ -30,7 +30,7 @@ class AugmentationTest(absltest.TestCase):
   def test_constant_images_stay_finite(self):
     images = np.full((2, 4, 4, 1), 7, np.uint8)
     statistics = augmentation.channel_statistics(images)
-    out = augmentation.normalise(jax.numpy.asarray(images), *statistics)
+    out = augmentation.normalize(jax.numpy.asarray(images), *statistics)
     self.assertTrue(np.isfinite(out).all())
 
   def test_crop_is_a_window_of_the_padded_image(self):

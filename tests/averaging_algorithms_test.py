@@ -33,7 +33,7 @@ class TimeVaryingTest(parameterized.TestCase):
 
   def test_the_theorys_epochs_for_few_steps_are_synchronous(self):
     # K = 1 up to s = (2 N)^3; the paper's own step sizes, here all 1 / L.
-    theory = pr.theory_schedule(N, 10, smoothness=20)
+    theory = pr.schedules.theory_schedule(N, 10, smoothness=20)
     x = points(
       pr.pr_sgd_time_varying(
         optax.sgd(theory.learning_rate, momentum=0.9),
@@ -44,7 +44,7 @@ class TimeVaryingTest(parameterized.TestCase):
 
   def test_follows_the_theorys_learning_rate(self):
     # N = 1 of the theory, so that gamma falls at once; with K = 1, SSGD.
-    theory = pr.theory_schedule(1, 20, smoothness=5)
+    theory = pr.schedules.theory_schedule(1, 20, smoothness=5)
     lengths = theory.epoch_lengths
     self.assertEqual(lengths, (1,) * 7 + (2,) * 13)
     tx = optax.sgd(theory.learning_rate)
@@ -66,11 +66,11 @@ class TimeVaryingTest(parameterized.TestCase):
 
   def test_reset_goes_with_the_epochs(self):
     lengths = (3, 5, 4)
-    average = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
+    average = pr.chain(pr.sync(pr.mixing.mean()), pr.restart(SGD))
     one = points(
       pr.pr_sgd_time_varying(SGD, epoch_lengths=lengths, average=average)
     )
-    when = pr.intervals(lengths)
+    when = pr.schedules.intervals(lengths)
     other = points(pr.k_avg(SGD, period=when), pr.at(when, pr.restart(SGD)))
     np.testing.assert_array_equal(one, other)
     kept = points(pr.pr_sgd_time_varying(SGD, epoch_lengths=lengths))
@@ -134,11 +134,11 @@ class SchedulesTest(parameterized.TestCase):
   """Schedules at the extremes are the algorithms with names."""
 
   @parameterized.named_parameters(
-    ('always', pr.with_probability(1.0, num_steps=T), 'k_avg_1'),
-    ('doubling', pr.doubling(4, num_steps=4), 'k_avg_4'),
+    ('always', pr.schedules.with_probability(1.0, num_steps=T), 'k_avg_1'),
+    ('doubling', pr.schedules.doubling(4, num_steps=4), 'k_avg_4'),
     (
       'qsr',
-      pr.qsr(lambda step: 0.1, alpha=0.1, base_period=8, num_steps=T),
+      pr.schedules.qsr(lambda step: 0.1, alpha=0.1, base_period=8, num_steps=T),
       'k_avg_8',
     ),
   )
@@ -148,7 +148,9 @@ class SchedulesTest(parameterized.TestCase):
     )
 
   def test_probability_0_never_averages(self):
-    x = points(pr.k_avg(SGD, period=pr.with_probability(0.0, num_steps=T)))
+    x = points(
+      pr.k_avg(SGD, period=pr.schedules.with_probability(0.0, num_steps=T))
+    )
     np.testing.assert_array_equal(x[:-1], laws.trajectory('one_shot').x[1:-1])
 
 
@@ -156,21 +158,23 @@ class AverageTest(parameterized.TestCase):
   """What may stand in place of the mean."""
 
   def test_gossip_in_place_of_the_mean_is_d_psgd(self):
-    x = points(pr.pr_sgd(SGD, period=1, average=pr.sync(pr.ring())))
+    x = points(pr.pr_sgd(SGD, period=1, average=pr.sync(pr.graphs.ring())))
     np.testing.assert_array_equal(x, laws.trajectory('d_psgd_ring').x[1:])
 
   def test_gossip_after_local_steps_is_diffusion(self):
-    x = points(pr.k_avg(SGD, period=3, average=pr.sync(pr.ring())))
+    x = points(pr.k_avg(SGD, period=3, average=pr.sync(pr.graphs.ring())))
     np.testing.assert_array_equal(x, laws.trajectory('diffusion_ring_3').x[1:])
 
   def test_groups_in_place_of_the_mean_are_islands(self):
-    x = points(pr.k_avg(SGD, period=4, average=pr.sync(pr.group_mean(4))))
+    x = points(
+      pr.k_avg(SGD, period=4, average=pr.sync(pr.mixing.group_mean(4)))
+    )
     other = points(pr.multi_level_avg(SGD, periods=[4], group_sizes=[4]))
     np.testing.assert_array_equal(x, other)
 
   def test_an_average_of_two_stages(self):
     # Averaged buffers that are reset are reset; the other order averages zeros.
-    mean = pr.sync(pr.mean(), ('params', 'opt_state'))
+    mean = pr.sync(pr.mixing.mean(), ('params', 'opt_state'))
     one = points(
       pr.k_avg(SGD, period=4, average=pr.chain(mean, pr.restart(SGD)))
     )
@@ -246,7 +250,9 @@ class ErrorsTest(parameterized.TestCase):
   def test_local_steps_are_one_for_each_replica(self):
     algorithm = pr.pr_sgd_heterogeneous(SGD, local_steps=(1, 2, 3))
     with self.assertRaisesRegex(ValueError, 'each of the 8 replicas, got 3'):
-      pr.create_train_state(pr.ReplicaMesh(8), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(8), algorithm, np.zeros(2)
+      )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Base-(k+1) graphs: exact for any number, few rounds, few neighbours."""
+"""Base-(k+1) graphs: exact for any number, few rounds, few neighbors."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import base_graphs
+from prsgd_jax.mixing.graphs import base_graphs
 from tests import harness, reference
 from tests.algorithms_test import assert_close
 from tests.rows.row import LEARNING_RATE, MOMENTUM
@@ -44,7 +44,7 @@ class BaseGraphTest(parameterized.TestCase):
         np.eye(1)
       ]
       np.testing.assert_allclose(
-        pr.base_graph(k).matrices(n), want, rtol=0, atol=1e-15
+        pr.graphs.base_graph(k).matrices(n), want, rtol=0, atol=1e-15
       )
 
   def test_five_by_hand(self):
@@ -65,14 +65,16 @@ class BaseGraphTest(parameterized.TestCase):
 
   def test_gossip_on_it_is_exact_where_one_peer_exponential_is_not(self):
     errors = {}
-    for mixing in (pr.base_graph(1), pr.one_peer_exponential()):
-      mesh = pr.ReplicaMesh(6, 2)
+    for mixing in (pr.graphs.base_graph(1), pr.graphs.one_peer_exponential()):
+      mesh = pr.engine.ReplicaMesh(6, 2)
       algorithm = pr.chain(pr.sync(mixing))
       with jax.enable_x64(True):
-        state = pr.create_train_state(
+        state = pr.engine.create_train_state(
           mesh, algorithm, np.eye(6), per_replica=True
         )
-        train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: 0)
+        train_steps = pr.engine.make_train_steps(
+          mesh, algorithm, lambda *args: 0
+        )
         none = mesh.place_per_device(np.zeros((2, 4, 3)))
         state, _ = train_steps(state, none)
         errors[mixing] = np.abs(mesh.gather(state.params) - 1 / 6).max()
@@ -93,7 +95,7 @@ class BaseGraphTest(parameterized.TestCase):
       momentum=MOMENTUM,
     )
     algorithm = pr.d_psgd(
-      optax.sgd(LEARNING_RATE, momentum=MOMENTUM), mixing=pr.base_graph()
+      optax.sgd(LEARNING_RATE, momentum=MOMENTUM), mixing=pr.graphs.base_graph()
     )
     run = harness.run_problem(algorithm, problem, num_devices)
     assert_close(run.x, want)
@@ -103,7 +105,7 @@ class BaseGraphTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, f'max_degree must be an integer >= 1, got {bad}'
     ):
-      pr.base_graph(bad)
+      pr.graphs.base_graph(bad)
 
 
 if __name__ == '__main__':

@@ -29,22 +29,22 @@ def stage(name, log, tier='global'):
   def output(replica, state):
     return replica._replace(metrics=(*replica.metrics, (name, state)))
 
-  return pr.ReplicaTransformation(
+  return pr.base.ReplicaTransformation(
     update,
     init,
     cost,
     output,
-    pr.names(writes=['metrics']),
+    pr.base.names(writes=['metrics']),
     talks=(True,),
   )
 
 
-SHAPES = pr.Replica(params=jax.ShapeDtypeStruct((2,), jnp.float32))
+SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((2,), jnp.float32))
 
 
 def context(step=0):
   keys = jax.random.split(jax.random.key(0), 3)
-  return pr.Context(step, None, keys[1:], keys[0], None)
+  return pr.base.Context(step, None, keys[1:], keys[0], None)
 
 
 class ChainTest(parameterized.TestCase):
@@ -56,11 +56,11 @@ class ChainTest(parameterized.TestCase):
       drawn.extend(jax.random.key_data(context.key).tolist())
       return replica, state
 
-    one = pr.ReplicaTransformation(
-      update, names=pr.names(reads=['key', 'shared_key'])
+    one = pr.base.ReplicaTransformation(
+      update, names=pr.base.names(reads=['key', 'shared_key'])
     )
     nested = pr.chain(one, pr.chain(one, one))
-    nested.update(pr.Replica(params=()), ((), ((), ())), context())
+    nested.update(pr.base.Replica(params=()), ((), ((), ())), context())
     self.assertLen({tuple(key) for key in drawn}, 9)
 
   def test_a_stage_that_names_no_key_gets_none(self):
@@ -71,16 +71,20 @@ class ChainTest(parameterized.TestCase):
       return replica, state
 
     def reading(*keys):
-      return pr.ReplicaTransformation(update, names=pr.names(reads=keys))
+      return pr.base.ReplicaTransformation(
+        update, names=pr.base.names(reads=keys)
+      )
 
     stages = reading(), reading('key'), pr.chain(reading('shared_key'))
-    pr.chain(*stages).update(pr.Replica(params=()), ((), (), ((),)), context())
+    pr.chain(*stages).update(
+      pr.base.Replica(params=()), ((), (), ((),)), context()
+    )
     self.assertEqual(drawn, [(True, True), (False, True), (True, False)])
 
   def test_composes_all_four_in_order(self):
     log = []
     chained = pr.chain(stage('a', log), stage('bb', log))
-    replica, state = chained.init(pr.Replica(params=[]), 8)
+    replica, state = chained.init(pr.base.Replica(params=[]), 8)
     self.assertEqual(state, (0, 0))
     replica, state = chained.update(replica, state, context(5))
     self.assertEqual(replica.metrics, (1, 2))
@@ -104,7 +108,7 @@ class ChainTest(parameterized.TestCase):
     nested = pr.chain(
       stage('a', log), pr.chain(stage('b', log), stage('c', log))
     )
-    replica, state = nested.init(pr.Replica(params=[]), 2)
+    replica, state = nested.init(pr.base.Replica(params=[]), 2)
     self.assertEqual(state, (0, (0, 0)))
     replica, state = nested.update(replica, state, context())
     self.assertEqual(replica.metrics, (1, 1, 1))
@@ -113,13 +117,13 @@ class ChainTest(parameterized.TestCase):
 
   def test_of_nothing_changes_nothing(self):
     empty = pr.chain()
-    replica, state = empty.init(pr.Replica(params=[1]), 2)
+    replica, state = empty.init(pr.base.Replica(params=[1]), 2)
     after, state = empty.update(replica, state, context())
     self.assertEqual((after, state), (replica, ()))
     self.assertEqual(empty.cost(replica, 2, np.arange(1)), ())
 
   @parameterized.parameters(
-    (optax.sgd(0.1),), (None,), (pr.gradient,), (pr.mean(),), ([],)
+    (optax.sgd(0.1),), (None,), (pr.gradient,), (pr.mixing.mean(),), ([],)
   )
   def test_expects_stages(self, other):
     # An optax transformation is a NamedTuple of functions as well.
@@ -132,7 +136,7 @@ class ChainTest(parameterized.TestCase):
     log = []
     chained = pr.chain(stage('a', log), stage('b', log))
     with self.assertRaises(ValueError):
-      chained.update(pr.Replica(params=[]), (0,), context())
+      chained.update(pr.base.Replica(params=[]), (0,), context())
 
   def test_a_message_that_is_not_announced_is_refused(self):
     silent = stage('a', [])._replace(talks=())
@@ -142,8 +146,8 @@ class ChainTest(parameterized.TestCase):
 
 class DefaultsTest(absltest.TestCase):
   def test_a_stage_needs_an_update_alone(self):
-    plain = pr.ReplicaTransformation(lambda r, s, c: (r, s))
-    replica = pr.Replica(params=[1])
+    plain = pr.base.ReplicaTransformation(lambda r, s, c: (r, s))
+    replica = pr.base.Replica(params=[1])
     self.assertEqual(plain.init(replica, 4), (replica, ()))
     self.assertEqual(plain.cost(replica, 4, np.arange(3)), ())
     self.assertIs(plain.output(replica, ()), replica)
@@ -166,7 +170,7 @@ class PublicApiTest(absltest.TestCase):
       self.assertTrue(public or name == 'AXIS_NAME', name)
 
   def test_trees_pass_through_jax(self):
-    replica = pr.Replica(params={'w': jnp.ones(2)})
+    replica = pr.base.Replica(params={'w': jnp.ones(2)})
     self.assertLen(jax.tree.leaves(replica), 1)
 
 

@@ -33,8 +33,8 @@ def eval_fn(params, model_state, batch):
 class ReestimateTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)
   def test_is_the_moving_average_over_batches_of_all_replicas(self, d):
-    mesh = pr.ReplicaMesh(N, d)
-    reestimate = pr.make_reestimate(
+    mesh = pr.engine.ReplicaMesh(N, d)
+    reestimate = pr.engine.make_reestimate(
       mesh, loss_fn, batch_fn, mesh.replicate(EXAMPLES), num_batches=20
     )
     w = np.array([1.0, -2.0], np.float32)
@@ -53,16 +53,16 @@ class ReestimateTest(parameterized.TestCase):
     np.testing.assert_array_equal(state['count'], np.full(d, 23))
 
   def test_is_what_is_evaluated(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     algorithm = pr.k_avg(optax.sgd(0.1), period=2)
     first = {'mean': np.full(DIM, 9.0, np.float32), 'count': np.int32(0)}
-    state = pr.create_train_state(mesh, algorithm, jnp.ones(DIM), first)
-    reestimate = pr.make_reestimate(
+    state = pr.engine.create_train_state(mesh, algorithm, jnp.ones(DIM), first)
+    reestimate = pr.engine.make_reestimate(
       mesh, loss_fn, batch_fn, mesh.replicate(EXAMPLES), num_batches=20
     )
-    examples = pr.shard_examples(mesh, np.zeros(6, np.float32), 2)
-    as_it_is = pr.make_evaluate(mesh, algorithm, eval_fn)
-    anew = pr.make_evaluate(mesh, algorithm, eval_fn, refresh=reestimate)
+    examples = pr.engine.shard_examples(mesh, np.zeros(6, np.float32), 2)
+    as_it_is = pr.engine.make_evaluate(mesh, algorithm, eval_fn)
+    anew = pr.engine.make_evaluate(mesh, algorithm, eval_fn, refresh=reestimate)
     self.assertEqual(as_it_is(state, examples)['value'], 9.0)
     point = mesh.replicate((np.ones(DIM, np.float32), first))
     _, moved = reestimate(point)
@@ -71,10 +71,10 @@ class ReestimateTest(parameterized.TestCase):
     )
 
   def test_refuses(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     for bad in (0, 1.0, True):
       with self.assertRaisesRegex(ValueError, 'num_batches must be'):
-        pr.make_reestimate(mesh, loss_fn, batch_fn, (), num_batches=bad)
+        pr.engine.make_reestimate(mesh, loss_fn, batch_fn, (), num_batches=bad)
 
 
 if __name__ == '__main__':

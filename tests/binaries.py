@@ -11,8 +11,8 @@ from unittest import mock
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import cli
-from prsgd_jax.datasets import load_dataset
+from experiments.running.flags import cli
+from prsgd_jax.data.datasets import load_dataset
 
 
 class Outcome(NamedTuple):

@@ -1,4 +1,4 @@
-"""Tests of `prsgd_jax.checkpoints`."""
+"""Tests of `prsgd_jax.engine.checkpoints`."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import checkpoint_files, checkpoints
-from prsgd_jax.checkpoints import CheckpointError
+from prsgd_jax.engine import checkpoint_files, checkpoints
+from prsgd_jax.engine.checkpoints import CheckpointError
 
 DESCRIPTION = {'algorithm': 'pr_sgd', 'sizes': (1, 2)}
 
@@ -28,14 +28,14 @@ def pr_sgd():
 
 
 def make(num_devices, *, num_replicas=8, algorithm=None, width=4):
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
   rng = np.random.default_rng(0)
   params = {
     'w': rng.normal(size=(num_replicas, 3, width)).astype(np.float32),
     'half': {'b': jnp.asarray(rng.normal(size=(num_replicas,)), jnp.bfloat16)},
   }
   model_state = {'count': np.arange(num_replicas)}
-  return mesh, pr.create_train_state(
+  return mesh, pr.engine.create_train_state(
     mesh, algorithm or pr_sgd(), params, model_state, seed=3, per_replica=True
   )
 
@@ -78,7 +78,7 @@ class CheckpointsTest(parameterized.TestCase):
   @parameterized.product(saved_on=[1, 2, 8], restored_on=[1, 4, 8])
   def test_restores_bit_for_bit_onto_any_devices(self, saved_on, restored_on):
     _, state = self.save(saved_on)
-    saved = on_host(pr.ReplicaMesh(8, saved_on), state)
+    saved = on_host(pr.engine.ReplicaMesh(8, saved_on), state)
     mesh, like = make(restored_on)
     like = like.replace(params=jax.tree.map(jnp.zeros_like, like.params))
     restored = checkpoints.restore(self.directory, mesh, like, DESCRIPTION)
@@ -101,7 +101,7 @@ class CheckpointsTest(parameterized.TestCase):
     self.save()
     mesh, like = make(2)
     state = checkpoints.restore(self.directory, mesh, like, DESCRIPTION)
-    steps = pr.make_train_steps(
+    steps = pr.engine.make_train_steps(
       mesh, pr_sgd(), lambda p, s, b, k: (jnp.square(p['w']).sum() * b, (s, {}))
     )
     for _ in range(3):
@@ -293,9 +293,9 @@ class CheckpointsTest(parameterized.TestCase):
     self.refused('no whole checkpoint', *make(2))
 
   def test_names_with_dots_that_collide_are_refused(self):
-    mesh = pr.ReplicaMesh(2, 1)
+    mesh = pr.engine.ReplicaMesh(2, 1)
     params = {'a.b': np.zeros(2), 'a': {'b': np.zeros(2)}}
-    state = pr.create_train_state(mesh, pr_sgd(), params)
+    state = pr.engine.create_train_state(mesh, pr_sgd(), params)
     with self.assertRaisesRegex(ValueError, 'the same name'):
       checkpoints.save(self.directory, mesh, state, {})
 

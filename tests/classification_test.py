@@ -1,4 +1,4 @@
-"""Tests of `prsgd_jax.classification`."""
+"""Tests of `prsgd_jax.models.classification`."""
 
 from absl.testing import absltest
 from flax import linen as nn
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.classification import classifier
+from prsgd_jax.models.classification import classifier
 
 
 class Linear(nn.Module):
@@ -48,12 +48,12 @@ class ClassifierTest(absltest.TestCase):
     params, model_state = plain.init(self.key, self.batch)
     args = (params, model_state, self.batch, self.key)
     grads, _ = jax.grad(plain.loss_fn, has_aux=True)(*args)
-    penalised, (_, metrics) = jax.grad(decayed.loss_fn, has_aux=True)(*args)
+    penalized, (_, metrics) = jax.grad(decayed.loss_fn, has_aux=True)(*args)
     jax.tree.map(
       lambda g, x, p: np.testing.assert_allclose(g + 0.1 * x, p, rtol=1e-5),
       grads,
       params,
-      penalised,
+      penalized,
     )
     loss, _ = plain.loss_fn(*args)
     np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-6)

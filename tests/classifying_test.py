@@ -1,15 +1,15 @@
-"""Tests of `experiments/reproduce/classifying.py`."""
+"""Tests of `experiments/papers/classifying.py`."""
 
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 import optax
 
-from experiments.reproduce import classifying
-from experiments.reproduce.simulation import simulate
+from experiments.papers import classifying
+from experiments.papers.simulation import simulate
 import prsgd_jax as pr
 from prsgd_jax import models
-from prsgd_jax.datasets import load_dataset
+from prsgd_jax.data.datasets import load_dataset
 from tests import binaries
 
 

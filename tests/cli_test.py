@@ -6,15 +6,15 @@ import sys
 
 from absl.testing import absltest, parameterized
 
-from experiments import cli
+from experiments.running.flags import cli
 
-BINARIES = ('train', 'compare', 'prepare_data', 'benchmark', 'results')
+BINARIES = ('train', 'compare', 'prepare_data', 'benchmark', 'tools/results')
 
 
 class BinaryTest(parameterized.TestCase):
   @parameterized.parameters(*BINARIES)
   def test_help_says_what_it_is_for(self, name):
-    script = pathlib.Path(cli.__file__).with_name(f'{name}.py')
+    script = pathlib.Path(cli.__file__).parents[2] / f'{name}.py'
     done = subprocess.run(
       [sys.executable, script, '--help'],
       capture_output=True, text=True, timeout=120, check=False,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import collectives
+from prsgd_jax.mixing import collectives
 from tests import harness
 
 # (N, D): V = 1, V = N, blocks of primes, and sizes that do not divide.
@@ -36,14 +36,14 @@ def data(num_replicas, seed=0):
 
 def run(num_replicas, num_devices, primitive, *calls):
   """The results of a primitive called with each of `calls`, in one program."""
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
   fn = mesh.map(lambda tree: [primitive(tree, *args) for args in calls])
   return mesh.gather(fn(mesh.place(data(num_replicas))))
 
 
 def messages(num_replicas, num_devices, primitive, *args):
   """The collectives of a primitive on one leaf `[V, 5]`."""
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
   fn = mesh.map(lambda leaf: primitive(leaf, *args))
   leaf = jnp.zeros((num_devices, mesh.block_size, 5))
   return harness.collectives_of(fn, leaf)
@@ -154,7 +154,7 @@ class ShiftTest(parameterized.TestCase):
 
 def run_by(num_replicas, num_devices, primitive, arguments):
   """As `run`, with arguments that are known at run time only."""
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
   fn, placed = mesh.map(primitive), mesh.place(data(num_replicas))
   return [
     mesh.gather(fn(placed, mesh.replicate(np.int32(argument))))
@@ -181,7 +181,7 @@ class ShiftByTest(parameterized.TestCase):
       self.assertEqual(sent.name, 'ppermute')
       self.assertEqual(sent.operands[0].shape, (n // d, 5))
       self.assertTrue(all(a != b for a, b in sent.params['perm']))
-    # One of the D branches keeps a block, and its neighbour the other one.
+    # One of the D branches keeps a block, and its neighbor the other one.
     self.assertLen(found, most * (d - 1))
 
 
@@ -221,7 +221,7 @@ class MeetTest(parameterized.TestCase):
 class GroupGatherTest(parameterized.TestCase):
   @parameterized.named_parameters(every_layout())
   def test_rows_of_the_group_are_there_in_order(self, n, d):
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
     for size in (s for s in range(1, n + 1) if n % s == 0):
 
       def fn(x, size=size):
@@ -266,7 +266,7 @@ class PermuteTest(parameterized.TestCase):
       self.assertTrue(all(a != b for a, b in sent.params['perm']))
 
   def test_empty_tree_stays_empty(self):
-    mesh = pr.ReplicaMesh(4, 2)
+    mesh = pr.engine.ReplicaMesh(4, 2)
     out = mesh.map(lambda x: (x, collectives.permute((), np.arange(4))))(
       jnp.zeros((2, 2))
     )
@@ -276,7 +276,7 @@ class PermuteTest(parameterized.TestCase):
     ((0, 1, 2),), ((0, 1, 2, 2),), ((1, 2, 3, 4),), ((0, 1, 2, 3, 4),)
   )
   def test_source_is_a_permutation(self, source):
-    mesh = pr.ReplicaMesh(4, 2)
+    mesh = pr.engine.ReplicaMesh(4, 2)
     fn = mesh.map(lambda x: collectives.permute(x, source))
     with self.assertRaisesRegex(
       ValueError, r'permutation of 0 \.\. 3.*, got \[' + str(source[0])
@@ -287,7 +287,7 @@ class PermuteTest(parameterized.TestCase):
 class AllGatherTest(parameterized.TestCase):
   @parameterized.named_parameters(every_layout())
   def test_every_device_has_all_replicas(self, n, d):
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
     fn = mesh.map(collectives.all_gather)
     tree = data(n)
     out = fn(mesh.place(tree))
@@ -297,7 +297,7 @@ class AllGatherTest(parameterized.TestCase):
       np.testing.assert_array_equal(got, np.broadcast_to(x, got.shape))
 
   def test_int8_travels_as_int8(self):
-    mesh = pr.ReplicaMesh(8, 4)
+    mesh = pr.engine.ReplicaMesh(8, 4)
     fn = mesh.map(collectives.all_gather)
     codes = np.arange(-8, 8, dtype=np.int8).reshape(8, 2)
     out = fn(mesh.place(codes))
@@ -308,7 +308,7 @@ class AllGatherTest(parameterized.TestCase):
 class NumReplicasTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_is_block_times_devices(self, n, d):
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
     seen = []
     jax.eval_shape(
       mesh.map(lambda x: seen.append(collectives.num_replicas(x)) or x),

@@ -20,18 +20,13 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import (
-  compare,
-  costs,
-  jobs,
-  prepare_data,
-  records,
-  runs,
-  tasks,
-  train,
-)
+from experiments import compare, costs, prepare_data, train
+from experiments.running.execution import runs
+from experiments.running.flags import tasks
+from experiments.running.process import jobs
+from experiments.running.records import records
 from prsgd_jax import models
-from prsgd_jax.datasets import archives
+from prsgd_jax.data.datasets import archives
 from tests import binaries
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -131,7 +126,7 @@ def write_run(parts, workdir, intervals, **settings):
       'step': step, 'epoch': parts.epoch(spent.gradients), 'loss': 1 / step,
       'accuracy': 0.5, 'rounds': spent.rounds,
       'bytes_sent': spent.bytes_sent,
-      'bytes_by_tier': {}, 'modelled_seconds': float(step),
+      'bytes_by_tier': {}, 'modeled_seconds': float(step),
       'seconds': float(step), 'test_loss': 1.0, 'test_accuracy': 0.5,
       'consensus_distance': 0.1, 'learning_rate': 0.1,
     })  # fmt: skip
@@ -190,7 +185,7 @@ class CommandsTest(parameterized.TestCase):
       name += '.__main__'
       importlib.import_module(name).main()
       return
-    if name == 'experiments.benchmark_versions':
+    if name == 'experiments.tools.benchmark_versions':
       # It requires a flag, and so would every program of this process.
       self.assertTrue((ROOT / words[1]).exists())
       return

@@ -30,7 +30,7 @@ class SyncTest(parameterized.TestCase):
     params, opt_state, model_state, _, g = run(
       pr.gradient(),
       pr.local_update(MOMENTUM_SGD),
-      pr.sync(pr.mean()),
+      pr.sync(pr.mixing.mean()),
       num_steps=1,
     )
     want = np.broadcast_to(-0.1 * g[0].mean(axis=0), (N, 3))
@@ -44,9 +44,9 @@ class SyncTest(parameterized.TestCase):
   def test_mixes_that_field_and_no_other(self, what):
     params, opt_state, model_state, _, g = run(
       pr.gradient(),
-      pr.sync(pr.ring(), 'grads') if what == 'grads' else pr.chain(),
+      pr.sync(pr.graphs.ring(), 'grads') if what == 'grads' else pr.chain(),
       pr.local_update(MOMENTUM_SGD),
-      pr.chain() if what == 'grads' else pr.sync(pr.ring(), (what,)),
+      pr.chain() if what == 'grads' else pr.sync(pr.graphs.ring(), (what,)),
       num_steps=1,
     )
     w = reference.ring_weights(N)
@@ -69,8 +69,8 @@ class SyncTest(parameterized.TestCase):
       pr.gradient(),
       pr.local_update(tx),
       pr.at(
-        pr.every(2),
-        pr.sync(pr.mean(), ('params', 'opt_state', 'model_state')),
+        pr.schedules.every(2),
+        pr.sync(pr.mixing.mean(), ('params', 'opt_state', 'model_state')),
       ),
       num_steps=4,
     )
@@ -92,31 +92,31 @@ class SyncTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, f'sync expects names of registers.*{message}'
     ):
-      pr.sync(pr.mean(), what)
+      pr.sync(pr.mixing.mean(), what)
 
   def test_an_unknown_register_is_told(self):
     with self.assertRaisesRegex(
       ValueError, r"'param' is read.*did you mean 'params'\?"
     ):
-      run(pr.gradient(), pr.sync(pr.mean(), 'param'), num_steps=1)
+      run(pr.gradient(), pr.sync(pr.mixing.mean(), 'param'), num_steps=1)
 
   @parameterized.parameters(1, 2, 4)
   def test_mixing_fits_the_replicas(self, num_devices):
-    never = pr.at_steps([10**6])
-    algorithm = pr.chain(pr.at(never, pr.sync(pr.group_mean(3))))
+    never = pr.schedules.at_steps([10**6])
+    algorithm = pr.chain(pr.at(never, pr.sync(pr.mixing.group_mean(3))))
     with self.assertRaisesRegex(ValueError, 'must divide the 4 replicas'):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, num_devices), algorithm, np.zeros(3)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, num_devices), algorithm, np.zeros(3)
       )
 
   def test_mixing_is_a_mixing(self):
     with self.assertRaisesRegex(ValueError, 'mixing'):
-      pr.sync(pr.mean)  # type: ignore[arg-type]
+      pr.sync(pr.mixing.mean)  # type: ignore[arg-type]
 
   @parameterized.named_parameters(
     ('none', (pr.local_update(MOMENTUM_SGD),)),
     ('too_late', (pr.local_update(MOMENTUM_SGD), pr.gradient())),
-    ('mixed', (pr.sync(pr.mean(), 'grads'), pr.gradient())),
+    ('mixed', (pr.sync(pr.mixing.mean(), 'grads'), pr.gradient())),
   )
   def test_gradient_is_taken_before_it_is_used(self, stages):
     with self.assertRaisesRegex(ValueError, 'chain pr.gradient.. before it'):
@@ -140,7 +140,7 @@ class WeightTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)
   def test_weighted_mean(self, num_devices):
     w = np.array([1.0, 0.0, 2.5, 0.5])
-    params, x = self.mixed(pr.mean(), w, num_devices)
+    params, x = self.mixed(pr.mixing.mean(), w, num_devices)
     want = np.broadcast_to(w @ x[0] / w.sum(), (N, 3))
     np.testing.assert_allclose(params, want, rtol=1e-5)
     np.testing.assert_array_equal(params, np.broadcast_to(params[0], (N, 3)))
@@ -148,7 +148,7 @@ class WeightTest(parameterized.TestCase):
   def test_the_weights_are_mixed_too(self):
     # Twice: the second average weighs by what the first made of the weights.
     w, ring = np.array([1.0, 3.0, 2.0, 0.5]), reference.ring_weights(N)
-    params, x = self.mixed(pr.ring(), w, 2, num_steps=2)
+    params, x = self.mixed(pr.graphs.ring(), w, 2, num_steps=2)
     z, w1 = ring @ (w[:, None] * x[0]), ring @ w
     z = ring @ (w1[:, None] * (z / w1[:, None] + x[1]))
     np.testing.assert_allclose(
@@ -156,24 +156,28 @@ class WeightTest(parameterized.TestCase):
     )
 
   def test_a_replica_that_no_weight_reaches_is_nan(self):
-    params, _ = self.mixed(pr.group_mean(2), [0.0, 0.0, 1.0, 1.0], 2)
+    params, _ = self.mixed(pr.mixing.group_mean(2), [0.0, 0.0, 1.0, 1.0], 2)
     self.assertTrue(np.isnan(params[:2]).all())
     self.assertTrue(np.isfinite(params[2:]).all())
 
   def test_rows_must_sum_to_one_without_weights(self):
-    columns = pr.dense(reference.random_column_stochastic(N))
+    columns = pr.mixing.dense(reference.random_column_stochastic(N))
     algorithm = pr.chain(pr.step(MOMENTUM_SGD), pr.sync(columns))
     with self.assertRaisesRegex(ValueError, 'rows that sum to 1.*pr.sgp'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
+      )
     weighted = pr.chain(pr.remember(weight=1.0), algorithm)
-    pr.create_train_state(pr.ReplicaMesh(N, 2), weighted, np.zeros(3))
+    pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N, 2), weighted, np.zeros(3)
+    )
 
   def test_the_weight_is_sent_too(self):
-    algorithm = pr.chain(pr.remember(weight=1.0), pr.sync(pr.mean()))
-    state = pr.create_train_state(
-      pr.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
+    algorithm = pr.chain(pr.remember(weight=1.0), pr.sync(pr.mixing.mean()))
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
     )
-    (sent,) = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
+    (sent,) = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(1))
     self.assertEqual(sent.bytes_sent, 2 * 3 / 4 * (12 + 4))
 
 
@@ -199,7 +203,7 @@ class AssignedWeightTest(parameterized.TestCase):
     params, *_ = run(
       pr.let(params=lambda replica: 1.0 * replica),
       assign(weight=self.RULES[kind]),
-      pr.sync(pr.dense(w)),
+      pr.sync(pr.mixing.dense(w)),
       num_steps=1,
       num_devices=num_devices,
     )
@@ -211,30 +215,32 @@ class AssignedWeightTest(parameterized.TestCase):
     algorithm = pr.chain(
       pr.gradient(),
       pr.compute(weight=lambda metrics: jnp.exp(-metrics['loss'])),
-      pr.sync(pr.mean()),
+      pr.sync(pr.mixing.mean()),
     )
-    state = pr.create_train_state(
-      pr.ReplicaMesh(N, 1), algorithm, np.zeros(3, np.float32)
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N, 1), algorithm, np.zeros(3, np.float32)
     )
-    cost = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
+    cost = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(1))
     self.assertEqual(cost[1].bytes_sent, 2 * (N - 1) / N * 4 * (3 + 1))
 
   @parameterized.parameters(pr.let, pr.compute)
   def test_is_one_number(self, assign):
-    algorithm = pr.chain(assign(weight='params'), pr.sync(pr.mean()))
+    algorithm = pr.chain(assign(weight='params'), pr.sync(pr.mixing.mean()))
     with self.assertRaisesRegex(ValueError, r'one number .* got \(3,\)'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
+      )
 
   def test_comes_after_a_codec_that_cannot_carry_it(self):
     algorithm = pr.chain(
-      pr.sync(pr.ring(), codec=pr.difference(pr.signs())),
+      pr.sync(pr.graphs.ring(), codec=pr.codecs.difference(pr.codecs.signs())),
       pr.remember(weight=1.0),
     )
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
     )
-    steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
     with self.assertRaisesRegex(ValueError, 'cannot carry weights'):
       steps(state, batches(mesh, 1)[0])
 
@@ -247,35 +253,35 @@ class SyncArgumentsTest(parameterized.TestCase):
   )
   def test_what_are_names(self, what):
     with self.assertRaisesRegex(ValueError, 'sync expects names of registers'):
-      pr.sync(pr.mean(), what)
+      pr.sync(pr.mixing.mean(), what)
 
   def test_weight_is_not_named(self):
     with self.assertRaisesRegex(
       ValueError, 'every sync mixes the register .weight.'
     ):
-      pr.sync(pr.mean(), ('params', 'weight'))
+      pr.sync(pr.mixing.mean(), ('params', 'weight'))
 
   @parameterized.parameters(3, 'step')
   def test_own_is_a_name(self, own):
     with self.assertRaisesRegex(ValueError, 'own must be the name of a reg'):
-      pr.sync(pr.mean(), codec=pr.signs(), own=own)
+      pr.sync(pr.mixing.mean(), codec=pr.codecs.signs(), own=own)
 
   @parameterized.parameters('params', 'weight')
   def test_own_is_another_register(self, own):
     with self.assertRaisesRegex(ValueError, 'is assigned by this sync already'):
-      pr.sync(pr.mean(), codec=pr.signs(), own=own)
+      pr.sync(pr.mixing.mean(), codec=pr.codecs.signs(), own=own)
 
   @parameterized.named_parameters(
     (
       'integers',
-      (pr.remember(n=1), pr.sync(pr.mean(), 'n')),
+      (pr.remember(n=1), pr.sync(pr.mixing.mean(), 'n')),
       "register 'n' has only integers",
     ),
     (
       'no_leaves',
       (
         pr.step(optax.sgd(0.1)),
-        pr.sync(pr.mean(), 'opt_state', codec=pr.signs()),
+        pr.sync(pr.mixing.mean(), 'opt_state', codec=pr.codecs.signs()),
       ),
       'a codec needs floating leaves',
     ),
@@ -284,7 +290,7 @@ class SyncArgumentsTest(parameterized.TestCase):
       (
         pr.gradient(),
         pr.compute(l=lambda metrics: metrics['loss']),
-        pr.sync(pr.mean(), 'l'),
+        pr.sync(pr.mixing.mean(), 'l'),
       ),
       'has no shape before the first step',
     ),
@@ -292,25 +298,27 @@ class SyncArgumentsTest(parameterized.TestCase):
       'own',
       (
         pr.remember(known=0.0),
-        pr.sync(pr.mean(), codec=pr.signs(), own='known'),
+        pr.sync(pr.mixing.mean(), codec=pr.codecs.signs(), own='known'),
       ),
       "registers 'known' and 'params' must have the same",
     ),
   )
   def test_registers_fit(self, stages, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3, np.float32)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3, np.float32)
       )
 
   def test_own_keeps_its_dtype(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     algorithm = pr.chain(
       pr.remember(known='params'),
-      pr.sync(pr.mean(), codec=pr.signs(), own='known'),
+      pr.sync(pr.mixing.mean(), codec=pr.codecs.signs(), own='known'),
     )
-    state = pr.create_train_state(mesh, algorithm, jnp.ones(3, jnp.bfloat16))
-    steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, jnp.ones(3, jnp.bfloat16)
+    )
+    steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
     state, _ = steps(state, batches(mesh, 1)[0])
     self.assertEqual(state.registers['known'].dtype, jnp.float32)
 
@@ -321,43 +329,43 @@ class CodecTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'own': 'known'}, 'needs a codec'),
     (
-      {'own': 'known', 'what': ('params', 'grads'), 'codec': pr.signs()},
+      {'own': 'known', 'what': ('params', 'grads'), 'codec': pr.codecs.signs()},
       'and one register',
     ),
     ({'codec': 0.1}, 'compressor expects one'),
-    ({'codec': pr.top_k}, 'compressor expects one'),
+    ({'codec': pr.codecs.top_k}, 'compressor expects one'),
   )
   def test_arguments(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.sync(pr.mean(), **arguments)
+      pr.sync(pr.mixing.mean(), **arguments)
 
   @parameterized.parameters(-0.1, 1.5, True, None)
   def test_decay(self, decay):
     with self.assertRaisesRegex(ValueError, r'decay must be in \[0, 1\]'):
-      pr.feedback(pr.signs(), decay)
+      pr.codecs.feedback(pr.codecs.signs(), decay)
 
   def test_differences_need_one_matrix_and_no_weights(self):
-    codec = pr.difference(pr.top_k(0.5))
+    codec = pr.codecs.difference(pr.codecs.top_k(0.5))
     for message, stages in (
       (
         'one W for all steps',
-        [pr.sync(pr.one_peer_exponential(), codec=codec)],
+        [pr.sync(pr.graphs.one_peer_exponential(), codec=codec)],
       ),
       (
         'cannot carry weights',
-        [pr.remember(weight=1.0), pr.sync(pr.mean(), codec=codec)],
+        [pr.remember(weight=1.0), pr.sync(pr.mixing.mean(), codec=codec)],
       ),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        pr.create_train_state(
-          pr.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3)
+        pr.engine.create_train_state(
+          pr.engine.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3)
         )
 
   def test_own_is_what_the_others_decode(self):
     params, *_, g = run(
       pr.gradient(),
       pr.let(sent='grads'),
-      pr.sync(pr.mean(), 'sent', codec=pr.signs(), own='known'),
+      pr.sync(pr.mixing.mean(), 'sent', codec=pr.codecs.signs(), own='known'),
       pr.let(params=lambda known, sent: known + 0 * sent),
       num_steps=1,
     )
@@ -372,12 +380,14 @@ class CommunicationTest(parameterized.TestCase):
     return pr.chain(
       pr.gradient(),
       pr.local_update(MOMENTUM_SGD),
-      pr.at(when, pr.sync(mixing or pr.mean(), what)),
+      pr.at(when, pr.sync(mixing or pr.mixing.mean(), what)),
     )
 
   @parameterized.parameters(2, 4)
   def test_collective_is_inside_the_conditional(self, num_devices):
-    equations = jaxpr_equations(self.algorithm(pr.every(4)), num_devices)
+    equations = jaxpr_equations(
+      self.algorithm(pr.schedules.every(4)), num_devices
+    )
     ((eqn, conditional),) = collectives(equations)
     self.assertTrue(conditional)
     self.assertEqual(eqn.invars[0].aval.size, 3)
@@ -388,13 +398,13 @@ class CommunicationTest(parameterized.TestCase):
     (('model_state',), 2),  # a mean and a count that is not sent
   )
   def test_conditional_covers_the_mixed_fields_alone(self, what, num_leaves):
-    equations = jaxpr_equations(self.algorithm(pr.every(4), what), 4)
+    equations = jaxpr_equations(self.algorithm(pr.schedules.every(4), what), 4)
     (eqn,) = conditionals(equations)
     # The count passes through: it may or may not be an output.
     self.assertLessEqual(len(eqn.outvars), num_leaves)
     self.assertNotEmpty(eqn.outvars)
 
-  @parameterized.parameters(pr.always(), pr.every(1))
+  @parameterized.parameters(pr.schedules.always(), pr.schedules.every(1))
   def test_always_compiles_no_conditional(self, when):
     equations = jaxpr_equations(self.algorithm(when), 4)
     self.assertEmpty(conditionals(equations))
@@ -402,25 +412,25 @@ class CommunicationTest(parameterized.TestCase):
     self.assertFalse(conditional)
 
   def test_never_compiles_nothing(self):
-    equations = jaxpr_equations(self.algorithm(pr.never()), 4)
+    equations = jaxpr_equations(self.algorithm(pr.schedules.never()), 4)
     self.assertEmpty(conditionals(equations))
     self.assertEmpty(collectives(equations))
 
   def test_half_precision_travels_in_single(self):
-    mesh = pr.ReplicaMesh(N, N)
-    algorithm = self.algorithm(pr.every(2))
-    state = pr.create_train_state(
+    mesh = pr.engine.ReplicaMesh(N, N)
+    algorithm = self.algorithm(pr.schedules.every(2))
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(3, jnp.bfloat16), MODEL_STATE
     )
-    train_steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
     jaxpr = jax.make_jaxpr(train_steps)(state, batches(mesh, 1)[0])
     ((eqn, _),) = collectives(harness.equations(jaxpr.jaxpr))
     self.assertEqual(eqn.invars[0].aval.dtype, jnp.float32)
 
   def test_compiled_program_is_conditional(self):
-    mesh = pr.ReplicaMesh(N, 2)
-    algorithm = self.algorithm(pr.every(4))
-    state = pr.create_train_state(
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    algorithm = self.algorithm(pr.schedules.every(4))
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
     )
     data = batches(mesh, 1)[0]

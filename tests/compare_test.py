@@ -9,7 +9,8 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import matplotlib.image
 
-from experiments import compare, locks, signals
+from experiments import compare
+from experiments.running.process import locks, signals
 from tests import binaries
 
 SMALL = (

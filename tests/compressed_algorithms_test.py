@@ -13,7 +13,7 @@ from tests.rows import LEARNING_RATE, PLAIN, SGD, N, T
 from tests.rows.compressed import FRACTION
 
 PROBLEM = laws.PROBLEMS['smooth']
-NOTHING_LOST = pr.uncompressed()
+NOTHING_LOST = pr.codecs.uncompressed()
 
 
 def final(algorithm, seed=0):
@@ -24,10 +24,12 @@ def final(algorithm, seed=0):
 def run(algorithm, seed=0):
   """x[N, d] and the state after T steps, on the host."""
   with jax.enable_x64(True):
-    mesh = pr.ReplicaMesh(N, laws.ONE_LAYOUT)
+    mesh = pr.engine.ReplicaMesh(N, laws.ONE_LAYOUT)
     start = harness.to_tree(PROBLEM.start)
-    state = pr.create_train_state(mesh, algorithm, start, seed=seed)
-    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    state = pr.engine.create_train_state(mesh, algorithm, start, seed=seed)
+    train_steps = pr.engine.make_train_steps(
+      mesh, algorithm, harness.problem_loss
+    )
     batch = harness.problem_batches(mesh, PROBLEM, range(T))
     state, _ = train_steps(state, batch)
     return harness.to_vector(mesh.gather(state.params)), harness.to_host(state)
@@ -64,7 +66,7 @@ class SpecialCasesTest(parameterized.TestCase):
   def test_codes_of_gradients_are_ssgd(self):
     algorithm = pr.chain(
       pr.gradient(),
-      pr.sync(pr.mean(), 'grads', codec=NOTHING_LOST),
+      pr.sync(pr.mixing.mean(), 'grads', codec=NOTHING_LOST),
       pr.local_update(SGD),
     )
     laws.assert_close(final(algorithm), row('ssgd'))
@@ -74,7 +76,7 @@ class SpecialCasesTest(parameterized.TestCase):
     laws.assert_close(final(algorithm), row('ssgd'))
 
   def test_error_feedback_that_keeps_all_entries_is_ssgd(self):
-    algorithm = pr.error_feedback_sgd(SGD, compressor=pr.top_k(1.0))
+    algorithm = pr.error_feedback_sgd(SGD, compressor=pr.codecs.top_k(1.0))
     laws.assert_close(final(algorithm), row('ssgd'))
 
   def test_fedpaq_and_qsparse_are_local_sgd(self):
@@ -87,11 +89,13 @@ class SpecialCasesTest(parameterized.TestCase):
 
   def test_qsparse_at_every_step_is_error_feedback(self):
     algorithm = pr.qsparse_local_sgd(
-      SGD, period=1, compressor=pr.top_k(FRACTION)
+      SGD, period=1, compressor=pr.codecs.top_k(FRACTION)
     )
     laws.assert_close(final(algorithm), row('error_feedback_sgd'))
 
-  @parameterized.parameters(pr.ring, pr.mean, pr.exponential)
+  @parameterized.parameters(
+    pr.graphs.ring, pr.mixing.mean, pr.graphs.exponential
+  )
   def test_choco_with_gamma_1_is_order_c_gossip(self, mixing):
     # PAPERS 6.
     choco = pr.choco_sgd(
@@ -103,8 +107,8 @@ class SpecialCasesTest(parameterized.TestCase):
     laws.assert_close(final(choco), final(pr.diffusion(SGD, mixing=mixing())))
 
   def test_choco_is_an_average(self):
-    gossip = pr.gossip_differences(
-      pr.ring(), pr.top_k(FRACTION), consensus_step_size=0.4
+    gossip = pr.stages.gossip_differences(
+      pr.graphs.ring(), pr.codecs.top_k(FRACTION), consensus_step_size=0.4
     )
     np.testing.assert_array_equal(
       final(pr.k_avg(SGD, period=3, average=gossip)), row('choco_sgd_local')
@@ -113,7 +117,7 @@ class SpecialCasesTest(parameterized.TestCase):
     self.assertGreater(apart, 1e-3)
 
   def test_diloco_of_whole_differences_is_diloco(self):
-    average = pr.average_differences(pr.feedback(NOTHING_LOST))
+    average = pr.stages.average_differences(pr.codecs.feedback(NOTHING_LOST))
     algorithm = pr.diloco(SGD, period=4, average=average)
     laws.assert_close(final(algorithm), row('diloco'))
     apart = np.abs(row('diloco_top_k') - row('diloco')).max()
@@ -141,7 +145,9 @@ class ErrorFeedbackTest(parameterized.TestCase):
   def test_nothing_is_lost_but_late(self):
     # sum_t gamma mean_i G_i = x_0 - x_T + mean_i e_i, with momentum 0: the
     # errors are what was not yet applied.
-    algorithm = pr.error_feedback_sgd(PLAIN, compressor=pr.top_k(FRACTION))
+    algorithm = pr.error_feedback_sgd(
+      PLAIN, compressor=pr.codecs.top_k(FRACTION)
+    )
     with jax.enable_x64(True):
       engine = harness.make_engine(algorithm, N, laws.ONE_LAYOUT)
       state, x = laws.advance(engine, laws.initial_state(engine), range(T))
@@ -157,9 +163,11 @@ class ErrorFeedbackTest(parameterized.TestCase):
     laws.assert_close(wanted, PROBLEM.start - x[-1][0] + errors)
 
   def test_errors_of_half_precision_are_kept_in_single(self):
-    algorithm = pr.error_feedback_sgd(SGD, compressor=pr.top_k(FRACTION))
-    mesh = pr.ReplicaMesh(4, 2)
-    state = pr.create_train_state(mesh, algorithm, jnp.zeros(4, jnp.bfloat16))
+    algorithm = pr.error_feedback_sgd(SGD, compressor=pr.codecs.top_k(FRACTION))
+    mesh = pr.engine.ReplicaMesh(4, 2)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, jnp.zeros(4, jnp.bfloat16)
+    )
     for errors in jax.tree.leaves(state.algorithm_state):
       self.assertEqual(errors.dtype, jnp.float32)
 
@@ -176,10 +184,12 @@ class VoteTest(parameterized.TestCase):
 
     gradients = np.asarray(gradients, np.float32)
     n, dim = gradients.shape
-    mesh = pr.ReplicaMesh(n, num_devices)
+    mesh = pr.engine.ReplicaMesh(n, num_devices)
     algorithm = pr.sign_sgd(optax.sgd(1.0))
-    state = pr.create_train_state(mesh, algorithm, np.zeros(dim, np.float32))
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(dim, np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     batch = gradients.reshape(num_devices, 1, n // num_devices, dim)
     batch = np.repeat(batch, num_steps, axis=1)
     state, _ = train_steps(state, mesh.place_per_device(batch))
@@ -214,12 +224,12 @@ class VoteTest(parameterized.TestCase):
 
 
 class ChocoTest(parameterized.TestCase):
-  def test_sums_of_the_neighbours_are_those_of_their_copies(self):
+  def test_sums_of_the_neighbors_are_those_of_their_copies(self):
     # s_i = sum_j W_ij xhat_j, which the replica does not have.
     algorithm = pr.choco_sgd(
       SGD,
-      mixing=pr.ring(),
-      compressor=pr.top_k(FRACTION),
+      mixing=pr.graphs.ring(),
+      compressor=pr.codecs.top_k(FRACTION),
       consensus_step_size=0.4,
     )
     _, state = run(algorithm)
@@ -231,12 +241,16 @@ class ChocoTest(parameterized.TestCase):
     # CHOCO-Gossip: to the mean of different points, an eighth of the entries at
     # a time.
     algorithm = pr.chain(
-      pr.gossip_differences(pr.ring(), pr.top_k(1 / 8), consensus_step_size=0.1)
+      pr.stages.gossip_differences(
+        pr.graphs.ring(), pr.codecs.top_k(1 / 8), consensus_step_size=0.1
+      )
     )
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     start = np.random.default_rng(0).normal(size=(N, 16)).astype(np.float32)
-    state = pr.create_train_state(mesh, algorithm, start, per_replica=True)
-    train_steps = pr.make_train_steps(
+    state = pr.engine.create_train_state(
+      mesh, algorithm, start, per_replica=True
+    )
+    train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda *args: (jnp.float32(0), ((), {}))
     )
     nothing = mesh.place_per_device(np.zeros((2, 2000, 4, 1), np.float32))
@@ -257,49 +271,53 @@ class BytesTest(parameterized.TestCase):
     ('sign_sgd', pr.sign_sgd(SGD), 7 * 10_000),
     (
       'error_feedback',
-      pr.error_feedback_sgd(SGD, compressor=pr.top_k(0.01)),
+      pr.error_feedback_sgd(SGD, compressor=pr.codecs.top_k(0.01)),
       7 * 800 * (4 + 4),
     ),
     (
       'choco',
       pr.choco_sgd(
         SGD,
-        mixing=pr.ring(),
-        compressor=pr.signs(),
+        mixing=pr.graphs.ring(),
+        compressor=pr.codecs.signs(),
         consensus_step_size=0.1,
       ),
       2 * (10_000 + 4),
     ),
     (
       'fedpaq',
-      pr.fedpaq(SGD, period=1, compressor=pr.random_k(0.01)),
+      pr.fedpaq(SGD, period=1, compressor=pr.codecs.random_k(0.01)),
       7 * (800 * 4 + 8),
     ),
   )
   def test_by_hand(self, algorithm, expected):
-    mesh = pr.ReplicaMesh(N, N)
+    mesh = pr.engine.ReplicaMesh(N, N)
     state = jax.eval_shape(
-      lambda: pr.create_train_state(mesh, algorithm, self.PARAMS)
+      lambda: pr.engine.create_train_state(mesh, algorithm, self.PARAMS)
     )
-    got = pr.account(algorithm, pr.replica_shapes(state), N, 3)
+    got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 3)
     self.assertEqual(got.bytes_sent[-1], 3 * expected)
 
   def test_differences_travel_in_their_steps_alone(self):
-    algorithm = pr.qsparse_local_sgd(SGD, period=4, compressor=pr.signs())
-    state = pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(8))
-    got = pr.account(algorithm, pr.replica_shapes(state), N, 9)
+    algorithm = pr.qsparse_local_sgd(
+      SGD, period=4, compressor=pr.codecs.signs()
+    )
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N), algorithm, np.zeros(8)
+    )
+    got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 9)
     self.assertEqual(got.rounds.tolist(), [0, 0, 0, 0, 1, 1, 1, 1, 2, 2])
 
   def test_what_travels_is_integers_and_few_floats(self):
     algorithm = pr.qsgd(SGD, levels=4)
-    mesh = pr.ReplicaMesh(N, N)
-    state = pr.create_train_state(mesh, algorithm, self.PARAMS)
+    mesh = pr.engine.ReplicaMesh(N, N)
+    state = pr.engine.create_train_state(mesh, algorithm, self.PARAMS)
 
     def loss(params, model_state, batch, key):
       del key
       return params.sum() * batch, (model_state, {})
 
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
     sent = harness.collectives_of(train_steps, state, batch)
     operands = [x for collective in sent for x in collective.operands]
@@ -319,12 +337,13 @@ class ErrorsTest(parameterized.TestCase):
     lambda q: pr.fedpaq(SGD, period=2, compressor=q),
     lambda q: pr.qsparse_local_sgd(SGD, period=2, compressor=q),
     lambda q: pr.choco_sgd(
-      SGD, mixing=pr.ring(), compressor=q, consensus_step_size=1.0
+      SGD, mixing=pr.graphs.ring(), compressor=q, consensus_step_size=1.0
     ),
   )
   def test_compressor_is_one(self, make):
     with self.assertRaisesRegex(
-      ValueError, r'compressor expects one such as pr.top_k\(0.1\), got 0.1'
+      ValueError,
+      r'compressor expects one such as pr.codecs.top_k\(0.1\), got 0.1',
     ):
       make(0.1)
 
@@ -334,22 +353,29 @@ class ErrorsTest(parameterized.TestCase):
       ValueError, rf'consensus_step_size must be in \(0, 1\], got {gamma}'
     ):
       pr.choco_sgd(
-        SGD, mixing=pr.ring(), compressor=pr.signs(), consensus_step_size=gamma
+        SGD,
+        mixing=pr.graphs.ring(),
+        compressor=pr.codecs.signs(),
+        consensus_step_size=gamma,
       )
 
   def test_choco_takes_a_mixing(self):
     with self.assertRaisesRegex(ValueError, 'sync expects a mixing.*got 0.5'):
       pr.choco_sgd(
-        SGD, mixing=0.5, compressor=pr.signs(), consensus_step_size=0.5
+        SGD, mixing=0.5, compressor=pr.codecs.signs(), consensus_step_size=0.5
       )
 
   def choco_on(self, mixing):
     algorithm = pr.choco_sgd(
-      SGD, mixing=mixing, compressor=pr.signs(), consensus_step_size=0.5
+      SGD, mixing=mixing, compressor=pr.codecs.signs(), consensus_step_size=0.5
     )
-    return pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+    return pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+    )
 
-  @parameterized.parameters(pr.random_matching, pr.one_peer_exponential)
+  @parameterized.parameters(
+    pr.graphs.random_matching, pr.graphs.one_peer_exponential
+  )
   def test_choco_needs_a_static_mixing(self, mixing):
     with self.assertRaisesRegex(
       ValueError, r'one W for all steps, got a mixing with \d; use a static one'
@@ -360,7 +386,7 @@ class ErrorsTest(parameterized.TestCase):
     weights = np.eye(N)
     weights[0, 0], weights[1, 0] = 0.5, 0.5
     with self.assertRaisesRegex(ValueError, 'rows that sum to 1'):
-      self.choco_on(pr.dense(weights))
+      self.choco_on(pr.mixing.dense(weights))
 
   @parameterized.parameters(0, 1.5, True)
   def test_periods_are_positive_integers(self, bad):
@@ -368,7 +394,7 @@ class ErrorsTest(parameterized.TestCase):
       with self.assertRaisesRegex(
         ValueError, f'period must be an integer >= 1, got {bad}'
       ):
-        make(SGD, period=bad, compressor=pr.signs())
+        make(SGD, period=bad, compressor=pr.codecs.signs())
 
   def test_levels_are_checked(self):
     with self.assertRaisesRegex(ValueError, 'levels must be an integer >= 1'):
@@ -378,7 +404,7 @@ class ErrorsTest(parameterized.TestCase):
     lambda tx: pr.qsgd(tx, levels=2),
     lambda tx: pr.terngrad(tx),
     lambda tx: pr.sign_sgd(tx),
-    lambda tx: pr.error_feedback_sgd(tx, compressor=pr.signs()),
+    lambda tx: pr.error_feedback_sgd(tx, compressor=pr.codecs.signs()),
   )
   def test_optimizer_is_optax(self, make):
     with self.assertRaisesRegex(ValueError, 'optax transformation.*got 0.1'):

@@ -8,25 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import chunks, compression
+from prsgd_jax.mixing import chunks, codecs
 from tests import reference
 
 EVERY = {
-  'bare_signs': compression.bare_signs,
-  'bin_means': pr.bin_means,
-  'chunked_top_k': lambda: pr.chunked_top_k(2, chunk=2),
-  'chunked_top_k_bins': lambda: pr.chunked_top_k(2, values=pr.bin_means()),
-  'e3m0': pr.e3m0,
-  'levels_1': lambda: pr.stochastic_levels(1),
-  'levels_4': lambda: pr.stochastic_levels(4),
-  'levels_300': lambda: pr.stochastic_levels(300),
-  'random_k': lambda: pr.random_k(0.25),
-  'signs': pr.signs,
-  'small_float': lambda: pr.small_float(2, 2),
-  'ternary': pr.ternary,
-  'top_k': lambda: pr.top_k(0.25),
-  'top_k_levels': lambda: pr.top_k(0.5, pr.stochastic_levels(4)),
-  'uncompressed': pr.uncompressed,
+  'bare_signs': codecs.bare_signs,
+  'bin_means': pr.codecs.bin_means,
+  'chunked_top_k': lambda: pr.codecs.chunked_top_k(2, chunk=2),
+  'chunked_top_k_bins': lambda: pr.codecs.chunked_top_k(
+    2, values=pr.codecs.bin_means()
+  ),
+  'e3m0': pr.codecs.e3m0,
+  'levels_1': lambda: pr.codecs.stochastic_levels(1),
+  'levels_4': lambda: pr.codecs.stochastic_levels(4),
+  'levels_300': lambda: pr.codecs.stochastic_levels(300),
+  'random_k': lambda: pr.codecs.random_k(0.25),
+  'signs': pr.codecs.signs,
+  'small_float': lambda: pr.codecs.small_float(2, 2),
+  'ternary': pr.codecs.ternary,
+  'top_k': lambda: pr.codecs.top_k(0.25),
+  'top_k_levels': lambda: pr.codecs.top_k(0.5, pr.codecs.stochastic_levels(4)),
+  'uncompressed': pr.codecs.uncompressed,
 }
 
 
@@ -153,36 +155,40 @@ class CodedBytesTest(parameterized.TestCase):
   TREE = (np.zeros((20, 50), np.float32), np.zeros(10, np.float32))
 
   @parameterized.named_parameters(
-    ('uncompressed', pr.uncompressed(), 4000 + 40),
+    ('uncompressed', pr.codecs.uncompressed(), 4000 + 40),
     # One, two, three, four bits an entry in whole bytes for each bit; a scale.
-    ('bare_signs', compression.bare_signs(), 125 + 2),
-    ('signs', pr.signs(), 125 + 4 + 2 + 4),
-    ('ternary', pr.ternary(), 2 * 125 + 4 + 2 * 2 + 4),
-    ('levels_1', pr.stochastic_levels(1), 2 * 125 + 4 + 2 * 2 + 4),
-    ('levels_2', pr.stochastic_levels(2), 3 * 125 + 4 + 3 * 2 + 4),
-    ('levels_3', pr.stochastic_levels(3), 3 * 125 + 4 + 3 * 2 + 4),
-    ('levels_4', pr.stochastic_levels(4), 4 * 125 + 4 + 4 * 2 + 4),
-    ('levels_127', pr.stochastic_levels(127), 8 * 125 + 4 + 8 * 2 + 4),
-    ('levels_128', pr.stochastic_levels(128), 9 * 125 + 4 + 9 * 2 + 4),
+    ('bare_signs', codecs.bare_signs(), 125 + 2),
+    ('signs', pr.codecs.signs(), 125 + 4 + 2 + 4),
+    ('ternary', pr.codecs.ternary(), 2 * 125 + 4 + 2 * 2 + 4),
+    ('levels_1', pr.codecs.stochastic_levels(1), 2 * 125 + 4 + 2 * 2 + 4),
+    ('levels_2', pr.codecs.stochastic_levels(2), 3 * 125 + 4 + 3 * 2 + 4),
+    ('levels_3', pr.codecs.stochastic_levels(3), 3 * 125 + 4 + 3 * 2 + 4),
+    ('levels_4', pr.codecs.stochastic_levels(4), 4 * 125 + 4 + 4 * 2 + 4),
+    ('levels_127', pr.codecs.stochastic_levels(127), 8 * 125 + 4 + 8 * 2 + 4),
+    ('levels_128', pr.codecs.stochastic_levels(128), 9 * 125 + 4 + 9 * 2 + 4),
     # Values of four bytes, places of two; the second leaf keeps its one.
-    ('top_k', pr.top_k(0.01), 10 * 6 + 1 * 6),
+    ('top_k', pr.codecs.top_k(0.01), 10 * 6 + 1 * 6),
     # A sign, and the codes of the entries that have it.
-    ('top_k_signs', pr.top_k(0.1, pr.signs()), 100 * 2 + 13 + 4 + 2 + 1 + 4),
+    (
+      'top_k_signs',
+      pr.codecs.top_k(0.1, pr.codecs.signs()),
+      100 * 2 + 13 + 4 + 2 + 1 + 4,
+    ),
     # Places of 10 bits in a chunk of 1000, of 4 bits in one of 10.
-    ('chunked', pr.chunked_top_k(8), 8 * 4 + 10 + 8 * 4 + 4),
+    ('chunked', pr.codecs.chunked_top_k(8), 8 * 4 + 10 + 8 * 4 + 4),
     # Two bits for each of the values, and the means of four bins.
     (
       'chunked_bins',
-      pr.chunked_top_k(8, values=pr.bin_means()),
+      pr.codecs.chunked_top_k(8, values=pr.codecs.bin_means()),
       2 + 16 + 10 + 2 + 16 + 4,
     ),
-    ('bin_means', pr.bin_means(), 250 + 16 + 2 * 2 + 16),
-    ('e3m0', pr.e3m0(), 4 * 125 + 4 + 4 * 2 + 4),
+    ('bin_means', pr.codecs.bin_means(), 250 + 16 + 2 * 2 + 16),
+    ('e3m0', pr.codecs.e3m0(), 4 * 125 + 4 + 4 * 2 + 4),
     # Values, and one seed of eight bytes for each leaf.
-    ('random_k', pr.random_k(0.01), 10 * 4 + 8 + 1 * 4 + 8),
+    ('random_k', pr.codecs.random_k(0.01), 10 * 4 + 8 + 1 * 4 + 8),
   )
   def test_by_hand(self, compressor, expected):
-    self.assertEqual(pr.coded_bytes(compressor, self.TREE), expected)
+    self.assertEqual(pr.codecs.coded_bytes(compressor, self.TREE), expected)
     codes = jax.jit(compressor.encode)(key(), self.TREE)
     sent = sum(np.asarray(x).nbytes for x in jax.tree.leaves(codes))
     self.assertEqual(sent, expected)
@@ -191,22 +197,23 @@ class CodedBytesTest(parameterized.TestCase):
   def test_levels_take_the_bits_they_need(self, levels):
     n = 8
     bits = int(np.ceil(np.log2(2 * levels + 1)))
-    got = pr.coded_bytes(
-      pr.stochastic_levels(levels), jax.ShapeDtypeStruct((n,), jnp.float32)
+    got = pr.codecs.coded_bytes(
+      pr.codecs.stochastic_levels(levels),
+      jax.ShapeDtypeStruct((n,), jnp.float32),
     )
     self.assertEqual(got, bits * n // 8 + 4)
 
   def test_places_in_large_leaves_take_four_bytes(self):
     def of(n):
       shape = jax.ShapeDtypeStruct((n,), jnp.float32)
-      return pr.coded_bytes(pr.top_k(1e-9), shape)
+      return pr.codecs.coded_bytes(pr.codecs.top_k(1e-9), shape)
 
     self.assertEqual(of(2**16), 4 + 2)
     self.assertEqual(of(2**16 + 1), 4 + 4)
 
   def test_half_precision_is_sent_in_single(self):
     half = jax.ShapeDtypeStruct((16,), jnp.bfloat16)
-    self.assertEqual(pr.coded_bytes(pr.uncompressed(), half), 64)
+    self.assertEqual(pr.codecs.coded_bytes(pr.codecs.uncompressed(), half), 64)
 
 
 class PackingTest(parameterized.TestCase):
@@ -215,10 +222,10 @@ class PackingTest(parameterized.TestCase):
     rng = np.random.default_rng(bits * n)
     numbers = rng.integers(0, 2**bits, n)
     numbers[0] = 2**bits - 1
-    planes = compression.pack(jnp.asarray(numbers), bits)
+    planes = codecs.pack(jnp.asarray(numbers), bits)
     self.assertEqual(planes.dtype, jnp.uint8)
     self.assertEqual(planes.shape, (bits, -(-n // 8)))
-    out = compression.unpack(planes, n)
+    out = codecs.unpack(planes, n)
     np.testing.assert_array_equal(out, numbers)
     self.assertEqual(out.dtype, jnp.uint32)
 
@@ -271,8 +278,8 @@ class UnbiasedTest(parameterized.TestCase):
     with jax.enable_x64(True):
       v = vector()
       drawn = jax.random.uniform(jax.random.fold_in(key(), 0), v.shape)
-      out = compressed(pr.stochastic_levels(levels), v)
-      ternary = compressed(pr.ternary(), v)
+      out = compressed(pr.codecs.stochastic_levels(levels), v)
+      ternary = compressed(pr.codecs.ternary(), v)
       want = reference.stochastic_levels(v, levels=levels, uniform=drawn)
     np.testing.assert_allclose(out, want, rtol=0, atol=1e-14)
     want = reference.ternary(v, uniform=np.asarray(drawn))
@@ -280,12 +287,12 @@ class UnbiasedTest(parameterized.TestCase):
 
   def test_of_a_multiple_of_the_levels_nothing_is_lost(self):
     v = np.array([3.0, -4.0, 0, 0], np.float32)
-    out = compressed(pr.stochastic_levels(5), v)
+    out = compressed(pr.codecs.stochastic_levels(5), v)
     np.testing.assert_allclose(out, v, rtol=1e-6)
 
   def test_ternary_is_minus_s_zero_and_s(self):
     v = vector(500).astype(np.float32)
-    out = compressed(pr.ternary(), v)
+    out = compressed(pr.codecs.ternary(), v)
     s = np.abs(v).max()
     self.assertEqual(set(np.unique(out).tolist()), {-s, 0.0, s})
     nonzero = out != 0
@@ -299,7 +306,7 @@ class ContractionTest(parameterized.TestCase):
   def test_top_k(self, fraction, n):
     with jax.enable_x64(True):
       v = vector(n)
-      out = compressed(pr.top_k(fraction), v)
+      out = compressed(pr.codecs.top_k(fraction), v)
     k = max(1, round(fraction * n))
     np.testing.assert_array_equal(out, reference.top_k(v, k=k))
     self.assertEqual(np.count_nonzero(out), k)
@@ -309,15 +316,15 @@ class ContractionTest(parameterized.TestCase):
   def test_of_equal_entries_the_first_are_kept(self):
     v = np.array([1.0, -2.0, 2.0, 2.0, -1.0], np.float32)
     np.testing.assert_array_equal(
-      compressed(pr.top_k(0.4), v), [0, -2.0, 2.0, 0, 0]
+      compressed(pr.codecs.top_k(0.4), v), [0, -2.0, 2.0, 0, 0]
     )
     np.testing.assert_array_equal(
-      compressed(pr.top_k(0.8), v), [1.0, -2.0, 2.0, 2.0, 0]
+      compressed(pr.codecs.top_k(0.8), v), [1.0, -2.0, 2.0, 2.0, 0]
     )
 
   def test_random_k_is_its_share_in_expectation(self):
     v, num = vector().astype(np.float32), 20_000
-    drawn = samples(pr.random_k(0.25), v, num)
+    drawn = samples(pr.codecs.random_k(0.25), v, num)
     kept = drawn != 0
     np.testing.assert_array_equal(kept.sum(axis=1), 5)
     np.testing.assert_array_equal(drawn[kept], np.tile(v, (num, 1))[kept])
@@ -330,8 +337,8 @@ class ContractionTest(parameterized.TestCase):
 
   def test_random_k_is_drawn_again_from_its_seed(self):
     v = vector().astype(np.float32)
-    code = pr.random_k(0.25).encode(key(), v)[0]
-    places = compression.drawn_places(code.seed, 20, 5)
+    code = pr.codecs.random_k(0.25).encode(key(), v)[0]
+    places = codecs.drawn_places(code.seed, 20, 5)
     np.testing.assert_array_equal(code.values, v[np.asarray(places)])
     self.assertLen(set(places.tolist()), 5)
 
@@ -339,7 +346,7 @@ class ContractionTest(parameterized.TestCase):
   def test_signs(self, n):
     with jax.enable_x64(True):
       v = vector(n)
-      out = compressed(pr.signs(), v)
+      out = compressed(pr.codecs.signs(), v)
     np.testing.assert_allclose(out, reference.signs(v), rtol=1e-15)
     left = np.square(out - v).sum()
     want = np.square(v).sum() - np.abs(v).sum() ** 2 / n
@@ -347,9 +354,11 @@ class ContractionTest(parameterized.TestCase):
 
   def test_the_sign_of_zero_is_plus(self):
     v = np.array([-1.0, 0, 3.0, -0.0], np.float32)
-    np.testing.assert_array_equal(compressed(pr.signs(), v), [-1, 1, 1, 1])
     np.testing.assert_array_equal(
-      compressed(compression.bare_signs(), v), [-1, 1, 1, 1]
+      compressed(pr.codecs.signs(), v), [-1, 1, 1, 1]
+    )
+    np.testing.assert_array_equal(
+      compressed(codecs.bare_signs(), v), [-1, 1, 1, 1]
     )
 
   @parameterized.product(n=(1, 5, 64), seed=(0, 1))
@@ -357,7 +366,7 @@ class ContractionTest(parameterized.TestCase):
     with jax.enable_x64(True):
       v = vector(n, seed)
       v += np.sign(v)  # far from zero
-      out = compressed(pr.bin_means(), v)
+      out = compressed(pr.codecs.bin_means(), v)
     np.testing.assert_allclose(out, reference.bin_means(v), rtol=1e-14)
     self.assertLessEqual(len(np.unique(out)), 4)
     self.assertLessEqual(np.square(out - v).sum(), np.square(v).sum())
@@ -368,8 +377,8 @@ class SmallFloatTest(parameterized.TestCase):
   def test_is_the_nearest_of_all_numbers(self, exponent, mantissa, n):
     with jax.enable_x64(True):
       v = np.random.default_rng(n).standard_cauchy(n)
-      out = compressed(pr.small_float(exponent, mantissa), v)
-      again = compressed(pr.small_float(exponent, mantissa), out)
+      out = compressed(pr.codecs.small_float(exponent, mantissa), v)
+      again = compressed(pr.codecs.small_float(exponent, mantissa), out)
     want = reference.small_float(
       v, exponent_bits=exponent, mantissa_bits=mantissa
     )
@@ -380,7 +389,7 @@ class SmallFloatTest(parameterized.TestCase):
     # Powers of two are themselves, numbers in the middle go up, below the half
     # of the smallest there is zero.
     v = np.array([-64, 32, 16, 8, 4, 2, 1, 0, 48, 1.4, 0.5, -0.49], np.float32)
-    out = compressed(pr.e3m0(), v)
+    out = compressed(pr.codecs.e3m0(), v)
     np.testing.assert_array_equal(
       out, [-64, 32, 16, 8, 4, 2, 1, 0, 64, 1, 1, 0]
     )
@@ -430,9 +439,9 @@ class ChunksTest(parameterized.TestCase):
   def test_chunked_top_k(self, shape, k, chunk):
     with jax.enable_x64(True):
       v = vector(np.prod(shape)).reshape(shape)
-      out = compressed(pr.chunked_top_k(k, chunk=chunk), v)
+      out = compressed(pr.codecs.chunked_top_k(k, chunk=chunk), v)
       binned = compressed(
-        pr.chunked_top_k(k, chunk=chunk, values=pr.bin_means()), v
+        pr.codecs.chunked_top_k(k, chunk=chunk, values=pr.codecs.bin_means()), v
       )
     want = functools.partial(
       reference.chunked_top_k,
@@ -448,20 +457,20 @@ class ChunksTest(parameterized.TestCase):
 
   def test_a_place_of_4096_takes_12_bits(self):
     shape = jax.ShapeDtypeStruct((128, 128), jnp.float32)
-    whole = pr.coded_bytes(pr.chunked_top_k(64), shape)
+    whole = pr.codecs.coded_bytes(pr.codecs.chunked_top_k(64), shape)
     self.assertEqual(whole, 4 * 64 * (4 + 1.5))
 
 
 class ValuesTest(parameterized.TestCase):
   def test_kept_entries_are_compressed(self):
     v = np.array([1.0, -4.0, 0.5, 2.0], np.float32)
-    out = compressed(pr.top_k(0.5, pr.signs()), v)
+    out = compressed(pr.codecs.top_k(0.5, pr.codecs.signs()), v)
     np.testing.assert_array_equal(out, [0, -3, 0, 3])
 
   def test_kept_entries_are_drawn_from_the_key_of_the_leaf(self):
     with jax.enable_x64(True):
       v = vector(8)
-      out = compressed(pr.top_k(0.5, pr.stochastic_levels(3)), v)
+      out = compressed(pr.codecs.top_k(0.5, pr.codecs.stochastic_levels(3)), v)
       leaf = jax.random.fold_in(jax.random.fold_in(key(), 0), 0)
       drawn = np.asarray(jax.random.uniform(leaf, (4,), jnp.float64))
     kept = np.argsort(-np.abs(v), kind='stable')[:4]
@@ -472,15 +481,27 @@ class ValuesTest(parameterized.TestCase):
 
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(
-    (lambda: pr.small_float(0, 1), 'exponent_bits must be an integer >= 1'),
-    (lambda: pr.small_float(3, -1), 'mantissa_bits must be an integer >= 0'),
-    (lambda: pr.small_float(4, 4), r'must be <= 7.*got 4 \+ 4'),
-    (lambda: pr.bin_means(1), r'bins must be in \[2, 256\], got 1'),
-    (lambda: pr.bin_means(sigmas=0), 'sigmas must be > 0, got 0'),
-    (lambda: pr.chunked_top_k(0), 'num_kept must be an integer >= 1, got 0'),
-    (lambda: pr.chunked_top_k(chunk=0), 'chunk must be an integer >= 1'),
-    (lambda: pr.top_k(0.5, 0.5), 'compressor expects one.*got 0.5'),
-    (lambda: pr.chunked_top_k(values='e3m0'), 'compressor expects.*e3m0'),
+    (
+      lambda: pr.codecs.small_float(0, 1),
+      'exponent_bits must be an integer >= 1',
+    ),
+    (
+      lambda: pr.codecs.small_float(3, -1),
+      'mantissa_bits must be an integer >= 0',
+    ),
+    (lambda: pr.codecs.small_float(4, 4), r'must be <= 7.*got 4 \+ 4'),
+    (lambda: pr.codecs.bin_means(1), r'bins must be in \[2, 256\], got 1'),
+    (lambda: pr.codecs.bin_means(sigmas=0), 'sigmas must be > 0, got 0'),
+    (
+      lambda: pr.codecs.chunked_top_k(0),
+      'num_kept must be an integer >= 1, got 0',
+    ),
+    (lambda: pr.codecs.chunked_top_k(chunk=0), 'chunk must be an integer >= 1'),
+    (lambda: pr.codecs.top_k(0.5, 0.5), 'compressor expects one.*got 0.5'),
+    (
+      lambda: pr.codecs.chunked_top_k(values='e3m0'),
+      'compressor expects.*e3m0',
+    ),
   )
   def test_arguments(self, make, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -491,16 +512,17 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, f'levels must be an integer >= 1, got {bad}'
     ):
-      pr.stochastic_levels(bad)
+      pr.codecs.stochastic_levels(bad)
 
   def test_levels_are_at_most_of_16_bits(self):
     with self.assertRaisesRegex(
-      ValueError, 'levels must be <= 32767, got 32768; use pr.uncompressed'
+      ValueError,
+      'levels must be <= 32767, got 32768; use pr.codecs.uncompressed',
     ):
-      pr.stochastic_levels(2**15)
+      pr.codecs.stochastic_levels(2**15)
 
   @parameterized.product(
-    make=(pr.top_k, pr.random_k), bad=(0, -0.1, 1.5, float('nan'))
+    make=(pr.codecs.top_k, pr.codecs.random_k), bad=(0, -0.1, 1.5, float('nan'))
   )
   def test_fraction_is_in_range(self, make, bad):
     with self.assertRaisesRegex(

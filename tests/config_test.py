@@ -1,13 +1,13 @@
-"""Tests of `experiments/config.py`."""
+"""Tests of `experiments/running/flags/config.py`."""
 
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 import optax
 
-from experiments import (
+from experiments.running.execution import experiment
+from experiments.running.flags import (
   config,
-  experiment,
   learning_rates,
   optimizers,
   run_config,
@@ -40,7 +40,7 @@ DEFAULTS = config.RunConfig(
 
 def dataset(value=0):
   split = {'image': np.full((4, 2, 2, 1), value, np.uint8)}
-  return pr.Dataset('digits', split, split, 10)
+  return pr.data.Dataset('digits', split, split, 10)
 
 
 def changed(**kwargs):

@@ -35,9 +35,9 @@ def fixed_point(
 ):
   """x of three replicas after many steps with exact gradients."""
   with jax.enable_x64(True):
-    mesh = pr.ReplicaMesh(3, num_devices)
-    state = pr.create_train_state(mesh, algorithm, np.float64(2.0))
-    train_steps = pr.make_resident_train_steps(
+    mesh = pr.engine.ReplicaMesh(3, num_devices)
+    state = pr.engine.create_train_state(mesh, algorithm, np.float64(2.0))
+    train_steps = pr.engine.make_resident_train_steps(
       mesh,
       algorithm,
       _quadratic,
@@ -120,10 +120,12 @@ class ScaffoldTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 4)
   def test_half_precision_has_controls_in_single(self, num_devices):
-    mesh = pr.ReplicaMesh(4, num_devices)
+    mesh = pr.engine.ReplicaMesh(4, num_devices)
     algorithm = pr.scaffold(optax.sgd(0.1), period=2, learning_rate=0.1)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, jnp.bfloat16))
-    train_steps = pr.make_resident_train_steps(
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, jnp.bfloat16)
+    )
+    train_steps = pr.engine.make_resident_train_steps(
       mesh,
       algorithm,
       lambda p, s, target, key: (((p - target) ** 2).sum(), (s, {})),
@@ -141,18 +143,24 @@ class ScaffoldTest(parameterized.TestCase):
     np.testing.assert_array_equal(mean, np.broadcast_to(mean[0], mean.shape))
 
   def test_two_models_are_sent_once_a_round(self):
-    mesh = pr.ReplicaMesh(N, N)
+    mesh = pr.engine.ReplicaMesh(N, N)
     algorithm = pr.scaffold(PLAIN, period=4, learning_rate=0.05)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(5, np.float32))
-    account = pr.account(algorithm, pr.replica_shapes(state), N, 11)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(5, np.float32)
+    )
+    account = pr.ledger.account(
+      algorithm, pr.engine.replica_shapes(state), N, 11
+    )
     self.assertEqual(account.rounds[-1], 2)
     self.assertEqual(account.bytes_sent[-1], 2 * 2 * (2 * 7 / 8 * 5 * 4))
 
   def test_one_conditional_sends_parameters_and_controls(self):
-    mesh = pr.ReplicaMesh(N, N)
+    mesh = pr.engine.ReplicaMesh(N, N)
     algorithm = pr.scaffold(PLAIN, period=4, learning_rate=0.05)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(5, np.float32))
-    train_steps = pr.make_train_steps(
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(5, np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda params, s, b, key: ((params * b).sum(), (s, {}))
     )
     batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
@@ -197,7 +205,7 @@ class ScaffoldTest(parameterized.TestCase):
   def test_a_round_may_have_any_length(self):
     # Of one step each: the corrections of all replicas add up to zero.
     algorithm = pr.scaffold(
-      PLAIN, period=pr.always(), learning_rate=LEARNING_RATE
+      PLAIN, period=pr.schedules.always(), learning_rate=LEARNING_RATE
     )
     laws.assert_close(points(algorithm), laws.trajectory('ssgd_plain').x[1:])
 
@@ -227,9 +235,11 @@ class WeightedAveragingTest(parameterized.TestCase):
       )
       return fixed_point(algorithm, 480, num_devices, hessians=np.ones(3))
 
-    self.assertAlmostEqual(run(pr.mean()), 2.51075, places=5)
+    self.assertAlmostEqual(run(pr.mixing.mean()), 2.51075, places=5)
     optimum = TARGETS.mean()
-    self.assertAlmostEqual(run(pr.weighted_mean(1 / work)), optimum, places=10)
+    self.assertAlmostEqual(
+      run(pr.mixing.weighted_mean(1 / work)), optimum, places=10
+    )
 
   def test_averages_what_it_is_told_to(self):
     algorithm = pr.weighted_averaging(
@@ -262,13 +272,13 @@ class WpSgdTest(parameterized.TestCase):
 
   def test_every_replica_adds_as_much_to_the_bound(self):
     r = 0.9
-    weights = pr.delay_weights(LOCAL_STEPS, contraction=r)
+    weights = pr.algorithms.delay_weights(LOCAL_STEPS, contraction=r)
     bound = weights * r ** np.array(LOCAL_STEPS)
     np.testing.assert_allclose(bound, bound[0], rtol=1e-14)
     self.assertAlmostEqual(weights.sum(), 1)
 
   def test_a_long_delay_is_no_overflow(self):
-    weights = pr.delay_weights([1, 10**6], contraction=0.5)
+    weights = pr.algorithms.delay_weights([1, 10**6], contraction=0.5)
     np.testing.assert_array_equal(weights, [0, 1])
 
   def test_is_closer_than_the_plain_mean_where_losses_are_alike(self):
@@ -303,7 +313,7 @@ class TailAveragingTest(parameterized.TestCase):
       problem, learning_rate=LEARNING_RATE, momentum=0.9
     )
     with jax.enable_x64(True):
-      out, _ = pr.consensus(algorithm, run.state)
+      out, _ = pr.engine.consensus(algorithm, run.state)
     laws.assert_close(
       harness.to_vector(out), reference.tail_average(x, self.START)
     )
@@ -320,7 +330,7 @@ class TailAveragingTest(parameterized.TestCase):
     x = reference.independent_runs(
       SMOOTH, learning_rate=LEARNING_RATE, momentum=0.9
     )
-    evaluate = pr.make_evaluate(
+    evaluate = pr.engine.make_evaluate(
       run.mesh,
       algorithm,
       lambda params, model_state, batch: {
@@ -328,16 +338,20 @@ class TailAveragingTest(parameterized.TestCase):
       },
     )
     with jax.enable_x64(True):
-      examples = pr.shard_examples(run.mesh, np.zeros(4), batch_size=2)
+      examples = pr.engine.shard_examples(run.mesh, np.zeros(4), batch_size=2)
       values = evaluate(run.state, examples)
     want = reference.tail_average(x, self.START).sum()
     self.assertAlmostEqual(values['sum'], want, places=5)
 
   def test_sends_nothing(self):
-    mesh = pr.ReplicaMesh(N)
+    mesh = pr.engine.ReplicaMesh(N)
     algorithm = pr.tail_averaging(SGD, start_step=self.START)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(5, np.float32))
-    account = pr.account(algorithm, pr.replica_shapes(state), N, T)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(5, np.float32)
+    )
+    account = pr.ledger.account(
+      algorithm, pr.engine.replica_shapes(state), N, T
+    )
     self.assertEqual(account.bytes_sent[-1], 0)
 
 
@@ -364,12 +378,12 @@ class NaturalGradientAveragingTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 4)
   def test_trains_in_half_precision(self, num_devices):
-    mesh = pr.ReplicaMesh(4, num_devices)
+    mesh = pr.engine.ReplicaMesh(4, num_devices)
     algorithm = pr.natural_gradient_averaging(
       optax.sgd(0.01, momentum=0.5), period=4, rank=2
     )
     start = {'w': np.zeros((5, 3), jnp.bfloat16), 'b': np.zeros(3, np.float32)}
-    state = pr.create_train_state(mesh, algorithm, start)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
 
     def loss(params, model_state, target, key):
       del key
@@ -377,7 +391,7 @@ class NaturalGradientAveragingTest(parameterized.TestCase):
       scales = jnp.array([1.0, 3.0, 9.0])
       return (scales * (outputs - target) ** 2).sum(), (model_state, {})
 
-    train_steps = pr.make_resident_train_steps(
+    train_steps = pr.engine.make_resident_train_steps(
       mesh, algorithm, loss, lambda data, step, replica, key: data
     )
     target = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -412,7 +426,9 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, 'weights must have one number for each of the 8 replicas'
     ):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
   @parameterized.parameters(0, 1.1, -0.5, float('nan'), None)
   def test_contraction_is_in_range(self, bad):

@@ -6,8 +6,10 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import algorithm_flags, costs, experiment
-from prsgd_jax.datasets import load_dataset
+from experiments import costs
+from experiments.running.execution import experiment
+from experiments.running.flags import algorithm_flags
+from prsgd_jax.data.datasets import load_dataset
 from tests import binaries
 
 

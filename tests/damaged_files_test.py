@@ -7,18 +7,10 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from experiments import (
-  compare,
-  figures,
-  json_files,
-  plot,
-  records,
-  report,
-  results,
-  sweep,
-  train,
-)
-from experiments.reproduce import results_page
+from experiments import compare, plot, report, sweep, train
+from experiments.papers import results_page
+from experiments.running.records import json_files, records
+from experiments.tools import figures, results
 from tests import binaries, damages, written_runs
 
 FILES = (

@@ -1,4 +1,4 @@
-"""Tests of prsgd_jax.datasets."""
+"""Tests of prsgd_jax.data.datasets."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 from sklearn import datasets as sklearn_datasets
 
-from prsgd_jax.datasets import (
+from prsgd_jax.data.datasets import (
   DATASETS,
   DatasetError,
   load_dataset,
@@ -32,7 +32,7 @@ _TIMEOUT = 60  # seconds, for a process that hangs
 
 
 def make_splits(shape, sizes=(30, 12)):
-  """Random labelled images, by split."""
+  """Random labeled images, by split."""
   rng = np.random.RandomState(0)
   return {
     split: {
@@ -148,7 +148,7 @@ class DigitsTest(DatasetsTestCase):
 
   def test_processes_at_once_all_succeed(self):
     code = (
-      'import sys; from prsgd_jax.datasets import load_dataset;'
+      'import sys; from prsgd_jax.data.datasets import load_dataset;'
       'print(load_dataset("digits", sys.argv[1]).train["label"].sum())'
     )
     processes = [start_python(code, str(self.data_dir)) for _ in range(3)]
@@ -168,7 +168,7 @@ class DigitsTest(DatasetsTestCase):
     package.mkdir(parents=True)
     (package / '__init__.py').write_text('raise SystemExit("tensorflow!")')
     code = (
-      'import sys; from prsgd_jax.datasets import load_dataset;'
+      'import sys; from prsgd_jax.data.datasets import load_dataset;'
       'assert "tensorflow_datasets" not in sys.modules;'
       'load_dataset("digits", sys.argv[1]);'
       'assert "tensorflow" not in sys.modules'
@@ -250,7 +250,7 @@ class StockTest(DatasetsTestCase):
       self.assertEqual(rows(arrays), rows(self.splits[split]))
     self.assertEqual(dataset.num_classes, 10)
 
-  def test_colour_channels_keep_their_order(self):
+  def test_color_channels_keep_their_order(self):
     splits = make_splits((32, 32, 3))
     builder = stock_builders.make_builder('cifar10', splits)
     preparing.prepare(builder, splits, self.data_dir)

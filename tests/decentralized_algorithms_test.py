@@ -37,12 +37,12 @@ def x_of(make):
 
 
 def d_psgd_matching():
-  return pr.d_psgd(SGD, mixing=pr.random_matching())
+  return pr.d_psgd(SGD, mixing=pr.graphs.random_matching())
 
 
 def d_psgd_drawn_as_ad_psgd():
   """`d_psgd_matching` with its sync at the place of AD-PSGD's in the chain."""
-  none, mix = pr.chain(), pr.sync(pr.random_matching())
+  none, mix = pr.chain(), pr.sync(pr.graphs.random_matching())
   return pr.chain(
     pr.gradient(), none, none, pr.chain(none, mix), pr.local_update(SGD)
   )
@@ -52,32 +52,32 @@ class SpecialCasesTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (
       'diffusion_with_the_mean_is_k_avg',
-      lambda: pr.diffusion(SGD, mixing=pr.mean(), period=4),
+      lambda: pr.diffusion(SGD, mixing=pr.mixing.mean(), period=4),
       lambda: pr.k_avg(SGD, period=4),
     ),
     (
       'diffusion_on_the_complete_graph_is_ssgd',
-      lambda: pr.diffusion(SGD, mixing=pr.complete()),
+      lambda: pr.diffusion(SGD, mixing=pr.graphs.complete()),
       lambda: pr.ssgd(SGD),
     ),
     (
       'diffusion_is_on_a_ring_by_default',
       lambda: pr.diffusion(SGD),
-      lambda: pr.diffusion(SGD, mixing=pr.ring()),
+      lambda: pr.diffusion(SGD, mixing=pr.graphs.ring()),
     ),
     (
       'sgp_doubly_stochastic_is_diffusion',
-      lambda: pr.sgp(SGD, mixing=pr.ring()),
+      lambda: pr.sgp(SGD, mixing=pr.graphs.ring()),
       lambda: pr.diffusion(SGD),
     ),
     (
       'sgp_is_one_peer_exponential_by_default',
       lambda: pr.sgp(SGD),
-      lambda: pr.diffusion(SGD, mixing=pr.one_peer_exponential()),
+      lambda: pr.diffusion(SGD, mixing=pr.graphs.one_peer_exponential()),
     ),
     (
       'sgp_with_the_mean_is_ssgd',
-      lambda: pr.sgp(SGD, mixing=pr.mean()),
+      lambda: pr.sgp(SGD, mixing=pr.mixing.mean()),
       lambda: pr.ssgd(SGD),
     ),
     (
@@ -92,7 +92,7 @@ class SpecialCasesTest(parameterized.TestCase):
     ),
     (
       'ad_psgd_in_one_group_at_equal_speeds_is_order_a',
-      lambda: pr.ad_psgd(SGD, speeds=[1] * N, mixing=pr.mean()),
+      lambda: pr.ad_psgd(SGD, speeds=[1] * N, mixing=pr.mixing.mean()),
       lambda: pr.pr_sgd(SGD, period=1),
     ),
   )
@@ -103,8 +103,8 @@ class SpecialCasesTest(parameterized.TestCase):
     ('orders', lambda: pr.d_psgd(SGD), lambda: pr.diffusion(SGD)),
     (
       'what_a_column_stochastic_matrix_does_alone',
-      lambda: pr.sgp(SGD, mixing=pr.graph(DIRECTED)),
-      lambda: pr.diffusion(SGD, mixing=pr.graph(DIRECTED.T)),
+      lambda: pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED)),
+      lambda: pr.diffusion(SGD, mixing=pr.graphs.graph(DIRECTED.T)),
     ),
     (
       'staleness',
@@ -118,7 +118,7 @@ class SpecialCasesTest(parameterized.TestCase):
 
 class SgpTest(parameterized.TestCase):
   def test_the_mean_of_x_moves_by_the_mean_step(self):
-    algorithm = pr.sgp(SGD, mixing=pr.graph(DIRECTED))
+    algorithm = pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED))
     z = run_problem(algorithm).x
     w, v = np.ones(N), np.zeros_like(z[0])
     apart = 0.0
@@ -137,16 +137,16 @@ class SgpTest(parameterized.TestCase):
     self.assertGreater(apart, 1e-3)
 
   def test_weights_are_as_many_as_the_replicas(self):
-    run = run_problem(pr.sgp(SGD, mixing=pr.graph(DIRECTED)))
+    run = run_problem(pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED)))
     weight = run.mesh.gather(run.state.registers['weight'])
     self.assertAlmostEqual(weight.sum(), N, places=12)
     self.assertGreater(weight.min(), 0)
 
   def test_evaluates_the_unbiased_models(self):
-    algorithm = pr.sgp(SGD, mixing=pr.graph(DIRECTED))
+    algorithm = pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED))
     run = run_problem(algorithm)
     with jax.enable_x64(True):
-      point, _ = pr.consensus(algorithm, run.state)
+      point, _ = pr.engine.consensus(algorithm, run.state)
     assert_close(harness.to_vector(point), run.x[-1].mean(axis=0))
 
 
@@ -169,9 +169,9 @@ class AdPsgdTest(parameterized.TestCase):
     np.testing.assert_array_equal(run.metrics['active'], begins)
     np.testing.assert_array_equal(run.metrics['loss'] != 0, begins)
 
-  def test_neighbours_may_be_those_of_a_graph(self):
+  def test_neighbors_may_be_those_of_a_graph(self):
     graph = nx.path_graph(N)  # whose ends are alone in half of the rounds
-    mixing = pr.random_matching(graph)
+    mixing = pr.graphs.random_matching(graph)
     matrices = mixing.matrices(N)
     _, keys = harness.stage_keys(T, (3, 1))
     drawn = matrices[
@@ -189,12 +189,12 @@ class AdPsgdTest(parameterized.TestCase):
 
   def test_takes_as_long_as_the_gradients_of_the_fastest(self):
     # 4 ticks are a gradient of the slowest, 4 of the fastest, on any network.
-    free = dict.fromkeys(pr.network.TIERS, pr.Link(0.0, np.inf))
-    network = pr.Network(links=free, step_time=1.0, speeds=SPEEDS)
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    free = dict.fromkeys(pr.ledger.network.TIERS, pr.ledger.Link(0.0, np.inf))
+    network = pr.ledger.Network(links=free, step_time=1.0, speeds=SPEEDS)
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
 
     def seconds(algorithm):
-      return pr.account(algorithm, shapes, N, 8, network).seconds[-1]
+      return pr.ledger.account(algorithm, shapes, N, 8, network).seconds[-1]
 
     self.assertAlmostEqual(seconds(pr.ad_psgd(SGD, speeds=SPEEDS)), 2.0)
     # In step, all wait for the slowest in the end.
@@ -209,12 +209,14 @@ class AdPsgdTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'speeds': [1, 2]}, 'speeds must have one number .* got 2'),
-    ({'speeds': [1] * N, 'mixing': pr.ring()}, 'means of pairs'),
+    ({'speeds': [1] * N, 'mixing': pr.graphs.ring()}, 'means of pairs'),
   )
   def test_fits_the_replicas(self, keywords, message):
     algorithm = pr.ad_psgd(SGD, **keywords)
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
   def test_there_are_speeds(self):
     with self.assertRaisesRegex(ValueError, 'one number per replica, got none'):
@@ -227,18 +229,18 @@ class SparqTest(parameterized.TestCase):
       SGD,
       learning_rate=LEARNING_RATE,
       threshold=threshold,
-      compressor=compressor or pr.top_k(FRACTION),
+      compressor=compressor or pr.codecs.top_k(FRACTION),
       **SPARQ,
     )
 
   @parameterized.named_parameters(
-    ('top_k', pr.top_k(FRACTION)),
-    ('signs', pr.signs()),
-    ('uncompressed', pr.uncompressed()),
+    ('top_k', pr.codecs.top_k(FRACTION)),
+    ('signs', pr.codecs.signs()),
+    ('uncompressed', pr.codecs.uncompressed()),
   )
   def test_without_a_threshold_is_choco_with_local_steps(self, compressor):
-    gossip = pr.gossip_differences(
-      pr.ring(),
+    gossip = pr.stages.gossip_differences(
+      pr.graphs.ring(),
       compressor,
       consensus_step_size=SPARQ['consensus_step_size'],
     )
@@ -253,11 +255,11 @@ class SparqTest(parameterized.TestCase):
     self.assertGreater(np.abs(apart).max(), 1e-3)
 
   @parameterized.named_parameters(
-    ('top_k', pr.top_k(FRACTION)),
-    ('signs', pr.signs()),
-    ('stochastic_levels', pr.stochastic_levels(4)),
-    ('ternary', pr.ternary()),
-    ('random_k', pr.random_k(FRACTION)),
+    ('top_k', pr.codecs.top_k(FRACTION)),
+    ('signs', pr.codecs.signs()),
+    ('stochastic_levels', pr.codecs.stochastic_levels(4)),
+    ('ternary', pr.codecs.ternary()),
+    ('random_k', pr.codecs.random_k(FRACTION)),
   )
   def test_nobody_sends_beyond_all_thresholds(self, compressor):
     # What is coded is then 0, and 0 is what arrives.
@@ -278,13 +280,13 @@ class SparqTest(parameterized.TestCase):
     np.testing.assert_array_equal(counted, sent.sum(axis=0))
 
   def test_costs_what_all_would_send(self):
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((100,), np.float32))
-    gossip = pr.gossip_differences(
-      pr.ring(), pr.top_k(FRACTION), consensus_step_size=0.4
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((100,), np.float32))
+    gossip = pr.stages.gossip_differences(
+      pr.graphs.ring(), pr.codecs.top_k(FRACTION), consensus_step_size=0.4
     )
     choco = pr.k_avg(SGD, period=3, average=gossip)
     found, want = (
-      pr.account(algorithm, shapes, N, T)
+      pr.ledger.account(algorithm, shapes, N, T)
       for algorithm in (self.sparq(1e30), choco)
     )
     np.testing.assert_array_equal(found.rounds, want.rounds)
@@ -301,7 +303,7 @@ class SparqTest(parameterized.TestCase):
     good = {
       'learning_rate': 0.1,
       'threshold': 1.0,
-      'compressor': pr.signs(),
+      'compressor': pr.codecs.signs(),
       **SPARQ,
     }
     with self.assertRaisesRegex(ValueError, message):
@@ -312,12 +314,14 @@ class SparqTest(parameterized.TestCase):
       SGD,
       learning_rate=0.1,
       threshold=1.0,
-      compressor=pr.signs(),
-      mixing=pr.random_matching(),
+      compressor=pr.codecs.signs(),
+      mixing=pr.graphs.random_matching(),
       **SPARQ,
     )
     with self.assertRaisesRegex(ValueError, 'one W for all rounds, got 7'):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
 
 def noise_loss(params, model_state, noise, key):
@@ -335,18 +339,18 @@ class ConsensusVarianceTest(parameterized.TestCase):
   SIZE = 16
   DIM = 500
   EXPECTED = (
-    ('ring', pr.ring, 2.410, 1.472),
-    ('random_matching', pr.random_matching, 1.758, 0.820),
-    ('full', pr.mean, 0.9375, 0.0),
+    ('ring', pr.graphs.ring, 2.410, 1.472),
+    ('random_matching', pr.graphs.random_matching, 1.758, 0.820),
+    ('full', pr.mixing.mean, 0.9375, 0.0),
   )
 
   def variance(self, algorithm):
     """(1/n) sum_i |x_i - xbar|^2 / dim, averaged over a run."""
-    mesh = pr.ReplicaMesh(self.SIZE, 2)
-    state = pr.create_train_state(
+    mesh = pr.engine.ReplicaMesh(self.SIZE, 2)
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(self.DIM, np.float32)
     )
-    train_steps = pr.make_resident_train_steps(
+    train_steps = pr.engine.make_resident_train_steps(
       mesh,
       algorithm,
       noise_loss,

@@ -77,7 +77,7 @@ class OutputTest(absltest.TestCase):
     algorithm = TABLE['delayed_nesterov'].make()
     state = harness.run_problem(algorithm, PROBLEM).state
     with jax.enable_x64(True):
-      params, _ = pr.consensus(algorithm, state)
+      params, _ = pr.engine.consensus(algorithm, state)
     server = reference.delayed_nesterov(
       PROBLEM,
       **CLOCK,
@@ -94,9 +94,13 @@ class OutputTest(absltest.TestCase):
 class CostTest(parameterized.TestCase):
   def account(self, algorithm):
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
-    state = pr.create_train_state(pr.ReplicaMesh(N), algorithm, params)
-    network = pr.Network(speeds=(1.0, 8.0) * (N // 2))
-    return pr.account(algorithm, pr.replica_shapes(state), N, T, network)
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N), algorithm, params
+    )
+    network = pr.ledger.Network(speeds=(1.0, 8.0) * (N // 2))
+    return pr.ledger.account(
+      algorithm, pr.engine.replica_shapes(state), N, T, network
+    )
 
   @parameterized.parameters(pr.eager_diloco, pr.delayed_diloco)
   def test_sends_what_diloco_sends_and_does_not_wait(self, make):
@@ -135,7 +139,9 @@ class ErrorsTest(parameterized.TestCase):
   def test_there_is_a_speed_for_each_replica(self):
     algorithm = pr.delayed_nesterov(SGD, speeds=[1, 2], period=4)
     with self.assertRaisesRegex(ValueError, '8 replicas, got 2'):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
   def test_workers_do_not_communicate(self):
     local = pr.k_avg(SGD, period=2)

@@ -13,7 +13,7 @@ from tests.algorithms_test import assert_close
 from tests.rows import LEARNING_RATE, PLAIN, SGD, TABLE, N, T
 
 PROBLEM = reference.make_problem(N, T)
-RING = pr.sync(pr.ring())
+RING = pr.sync(pr.graphs.ring())
 MUON = optax.contrib.muon(LEARNING_RATE)
 ADAMW = optax.adamw(LEARNING_RATE)
 ADAM = optax.adam(LEARNING_RATE)
@@ -43,7 +43,7 @@ ALGORITHMS = {
       'diloco_groups',
     )
   },
-  'diffusion_4': lambda: pr.diffusion(SGD, mixing=pr.ring(), period=4),
+  'diffusion_4': lambda: pr.diffusion(SGD, mixing=pr.graphs.ring(), period=4),
   'diloco_ring_plain': lambda: pr.diloco(
     SGD, period=4, outer=optax.sgd(1.0), average=RING
   ),
@@ -52,7 +52,7 @@ ALGORITHMS = {
   ),
   'diloco_8': lambda: pr.diloco(SGD, period=8),
   'diloco_groups_plain': lambda: pr.diloco(
-    pr.k_avg(SGD, period=2, average=pr.sync(pr.group_mean(4))),
+    pr.k_avg(SGD, period=2, average=pr.sync(pr.mixing.group_mean(4))),
     period=8,
     outer=optax.sgd(1.0),
   ),
@@ -60,7 +60,9 @@ ALGORITHMS = {
     SGD, local_period=2, global_period=8, group_size=4
   ),
   'diloco_uncoded': lambda: pr.diloco(
-    SGD, period=4, average=pr.average_differences(pr.uncompressed())
+    SGD,
+    period=4,
+    average=pr.stages.average_differences(pr.codecs.uncompressed()),
   ),
   'muloco_of_adamw': lambda: pr.muloco(ADAMW, period=4, outer_momentum=0.9),
   'diloco_of_adamw': lambda: pr.diloco(ADAMW, period=4),
@@ -80,7 +82,7 @@ ALGORITHMS = {
   'diloco_of_muon_schedule': lambda: pr.diloco(
     MUON, period=4, outer=optax.sgd(falling, 0.6, nesterov=True)
   ),
-  'noloco_of_all': lambda: pr.noloco(SGD, period=4, mixing=pr.mean()),
+  'noloco_of_all': lambda: pr.noloco(SGD, period=4, mixing=pr.mixing.mean()),
   'diloco_heavy_ball': lambda: pr.diloco(
     SGD, period=4, outer=optax.sgd(0.7, 0.5)
   ),
@@ -92,17 +94,19 @@ ALGORITHMS = {
   'diffusion_over_pairs': lambda: pr.chain(
     pr.chain(),
     pr.step(SGD),
-    pr.at(pr.every(4), pr.sync(pr.random_matching())),
+    pr.at(pr.schedules.every(4), pr.sync(pr.graphs.random_matching())),
   ),
   'des_loc_equal': lambda: des_loc(3, 3, 3),
   'pr_sgd_of_adam_averaged': lambda: pr.pr_sgd(
-    ADAM, period=3, average=pr.sync(pr.mean(), ('params', 'opt_state'))
+    ADAM, period=3, average=pr.sync(pr.mixing.mean(), ('params', 'opt_state'))
   ),
-  'des_loc_kept': lambda: des_loc(3, pr.never(), pr.never()),
+  'des_loc_kept': lambda: des_loc(
+    3, pr.schedules.never(), pr.schedules.never()
+  ),
   'pr_sgd_of_adam': lambda: pr.pr_sgd(ADAM, period=3),
   'des_loc_1': lambda: des_loc(1, 1, 1),
   'ssgd_of_adam': lambda: pr.ssgd(ADAM),
-  'diloco_schedule': lambda: pr.diloco(SGD, period=pr.every(4)),
+  'diloco_schedule': lambda: pr.diloco(SGD, period=pr.schedules.every(4)),
 }
 
 
@@ -173,7 +177,9 @@ class IdentitiesTest(parameterized.TestCase):
   def test_muon_reads_the_clock_of_the_engine(self):
     muon = optax.contrib.muon(lambda step: 0.05 * 0.9**step)
     restarted = pr.muloco(
-      muon, period=5, average=pr.chain(pr.sync(pr.mean()), pr.restart(muon))
+      muon,
+      period=5,
+      average=pr.chain(pr.sync(pr.mixing.mean()), pr.restart(muon)),
     )
     state = harness.run_problem(restarted, PROBLEM).state
     counts = [
@@ -200,8 +206,10 @@ class TrafficTest(parameterized.TestCase):
   def test_sends_the_parameters(self, name, rounds, payload, messages):
     algorithm = ALGORITHMS[name]()
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
-    state = pr.create_train_state(pr.ReplicaMesh(N), algorithm, params)
-    spent = pr.account(algorithm, pr.replica_shapes(state), N, T)
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N), algorithm, params
+    )
+    spent = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
     self.assertEqual(spent.rounds[-1], rounds)
     self.assertAlmostEqual(spent.bytes_sent[-1], messages * payload)
 

@@ -48,9 +48,11 @@ class DionTest(parameterized.TestCase):
     params = {'w': np.zeros((8, 5), np.float32), 'b': np.zeros(5, np.float32)}
     algorithm = pr.dion(PLAIN, rank=2)
     state = jax.eval_shape(
-      lambda: pr.create_train_state(pr.ReplicaMesh(N), algorithm, params)
+      lambda: pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, params
+      )
     )
-    spent = pr.account(algorithm, pr.replica_shapes(state), N, T)
+    spent = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
     self.assertEqual(spent.rounds[-1], 2 * T)
     numbers = (8 + 5) * 2 + 5
     self.assertAlmostEqual(

@@ -1,4 +1,4 @@
-"""Tests of `experiments/drawing.py`, and of `tests/looks.py` itself."""
+"""Tests of `experiments/tools/drawing.py`, and of `tests/looks.py` itself."""
 
 import doctest
 import pathlib
@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import drawing, figure_files, measures, styles
+from experiments.tools import drawing, figure_files, measures, styles
 from tests import looks
 
 BLUE, RED = styles.method('pr_sgd'), styles.method('k_avg')

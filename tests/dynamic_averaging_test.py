@@ -56,7 +56,7 @@ class RoundsTest(parameterized.TestCase):
     with jax.enable_x64(True):
       run = harness.make_engine(algorithm, N, num_devices)
       start = harness.to_tree(PROBLEM.start)
-      state = pr.create_train_state(run.mesh, algorithm, start)
+      state = pr.engine.create_train_state(run.mesh, algorithm, start)
       for t in range(1, T + 1):
         batch = harness.problem_batches(run.mesh, PROBLEM, [t - 1])
         state, _ = run.train_steps(state, batch)
@@ -78,13 +78,13 @@ class RoundsTest(parameterized.TestCase):
     )
     run = harness.make_engine(algorithm, N, 2)
     start = harness.to_tree(PROBLEM.start.astype(np.float32))
-    state = pr.create_train_state(run.mesh, algorithm, start)
+    state = pr.engine.create_train_state(run.mesh, algorithm, start)
     batch = harness.problem_batches(run.mesh, PROBLEM, np.arange(T), np.float32)
-    shapes = pr.replica_shapes(state)
+    shapes = pr.engine.replica_shapes(state)
     state, _ = run.train_steps(state, batch)
-    account = pr.account(algorithm, shapes, N, T)
+    account = pr.ledger.account(algorithm, shapes, N, T)
     spent = pr.ledger.with_decided(account, T, state.algorithm_state)
-    meter = pr.meter(algorithm, shapes, N, T)
+    meter = pr.ledger.meter(algorithm, shapes, N, T)
     position = meter.advance(meter.init(), T)
     self.assertEqual(meter.spent(position, state.algorithm_state), spent)
     without = account.rounds[T]
@@ -100,10 +100,14 @@ class RoundsTest(parameterized.TestCase):
 
   def test_one_replica_has_no_rounds(self):
     algorithm = pr.dynamic_averaging(SGD, check_period=1, threshold=0.0)
-    mesh = pr.ReplicaMesh(1)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
-    account = pr.account(algorithm, pr.replica_shapes(state), 1, 3)
-    train_steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    mesh = pr.engine.ReplicaMesh(1)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(2, np.float32)
+    )
+    account = pr.ledger.account(
+      algorithm, pr.engine.replica_shapes(state), 1, 3
+    )
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
     batch = mesh.place_per_device(np.ones((1, 3, 1, 2), np.float32))
     state, _ = train_steps(
       state.replace(model_state=mesh.place(np.zeros(1))), batch
@@ -123,15 +127,15 @@ def moved(moves, num_devices=2, dtype=np.float32, tx=None, **stage):
   """A state after steps against these gradients [steps, N, d], from zero."""
   moves = np.asarray(moves)
   steps, n, dim = moves.shape
-  mesh = pr.ReplicaMesh(n, num_devices)
+  mesh = pr.engine.ReplicaMesh(n, num_devices)
   algorithm = pr.dynamic_averaging(
     optax.sgd(1.0) if tx is None else tx, **{'check_period': 1, **stage}
   )
-  state = pr.create_train_state(
+  state = pr.engine.create_train_state(
     mesh, algorithm, np.zeros(dim, dtype), np.float32(0)
   )
   batch = moves.reshape((steps, num_devices, n // num_devices, dim))
-  train_steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
   state, _ = train_steps(
     state, mesh.place_per_device(np.moveaxis(batch, 1, 0).astype(dtype))
   )
@@ -201,7 +205,7 @@ class DecisionTest(parameterized.TestCase):
         one_moves(2.0),
         tx=optax.sgd(1.0, momentum=0.9),
         threshold=1.0,
-        average=pr.sync(pr.mean(), what),
+        average=pr.sync(pr.mixing.mean(), what),
       )
       np.testing.assert_array_equal(
         mesh.gather(state.params)[:, 0], np.full(4, 0.5)
@@ -215,7 +219,7 @@ class ProgramTest(parameterized.TestCase):
     algorithm = pr.dynamic_averaging(SGD, check_period=2, threshold=1.0)
     run = harness.make_engine(algorithm, N, N)
     start = harness.to_tree(PROBLEM.start.astype(np.float32))
-    state = pr.create_train_state(run.mesh, algorithm, start)
+    state = pr.engine.create_train_state(run.mesh, algorithm, start)
     batch = harness.problem_batches(run.mesh, PROBLEM, [0], np.float32)
     found = harness.collectives_of(run.train_steps, state, batch)
     sizes = [sum(x.size for x in sent.operands) for sent in found]
@@ -225,7 +229,7 @@ class ProgramTest(parameterized.TestCase):
 
   def test_cost_lists_the_check_and_the_average(self):
     algorithm = pr.dynamic_averaging(SGD, threshold=1.0, check_period=3)
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((10,), jnp.float32))
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((10,), jnp.float32))
     _, check, average = algorithm.cost(shapes, N, np.arange(6))
     np.testing.assert_array_equal(check.fires, [0, 0, 1, 0, 0, 1])
     self.assertEqual(check.bytes_sent, 2 * 7 / 8 * 4)

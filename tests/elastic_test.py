@@ -17,13 +17,13 @@ def pulled(alpha, period=1):
   return pr.algorithm(
     'pulled',
     pr.remember(center='params'),
-    pr.at(pr.every(period), pr.elastic(alpha)),
+    pr.at(pr.schedules.every(period), pr.algorithms.elastic(alpha)),
     pr.evaluate(params='center'),
   )
 
 
 def steps(algorithm, state, mesh, num_steps):
-  train_steps = pr.make_train_steps(
+  train_steps = pr.engine.make_train_steps(
     mesh, algorithm, lambda params, model_state, batch, key: (0.0, ((), {}))
   )
   blocks = (mesh.num_devices, num_steps, mesh.block_size)
@@ -34,9 +34,11 @@ class ElasticTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)
   def test_force_and_counterforce_are_equal(self, num_devices):
     # sum_i x_i + c stays: both sides are of the old x_i and c.
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     algorithm = pulled(0.2, period=2)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
     state = state.replace(params=mesh.place(STARTS))
     x, c = STARTS, np.zeros(3)
     for _ in range(3):
@@ -52,24 +54,30 @@ class ElasticTest(parameterized.TestCase):
       np.testing.assert_allclose(total, STARTS.sum(axis=0), atol=1e-6)
 
   def test_output_is_the_center_in_the_type_of_the_parameters(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     algorithm = pulled(0.25)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, jnp.bfloat16))
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, jnp.bfloat16)
+    )
     self.assertEqual(state.registers['pulled.center'].dtype, jnp.float32)
     state = state.replace(params=mesh.place(STARTS.astype(jnp.bfloat16)))
     state = steps(algorithm, state, mesh, 1)
     self.assertEqual(state.params.dtype, jnp.bfloat16)
-    params, _ = pr.consensus(algorithm, state)
+    params, _ = pr.engine.consensus(algorithm, state)
     self.assertEqual(params.dtype, jnp.bfloat16)
     # N alpha = 1: the center becomes the mean.
     want = STARTS.astype(jnp.bfloat16).astype(np.float32).mean(axis=0)
     np.testing.assert_allclose(params.astype(np.float32), want, rtol=1e-2)
 
   def test_a_mean_is_sent_inside_the_conditional(self):
-    mesh = pr.ReplicaMesh(N, N)
+    mesh = pr.engine.ReplicaMesh(N, N)
     algorithm = pulled(0.25, period=2)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
-    train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: None)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(
+      mesh, algorithm, lambda *args: None
+    )
     batch = mesh.place_per_device(np.zeros((N, 1, 1)))
     (sent,) = harness.collectives_of(train_steps, state, batch)
     self.assertTrue(sent.conditional)
@@ -80,26 +88,32 @@ class ElasticTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, rf'alpha must be in \(0, 1\], got {bad}'
     ):
-      pr.elastic(bad)
+      pr.algorithms.elastic(bad)
 
   def test_the_center_stays_among_the_replicas(self):
-    mesh, start = pr.ReplicaMesh(N), np.zeros(2)
+    mesh, start = pr.engine.ReplicaMesh(N), np.zeros(2)
     with self.assertRaisesRegex(
       ValueError, 'at most 1 / N = 0.25 with 4 replicas, got 0.3; 0.9 / N'
     ):
-      pr.create_train_state(mesh, pulled(0.3), start)
+      pr.engine.create_train_state(mesh, pulled(0.3), start)
     for n in range(1, 9):  # one over N itself is allowed
-      pr.create_train_state(pr.ReplicaMesh(n), pulled(1 / n), start)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(n), pulled(1 / n), start
+      )
 
   def test_needs_a_center(self):
-    algorithm = pr.chain(pr.elastic(0.1), pr.evaluate(params='center'))
+    algorithm = pr.chain(
+      pr.algorithms.elastic(0.1), pr.evaluate(params='center')
+    )
     with self.assertRaisesRegex(ValueError, "'center' is read"):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
 
 class EamsgdTest(parameterized.TestCase):
   def test_gradient_metrics_and_model_state_are_of_the_point_ahead(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
 
     def loss(params, model_state, batch, key):
       del model_state, key
@@ -107,10 +121,10 @@ class EamsgdTest(parameterized.TestCase):
       return value, (params.sum(), {'norm': jnp.abs(params).sum()})
 
     algorithm = pr.eamsgd(optax.sgd(0.1), period=9, alpha=0.1, momentum=0.5)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.ones(3, np.float32), np.float32(0)
     )
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     state, metrics = train_steps(
       state, mesh.place_per_device(np.zeros((2, 2, 2)))
     )

@@ -21,9 +21,9 @@ def loss(params, model_state, batch, key):
 
 
 def trained(algorithm, start=START, n=4, num_devices=2, num_steps=T):
-  mesh = pr.ReplicaMesh(n, num_devices)
-  state = pr.create_train_state(mesh, algorithm, start)
-  steps = pr.make_train_steps(mesh, algorithm, loss)
+  mesh = pr.engine.ReplicaMesh(n, num_devices)
+  state = pr.engine.create_train_state(mesh, algorithm, start)
+  steps = pr.engine.make_train_steps(mesh, algorithm, loss)
   for g in GRADIENTS[:num_steps, :n]:
     batch = g.reshape((num_devices, 1, n // num_devices, 3))
     state, _ = steps(state, mesh.place_per_device(batch))
@@ -69,7 +69,7 @@ class ScheduleFreeTest(parameterized.TestCase):
       if is_free(node)
     ]
     want = contrib.schedule_free_eval_params(inner, x)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     self.assertGreater(np.abs(got - x).max(), 1e-3)  # another point
 
@@ -82,12 +82,12 @@ class ScheduleFreeTest(parameterized.TestCase):
       x, opt_state = plain(free(), i)
       points.append(contrib.schedule_free_eval_params(opt_state, x))
     want = np.mean(points, axis=0)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    examples = pr.shard_examples(mesh, np.zeros(4, np.float32), 1)
-    found = pr.make_evaluate(mesh, algorithm, parameter)(state, examples)
+    examples = pr.engine.shard_examples(mesh, np.zeros(4, np.float32), 1)
+    found = pr.engine.make_evaluate(mesh, algorithm, parameter)(state, examples)
     np.testing.assert_allclose([found[f'x{i}'] for i in range(3)], want, 1e-5)
-    each = pr.make_evaluate_replicas(mesh, algorithm, parameter)
+    each = pr.engine.make_evaluate_replicas(mesh, algorithm, parameter)
     found = each(state, examples)
     np.testing.assert_allclose(found['x0'], np.stack(points)[:, 0], rtol=1e-5)
 
@@ -95,22 +95,23 @@ class ScheduleFreeTest(parameterized.TestCase):
   def test_an_average_keeps_the_mean_of_the_points(self, what):
     algorithm = pr.chain(pr.step(free()))
     averaged = pr.chain(
-      pr.step(free()), pr.at(lambda t: t == T - 1, pr.sync(pr.mean(), what))
+      pr.step(free()),
+      pr.at(lambda t: t == T - 1, pr.sync(pr.mixing.mean(), what)),
     )
-    got, _ = pr.consensus(averaged, trained(averaged)[1])
-    want, _ = pr.consensus(algorithm, trained(algorithm)[1])
+    got, _ = pr.engine.consensus(averaged, trained(averaged)[1])
+    want, _ = pr.engine.consensus(algorithm, trained(algorithm)[1])
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
   def test_a_part_of_the_parameters_is_refused(self):
     tx = optax.masked(free(), {'a': True, 'b': False})
     start = {'a': START, 'b': START}
     with self.assertRaisesRegex(ValueError, r'part of the.*pr\.evaluated_at'):
-      pr.create_train_state(pr.ReplicaMesh(2), pr.ssgd(tx), start)
+      pr.engine.create_train_state(pr.engine.ReplicaMesh(2), pr.ssgd(tx), start)
 
   def test_two_of_them_are_refused(self):
     tx = optax.chain(free(), free())
     with self.assertRaisesRegex(ValueError, r'2 states such as ScheduleFree'):
-      pr.create_train_state(pr.ReplicaMesh(2), pr.ssgd(tx), START)
+      pr.engine.create_train_state(pr.engine.ReplicaMesh(2), pr.ssgd(tx), START)
 
 
 def is_free(node):
@@ -125,17 +126,19 @@ class OtherOutputsTest(parameterized.TestCase):
     lambda tx: pr.tail_averaging(tx, start_step=2),
   )
   def test_is_refused_unless_meant(self, make):
-    mesh = pr.ReplicaMesh(4, 2)
+    mesh = pr.engine.ReplicaMesh(4, 2)
     with self.assertRaisesRegex(ValueError, 'ScheduleFreeState.*evaluated_at'):
-      pr.create_train_state(mesh, make(free()), START)
-    early = pr.chain(pr.average_iterates(2), pr.step(free()))
-    state = pr.create_train_state(mesh, early, START)
+      pr.engine.create_train_state(mesh, make(free()), START)
+    early = pr.chain(pr.algorithms.average_iterates(2), pr.step(free()))
+    state = pr.engine.create_train_state(mesh, early, START)
     with self.assertRaisesRegex(ValueError, 'ScheduleFreeState.*evaluated_at'):
-      pr.consensus(early, state)
+      pr.engine.consensus(early, state)
     with self.assertRaisesRegex(ValueError, 'ScheduleFreeState.*evaluated_at'):
       trained(early)
-    meant = make(pr.evaluated_at(free(), lambda state, params: params))
-    pr.create_train_state(mesh, meant, START)
+    meant = make(
+      pr.optimizers.evaluated_at(free(), lambda state, params: params)
+    )
+    pr.engine.create_train_state(mesh, meant, START)
 
 
 class OtherOptimizersTest(parameterized.TestCase):
@@ -147,7 +150,7 @@ class OtherOptimizersTest(parameterized.TestCase):
     algorithm = pr.ssgd(sam())
     _, state = trained(algorithm, n=1, num_devices=1, num_steps=num_steps)
     want, _ = plain(sam(), 0, num_steps=4)  # whole cycles
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
   def test_lookahead_is_evaluated_at_its_slow_point(self):
@@ -161,19 +164,19 @@ class OtherOptimizersTest(parameterized.TestCase):
     point = mesh.gather(state.params)
     np.testing.assert_allclose(point.slow[0], x.slow, rtol=1e-5)
     np.testing.assert_allclose(point.fast[0], x.fast, rtol=1e-5)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_allclose(got.slow, point.slow.mean(axis=0), rtol=1e-5)
     np.testing.assert_array_equal(got.fast, got.slow)
 
   def test_lookahead_needs_its_two_points(self):
     tx = optax.lookahead(optax.sgd(0.1), 2, 0.5)
     with self.assertRaisesRegex(ValueError, r'LookaheadParams\.init_synced'):
-      pr.create_train_state(pr.ReplicaMesh(2), pr.ssgd(tx), START)
+      pr.engine.create_train_state(pr.engine.ReplicaMesh(2), pr.ssgd(tx), START)
 
   def test_most_are_evaluated_at_the_parameters(self):
     algorithm = pr.chain(pr.step(optax.adam(0.1)))
     mesh, state = trained(algorithm)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_allclose(
       got, mesh.gather(state.params).mean(axis=0), rtol=1e-6
     )
@@ -182,7 +185,9 @@ class OtherOptimizersTest(parameterized.TestCase):
 class EvaluatedAtTest(parameterized.TestCase):
   def ahead(self):
     tx = optax.sgd(0.1, momentum=0.9)
-    return pr.evaluated_at(tx, lambda state, x: x - 0.09 * state[0].trace)
+    return pr.optimizers.evaluated_at(
+      tx, lambda state, x: x - 0.09 * state[0].trace
+    )
 
   def test_says_where(self):
     algorithm = pr.k_avg(self.ahead(), period=2)
@@ -191,29 +196,29 @@ class EvaluatedAtTest(parameterized.TestCase):
     _, other = trained(as_it_was)
     x, trace = mesh.gather((other.params, other.opt_state[0].trace))
     np.testing.assert_array_equal(mesh.gather(state.params), x)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_allclose(got, (x - 0.09 * trace).mean(axis=0), rtol=1e-5)
 
   def test_overrides_what_is_known(self):
-    tx = pr.evaluated_at(free(), lambda state, x: state.z)
+    tx = pr.optimizers.evaluated_at(free(), lambda state, x: state.z)
     algorithm = pr.ssgd(tx)
     mesh, state = trained(algorithm, n=1, num_devices=1)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     z = mesh.gather(state.opt_state.inner.z)
     np.testing.assert_allclose(got, z[0], rtol=1e-6)
 
   def test_can_be_reset(self):
     algorithm = pr.fedavg(self.ahead(), period=2)
     mesh, state = trained(algorithm, num_steps=4)
-    got, _ = pr.consensus(algorithm, state)
+    got, _ = pr.engine.consensus(algorithm, state)
     x = mesh.gather(state.params)
     np.testing.assert_allclose(got, x.mean(axis=0), rtol=1e-6)
 
   def test_is_of_an_optimizer_and_a_function(self):
     with self.assertRaisesRegex(ValueError, 'expects an optax transformation'):
-      pr.evaluated_at(0.1, lambda state, x: x)
+      pr.optimizers.evaluated_at(0.1, lambda state, x: x)
     with self.assertRaisesRegex(ValueError, 'expects a function of the state'):
-      pr.evaluated_at(optax.sgd(0.1), 'params')
+      pr.optimizers.evaluated_at(optax.sgd(0.1), 'params')
 
 
 if __name__ == '__main__':

@@ -40,7 +40,7 @@ def scattered(mesh, algorithm):
     'b': rng.normal(size=N).astype(np.float32),
   }
   model_state = {'steps': np.full(N, 3, np.int32)}
-  state = pr.create_train_state(
+  state = pr.engine.create_train_state(
     mesh, algorithm, params, model_state, per_replica=True
   )
   return state, params
@@ -65,7 +65,7 @@ class EvaluateTest(parameterized.TestCase):
     mesh, algorithm, evaluate, evaluate_replicas = evaluators(num_devices)
     state, params = scattered(mesh, algorithm)
     x, y = examples(size, seed=3)
-    data = pr.shard_examples(mesh, (x, y), batch_size)
+    data = pr.engine.shard_examples(mesh, (x, y), batch_size)
     means = evaluate(state, data)
     want = in_numpy(params['w'].mean(axis=0), params['b'].mean(), x, y)
     flat = np.concatenate([params['w'], params['b'][:, None]], axis=1)
@@ -86,43 +86,45 @@ class EvaluateTest(parameterized.TestCase):
     mesh, algorithm, evaluate, _ = evaluators(2)
     state, _ = scattered(mesh, algorithm)
     before = harness.to_host(state)
-    evaluate(state, pr.shard_examples(mesh, examples(9), 4))
+    evaluate(state, pr.engine.shard_examples(mesh, examples(9), 4))
     jax.tree.map(np.testing.assert_array_equal, harness.to_host(state), before)
 
   def test_padding_that_gives_nan_does_not_count(self):
     # 0 * nan is nan: the padding must be dropped, not multiplied away.
-    mesh, algorithm = pr.ReplicaMesh(N, 4), ALGORITHM
+    mesh, algorithm = pr.engine.ReplicaMesh(N, 4), ALGORITHM
     state, _ = scattered(mesh, algorithm)
 
     def values(params, model_state, batch):
       first = jnp.arange(batch.shape[0]) == 0
       return {'one': jnp.where(first, 1.0, jnp.nan)}
 
-    evaluate = pr.make_evaluate(mesh, algorithm, values)
+    evaluate = pr.engine.make_evaluate(mesh, algorithm, values)
     # 2 devices have one example each, and one row of padding or none.
-    data = pr.shard_examples(mesh, np.zeros((4, 2), np.float32), 2)
+    data = pr.engine.shard_examples(mesh, np.zeros((4, 2), np.float32), 2)
     self.assertEqual(evaluate(state, data)['one'], 1.0)
 
   @parameterized.parameters(*LAYOUTS)
   def test_agrees_with_consensus_on_integers_that_differ(self, num_devices):
     # An integer has no mean: it is replica 0's, on every device.
-    mesh, algorithm = pr.ReplicaMesh(N, num_devices), ALGORITHM
-    state = pr.create_train_state(
+    mesh, algorithm = pr.engine.ReplicaMesh(N, num_devices), ALGORITHM
+    state = pr.engine.create_train_state(
       mesh,
       algorithm,
       {'w': np.zeros((N, 3), np.float32)},
       {'own': 10 + np.arange(N, dtype=np.int32)},
       per_replica=True,
     )
-    _, model_state = pr.consensus(algorithm, state)
-    evaluate = pr.make_evaluate(
+    _, model_state = pr.engine.consensus(algorithm, state)
+    evaluate = pr.engine.make_evaluate(
       mesh,
       algorithm,
       lambda params, model_state, batch: {
         'own': jnp.full(batch.shape[0], model_state['own'], jnp.float32)
       },
     )
-    means = evaluate(state, pr.shard_examples(mesh, np.zeros((16, 1)), 2))
+    means = evaluate(
+      state, pr.engine.shard_examples(mesh, np.zeros((16, 1)), 2)
+    )
     self.assertEqual(means['own'], float(model_state['own']))
 
   def test_evaluates_the_algorithms_output(self):
@@ -132,36 +134,38 @@ class EvaluateTest(parameterized.TestCase):
 
     algorithm = pr.chain(
       pr.gradient(),
-      pr.ReplicaTransformation(
+      pr.base.ReplicaTransformation(
         lambda replica, state, context: (replica, state), output=output
       ),
     )
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     state, params = scattered(mesh, algorithm)
     x, y = examples(9)
-    data = pr.shard_examples(mesh, (x, y), 4)
-    means = pr.make_evaluate(mesh, algorithm, eval_values)(state, data)
+    data = pr.engine.shard_examples(mesh, (x, y), 4)
+    means = pr.engine.make_evaluate(mesh, algorithm, eval_values)(state, data)
     want = in_numpy(2 * params['w'].mean(axis=0), 2 * params['b'].mean(), x, y)
     np.testing.assert_allclose(means['loss'], want['loss'], rtol=1e-5)
 
 
 @functools.cache
 def evaluators(num_devices):
-  mesh, algorithm = pr.ReplicaMesh(N, num_devices), ALGORITHM
+  mesh, algorithm = pr.engine.ReplicaMesh(N, num_devices), ALGORITHM
   return (
     mesh,
     algorithm,
-    pr.make_evaluate(mesh, algorithm, eval_values),
-    pr.make_evaluate_replicas(mesh, algorithm, eval_values),
+    pr.engine.make_evaluate(mesh, algorithm, eval_values),
+    pr.engine.make_evaluate_replicas(mesh, algorithm, eval_values),
   )
 
 
 class EvalFnTest(parameterized.TestCase):
   def evaluate(self, eval_fn):
-    mesh, algorithm = pr.ReplicaMesh(N, 2), ALGORITHM
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
-    examples_on_devices = pr.shard_examples(mesh, np.zeros((16, 1)), 4)
-    return pr.make_evaluate(mesh, algorithm, eval_fn)(
+    mesh, algorithm = pr.engine.ReplicaMesh(N, 2), ALGORITHM
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
+    examples_on_devices = pr.engine.shard_examples(mesh, np.zeros((16, 1)), 4)
+    return pr.engine.make_evaluate(mesh, algorithm, eval_fn)(
       state, examples_on_devices
     )
 
@@ -177,9 +181,9 @@ class EvalFnTest(parameterized.TestCase):
 class ShardExamplesTest(parameterized.TestCase):
   @parameterized.product(num_devices=LAYOUTS, size=(1, 7, 8, 50), batch=(1, 3))
   def test_every_example_is_there_once(self, num_devices, size, batch):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     data = np.arange(size)
-    placed, weights = pr.shard_examples(mesh, data, batch)
+    placed, weights = pr.engine.shard_examples(mesh, data, batch)
     self.assertEqual(placed.shape, weights.shape)
     self.assertEqual(placed.shape[0], num_devices)
     self.assertLessEqual(placed.shape[2], batch)
@@ -188,22 +192,22 @@ class ShardExamplesTest(parameterized.TestCase):
     self.assertEqual(set(np.unique(weights)) - {0.0, 1.0}, set())
 
   def test_there_are_examples(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     with self.assertRaisesRegex(ValueError, r'length >= 1, got lengths \[0\]'):
-      pr.shard_examples(mesh, np.zeros((0, 3)), 4)
+      pr.engine.shard_examples(mesh, np.zeros((0, 3)), 4)
 
   def test_leaves_are_of_one_length(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     with self.assertRaisesRegex(ValueError, r'got lengths \[4, 5\]'):
-      pr.shard_examples(mesh, (np.zeros((5, 3)), np.zeros(4)), 4)
+      pr.engine.shard_examples(mesh, (np.zeros((5, 3)), np.zeros(4)), 4)
 
   @parameterized.parameters(0, -1, 2.5, None)
   def test_batch_size_is_a_positive_integer(self, batch_size):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     with self.assertRaisesRegex(
       ValueError, f'batch_size must be an integer >= 1, got {batch_size}'
     ):
-      pr.shard_examples(mesh, np.zeros((5, 3)), batch_size)
+      pr.engine.shard_examples(mesh, np.zeros((5, 3)), batch_size)
 
 
 if __name__ == '__main__':

@@ -43,12 +43,12 @@ class SpecialCasesTest(parameterized.TestCase):
   @parameterized.named_parameters(
     (
       'gradient_tracking_with_the_mean_is_ssgd',
-      lambda: pr.gradient_tracking(SGD, mixing=pr.mean()),
+      lambda: pr.gradient_tracking(SGD, mixing=pr.mixing.mean()),
       lambda: pr.ssgd(SGD),
     ),
     (
       'd2_with_the_mean_is_ssgd',
-      lambda: pr.d2(SGD, mixing=pr.mean()),
+      lambda: pr.d2(SGD, mixing=pr.mixing.mean()),
       lambda: pr.ssgd(SGD),
     ),
     (
@@ -58,7 +58,7 @@ class SpecialCasesTest(parameterized.TestCase):
     ),
     (
       'k_gt_with_the_mean_is_scaffold',
-      lambda: k_gt(period=4, mixing=pr.mean()),
+      lambda: k_gt(period=4, mixing=pr.mixing.mean()),
       lambda: pr.scaffold(SGD, period=4, learning_rate=LEARNING_RATE),
     ),
     (
@@ -78,17 +78,17 @@ class SpecialCasesTest(parameterized.TestCase):
     ),
     (
       'whether_the_correction_is_mixed',
-      lambda: pr.d2(SGD, mixing=pr.ring(0.5)),
-      lambda: pr.gradient_tracking(SGD, mixing=pr.ring(0.5)),
+      lambda: pr.d2(SGD, mixing=pr.graphs.ring(0.5)),
+      lambda: pr.gradient_tracking(SGD, mixing=pr.graphs.ring(0.5)),
     ),
     (
       'order_a_corrected',
       lambda: pr.extra(SGD),
-      lambda: pr.d_psgd(SGD, mixing=pr.ring(0.5)),
+      lambda: pr.d_psgd(SGD, mixing=pr.graphs.ring(0.5)),
     ),
     (
       'order_a_is_not_ssgd_with_the_mean',
-      lambda: pr.extra(SGD, mixing=pr.mean()),
+      lambda: pr.extra(SGD, mixing=pr.mixing.mean()),
       lambda: pr.ssgd(SGD),
     ),
     (
@@ -97,7 +97,7 @@ class SpecialCasesTest(parameterized.TestCase):
       lambda: pr.diffusion(SGD, period=4),
     ),
     (
-      'one_neighbour_for_all',
+      'one_neighbor_for_all',
       lambda: k_gt(period=4),
       lambda: pr.scaffold(SGD, period=4, learning_rate=LEARNING_RATE),
     ),
@@ -109,7 +109,7 @@ class SpecialCasesTest(parameterized.TestCase):
     (
       'what_is_relayed',
       lambda: pr.relay_sgd(SGD, parents=PARENTS),
-      lambda: pr.diffusion(SGD, mixing=pr.mean()),
+      lambda: pr.diffusion(SGD, mixing=pr.mixing.mean()),
     ),
   )
   def test_these_are_different(self, one, other):
@@ -129,7 +129,7 @@ class SpecialCasesTest(parameterized.TestCase):
       x = x - LEARNING_RATE * (beta * m + g)
       m = beta * (2 - beta) * m + (1 - beta) * g
       want.append(x)
-    got = run_problem(qg_dsgdm(beta, mixing=pr.mean())).x
+    got = run_problem(qg_dsgdm(beta, mixing=pr.mixing.mean())).x
     assert_close(got, np.stack([np.stack([x] * N) for x in want]))
 
 
@@ -157,9 +157,9 @@ class OptimumTest(parameterized.TestCase):
   def settle(self, algorithm, num_steps=1200):
     """x[N, d] after so many steps from 0."""
     with jax.enable_x64(True):
-      mesh = pr.ReplicaMesh(N, 1)
-      state = pr.create_train_state(mesh, algorithm, np.zeros(3))
-      train_steps = pr.make_resident_train_steps(
+      mesh = pr.engine.ReplicaMesh(N, 1)
+      state = pr.engine.create_train_state(mesh, algorithm, np.zeros(3))
+      train_steps = pr.engine.make_resident_train_steps(
         mesh,
         algorithm,
         quadratic,
@@ -216,28 +216,31 @@ class OptimumTest(parameterized.TestCase):
 class ErrorsTest(parameterized.TestCase):
   def assert_refused(self, algorithm, message, num_replicas=N):
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(
-        pr.ReplicaMesh(num_replicas), algorithm, np.zeros(2)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(num_replicas), algorithm, np.zeros(2)
       )
 
   def test_d2_needs_eigenvalues_above_minus_one_third(self):
     self.assert_refused(
-      pr.d2(SGD, mixing=pr.ring()),
-      r'> -1/3, got a smallest of -0.333333; .* pr.ring\(0.5\)',
+      pr.d2(SGD, mixing=pr.graphs.ring()),
+      r'> -1/3, got a smallest of -0.333333; .* pr.graphs.ring\(0.5\)',
     )
     # On an odd ring they are.
-    algorithm = pr.d2(SGD, mixing=pr.ring())
-    pr.create_train_state(pr.ReplicaMesh(5, 1), algorithm, np.zeros(2))
+    algorithm = pr.d2(SGD, mixing=pr.graphs.ring())
+    pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(5, 1), algorithm, np.zeros(2)
+    )
 
   def test_extra_needs_eigenvalues_above_minus_one(self):
     self.assert_refused(
-      pr.extra(SGD, mixing=pr.ring(0.0)), '> -1, got a smallest of -1;'
+      pr.extra(SGD, mixing=pr.graphs.ring(0.0)), '> -1, got a smallest of -1;'
     )
 
   @parameterized.parameters(pr.d2, pr.extra)
   def test_symmetric(self, make):
     self.assert_refused(
-      make(SGD, mixing=pr.exponential()), 'symmetric W, got one that is not'
+      make(SGD, mixing=pr.graphs.exponential()),
+      'symmetric W, got one that is not',
     )
 
   @parameterized.parameters(
@@ -247,7 +250,7 @@ class ErrorsTest(parameterized.TestCase):
   )
   def test_the_mean_is_kept(self, make):
     self.assert_refused(
-      make(SGD, mixing=pr.graph(DIRECTED.T)),
+      make(SGD, mixing=pr.graphs.graph(DIRECTED.T)),
       r'columns that sum to 1, got [0-9.]+ in column 1',
     )
 

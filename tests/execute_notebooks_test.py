@@ -9,7 +9,7 @@ from absl.testing import absltest
 from nbclient.exceptions import CellExecutionError
 import nbformat
 
-from experiments import execute_notebooks
+from experiments.tools import execute_notebooks
 
 SPEAKS = "import sys\nprint(6 * 7)\nprint('careful', file=sys.stderr)"
 

@@ -1,4 +1,4 @@
-"""Tests of `experiments/experiment.py`."""
+"""Tests of `experiments/running/execution/experiment.py`."""
 
 import dataclasses
 
@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments import config, experiment
+from experiments.running.execution import experiment
+from experiments.running.flags import config
 import prsgd_jax as pr
 from tests import stage_harness
 from tests.config_test import DEFAULTS
@@ -26,11 +27,13 @@ def build_plan(algorithm, **changes):
 
 def trajectory(algorithm, num_steps):
   """[(params [4, 3], momentum)] of each step, of four unlike replicas."""
-  mesh = pr.ReplicaMesh(4, 1)
-  state = pr.create_train_state(
+  mesh = pr.engine.ReplicaMesh(4, 1)
+  state = pr.engine.create_train_state(
     mesh, algorithm, np.zeros(3, np.float32), stage_harness.MODEL_STATE
   )
-  train_steps = pr.make_train_steps(mesh, algorithm, stage_harness.linear_loss)
+  train_steps = pr.engine.make_train_steps(
+    mesh, algorithm, stage_harness.linear_loss
+  )
   found = []
   for seed in range(num_steps):
     batch, _ = stage_harness.batches(mesh, 1, seed)
@@ -47,8 +50,8 @@ def trajectory(algorithm, num_steps):
 def fires(plan):
   """The steps of the only message of an algorithm."""
   steps = np.arange(plan.num_steps)
-  costs = plan.algorithm.cost(pr.Replica(np.zeros(1)), 8, steps)
-  (sent,) = [c for c in costs if isinstance(c, pr.Traffic)]
+  costs = plan.algorithm.cost(pr.base.Replica(np.zeros(1)), 8, steps)
+  (sent,) = [c for c in costs if isinstance(c, pr.base.Traffic)]
   return np.flatnonzero(sent.fires).tolist()
 
 
@@ -64,8 +67,8 @@ def assemble(algorithm, network=None, **changes):
     'image': np.zeros((1280, 8, 8, 1), np.uint8),
     'label': np.zeros(1280, np.int32),
   }
-  dataset = pr.Dataset('digits', split, split, 10)
-  return experiment.assemble(run, dataset, 1, network or pr.Network())
+  dataset = pr.data.Dataset('digits', split, split, 10)
+  return experiment.assemble(run, dataset, 1, network or pr.ledger.Network())
 
 
 class PlanTest(parameterized.TestCase):
@@ -124,25 +127,26 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('k_avg', {'period': 2, 'average_mixing': 'ring'},
-     lambda tx: pr.k_avg(tx, period=2, average=pr.sync(pr.ring()))),
+     lambda tx: pr.k_avg(tx, period=2, average=pr.sync(pr.graphs.ring()))),
     ('diloco',
      {'period': 2, 'average_codec': 'feedback:0.9:top_k:0.4'},
-     lambda tx: pr.diloco(tx, period=2, average=pr.average_differences(
-       pr.feedback(pr.top_k(0.4), decay=0.9)))),
+     lambda tx: pr.diloco(tx, period=2, average=pr.stages.average_differences(
+       pr.codecs.feedback(pr.codecs.top_k(0.4), decay=0.9)))),
     ('slowmo',
      {'period': 2, 'slow_momentum': 0.5, 'local': 'sgp:ring'},
      lambda tx: pr.slowmo(
-       pr.sgp(tx, mixing=pr.ring()), period=2, slow_momentum=0.5,
+       pr.sgp(tx, mixing=pr.graphs.ring()), period=2, slow_momentum=0.5,
        learning_rate=0.1)),
     ('diloco', {'period': 4, 'local': 'k_avg:2:group_mean:2'},
      lambda tx: pr.diloco(
-       pr.k_avg(tx, period=2, average=pr.sync(pr.group_mean(2))), period=4)),
+       pr.k_avg(tx, period=2, average=pr.sync(pr.mixing.group_mean(2))),
+       period=4)),
     ('k_avg', {'when': 'intervals:1+3'},
-     lambda tx: pr.k_avg(tx, period=pr.intervals([1, 3]))),
+     lambda tx: pr.k_avg(tx, period=pr.schedules.intervals([1, 3]))),
     ('dynamic_averaging', {'when': 'every:2', 'threshold': 0.1},
      lambda tx: pr.dynamic_averaging(tx, check_period=2, threshold=0.1)),
     ('diffusion', {'when': 'at:2'},
-     lambda tx: pr.diffusion(tx, period=pr.at_steps([2]))),
+     lambda tx: pr.diffusion(tx, period=pr.schedules.at_steps([2]))),
   )  # fmt: skip
   def test_flags_multiply(self, name, options, make):
     plan = build_plan(name, num_replicas=4, **options)
@@ -219,7 +223,7 @@ class PlanTest(parameterized.TestCase):
   def test_participants_have_the_seed_of_the_run(self):
     def workers(seed):
       plan = build_plan('fedavg', period=4, participation=0.5, seed=seed)
-      shapes = pr.Replica(params=np.zeros(2, np.float32))
+      shapes = pr.base.Replica(params=np.zeros(2, np.float32))
       work, _ = plan.algorithm.cost(shapes, 8, np.arange(20))
       return work.active
 
@@ -271,12 +275,12 @@ class PlanTest(parameterized.TestCase):
     options = {'speeds': '2,2,2,2,1,1,1,1', 'num_steps': 4}
     own = assemble('ad_psgd', **options)
     self.assertEqual(own.network.speeds, (2, 2, 2, 2, 1, 1, 1, 1))
-    slower = pr.Network(speeds=(1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5))
+    slower = pr.ledger.Network(speeds=(1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5))
     same = assemble('ad_psgd', slower, **options)
     self.assertEqual(same.network, slower)
     for speeds in ((1,) * 8, (1, 2)):
       with self.assertRaisesRegex(ValueError, 'in the ratios of --speeds=2,2'):
-        assemble('ad_psgd', pr.Network(speeds=speeds), **options)
+        assemble('ad_psgd', pr.ledger.Network(speeds=speeds), **options)
 
 
 if __name__ == '__main__':

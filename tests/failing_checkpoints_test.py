@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import checkpoints
+from prsgd_jax.engine import checkpoints
 from tests import failing_disk
 
 
@@ -18,8 +18,8 @@ class FailingCheckpointsTest(parameterized.TestCase):
     super().setUp()
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     self.directory = root / 'saved'
-    self.mesh = pr.ReplicaMesh(2, 1)
-    self.state = pr.create_train_state(
+    self.mesh = pr.engine.ReplicaMesh(2, 1)
+    self.state = pr.engine.create_train_state(
       self.mesh,
       pr.pr_sgd(optax.sgd(0.1), period=2),
       np.random.default_rng(0).normal(size=5000).astype(np.float32),

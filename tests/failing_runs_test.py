@@ -7,7 +7,8 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from experiments import compare, records, train
+from experiments import compare, train
+from experiments.running.records import records
 from tests import binaries, failing_disk
 
 SMALL = (

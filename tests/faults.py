@@ -20,12 +20,12 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import records
+from experiments.running.records import records
 
 STEPS = 600
 KILLS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-TRAIN = pathlib.Path(records.__file__).with_name('train.py')
+TRAIN = pathlib.Path(records.__file__).parents[2] / 'train.py'
 
 
 def command(root: pathlib.Path, name: str) -> list[str]:

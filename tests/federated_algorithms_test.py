@@ -18,8 +18,8 @@ from tests.rows.federated import MEAN, MU, RESET, WEIGHTS, draws
 PROBLEM = laws.PROBLEMS['smooth']
 HALF = {'period': 3, 'participation': 0.5}
 SOME = {'period': 4, 'participation': 3 / N}
-ALL = pr.sync(pr.mean(), ('params', 'opt_state'))
-SHAPES = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+ALL = pr.sync(pr.mixing.mean(), ('params', 'opt_state'))
+SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
 
 ALGORITHMS = {
   'weights_alike': lambda: pr.fedavg(SGD, period=4, weights=[3.0] * N),
@@ -35,7 +35,7 @@ ALGORITHMS = {
     **SOME,
     weights=WEIGHTS,
     average=pr.chain(
-      pr.average_differences(pr.uncompressed()), pr.restart(SGD)
+      pr.stages.average_differences(pr.codecs.uncompressed()), pr.restart(SGD)
     ),
   ),
   'some': lambda: pr.fedavg(SGD, **SOME),
@@ -138,7 +138,7 @@ class DrawsTest(parameterized.TestCase):
     np.testing.assert_array_equal(by_round, by_round[:, :1].repeat(3, axis=1))
 
   @parameterized.product(
-    period=(3, pr.intervals([2, 5, 4])), num_devices=(1, 2, 8)
+    period=(3, pr.schedules.intervals([2, 5, 4])), num_devices=(1, 2, 8)
   )
   def test_the_ledger_knows_who_works(self, period, num_devices):
     algorithm = pr.fedavg(PLAIN, period=period, participation=0.5)
@@ -195,7 +195,7 @@ class FedAvgTest(parameterized.TestCase):
   def test_alone_on_its_device_a_replica_that_rests_computes_nothing(self):
     engine = harness.make_engine(pr.fedavg(SGD, **HALF), N, N)
     start = jax.tree.map(np.float32, harness.to_tree(PROBLEM.start))
-    state = pr.create_train_state(engine.mesh, engine.algorithm, start)
+    state = pr.engine.create_train_state(engine.mesh, engine.algorithm, start)
     batch = harness.problem_batches(engine.mesh, PROBLEM, [0], np.float32)
     jaxpr = jax.make_jaxpr(engine.train_steps)(state, batch)
     products = [
@@ -210,7 +210,9 @@ class FedAvgTest(parameterized.TestCase):
     algorithm = pr.fedavg(SGD, **HALF, server=optax.sgd(1.0))
     start = {'b': np.zeros(2, jnp.bfloat16), 'w': np.ones((2, 2), jnp.float32)}
     state = jax.eval_shape(
-      lambda: pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, start)
+      lambda: pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, start
+      )
     )
     registers = state.registers
     self.assertEqual(registers['weight'].dtype, jnp.float32)
@@ -235,8 +237,10 @@ class FedAvgTest(parameterized.TestCase):
   def test_a_round_is_one_all_reduce(self, options, payload):
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
     algorithm = pr.fedavg(SGD, period=4, **options)
-    state = pr.create_train_state(pr.ReplicaMesh(N), algorithm, params)
-    spent = pr.account(algorithm, pr.replica_shapes(state), N, T)
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N), algorithm, params
+    )
+    spent = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
     self.assertEqual(spent.rounds[-1], 6)
     self.assertAlmostEqual(spent.bytes_sent[-1], 6 * 2 * (N - 1) / N * payload)
 
@@ -244,12 +248,17 @@ class FedAvgTest(parameterized.TestCase):
     ({}, []),
     ({'participation': 0.5}, ['weight']),
     ({'server': SGD}, ['fedavg.x0']),
-    ({'average': pr.average_differences(pr.signs())}, ['fedavg.x0']),
+    (
+      {'average': pr.stages.average_differences(pr.codecs.signs())},
+      ['fedavg.x0'],
+    ),
   )
   def test_declares_only_what_is_read(self, options, registers):
     algorithm = pr.fedavg(SGD, period=4, **options)
     state = jax.eval_shape(
-      lambda: pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      lambda: pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
     )
     self.assertEqual(sorted(state.registers), registers)
 
@@ -296,13 +305,18 @@ class ErrorsTest(parameterized.TestCase):
   )
   def test_there_is_one_number_for_each_replica(self, make):
     with self.assertRaisesRegex(ValueError, 'each of the 8 replicas, got 2'):
-      pr.create_train_state(pr.ReplicaMesh(8), make(), np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(8), make(), np.zeros(2)
+      )
 
   @parameterized.parameters(
     (lambda: pr.fedavg(0.1, period=2), 'a local step is'),
     (lambda: pr.fedprox(0.1, period=2, mu=1.0), 'expects an optax'),
     (lambda: pr.fedavg(SGD, period=2, server=0.7), 'expects an optax'),
-    (lambda: pr.fedavg(SGD, period=2, average=pr.mean()), 'expects stages'),
+    (
+      lambda: pr.fedavg(SGD, period=2, average=pr.mixing.mean()),
+      'expects stages',
+    ),
     (lambda: pr.fedavg(SGD, period=2, draw_seed=-1), 'draw_seed must be'),
     (lambda: pr.fednova(SGD, local_steps=[0, 1]), 'local_steps must be'),
     (

@@ -1,4 +1,4 @@
-"""Tests of `experiments/figures.py`."""
+"""Tests of `experiments/tools/figures.py`."""
 
 import copy
 import dataclasses
@@ -10,7 +10,9 @@ from absl.testing import absltest, parameterized
 import matplotlib.image
 import numpy as np
 
-from experiments import compare, figure_files, figures, records, styles
+from experiments import compare
+from experiments.running.records import records
+from experiments.tools import figure_files, figures, styles
 from tests import looks, written_runs
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -61,7 +63,7 @@ class FiguresTest(parameterized.TestCase):
     ('epoch', [0.2, 0.4]),
     ('rounds', [20, 40]),
     ('bytes_sent', [20, 40]),  # MiB
-    ('modelled_seconds', [10, 20]),
+    ('modeled_seconds', [10, 20]),
     ('seconds', [20, 40]),
   )
   def test_points_are_the_records_that_have_the_measure(self, x, expected):
@@ -203,7 +205,7 @@ class FiguresTest(parameterized.TestCase):
     shapes = [matplotlib.image.imread(p).shape for p in (path, small)]
     self.assertEqual(shapes[0][1], 6 * shapes[1][1])  # columns of a width
     pixels = matplotlib.image.imread(path)[..., :3]
-    self.assertGreater(np.ptp(pixels, axis=-1).max(), 0.5)  # not grey alone
+    self.assertGreater(np.ptp(pixels, axis=-1).max(), 0.5)  # not gray alone
 
 
 class DemoTest(absltest.TestCase):

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import mixing as mixings
-from prsgd_jax.matrices import of_size
+from prsgd_jax.mixing import mixings
+from prsgd_jax.mixing.matrices import of_size
 from tests import harness, reference
 
 # Its links are neither symmetric nor alike for two replicas.
@@ -31,27 +31,30 @@ PATH = nx.path_graph(6)
 
 # name -> (the mixing, the numbers of replicas that it is tried on)
 TABLE = {
-  'ring': (pr.ring, (6, 8)),
-  'ring_without_self': (lambda: pr.ring(0.0), (6,)),
-  'exponential': (pr.exponential, (6, 8)),
-  'torus': (pr.torus, (6, 8)),
-  'torus_of_rows': (lambda: pr.torus(4), (8,)),
-  'hypercube': (pr.hypercube, (4, 8)),
-  'star': (pr.star, (6, 8)),
-  'complete': (pr.complete, (6,)),
-  'erdos_renyi': (lambda: pr.erdos_renyi(0.4, seed=1), (6, 8)),
-  'path': (lambda: pr.graph(PATH), (6,)),
-  'matrix': (lambda: pr.graph(reference.random_doubly_stochastic(8)), (8,)),
-  'one_peer_exponential': (pr.one_peer_exponential, (6, 8)),
-  'base_graph': (pr.base_graph, (6, 8)),
-  'base_graph_of_two': (lambda: pr.base_graph(2), (8,)),
-  'random_matching': (pr.random_matching, (6, 8)),
-  'random_matching_on_a_path': (lambda: pr.random_matching(PATH), (6,)),
-  'random_neighbour': (pr.random_neighbour, (6,)),
+  'ring': (pr.graphs.ring, (6, 8)),
+  'ring_without_self': (lambda: pr.graphs.ring(0.0), (6,)),
+  'exponential': (pr.graphs.exponential, (6, 8)),
+  'torus': (pr.graphs.torus, (6, 8)),
+  'torus_of_rows': (lambda: pr.graphs.torus(4), (8,)),
+  'hypercube': (pr.graphs.hypercube, (4, 8)),
+  'star': (pr.graphs.star, (6, 8)),
+  'complete': (pr.graphs.complete, (6,)),
+  'erdos_renyi': (lambda: pr.graphs.erdos_renyi(0.4, seed=1), (6, 8)),
+  'path': (lambda: pr.graphs.graph(PATH), (6,)),
+  'matrix': (
+    lambda: pr.graphs.graph(reference.random_doubly_stochastic(8)),
+    (8,),
+  ),
+  'one_peer_exponential': (pr.graphs.one_peer_exponential, (6, 8)),
+  'base_graph': (pr.graphs.base_graph, (6, 8)),
+  'base_graph_of_two': (lambda: pr.graphs.base_graph(2), (8,)),
+  'random_matching': (pr.graphs.random_matching, (6, 8)),
+  'random_matching_on_a_path': (lambda: pr.graphs.random_matching(PATH), (6,)),
+  'random_neighbor': (pr.graphs.random_neighbor, (6,)),
 }
 NOT_DOUBLY = {
-  'directed': (lambda: pr.graph(DIRECTED), (6,)),
-  'directed_rows': (lambda: pr.graph(DIRECTED.T), (6,)),
+  'directed': (lambda: pr.graphs.graph(DIRECTED), (6,)),
+  'directed_rows': (lambda: pr.graphs.graph(DIRECTED.T), (6,)),
 }
 ALL = {**TABLE, **NOT_DOUBLY}
 DEVICES = {4: (1, 2, 4), 6: (1, 2, 3, 6), 8: (1, 2, 4, 8)}
@@ -59,7 +62,7 @@ DEVICES = {4: (1, 2, 4), 6: (1, 2, 3, 6), 8: (1, 2, 4, 8)}
 
 def rounds(mixing, n, d, tree, decode=None, num_rounds=8):
   """W x of the first rounds, with W by hand: (results, the indices of W)."""
-  mesh = pr.ReplicaMesh(n, d)
+  mesh = pr.engine.ReplicaMesh(n, d)
   choices = len(mixing.matrices(n))
 
   def fn(tree, seed, turn):
@@ -85,7 +88,7 @@ def data(n):
 
 def messages(mixing, n, d):
   """The collectives of one application to a leaf `[V, 5]`."""
-  mesh = pr.ReplicaMesh(n, d)
+  mesh = pr.engine.ReplicaMesh(n, d)
   fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
   return harness.collectives_of(fn, jnp.zeros((d, n // d, 5)))
 
@@ -157,8 +160,10 @@ class EveryGraphTest(parameterized.TestCase):
     np.testing.assert_allclose(matrices, matrices.swapaxes(1, 2), atol=1e-15)
 
   @parameterized.parameters(
-    pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
-    pr.one_peer_exponential, pr.base_graph, pr.random_neighbour,
+    pr.graphs.ring, pr.graphs.exponential, pr.graphs.torus, pr.graphs.hypercube,
+    pr.graphs.star, pr.graphs.complete,
+    pr.graphs.one_peer_exponential, pr.graphs.base_graph,
+    pr.graphs.random_neighbor,
   )  # fmt: skip
   def test_one_replica_keeps_what_it_has(self, make):
     np.testing.assert_array_equal(make().matrices(1), np.ones((1, 1, 1)))
@@ -166,15 +171,17 @@ class EveryGraphTest(parameterized.TestCase):
     np.testing.assert_array_equal(out[0], [3.0])
 
   @parameterized.parameters(
-    pr.ring, pr.exponential, pr.torus, pr.hypercube, pr.star, pr.complete,
-    pr.one_peer_exponential, pr.base_graph, pr.random_matching,
-    pr.random_neighbour,
+    pr.graphs.ring, pr.graphs.exponential, pr.graphs.torus, pr.graphs.hypercube,
+    pr.graphs.star, pr.graphs.complete,
+    pr.graphs.one_peer_exponential, pr.graphs.base_graph,
+    pr.graphs.random_matching,
+    pr.graphs.random_neighbor,
   )  # fmt: skip
   def test_two_replicas_have_one_link(self, make):
     matrices = make().matrices(2)
     for weights in matrices:
       self.assertEqual(links_of(weights), {(0, 1), (1, 0)})
-    self.assertEqual(tuple(make().message(8.0, 2)), (8.0, 1, 'neighbour'))
+    self.assertEqual(tuple(make().message(8.0, 2)), (8.0, 1, 'neighbor'))
 
   @parameterized.parameters('star', 'random_matching', 'directed')
   def test_keeps_single_precision(self, name):
@@ -191,21 +198,21 @@ class WeightsTest(parameterized.TestCase):
     # 1 / (1 + max(n - 1, 1)) on an edge.
     want = np.diag([1 / 4] + [3 / 4] * 3)
     want[0, 1:] = want[1:, 0] = 1 / 4
-    np.testing.assert_allclose(pr.star().matrices(4)[0], want)
+    np.testing.assert_allclose(pr.graphs.star().matrices(4)[0], want)
 
   def test_complete_is_the_mean(self):
     np.testing.assert_allclose(
-      pr.complete().matrices(6)[0], np.full((6, 6), 1 / 6)
+      pr.graphs.complete().matrices(6)[0], np.full((6, 6), 1 / 6)
     )
 
   def test_hypercube_flips_one_digit(self):
-    weights = pr.hypercube().matrices(8)[0]
+    weights = pr.graphs.hypercube().matrices(8)[0]
     for i, j in itertools.product(range(8), range(8)):
       near = bin(i ^ j).count('1') <= 1
       self.assertAlmostEqual(weights[i, j], near / 4)
 
-  def test_torus_of_three_rows_has_four_neighbours(self):
-    weights = pr.torus(3).matrices(12)[0]
+  def test_torus_of_three_rows_has_four_neighbors(self):
+    weights = pr.graphs.torus(3).matrices(12)[0]
     for i, j in itertools.product(range(12), range(12)):
       down, right = (i // 4 - j // 4) % 3, (i % 4 - j % 4) % 4
       near = (down in (0, 1, 2)) and (right in (0, 1, 3)) and not down * right
@@ -214,16 +221,16 @@ class WeightsTest(parameterized.TestCase):
   def test_torus_is_as_square_as_it_can_be(self):
     for n, rows in ((12, 3), (16, 4), (7, 1), (10, 2)):
       np.testing.assert_array_equal(
-        pr.torus().matrices(n), pr.torus(rows).matrices(n)
+        pr.graphs.torus().matrices(n), pr.graphs.torus(rows).matrices(n)
       )
 
   def test_exponential_takes_from_powers_of_two_before(self):
-    weights = pr.exponential().matrices(6)[0]
+    weights = pr.graphs.exponential().matrices(6)[0]
     for i, j in itertools.product(range(6), range(6)):
       self.assertAlmostEqual(weights[i, j], ((i - j) % 6 in (0, 1, 2, 4)) / 4)
 
   def test_one_peer_exponential_takes_turns(self):
-    matrices = pr.one_peer_exponential().matrices(8)
+    matrices = pr.graphs.one_peer_exponential().matrices(8)
     self.assertLen(matrices, 3)
     for k, weights in enumerate(matrices):
       for i, j in itertools.product(range(8), range(8)):
@@ -233,13 +240,13 @@ class WeightsTest(parameterized.TestCase):
     graph = nx.Graph()
     graph.add_nodes_from('cab')
     graph.add_edges_from(['ca', 'ab', 'aa'])
-    weights = pr.metropolis_hastings(graph)
+    weights = pr.graphs.metropolis_hastings(graph)
     want = np.array([[2, 1, 0], [1, 1, 1], [0, 1, 2]]) / 3
     np.testing.assert_allclose(weights, want)
 
   @parameterized.parameters(2, 4, 6, 8, 16)
   def test_random_matching_has_every_pair_equally_often(self, n):
-    matrices = pr.random_matching().matrices(n)
+    matrices = pr.graphs.random_matching().matrices(n)
     self.assertLen(matrices, n - 1)
     pairs = (matrices == 0.5).sum(axis=0) - (n - 1) * np.eye(n)
     np.testing.assert_array_equal(pairs, 1 - np.eye(n))
@@ -249,23 +256,25 @@ class WeightsTest(parameterized.TestCase):
 
   def test_random_matching_on_a_graph_has_every_edge_once(self):
     graph = nx.petersen_graph()
-    matrices = pr.random_matching(graph).matrices(10)
+    matrices = pr.graphs.random_matching(graph).matrices(10)
     met = sum(np.sign(w) - np.diag(np.ones(10)) for w in matrices)
     np.testing.assert_array_equal(met, nx.to_numpy_array(graph))
     for weights in matrices:
       np.testing.assert_array_equal(weights @ weights, weights)
-    # An even ring has two colours.
-    self.assertLen(pr.random_matching(nx.cycle_graph(8)).matrices(8), 2)
+    # An even ring has two colors.
+    self.assertLen(pr.graphs.random_matching(nx.cycle_graph(8)).matrices(8), 2)
 
   @parameterized.parameters(3, 8)
-  def test_random_neighbour_is_uniform_among_the_others(self, n):
-    expected = pr.random_neighbour().matrices(n).mean(axis=0)
+  def test_random_neighbor_is_uniform_among_the_others(self, n):
+    expected = pr.graphs.random_neighbor().matrices(n).mean(axis=0)
     others = (1 - np.eye(n)) / (n - 1)
     np.testing.assert_allclose(expected, (np.eye(n) + others) / 2)
 
 
 class DrawsTest(parameterized.TestCase):
-  @parameterized.parameters((pr.random_matching, 8), (pr.random_neighbour, 5))
+  @parameterized.parameters(
+    (pr.graphs.random_matching, 8), (pr.graphs.random_neighbor, 5)
+  )
   def test_all_are_drawn_equally_often(self, make, n):
     mixing = make()
     choices = len(mixing.matrices(n))
@@ -278,7 +287,7 @@ class DrawsTest(parameterized.TestCase):
 
   def test_all_replicas_share_the_draw(self):
     # Keys that differ from replica to replica would not give a matching.
-    mixing = pr.random_matching()
+    mixing = pr.graphs.random_matching()
     out, chosen = rounds(mixing, 8, 4, np.eye(8, dtype=np.float32))
     self.assertGreater(len(set(chosen)), 2)
     for got, k in zip(out, chosen):
@@ -289,7 +298,7 @@ class ManyReplicasTest(parameterized.TestCase):
   """The size of a program does not grow with N, but with the devices."""
 
   def program(self, make, n, d):
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
     fn = mesh.map(lambda x: make().apply(x, harness.bare_context(mesh)))
     jaxpr = jax.make_jaxpr(fn)(jnp.zeros((d, n // d, 2))).jaxpr
     equations = [eqn for eqn, _ in harness.equations(jaxpr)]
@@ -301,9 +310,11 @@ class ManyReplicasTest(parameterized.TestCase):
     return len(equations), branches
 
   @parameterized.parameters(
-    pr.random_matching, pr.random_neighbour, pr.independent_neighbours,
-    pr.ring, pr.torus, pr.hypercube, pr.exponential, pr.one_peer_exponential,
-    pr.base_graph,
+    pr.graphs.random_matching, pr.graphs.random_neighbor,
+    pr.graphs.independent_neighbors,
+    pr.graphs.ring, pr.graphs.torus, pr.graphs.hypercube, pr.graphs.exponential,
+    pr.graphs.one_peer_exponential,
+    pr.graphs.base_graph,
   )  # fmt: skip
   def test_on_one_device(self, make):
     count, branches = self.program(make, 1024, 1)
@@ -311,7 +322,7 @@ class ManyReplicasTest(parameterized.TestCase):
     self.assertLess(max(branches, default=0), 20)
 
   @parameterized.parameters(
-    (pr.random_matching, [4, 4]), (pr.random_neighbour, [4])
+    (pr.graphs.random_matching, [4, 4]), (pr.graphs.random_neighbor, [4])
   )
   def test_one_branch_for_each_device(self, make, branches):
     for n in (8, 64, 1024):
@@ -321,15 +332,15 @@ class ManyReplicasTest(parameterized.TestCase):
     (64, 1), (64, 2), (64, 8), (30, 5), (1024, 1), (1024, 4)
   )
   def test_matchings_are_matchings(self, n, d):
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
     draw = functools.partial(jax.random.randint, shape=(), minval=0)
 
     def fn(x, seed):
       key = jax.random.key(seed, impl='threefry2x32')
       context = harness.bare_context(mesh)._replace(shared_key=key)
-      return pr.random_matching().apply(x, context)
+      return pr.graphs.random_matching().apply(x, context)
 
-    mapped, weights = mesh.map(fn), pr.random_matching().weights(n)
+    mapped, weights = mesh.map(fn), pr.graphs.random_matching().weights(n)
     x = mesh.place(np.arange(n, dtype=np.float32))
     for t in range(6):
       key = jax.random.key(t, impl='threefry2x32')
@@ -344,7 +355,7 @@ class SparsityTest(parameterized.TestCase):
   @parameterized.parameters(*sizes(ALL))
   def test_messages_are_the_links(self, name, n):
     mixing = ALL[name][0]()
-    mesh = pr.ReplicaMesh(n, n)
+    mesh = pr.engine.ReplicaMesh(n, n)
     for weights in mixing.matrices(n):
       fixed = mixings.sparse(of_size(weights))
       fn = mesh.map(lambda x, w=fixed: w.apply(x, harness.bare_context(mesh)))
@@ -360,7 +371,7 @@ class SparsityTest(parameterized.TestCase):
         self.assertEqual(sent.operands[0].shape, (1, 5))
 
   def test_ring_is_two_messages(self):
-    found = messages(pr.ring(), 8, 8)
+    found = messages(pr.graphs.ring(), 8, 8)
     self.assertLen(found, 2)
     perms = {tuple(sorted(sent.params['perm'])) for sent in found}
     up = tuple((i, (i + 1) % 8) for i in range(8))
@@ -369,11 +380,11 @@ class SparsityTest(parameterized.TestCase):
     self.assertFalse(any(sent.conditional for sent in found))
 
   @parameterized.parameters(
-    (pr.random_matching, 7), (pr.one_peer_exponential, 3)
+    (pr.graphs.random_matching, 7), (pr.graphs.one_peer_exponential, 3)
   )
   def test_every_branch_of_a_switch_is_one_message(self, make, num_branches):
     mixing = make()
-    mesh = pr.ReplicaMesh(8, 8)
+    mesh = pr.engine.ReplicaMesh(8, 8)
     fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
     jaxpr = jax.make_jaxpr(fn)(jnp.zeros((8, 1, 5))).jaxpr
     switches = [
@@ -392,17 +403,20 @@ class SparsityTest(parameterized.TestCase):
       self.assertEqual(set(sent[0].params['perm']), links_of(weights))
 
   @parameterized.parameters(
-    pr.ring, pr.star, pr.exponential, pr.one_peer_exponential,
-    pr.random_matching,
+    pr.graphs.ring, pr.graphs.star, pr.graphs.exponential,
+    pr.graphs.one_peer_exponential,
+    pr.graphs.random_matching,
   )  # fmt: skip
   def test_compiled_step_permutes_and_gathers_nothing(self, make):
     algorithm = pr.d_psgd(optax.sgd(0.1), mixing=make())
-    mesh = pr.ReplicaMesh(8, 8)
+    mesh = pr.engine.ReplicaMesh(8, 8)
     start = harness.to_tree(np.zeros(6, np.float32))
-    state = pr.create_train_state(mesh, algorithm, start)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
     problem = reference.make_problem(8, 1)
     batch = harness.problem_batches(mesh, problem, [0], np.float32)
-    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    train_steps = pr.engine.make_train_steps(
+      mesh, algorithm, harness.problem_loss
+    )
     text = train_steps.lower(state, batch).compile().as_text()
     self.assertIn('collective-permute', text)
     for other in ('all-gather', 'all-reduce', 'all-to-all'):
@@ -410,22 +424,23 @@ class SparsityTest(parameterized.TestCase):
 
   @parameterized.parameters(
     # Bytes and latencies of 120 bytes by the replica that sends most.
-    (pr.star(), 8, (840.0, 7)),
-    (pr.complete(), 8, (840.0, 7)),
-    (pr.hypercube(), 8, (360.0, 3)),
-    (pr.exponential(), 8, (360.0, 3)),
-    (pr.torus(), 16, (480.0, 4)),
-    (pr.one_peer_exponential(), 8, (120.0, 1)),
-    (pr.random_matching(), 8, (120.0, 1)),
-    (pr.random_neighbour(), 8, (120.0, 1)),
-    (pr.base_graph(1), 12, (120.0, 1)),
-    (pr.base_graph(3), 8, (360.0, 3)),
-    (pr.graph(DIRECTED), 6, (240.0, 2)),
-    (pr.graph(np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0]]) / [[3], [1], [1]]),
+    (pr.graphs.star(), 8, (840.0, 7)),
+    (pr.graphs.complete(), 8, (840.0, 7)),
+    (pr.graphs.hypercube(), 8, (360.0, 3)),
+    (pr.graphs.exponential(), 8, (360.0, 3)),
+    (pr.graphs.torus(), 16, (480.0, 4)),
+    (pr.graphs.one_peer_exponential(), 8, (120.0, 1)),
+    (pr.graphs.random_matching(), 8, (120.0, 1)),
+    (pr.graphs.random_neighbor(), 8, (120.0, 1)),
+    (pr.graphs.base_graph(1), 12, (120.0, 1)),
+    (pr.graphs.base_graph(3), 8, (360.0, 3)),
+    (pr.graphs.graph(DIRECTED), 6, (240.0, 2)),
+    (pr.graphs.graph(
+        np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0]]) / [[3], [1], [1]]),
      3, (240.0, 2)),
   )  # fmt: skip
   def test_message(self, mixing, n, expected):
-    self.assertEqual(tuple(mixing.message(120.0, n)), (*expected, 'neighbour'))
+    self.assertEqual(tuple(mixing.message(120.0, n)), (*expected, 'neighbor'))
     self.assertEqual(mixing.coded_message(30.0, n).bytes_sent, expected[0] / 4)
 
 
@@ -434,13 +449,13 @@ class RoundsTest(parameterized.TestCase):
 
   def run_sync(self, mixing, n, num_steps, period=1):
     """x after so many steps of `sync` alone, from x_i = e_i."""
-    algorithm = pr.chain(pr.at(pr.every(period), pr.sync(mixing)))
-    mesh = pr.ReplicaMesh(n, 2)
+    algorithm = pr.chain(pr.at(pr.schedules.every(period), pr.sync(mixing)))
+    mesh = pr.engine.ReplicaMesh(n, 2)
     with jax.enable_x64(True):
-      state = pr.create_train_state(
+      state = pr.engine.create_train_state(
         mesh, algorithm, np.eye(n), per_replica=True
       )
-      train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: 0)
+      train_steps = pr.engine.make_train_steps(mesh, algorithm, lambda *args: 0)
       none = mesh.place_per_device(np.zeros((2, num_steps, n // 2)))
       state, _ = train_steps(state, none)
       return mesh.gather(state.params)
@@ -448,81 +463,121 @@ class RoundsTest(parameterized.TestCase):
   @parameterized.parameters(2, 4, 8)
   def test_one_peer_exponential_is_exact_in_log_n_rounds(self, n):
     num_rounds = n.bit_length() - 1
-    x = self.run_sync(pr.one_peer_exponential(), n, num_rounds)
+    x = self.run_sync(pr.graphs.one_peer_exponential(), n, num_rounds)
     np.testing.assert_array_equal(x, np.full((n, n), 1 / n))
 
   def test_one_peer_exponential_is_not_exact_for_six(self):
-    x = self.run_sync(pr.one_peer_exponential(), 6, 3)
+    x = self.run_sync(pr.graphs.one_peer_exponential(), 6, 3)
     self.assertGreater(np.abs(x - 1 / 6).max(), 0.05)
 
   @parameterized.parameters(2, 3, 4)
   def test_turns_are_of_rounds_and_not_of_steps(self, period):
     # At n = 4 there are two W; every second step would always have the same.
-    x = self.run_sync(pr.one_peer_exponential(), 4, 2 * period, period)
+    x = self.run_sync(pr.graphs.one_peer_exponential(), 4, 2 * period, period)
     np.testing.assert_array_equal(x, np.full((4, 4), 1 / 4))
 
   def test_pairs_change_from_step_to_step(self):
-    x = self.run_sync(pr.random_matching(), 8, 12)
+    x = self.run_sync(pr.graphs.random_matching(), 8, 12)
     self.assertLess(np.abs(x - 1 / 8).max(), 0.05)
     np.testing.assert_allclose(x.sum(axis=0), 1, rtol=0, atol=1e-15)
 
 
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(
-    (lambda: pr.graph(np.eye(3)[:2]), r'square matrix \[N, N\], got .*\(2, 3'),
-    (lambda: pr.graph(np.diag([1, 0.5])), 'that sum to 1, got 0.5 in row 1'),
     (
-      lambda: pr.graph(np.eye(3)),
+      lambda: pr.graphs.graph(np.eye(3)[:2]),
+      r'square matrix \[N, N\], got .*\(2, 3',
+    ),
+    (
+      lambda: pr.graphs.graph(np.diag([1, 0.5])),
+      'that sum to 1, got 0.5 in row 1',
+    ),
+    (
+      lambda: pr.graphs.graph(np.eye(3)),
       r'connect all replicas both ways, got 3 parts, one of them \[0\]',
     ),
     (
-      lambda: pr.graph(np.array([[1.0, 0], [0.5, 0.5]])),  # 1 takes from 0 only
+      lambda: pr.graphs.graph(
+        np.array([[1.0, 0], [0.5, 0.5]])
+      ),  # 1 takes from 0 only
       'connect all replicas both ways, got 2 parts',
     ),
-    (lambda: pr.graph(nx.empty_graph(2)), 'got 2 parts'),
-    (lambda: pr.graph(nx.DiGraph([(0, 1)])), 'undirected .*, got DiGraph'),
+    (lambda: pr.graphs.graph(nx.empty_graph(2)), 'got 2 parts'),
     (
-      lambda: pr.graph(nx.from_numpy_array(np.full((2, 2), 0.5))),
+      lambda: pr.graphs.graph(nx.DiGraph([(0, 1)])),
+      'undirected .*, got DiGraph',
+    ),
+    (
+      lambda: pr.graphs.graph(nx.from_numpy_array(np.full((2, 2), 0.5))),
       'edges without weights, .* give the matrix W',
     ),
-    (lambda: pr.random_matching(nx.DiGraph([(0, 1)])), 'got DiGraph'),
-    (lambda: pr.random_matching(np.eye(2)), 'undirected .*, got ndarray'),
-    (lambda: pr.random_matching(nx.empty_graph(2)), 'got 2 parts'),
-    (lambda: pr.metropolis_hastings(nx.DiGraph([(0, 1)])), 'got DiGraph'),
-    (lambda: pr.metropolis_hastings(nx.MultiDiGraph([(0, 1)])), 'undirected'),
-    (lambda: pr.metropolis_hastings(np.eye(2)), 'undirected .*, got ndarray'),
-    (lambda: pr.metropolis_hastings(nx.Graph()), 'at least one node'),
+    (lambda: pr.graphs.random_matching(nx.DiGraph([(0, 1)])), 'got DiGraph'),
     (
-      lambda: pr.metropolis_hastings(nx.from_numpy_array(np.full((2, 2), 0.5))),
+      lambda: pr.graphs.random_matching(np.eye(2)),
+      'undirected .*, got ndarray',
+    ),
+    (lambda: pr.graphs.random_matching(nx.empty_graph(2)), 'got 2 parts'),
+    (
+      lambda: pr.graphs.metropolis_hastings(nx.DiGraph([(0, 1)])),
+      'got DiGraph',
+    ),
+    (
+      lambda: pr.graphs.metropolis_hastings(nx.MultiDiGraph([(0, 1)])),
+      'undirected',
+    ),
+    (
+      lambda: pr.graphs.metropolis_hastings(np.eye(2)),
+      'undirected .*, got ndarray',
+    ),
+    (lambda: pr.graphs.metropolis_hastings(nx.Graph()), 'at least one node'),
+    (
+      lambda: pr.graphs.metropolis_hastings(
+        nx.from_numpy_array(np.full((2, 2), 0.5))
+      ),
       'edges without weights',
     ),
-    (lambda: pr.matcha(nx.DiGraph([(0, 1)])), 'got DiGraph'),
-    (lambda: pr.matcha(nx.path_graph(2), budget=math.nan), 'budget must be'),
-    (lambda: pr.ring(math.nan), r'self_weight must be in \[0, 1\), got nan'),
-    (lambda: pr.erdos_renyi(0.5, seed=-1), 'seed must be .*, got -1'),
+    (lambda: pr.graphs.matcha(nx.DiGraph([(0, 1)])), 'got DiGraph'),
     (
-      lambda: pr.erdos_renyi(0.5, seed=2**32),
+      lambda: pr.graphs.matcha(nx.path_graph(2), budget=math.nan),
+      'budget must be',
+    ),
+    (
+      lambda: pr.graphs.ring(math.nan),
+      r'self_weight must be in \[0, 1\), got nan',
+    ),
+    (lambda: pr.graphs.erdos_renyi(0.5, seed=-1), 'seed must be .*, got -1'),
+    (
+      lambda: pr.graphs.erdos_renyi(0.5, seed=2**32),
       'seed must be .* 4294967296',
     ),
-    (lambda: pr.erdos_renyi(0.5, seed=1.5), 'seed must be .*, got 1.5'),
-    (lambda: pr.erdos_renyi(0.0), r'edge_probability must be in \(0, 1\]'),
-    (lambda: pr.erdos_renyi(float('nan')), r'in \(0, 1\], got nan'),
-    (lambda: pr.torus(0), 'num_rows must be an integer >= 1, got 0'),
-    (lambda: pr.ring(1.0), r'self_weight must be in \[0, 1\), got 1.0'),
-    (lambda: pr.torus(3).matrices(8), 'num_rows must divide the 8 .*, got 3'),
-    (lambda: pr.hypercube().matrices(6), 'power of two of replicas, got 6'),
+    (lambda: pr.graphs.erdos_renyi(0.5, seed=1.5), 'seed must be .*, got 1.5'),
     (
-      lambda: pr.random_matching().matrices(5),
+      lambda: pr.graphs.erdos_renyi(0.0),
+      r'edge_probability must be in \(0, 1\]',
+    ),
+    (lambda: pr.graphs.erdos_renyi(float('nan')), r'in \(0, 1\], got nan'),
+    (lambda: pr.graphs.torus(0), 'num_rows must be an integer >= 1, got 0'),
+    (lambda: pr.graphs.ring(1.0), r'self_weight must be in \[0, 1\), got 1.0'),
+    (
+      lambda: pr.graphs.torus(3).matrices(8),
+      'num_rows must divide the 8 .*, got 3',
+    ),
+    (
+      lambda: pr.graphs.hypercube().matrices(6),
+      'power of two of replicas, got 6',
+    ),
+    (
+      lambda: pr.graphs.random_matching().matrices(5),
       r'even number of replicas, got 5; .* networkx.complete_graph\(5\)',
     ),
     (
-      lambda: pr.erdos_renyi(0.01).matrices(8),
+      lambda: pr.graphs.erdos_renyi(0.01).matrices(8),
       'seed 0 with edge probability 0.01 does not connect the 8 replicas',
     ),
-    (lambda: pr.graph(DIRECTED).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
-    (lambda: pr.graph(PATH).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
+    (lambda: pr.graphs.graph(DIRECTED).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
+    (lambda: pr.graphs.graph(PATH).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
     (
-      lambda: pr.random_matching(PATH).matrices(8),
+      lambda: pr.graphs.random_matching(PATH).matrices(8),
       r'\[8, 8\].*got \(6, 6\)',
     ),
   )
@@ -531,33 +586,38 @@ class ErrorsTest(parameterized.TestCase):
       make()
     self.assertNotIn('\n', str(caught.exception))
 
-  @parameterized.parameters(pr.graph, pr.random_matching, pr.matcha)
+  @parameterized.parameters(
+    pr.graphs.graph, pr.graphs.random_matching, pr.graphs.matcha
+  )
   def test_loops_and_parallel_edges_are_those_of_a_simple_graph(self, make):
     simple = nx.cycle_graph(6)
     other = nx.MultiGraph(simple)
     other.add_edge(0, 1)
     other.add_edge(2, 2)
     np.testing.assert_array_equal(
-      pr.metropolis_hastings(other), pr.metropolis_hastings(simple)
+      pr.graphs.metropolis_hastings(other),
+      pr.graphs.metropolis_hastings(simple),
     )
-    if make is not pr.matcha:
+    if make is not pr.graphs.matcha:
       want = make(simple).matrices(6)
       np.testing.assert_array_equal(make(other).matrices(6), want)
 
   @parameterized.parameters(np.int64, np.uint64, np.int32)
   def test_a_seed_may_be_of_numpy(self, kind):
     np.testing.assert_array_equal(
-      pr.erdos_renyi(0.9, seed=kind(3)).matrices(4),
-      pr.erdos_renyi(0.9, seed=3).matrices(4),
+      pr.graphs.erdos_renyi(0.9, seed=kind(3)).matrices(4),
+      pr.graphs.erdos_renyi(0.9, seed=3).matrices(4),
     )
 
   @parameterized.parameters(
     (functools.partial(pr.d_psgd), 'rows that sum to 1, got .*use it with pr.'),
   )
   def test_columns_alone_are_for_push_sum(self, algorithm, message):
-    algorithm = algorithm(optax.sgd(0.1), mixing=pr.graph(DIRECTED))
+    algorithm = algorithm(optax.sgd(0.1), mixing=pr.graphs.graph(DIRECTED))
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(pr.ReplicaMesh(6), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(6), algorithm, np.zeros(2)
+      )
 
 
 if __name__ == '__main__':

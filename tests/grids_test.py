@@ -1,9 +1,10 @@
-"""Tests of `experiments/grids.py`."""
+"""Tests of `experiments/running/flags/grids.py`."""
 
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import grids, sweep
+from experiments import sweep
+from experiments.running.flags import grids
 
 FLAGS = flags.FLAGS
 del sweep  # whose flags these are

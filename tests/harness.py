@@ -93,8 +93,8 @@ def collectives_of(fn, *args):
 class Engine(NamedTuple):
   """A compiled algorithm; `traces` counts how often the loss was traced."""
 
-  mesh: pr.ReplicaMesh
-  algorithm: pr.ReplicaTransformation
+  mesh: pr.engine.ReplicaMesh
+  algorithm: pr.base.ReplicaTransformation
   train_steps: Callable[..., Any]
   traces: list[int]
 
@@ -106,9 +106,12 @@ def make_engine(algorithm, num_replicas, num_devices, loss=problem_loss):
     traces.append(1)
     return loss(*args)
 
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
   return Engine(
-    mesh, algorithm, pr.make_train_steps(mesh, algorithm, counted), traces
+    mesh,
+    algorithm,
+    pr.engine.make_train_steps(mesh, algorithm, counted),
+    traces,
   )
 
 
@@ -150,7 +153,7 @@ def bare_context(mesh, step=0):
   """What a mixing may read, inside a mapped function; no loss."""
   keys = jax.random.split(jax.random.key(0), mesh.num_replicas)
   replica = mesh.replica_index()
-  return pr.Context(
+  return pr.base.Context(
     step=jnp.asarray(step, jnp.int32),
     replica=replica,
     key=keys[replica],
@@ -195,7 +198,7 @@ class Run(NamedTuple):
   x: np.ndarray
   state: Any
   metrics: dict
-  mesh: pr.ReplicaMesh
+  mesh: pr.engine.ReplicaMesh
 
 
 def run_problem(algorithm, problem, num_devices=2, seed=0):
@@ -203,7 +206,7 @@ def run_problem(algorithm, problem, num_devices=2, seed=0):
   with jax.enable_x64(True):
     engine = make_engine(algorithm, problem.num_replicas, num_devices)
     mesh = engine.mesh
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, algorithm, to_tree(problem.start), seed=seed
     )
     points, seen = [to_vector(mesh.gather(state.params))], []

@@ -8,16 +8,8 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import (
-  algorithm_flags,
-  compare,
-  config,
-  costs,
-  grids,
-  plot,
-  sweep,
-  train,
-)
+from experiments import compare, costs, plot, sweep, train
+from experiments.running.flags import algorithm_flags, config, grids
 from prsgd_jax import __main__ as project
 from tests import binaries
 

@@ -69,9 +69,9 @@ class SpecialCasesTest(parameterized.TestCase):
     # Local SGD between machines that average gradients inside.
     inside = pr.chain(
       pr.gradient(),
-      pr.sync(pr.group_mean(2), 'grads'),
+      pr.sync(pr.mixing.group_mean(2), 'grads'),
       pr.local_update(tx),
-      pr.at(pr.every(4), pr.sync(pr.mean())),
+      pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())),
     )
     algorithm = pr.hierarchical_local_sgd(
       tx, period=1, block_steps=4, group_size=2
@@ -103,7 +103,9 @@ class AgreementTest(parameterized.TestCase):
     periods, sizes = (2, 4, 8), (2, 4)
     syncs = [
       pr.at(lambda step, p=p: step % p == 0, pr.sync(group))
-      for p, group in zip(periods, (*map(pr.group_mean, sizes), pr.mean()))
+      for p, group in zip(
+        periods, (*map(pr.mixing.group_mean, sizes), pr.mixing.mean())
+      )
     ]
     test = laws.DriftTest()
     algorithm = pr.chain(
@@ -124,7 +126,7 @@ class AverageTest(parameterized.TestCase):
 
     periods = {'local_period': 2, 'global_period': 4, 'group_size': N}
     one = points(pr.hier_avg(SGD, **periods, average=average))
-    other = points(pr.k_avg(SGD, period=2, average=average(pr.mean())))
+    other = points(pr.k_avg(SGD, period=2, average=average(pr.mixing.mean())))
     laws.assert_close(one, other)
     kept = points(pr.hier_avg(SGD, **periods))
     self.assertGreater(np.abs(one - kept).max(), 1e-4)
@@ -133,10 +135,10 @@ class AverageTest(parameterized.TestCase):
 class CostTest(parameterized.TestCase):
   def test_every_level_has_its_tier(self):
     algorithm = pr.multi_level_avg(SGD, periods=(2, 4, 12), group_sizes=(2, 4))
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     start = np.zeros(12, np.float32)
-    state = pr.create_train_state(mesh, algorithm, start)
-    got = pr.account(algorithm, pr.replica_shapes(state), N, 12)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
+    got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 12)
     self.assertEqual(got.rounds[-1], 6 + 3 + 1)
     pairs, fours = 6 * 2 * (1 / 2) * 48, 3 * 2 * (3 / 4) * 48
     self.assertAlmostEqual(got.bytes_by_tier['group'][-1], pairs + fours)
@@ -148,10 +150,10 @@ class CostTest(parameterized.TestCase):
       algorithm = pr.multi_level_avg(
         SGD, periods=(2, 4), group_sizes=group_sizes
       )
-      state = pr.create_train_state(
-        pr.ReplicaMesh(N, 2), algorithm, np.zeros(12, np.float32)
+      state = pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(12, np.float32)
       )
-      got = pr.account(algorithm, pr.replica_shapes(state), N, 4)
+      got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 4)
       totals.append((got.bytes_by_tier['global'][-1], got.seconds[-1]))
     self.assertEqual(*totals)
 
@@ -159,11 +161,11 @@ class CostTest(parameterized.TestCase):
     algorithm = pr.hierarchical_local_sgd(
       SGD, period=2, block_steps=2, group_size=4, switch_step=3
     )
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     start = np.zeros(12, np.float32)
-    state = pr.create_train_state(mesh, algorithm, start)
-    costs = algorithm.cost(pr.replica_shapes(state), N, np.arange(11))
-    inside, outside = (c for c in costs if isinstance(c, pr.Traffic))
+    state = pr.engine.create_train_state(mesh, algorithm, start)
+    costs = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(11))
+    inside, outside = (c for c in costs if isinstance(c, pr.base.Traffic))
     self.assertEqual(np.flatnonzero(inside.fires).tolist(), [4, 6, 8, 10])
     self.assertEqual(np.flatnonzero(outside.fires).tolist(), [0, 1, 2, 6, 10])
 
@@ -206,7 +208,9 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
     ):
-      pr.create_train_state(pr.ReplicaMesh(8), make(), np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(8), make(), np.zeros(2)
+      )
 
 
 if __name__ == '__main__':

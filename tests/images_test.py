@@ -1,4 +1,4 @@
-"""Tests of `experiments/reproduce/images.py`."""
+"""Tests of `experiments/papers/images.py`."""
 
 import pathlib
 
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.reproduce import images
-from experiments.reproduce.target import Setting
+from experiments.papers import images
+from experiments.papers.target import Setting
 from tests import binaries
 
 
@@ -18,7 +18,7 @@ class ImagesTest(absltest.TestCase):
     setting = Setting('cpu', binaries.digits_dir(), pathlib.Path())
     self.train, self.test = images.load(setting, 'digits', 200)
 
-  def test_training_images_are_centred_and_as_many_as_asked_for(self):
+  def test_training_images_are_centered_and_as_many_as_asked_for(self):
     self.assertEqual(self.train.image.shape, (200, 64))
     self.assertAlmostEqual(float(self.train.image.mean()), 0, places=5)
     self.assertAlmostEqual(float(self.train.image.std()), 1, places=5)

@@ -1,4 +1,4 @@
-"""Tests of `prsgd_jax.input_pipeline`."""
+"""Tests of `prsgd_jax.data.input_pipeline`."""
 
 import itertools
 from unittest import mock
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import input_pipeline
+from prsgd_jax.data import input_pipeline
+from prsgd_jax.engine import feeding
 
 
 def rows(sampler, num_replicas, steps):
@@ -48,7 +49,7 @@ class ShuffleTest(parameterized.TestCase):
     # 36 degrees of freedom: mean 36, deviation 8.5; five deviations off.
     self.assertLess(chi2, 36 + 5 * 8.5)
 
-  def test_neighbours_do_not_stay_together(self):
+  def test_neighbors_do_not_stay_together(self):
     size, streams = 41, 5000
     index = input_pipeline.shuffled_index(
       0,
@@ -306,11 +307,11 @@ class BatchTest(parameterized.TestCase):
   def test_sampler_is_of_the_mesh(self):
     sampler = input_pipeline.sharded(100, 4, 5, seed=0)
     with self.assertRaisesRegex(ValueError, 'of the 8 replicas.*one of 4'):
-      input_pipeline.make_batch_fn(pr.ReplicaMesh(8, 1), sampler)
+      feeding.make_batch_fn(pr.engine.ReplicaMesh(8, 1), sampler)
 
   def test_sampler_is_of_the_data(self):
     sampler = input_pipeline.shared(400, 4, 5, seed=0)
-    batch_fn = input_pipeline.make_batch_fn(pr.ReplicaMesh(4, 1), sampler)
+    batch_fn = feeding.make_batch_fn(pr.engine.ReplicaMesh(4, 1), sampler)
     data = {'x': jnp.zeros(100)}
     step = replica = jnp.int32(0)
     with self.assertRaisesRegex(ValueError, '400 examples, got data of 100'):
@@ -318,8 +319,10 @@ class BatchTest(parameterized.TestCase):
 
   def test_batch_fn_gathers_rows_and_transforms_them(self):
     sampler = input_pipeline.shared(12, 2, 3, seed=0)
-    batch_fn = input_pipeline.make_batch_fn(
-      pr.ReplicaMesh(2, 1), sampler, lambda key, batch: {'x': batch['x'] * 2}
+    batch_fn = feeding.make_batch_fn(
+      pr.engine.ReplicaMesh(2, 1),
+      sampler,
+      lambda key, batch: {'x': batch['x'] * 2},
     )
     data = {'x': jnp.arange(12.0)}
     key = jax.random.key(0)
@@ -329,12 +332,12 @@ class BatchTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 4)
   def test_stacked_batches_keep_replicas_and_steps_in_place(self, num_devices):
-    mesh = pr.ReplicaMesh(4, num_devices)
+    mesh = pr.engine.ReplicaMesh(4, num_devices)
     each = [
       {'x': 100 * t + 10 * np.arange(4)[:, None] + np.arange(3)}
       for t in range(5)
     ]
-    stacked = input_pipeline.stack_batches(mesh, iter(each), 5)
+    stacked = feeding.stack_batches(mesh, iter(each), 5)
     self.assertEqual(stacked['x'].shape, (num_devices, 5, 4 // num_devices, 3))
     for t, replica in itertools.product(range(5), range(4)):
       device, row = divmod(replica, mesh.block_size)
@@ -343,11 +346,11 @@ class BatchTest(parameterized.TestCase):
       )
 
   def test_refuses_an_iterator_that_ends(self):
-    mesh = pr.ReplicaMesh(2, 1)
+    mesh = pr.engine.ReplicaMesh(2, 1)
     with self.assertRaisesRegex(
       ValueError, '3 more batches.*ended after 1, which are lost.*while True'
     ) as caught:
-      input_pipeline.stack_batches(mesh, iter([np.zeros((2, 1))]), 3)
+      feeding.stack_batches(mesh, iter([np.zeros((2, 1))]), 3)
     self.assertNotIn('cycle', str(caught.exception))
 
   @parameterized.parameters(
@@ -356,13 +359,13 @@ class BatchTest(parameterized.TestCase):
     (np.zeros((9, 2, 1)),),
   )
   def test_refuses_what_would_be_read_from_its_start(self, batches):
-    mesh = pr.ReplicaMesh(2, 1)
+    mesh = pr.engine.ReplicaMesh(2, 1)
     with self.assertRaisesRegex(ValueError, r'must be an iterator.*iter\('):
-      input_pipeline.stack_batches(mesh, batches, 3)
+      feeding.stack_batches(mesh, batches, 3)
 
   def test_a_generator_of_epochs_is_read_on(self):
     # What the error advises: all batches in turn, a new shuffle each epoch.
-    mesh, rng = pr.ReplicaMesh(2, 1), np.random.default_rng(0)
+    mesh, rng = pr.engine.ReplicaMesh(2, 1), np.random.default_rng(0)
 
     def epochs():
       while True:
@@ -372,7 +375,7 @@ class BatchTest(parameterized.TestCase):
     stream = epochs()
     seen = np.concatenate(
       [
-        np.asarray(input_pipeline.stack_batches(mesh, stream, 4))[0, :, 0, 0]
+        np.asarray(feeding.stack_batches(mesh, stream, 4))[0, :, 0, 0]
         for _ in range(5)
       ]
     ).reshape(4, 5)
@@ -395,9 +398,9 @@ class BatchTest(parameterized.TestCase):
         self.buffer += 1
         return self.buffer
 
-    mesh, loader = pr.ReplicaMesh(2, 1), iter(Loader())
+    mesh, loader = pr.engine.ReplicaMesh(2, 1), iter(Loader())
     for first in (1, 4):
-      got = input_pipeline.stack_batches(mesh, loader, 3)
+      got = feeding.stack_batches(mesh, loader, 3)
       np.testing.assert_array_equal(
         got[0, :, 1, 0], [first, first + 1, first + 2]
       )
@@ -405,13 +408,13 @@ class BatchTest(parameterized.TestCase):
   @parameterized.parameters((np.array([['a', 'b']] * 2),), ([[None]] * 2,))
   def test_refuses_what_are_no_numbers(self, batch):
     with self.assertRaisesRegex(ValueError, 'a batch must be of numbers, got'):
-      input_pipeline.stack_batches(
-        pr.ReplicaMesh(2, 1), iter([{'x': np.array(batch)}]), 1
+      feeding.stack_batches(
+        pr.engine.ReplicaMesh(2, 1), iter([{'x': np.array(batch)}]), 1
       )
 
   @parameterized.parameters(1, 2, 4)
   def test_splits_batches_of_all_replicas(self, num_devices):
-    mesh = pr.ReplicaMesh(4, num_devices)
+    mesh = pr.engine.ReplicaMesh(4, num_devices)
     whole = [
       {'x': np.arange(24).reshape(12, 2) + 100 * t, 'y': (jnp.arange(12),)}
       for t in range(3)
@@ -419,8 +422,8 @@ class BatchTest(parameterized.TestCase):
     split = [
       jax.tree.map(lambda x: x.reshape((4, 3, *x.shape[1:])), b) for b in whole
     ]
-    got = input_pipeline.stack_batches(mesh, iter(whole), 3, global_batch=True)
-    want = input_pipeline.stack_batches(mesh, iter(split), 3)
+    got = feeding.stack_batches(mesh, iter(whole), 3, global_batch=True)
+    want = feeding.stack_batches(mesh, iter(split), 3)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     # Replica r has the rows 3 r, 3 r + 1, 3 r + 2 of step t.
     self.assertEqual(got['x'].shape, (num_devices, 3, 4 // num_devices, 3, 2))
@@ -439,21 +442,19 @@ class BatchTest(parameterized.TestCase):
     (12, False, r'axis of 4 replicas.*\(12, 2\).*global_batch=True'),
   )
   def test_refuses_a_last_short_batch(self, size, global_batch, pattern):
-    mesh = pr.ReplicaMesh(4, 1)
+    mesh = pr.engine.ReplicaMesh(4, 1)
     batches = [np.zeros((12, 2), np.float32), np.zeros((size, 2), np.float32)]
     with self.assertRaisesRegex(ValueError, pattern):
-      input_pipeline.stack_batches(
-        mesh, iter(batches), 2, global_batch=global_batch
-      )
+      feeding.stack_batches(mesh, iter(batches), 2, global_batch=global_batch)
 
   def test_refuses_batches_of_other_structure(self):
-    mesh, x = pr.ReplicaMesh(2, 1), np.zeros((2, 1), np.float32)
+    mesh, x = pr.engine.ReplicaMesh(2, 1), np.zeros((2, 1), np.float32)
     for batches, pattern in (
       ([{'x': x}, {'x': x, 'y': x}], 'y: float32.* is new'),
       ([(), ()], r'a batch must have an array, got \(\)'),
     ):
       with self.assertRaisesRegex(ValueError, pattern):
-        input_pipeline.stack_batches(mesh, iter(batches), 2)
+        feeding.stack_batches(mesh, iter(batches), 2)
 
   @parameterized.parameters(0, -1, True, 2.0)
   def test_refuses_no_steps(self, num_steps):
@@ -461,13 +462,13 @@ class BatchTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, 'num_steps must be an integer >= 1'
     ):
-      input_pipeline.stack_batches(pr.ReplicaMesh(2, 1), stream, num_steps)
+      feeding.stack_batches(pr.engine.ReplicaMesh(2, 1), stream, num_steps)
     next(stream)  # nothing was taken
 
   def test_refuses_batches_without_the_axis_of_replicas(self):
-    mesh = pr.ReplicaMesh(2, 1)
+    mesh = pr.engine.ReplicaMesh(2, 1)
     with self.assertRaisesRegex(ValueError, r'2 replicas.*\(3, 1\)'):
-      input_pipeline.stack_batches(mesh, iter([np.zeros((3, 1))]), 1)
+      feeding.stack_batches(mesh, iter([np.zeros((3, 1))]), 1)
 
 
 if __name__ == '__main__':

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import isolation
+from prsgd_jax.tracing import isolation
 
 N = 4
-AXIS = pr.AXIS_NAME
+AXIS = pr.base.AXIS_NAME
 ALGORITHM = pr.k_avg(optax.sgd(0.1), period=2)
 LAYOUTS = (1, 2, 4)
 
@@ -58,13 +58,13 @@ def rule(fn):
 
 
 def create(mesh, model_state=()):
-  return pr.create_train_state(
+  return pr.engine.create_train_state(
     mesh, ALGORITHM, np.ones(3, np.float32), model_state
   )
 
 
 def resident(mesh, loss_fn, batch_fn):
-  return pr.make_resident_train_steps(mesh, ALGORITHM, loss_fn, batch_fn)
+  return pr.engine.make_resident_train_steps(mesh, ALGORITHM, loss_fn, batch_fn)
 
 
 def square(params, model_state, batch, key):
@@ -75,13 +75,13 @@ def square(params, model_state, batch, key):
 class IsolationTest(parameterized.TestCase):
   @parameterized.product(name=tuple(COLLECTIVES), num_devices=(1, 2))
   def test_loss_has_no_collective(self, name, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
 
     def loss_fn(params, model_state, batch, key):
       loss, aux = square(params, model_state, batch, key)
       return loss + COLLECTIVES[name](params).sum(), aux
 
-    steps = pr.make_train_steps(mesh, ALGORITHM, loss_fn)
+    steps = pr.engine.make_train_steps(mesh, ALGORITHM, loss_fn)
     state = create(mesh)
     for num_steps in (1, 3):
       batches = np.zeros((num_devices, num_steps, N // num_devices, 3))
@@ -102,21 +102,21 @@ class IsolationTest(parameterized.TestCase):
       return jnp.square(out).mean(), (model_state, {})
 
     variables = model.init(jax.random.key(0), np.zeros((2, 3), np.float32))
-    mesh = pr.ReplicaMesh(N, num_devices)
-    state = pr.create_train_state(
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
+    state = pr.engine.create_train_state(
       mesh,
       ALGORITHM,
       variables['params'],
       {'batch_stats': variables['batch_stats']},
     )
-    steps = pr.make_train_steps(mesh, ALGORITHM, loss_fn)
+    steps = pr.engine.make_train_steps(mesh, ALGORITHM, loss_fn)
     batches = np.ones((num_devices, 1, N // num_devices, 2, 3), np.float32)
     with self.assertRaisesRegex(ValueError, 'BatchNorm.*pr.sync'):
       steps(state, batches)
 
   @parameterized.parameters(1, 4)
   def test_batch_fn_and_eval_fn_have_none(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     state, data = create(mesh), mesh.replicate(np.zeros(3, np.float32))
 
     def shifted(data, step, replica, key):
@@ -128,8 +128,8 @@ class IsolationTest(parameterized.TestCase):
     def values(params, model_state, batch):
       return {'x': batch / lax.psum(1, AXIS)}
 
-    examples = pr.shard_examples(mesh, np.ones(8, np.float32), 2)
-    for make in (pr.make_evaluate, pr.make_evaluate_replicas):
+    examples = pr.engine.shard_examples(mesh, np.ones(8, np.float32), 2)
+    for make in (pr.engine.make_evaluate, pr.engine.make_evaluate_replicas):
       with self.assertRaisesRegex(ValueError, '^eval_fn .*collective'):
         make(mesh, ALGORITHM, values)(state, examples)
 
@@ -143,7 +143,9 @@ class IsolationTest(parameterized.TestCase):
       (square, shifted, 'batch_fn'),
       (summed, draw, 'loss_fn'),
     ):
-      refresh = pr.make_reestimate(mesh, loss_fn, batch_fn, data, num_batches=1)
+      refresh = pr.engine.make_reestimate(
+        mesh, loss_fn, batch_fn, data, num_batches=1
+      )
       with self.assertRaisesRegex(ValueError, f'^{name} .*collective'):
         refresh((data, ()))
 
@@ -151,7 +153,7 @@ class IsolationTest(parameterized.TestCase):
     name=[n for n in COLLECTIVES if n not in UNSEEN], num_devices=(1, 4)
   )
   def test_optimizers_and_rules_have_none(self, name, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     joined = optax.chain(optax.stateless(over(COLLECTIVES[name])), optax.sgd(1))
     for who, algorithm in {
       'the optimizer': pr.step(joined),
@@ -162,8 +164,10 @@ class IsolationTest(parameterized.TestCase):
       with self.assertRaisesRegex(
         ValueError, f'{who} .*no collective.*pr.sync'
       ):
-        state = pr.create_train_state(mesh, algorithm, np.ones(3, np.float32))
-        steps = pr.make_train_steps(mesh, algorithm, square)
+        state = pr.engine.create_train_state(
+          mesh, algorithm, np.ones(3, np.float32)
+        )
+        steps = pr.engine.make_train_steps(mesh, algorithm, square)
         steps(state, np.zeros((num_devices, 1, N // num_devices, 3)))
 
   @parameterized.parameters(1, 2)
@@ -171,11 +175,11 @@ class IsolationTest(parameterized.TestCase):
     def centered(x):
       return jax.vmap(lambda v: v - lax.pmean(v, AXIS), axis_name=AXIS)(x)
 
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     tx = optax.chain(optax.stateless(over(centered)), optax.sgd(0.5))
     algorithm = pr.chain(pr.step(tx), pr.let(params=rule(centered)))
-    state = pr.create_train_state(mesh, algorithm, np.float32([1, 2, 6]))
-    steps = pr.make_train_steps(mesh, algorithm, square)
+    state = pr.engine.create_train_state(mesh, algorithm, np.float32([1, 2, 6]))
+    steps = pr.engine.make_train_steps(mesh, algorithm, square)
     state, _ = steps(state, np.zeros((num_devices, 1, N // num_devices, 3)))
     # x - (g - mean g) / 2 with g = 2 x is the mean of x, less itself 0.
     np.testing.assert_allclose(mesh.gather(state.params), 0, atol=1e-6)
@@ -183,7 +187,7 @@ class IsolationTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_collectives_over_own_axes_work(self, num_devices):
     # Twin of the above, also for an own axis that has the name of ours.
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     target = np.float32([3, 5, 10])
 
     def loss_fn(params, model_state, batch, key):
@@ -196,31 +200,31 @@ class IsolationTest(parameterized.TestCase):
       ]
       return sum(jnp.square(x).sum() for x in centered), (model_state, {})
 
-    steps = pr.make_train_steps(mesh, ALGORITHM, loss_fn)
+    steps = pr.engine.make_train_steps(mesh, ALGORITHM, loss_fn)
     batches = np.zeros((num_devices, 2, N // num_devices))
     _, metrics = steps(create(mesh), batches)
     # 2 x the squares of 3, 5, 10 less their mean of 6.
     np.testing.assert_allclose(metrics['loss'][:, 0], 52, rtol=1e-6)
 
   def test_other_unbound_axes_are_the_callers_own_error(self):
-    mesh = pr.ReplicaMesh(N, 1)
+    mesh = pr.engine.ReplicaMesh(N, 1)
 
     def loss_fn(params, model_state, batch, key):
       return lax.pmean(params.sum(), 'else'), (model_state, {})
 
-    steps = pr.make_train_steps(mesh, ALGORITHM, loss_fn)
+    steps = pr.engine.make_train_steps(mesh, ALGORITHM, loss_fn)
     with self.assertRaisesRegex(NameError, 'else'):
       steps(create(mesh), np.zeros((1, 1, N)))
 
   def test_settings_of_a_later_trace_are_its_own(self):
     # A program must not outlive the 64-bit types it was traced under.
-    mesh = pr.ReplicaMesh(N, 1)
+    mesh = pr.engine.ReplicaMesh(N, 1)
 
     def loss_fn(params, model_state, batch, key):
       wide = jnp.sqrt(jnp.asarray(2.0, jax.dtypes.canonicalize_dtype(float)))
       return params.sum(), (model_state, {'wide': wide})
 
-    steps = pr.make_train_steps(mesh, ALGORITHM, loss_fn)
+    steps = pr.engine.make_train_steps(mesh, ALGORITHM, loss_fn)
     state = create(mesh)
     state, metrics = steps(state, np.zeros((1, 1, N), np.float32))
     self.assertEqual(metrics['wide'].dtype, np.float32)
@@ -229,7 +233,7 @@ class IsolationTest(parameterized.TestCase):
       self.assertEqual(metrics['wide'].dtype, np.float64)
 
   def test_needs_completing(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
 
     def mapped():
       return mesh.map(isolation.isolated('double', lambda x: {'twice': 2 * x}))
@@ -241,8 +245,8 @@ class IsolationTest(parameterized.TestCase):
 
   def test_no_real_call_is_given_up(self):
     # It would leave JAX's fast path for good: 10 times the time a dispatch.
-    mesh, given_up = pr.ReplicaMesh(N, 2), []
-    map_ = pr.ReplicaMesh.map
+    mesh, given_up = pr.engine.ReplicaMesh(N, 2), []
+    map_ = pr.engine.ReplicaMesh.map
 
     def recording(self, fn, **kwargs):
       mapped = map_(self, fn, **kwargs)
@@ -259,7 +263,7 @@ class IsolationTest(parameterized.TestCase):
       call.lower = mapped.lower
       return call
 
-    with absltest.mock.patch.object(pr.ReplicaMesh, 'map', recording):
+    with absltest.mock.patch.object(pr.engine.ReplicaMesh, 'map', recording):
       steps = resident(mesh, square, lambda data, step, replica, key: data)
       state, data = create(mesh), mesh.replicate(np.zeros(3, np.float32))
       for num_steps in (1, 2, 1, 2):

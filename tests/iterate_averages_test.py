@@ -44,19 +44,21 @@ class AverageIteratesTest(parameterized.TestCase):
 
   def test_before_any_step_it_is_the_start(self):
     algorithm = pr.tail_averaging(SGD, start_step=0)
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     start = np.arange(3.0, dtype=np.float32)
-    state = pr.create_train_state(mesh, algorithm, start)
-    params, _ = pr.consensus(algorithm, state)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
+    params, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_array_equal(params, start)
 
   @parameterized.parameters(1, 2, 4)
   def test_half_precision_is_averaged_in_single(self, num_devices):
     # In bfloat16 256 + 1 is 256: the mean would stay where it began.
-    mesh = pr.ReplicaMesh(N, num_devices)
-    algorithm = pr.chain(pr.step(optax.sgd(1.0)), pr.average_iterates(0))
-    state = pr.create_train_state(mesh, algorithm, jnp.bfloat16(256))
-    train_steps = pr.make_train_steps(
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
+    algorithm = pr.chain(
+      pr.step(optax.sgd(1.0)), pr.algorithms.average_iterates(0)
+    )
+    state = pr.engine.create_train_state(mesh, algorithm, jnp.bfloat16(256))
+    train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda params, s, b, key: (-2 * params, (s, {}))
     )
     blocks = (num_devices, 8, N // num_devices)
@@ -65,15 +67,17 @@ class AverageIteratesTest(parameterized.TestCase):
     self.assertEqual(means.dtype, np.float32)
     # 258, 260, ..., 272, all of them in bfloat16.
     np.testing.assert_array_equal(means, np.full(N, 265, np.float32))
-    params, _ = pr.consensus(algorithm, state)
+    params, _ = pr.engine.consensus(algorithm, state)
     self.assertEqual(params.dtype, jnp.bfloat16)
 
   def test_many_iterates_do_not_overflow_or_stall(self):
-    mesh = pr.ReplicaMesh(1)
-    algorithm = pr.chain(pr.step(optax.sgd(0.0)), pr.average_iterates(0))
+    mesh = pr.engine.ReplicaMesh(1)
+    algorithm = pr.chain(
+      pr.step(optax.sgd(0.0)), pr.algorithms.average_iterates(0)
+    )
     big = np.float32(3e38)  # the sum of two is infinite
-    state = pr.create_train_state(mesh, algorithm, big)
-    train_steps = pr.make_train_steps(
+    state = pr.engine.create_train_state(mesh, algorithm, big)
+    train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda params, s, b, key: (params, (s, {}))
     )
     batch = mesh.place_per_device(np.zeros((1, 100, 1), np.float32))
@@ -85,10 +89,10 @@ class AverageIteratesTest(parameterized.TestCase):
     # x falls by its last digit in every 4th step. Each change of the mean is
     # less than half of that digit, and would be lost in a float32 m alone.
     start, digit, steps = 1.5, 2.0**-23, 4000
-    mesh = pr.ReplicaMesh(1)
+    mesh = pr.engine.ReplicaMesh(1)
     algorithm = pr.tail_averaging(optax.sgd(1.0), start_step=0)
-    state = pr.create_train_state(mesh, algorithm, np.float32(start))
-    train_steps = pr.make_resident_train_steps(
+    state = pr.engine.create_train_state(mesh, algorithm, np.float32(start))
+    train_steps = pr.engine.make_resident_train_steps(
       mesh,
       algorithm,
       lambda params, s, batch, key: (params * batch, (s, {})),
@@ -97,7 +101,7 @@ class AverageIteratesTest(parameterized.TestCase):
     state, _ = train_steps(state, mesh.replicate(np.float32(digit)), steps)
     x = start - digit * (np.arange(1, steps + 1) // 4)
     np.testing.assert_array_equal(mesh.gather(state.params), [x[-1]])
-    mean, _ = pr.consensus(algorithm, state)
+    mean, _ = pr.engine.consensus(algorithm, state)
     self.assertLessEqual(abs(float(mean) - x.mean()), digit)
 
   @parameterized.parameters(-1, 0.5, True, None)
@@ -105,7 +109,7 @@ class AverageIteratesTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, f'start_step must be an integer >= 0, got {bad}'
     ):
-      pr.average_iterates(bad)
+      pr.algorithms.average_iterates(bad)
 
 
 if __name__ == '__main__':

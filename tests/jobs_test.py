@@ -1,4 +1,4 @@
-"""Tests of `experiments/jobs.py`, with real processes."""
+"""Tests of `experiments/running/process/jobs.py`, with real processes."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import jobs, locks, signals
+from experiments.running.process import jobs, locks, signals
 
 
 class JobsTest(parameterized.TestCase):
@@ -92,7 +92,7 @@ class JobsTest(parameterized.TestCase):
 
   def test_a_job_holds_its_directory_until_it_ends(self):
     program = (
-      'import pathlib; from experiments import locks\n'
+      'import pathlib; from experiments.running.process import locks\n'
       f'with locks.hold(pathlib.Path({str(self.root / "a")!r})): print("held")'
     )
     command = [sys.executable, '-c', program]
@@ -103,7 +103,7 @@ class JobsTest(parameterized.TestCase):
 
   def test_a_killed_starter_leaves_the_job_its_lock(self):
     program = (
-      'from experiments import jobs; import pathlib\n'
+      'from experiments.running.process import jobs; import pathlib\n'
       f'root = pathlib.Path({str(self.root)!r}); log = root / "logs" / "a"\n'
       'command = ["sh", "-c", "echo began; sleep 1; echo ended"]\n'
       'jobs.run_all([jobs.Job("a", lambda: command, log, root / "a")], '

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import checkpoints, keys
+from prsgd_jax.engine import checkpoints
 from prsgd_jax.testing import check_laws, make_problem
+from prsgd_jax.tracing import keys
 
 N = 4
 
@@ -52,11 +53,11 @@ def flat_loss(params, model_state, batch, key):
 
 def noises(algorithm, num_steps, num_devices=2, seed=0):
   """The movements [T, N, 3] of the replicas, and the state at the end."""
-  mesh = pr.ReplicaMesh(N, num_devices)
-  state = pr.create_train_state(
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
+  state = pr.engine.create_train_state(
     mesh, algorithm, np.zeros(3, np.float32), seed=seed
   )
-  steps = pr.make_train_steps(mesh, algorithm, flat_loss)
+  steps = pr.engine.make_train_steps(mesh, algorithm, flat_loss)
   batch = np.zeros((num_devices, 1, N // num_devices), np.float32)
   points = [mesh.gather(state.params)]
   for _ in range(num_steps):
@@ -96,7 +97,7 @@ class NoisyOptimizerTest(parameterized.TestCase):
   def test_a_reset_does_not_repeat_them(self):
     tx = self.MAKE['raw']()
     plain, _ = noises(pr.chain(pr.step(tx)), 4)
-    reset = pr.chain(pr.step(tx), pr.at(pr.every(2), pr.restart(tx)))
+    reset = pr.chain(pr.step(tx), pr.at(pr.schedules.every(2), pr.restart(tx)))
     np.testing.assert_array_equal(noises(reset, 4)[0], plain)
     moved, _ = noises(pr.fedavg(tx, period=2), 4)
     self.assertTrue(all_differ(moved[[0, 2]]))
@@ -119,16 +120,18 @@ class NoisyOptimizerTest(parameterized.TestCase):
 
   def test_an_average_leaves_keys_alone(self):
     tx = self.MAKE['typed']()
-    average = pr.sync(pr.mean(), ('params', 'opt_state'))
+    average = pr.sync(pr.mixing.mean(), ('params', 'opt_state'))
     moved, state = noises(pr.k_avg(tx, period=1, average=average), 2)
     np.testing.assert_array_equal(moved, moved[:, :1].repeat(N, axis=1))
-    data = pr.ReplicaMesh(N, 2).gather(state.opt_state)[0].rng_key
+    data = pr.engine.ReplicaMesh(N, 2).gather(state.opt_state)[0].rng_key
     self.assertLen(np.unique(data, axis=0), N)
 
   def test_replicas_that_rest_draw_at_their_steps(self):
     tx = self.MAKE['typed']()
     plain, _ = noises(pr.chain(pr.step(tx)), 2)
-    rests, _ = noises(pr.where(pr.first_steps((1, 2, 1, 2)), pr.step(tx)), 2)
+    rests, _ = noises(
+      pr.where(pr.stages.first_steps((1, 2, 1, 2)), pr.step(tx)), 2
+    )
     np.testing.assert_array_equal(rests[0], plain[0])
     np.testing.assert_array_equal(rests[1, 1::2], plain[1, 1::2])
     np.testing.assert_array_equal(rests[1, ::2], 0 * plain[1, ::2])
@@ -143,7 +146,7 @@ class NoisyOptimizerTest(parameterized.TestCase):
       return pr.chain(
         pr.remember(x0='params'),
         pr.at(
-          pr.every(2),
+          pr.schedules.every(2),
           pr.let(delta=lambda x0, params: x0 - params),
           pr.outer_update(self.MAKE['typed'](), of='delta', at='x0'),
           pr.let(params='x0'),
@@ -164,7 +167,9 @@ class StateTest(parameterized.TestCase):
   def created(self, mesh):
     model_state = {'key': jax.random.key(7), 'seen': np.int32(0)}
     start = np.ones(3, np.float32)
-    return pr.create_train_state(mesh, self.ALGORITHM, start, model_state)
+    return pr.engine.create_train_state(
+      mesh, self.ALGORITHM, start, model_state
+    )
 
   def trained(self, mesh, num_steps=2):
     return self.advance(mesh, self.created(mesh), num_steps)
@@ -179,7 +184,7 @@ class StateTest(parameterized.TestCase):
       seen = model_state['seen'] + 1
       return (params * u).sum(), ({'key': kept, 'seen': seen}, {})
 
-    return pr.make_resident_train_steps(
+    return pr.engine.make_resident_train_steps(
       mesh,
       StateTest.ALGORITHM,
       loss,
@@ -191,12 +196,12 @@ class StateTest(parameterized.TestCase):
     return self.steps(mesh)(state, data, num_steps)[0]
 
   def test_a_restored_run_is_the_same_bit_for_bit(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     state = self.trained(mesh, 2)
     with tempfile.TemporaryDirectory() as directory:
       checkpoints.save(directory, mesh, state, {})
       restored = checkpoints.restore(directory, mesh, state, {})
-      four = pr.ReplicaMesh(N, 4)
+      four = pr.engine.ReplicaMesh(N, 4)
       like = self.created(four)
       moved = checkpoints.restore(directory, four, like, {})
     jax.tree.map(
@@ -212,9 +217,9 @@ class StateTest(parameterized.TestCase):
     )
 
   def test_consensus_has_the_key_of_replica_0(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     state = self.trained(mesh)
-    params, model_state = pr.consensus(self.ALGORITHM, state)
+    params, model_state = pr.engine.consensus(self.ALGORITHM, state)
     np.testing.assert_allclose(
       params, mesh.gather(state.params).mean(axis=0), rtol=1e-6
     )
@@ -225,23 +230,25 @@ class StateTest(parameterized.TestCase):
     self.assertTrue(keys.is_typed(model_state['key']))
 
   def test_evaluation_takes_the_same_point(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     state = self.trained(mesh)
 
     def eval_fn(params, model_state, batch):
       bits = jax.random.key_data(model_state['key']).astype(jnp.float32)
       return {'x': batch * params[0], 'bits': batch * bits[0]}
 
-    examples = pr.shard_examples(mesh, np.ones(4, np.float32), 2)
-    got = pr.make_evaluate(mesh, self.ALGORITHM, eval_fn)(state, examples)
-    params, model_state = pr.consensus(self.ALGORITHM, state)
+    examples = pr.engine.shard_examples(mesh, np.ones(4, np.float32), 2)
+    got = pr.engine.make_evaluate(mesh, self.ALGORITHM, eval_fn)(
+      state, examples
+    )
+    params, model_state = pr.engine.consensus(self.ALGORITHM, state)
     self.assertAlmostEqual(got['x'], float(params[0]), places=6)
     bits = float(np.float32(jax.random.key_data(model_state['key'])[0]))
     self.assertEqual(got['bits'], bits)
 
   def test_replicas_draw_apart_in_the_loss(self):
-    state = self.trained(pr.ReplicaMesh(N, 2))
-    data = pr.ReplicaMesh(N, 2).gather(state.model_state)['key']
+    state = self.trained(pr.engine.ReplicaMesh(N, 2))
+    data = pr.engine.ReplicaMesh(N, 2).gather(state.model_state)['key']
     self.assertLen(np.unique(data, axis=0), N)
 
 
@@ -302,13 +309,13 @@ class NnxTest(parameterized.TestCase):
     )
 
   def run_on(self, num_devices, num_steps):
-    mesh = pr.ReplicaMesh(N, num_devices)
-    average = pr.sync(pr.mean(), ('params', 'model_state'))
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
+    average = pr.sync(pr.mixing.mean(), ('params', 'model_state'))
     algorithm = pr.k_avg(optax.sgd(0.1), period=2, average=average)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, algorithm, self.PARAMS, self.MODEL_STATE
     )
-    steps = pr.make_resident_train_steps(
+    steps = pr.engine.make_resident_train_steps(
       mesh, algorithm, self.loss, lambda data, step, replica, key: data
     )
     state, metrics = steps(state, mesh.replicate(self.X), num_steps)
@@ -322,7 +329,7 @@ class NnxTest(parameterized.TestCase):
 
   def test_the_averaged_model_is_one_to_evaluate(self):
     mesh, algorithm, state, _ = self.run_on(2, 4)
-    params, model_state = pr.consensus(algorithm, state)
+    params, model_state = pr.engine.consensus(algorithm, state)
     model = nnx.merge(self.GRAPH, params, model_state, copy=True)
     model.eval()
     out, _ = model(self.X)
@@ -334,15 +341,15 @@ class NnxTest(parameterized.TestCase):
       model.eval()
       return {'out': model(x)[0]}
 
-    evaluate = pr.make_evaluate(mesh, algorithm, eval_fn)
-    got = evaluate(state, pr.shard_examples(mesh, self.X, 3))
+    evaluate = pr.engine.make_evaluate(mesh, algorithm, eval_fn)
+    got = evaluate(state, pr.engine.shard_examples(mesh, self.X, 3))
     self.assertAlmostEqual(got['out'], float(out.mean()), places=5)
 
 
 class PlacementTest(parameterized.TestCase):
   @parameterized.parameters(1, 2)
   def test_typed_keys_are_placed_and_fetched(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     given = jax.random.split(jax.random.key(3), N)
     placed = mesh.place(given)
     self.assertEqual(placed.shape, (num_devices, N // num_devices))
@@ -353,11 +360,11 @@ class PlacementTest(parameterized.TestCase):
     self.assertTrue(keys.is_typed(mesh.replicate(given[0])))
 
   def test_each_replica_may_bring_its_own(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     given = jax.random.split(jax.random.key(3), N)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh,
-      pr.chain(pr.sync(pr.mean())),
+      pr.chain(pr.sync(pr.mixing.mean())),
       np.zeros((N, 2), np.float32),
       {'key': given},
       per_replica=True,

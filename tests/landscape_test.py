@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax import landscape
+from prsgd_jax.science import landscape
 from tests import reference
 
 KEY = jax.random.key(0)

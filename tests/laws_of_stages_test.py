@@ -10,8 +10,8 @@ from tests import algorithms_test as laws
 from tests import harness
 from tests.rows import PLAIN, SGD, N, T
 
-EVERY = pr.every(4)
-MEAN = pr.sync(pr.mean())
+EVERY = pr.schedules.every(4)
+MEAN = pr.sync(pr.mixing.mean())
 LOCAL = (pr.gradient(), pr.local_update(SGD))
 
 
@@ -30,9 +30,9 @@ def same(one, other):
 def shapes_of(algorithm):
   """One replica's shapes, as the ledger wants them."""
   start = harness.to_tree(laws.PROBLEMS['smooth'].start.astype(np.float32))
-  mesh = pr.ReplicaMesh(N, 2)
-  return pr.replica_shapes(
-    jax.eval_shape(lambda: pr.create_train_state(mesh, algorithm, start))
+  mesh = pr.engine.ReplicaMesh(N, 2)
+  return pr.engine.replica_shapes(
+    jax.eval_shape(lambda: pr.engine.create_train_state(mesh, algorithm, start))
   )
 
 
@@ -59,7 +59,7 @@ class LawsTest(parameterized.TestCase):
     )
 
   def test_at_always_is_its_stages(self):
-    same((*LOCAL, pr.at(pr.always(), MEAN)), (*LOCAL, MEAN))
+    same((*LOCAL, pr.at(pr.schedules.always(), MEAN)), (*LOCAL, MEAN))
 
   def test_assignments_are_a_sequence(self):
     remember = pr.remember(a='params', b=pr.zeros)
@@ -99,7 +99,7 @@ class LawsTest(parameterized.TestCase):
       pr.local_update(SGD),
       MEAN,
     )
-    account = pr.account(algorithm, shapes_of(algorithm), N, T)
+    account = pr.ledger.account(algorithm, shapes_of(algorithm), N, T)
     # Steps 5, 11, 17, 23; of them 11 and 23 are at the end of four.
     self.assertEqual(account.gradients[-1], 4 * 3 + N * T)
     self.assertEqual(account.rounds[-1], 2 + T)
@@ -108,7 +108,7 @@ class LawsTest(parameterized.TestCase):
     algorithm = pr.chain(
       pr.gradient(),
       pr.let(half=lambda grads: grads / 2),
-      pr.sync(pr.mean(), 'half', codec=pr.signs()),
+      pr.sync(pr.mixing.mean(), 'half', codec=pr.codecs.signs()),
       pr.let(grads='half'),
       pr.local_update(SGD),
     )
@@ -118,8 +118,10 @@ class LawsTest(parameterized.TestCase):
 
   def test_registers_are_in_the_state_under_their_names(self):
     algorithm = pr.slowmo(PLAIN, learning_rate=0.1, period=4, slow_momentum=0.5)
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
     self.assertEqual(set(state.registers), {'slowmo.x0', 'slowmo.u'})
 
 
@@ -148,7 +150,7 @@ INCOMPLETE = {
     'grads is read before a gradient is taken; chain pr.gradient',
   ),
   'opt_state_without_an_optimizer': (
-    lambda: (pr.gradient(), pr.sync(pr.mean(), 'opt_state')),
+    lambda: (pr.gradient(), pr.sync(pr.mixing.mean(), 'opt_state')),
     'the algorithm has no optimizer; chain pr.local_update',
   ),
   'read_before_it_is_declared': (
@@ -156,7 +158,11 @@ INCOMPLETE = {
     "'x0' is read before it is declared; move its pr.remember",
   ),
   'assigned_later': (
-    lambda: (pr.let(params='d'), pr.let(d='params'), pr.sync(pr.mean(), 'd')),
+    lambda: (
+      pr.let(params='d'),
+      pr.let(d='params'),
+      pr.sync(pr.mixing.mean(), 'd'),
+    ),
     "'d' is read where it need not hold anything: it is assigned later",
   ),
   'assigned_at_some_steps': (
@@ -182,13 +188,13 @@ INCOMPLETE = {
   'of_the_stages_around_and_assigned_inside': (
     lambda: (
       pr.let(d='params'),
-      pr.algorithm('a', pr.algorithm('b', pr.sync(pr.mean(), 'd'))),
+      pr.algorithm('a', pr.algorithm('b', pr.sync(pr.mixing.mean(), 'd'))),
       pr.let(params='d'),
     ),
     "'d' is read inside the algorithm 'b', which also assigns it",
   ),
   'own_is_never_read': (
-    lambda: (pr.sync(pr.mean(), codec=pr.signs(), own='known'),),
+    lambda: (pr.sync(pr.mixing.mean(), codec=pr.codecs.signs(), own='known'),),
     "'known' is assigned but never read",
   ),
 }
@@ -225,12 +231,18 @@ WRONG = {
   'no_rule': (lambda: pr.let(u=[1.0]), 'expects a function of registers'),
   'no_names': (lambda: pr.let(u=lambda *x: x), 'name what it reads by'),
   'nothing_required': (lambda: pr.require(3), 'require expects a function'),
-  'no_steps': (lambda: pr.first_steps(3), 'one number per replica, got 3'),
+  'no_steps': (
+    lambda: pr.stages.first_steps(3),
+    'one number per replica, got 3',
+  ),
   'nothing_expected': (
     lambda: pr.where(True, pr.gradient(), expected=True),
     'expected must be a function',
   ),
-  'no_mixing': (lambda: pr.sync('mean'), 'expects a mixing such as pr.mean'),
+  'no_mixing': (
+    lambda: pr.sync('mean'),
+    'expects a mixing such as pr.mixing.mean',
+  ),
   'no_schedule': (lambda: pr.at(4, MEAN), 'expects a schedule such as'),
   'no_optimizer': (lambda: pr.local_update('sgd'), 'an optax transformation'),
   'no_stage': (lambda: pr.chain(SGD), 'chain expects stages'),
@@ -273,7 +285,7 @@ UNFIT = {
     'each of the 8 replicas, got 3',
   ),
   'mixing': (
-    lambda: (pr.sync(pr.group_mean(3)),),
+    lambda: (pr.sync(pr.mixing.group_mean(3)),),
     'must divide the 8 replicas',
   ),
 }
@@ -287,7 +299,9 @@ class MisuseTest(parameterized.TestCase):
     make, message = {**INCOMPLETE, **UNFIT}[name]
     start = harness.to_tree(laws.PROBLEMS['smooth'].start.astype(np.float32))
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), pr.chain(*make()), start)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), pr.chain(*make()), start
+      )
 
   @parameterized.parameters(*WRONG)
   def test_when_it_is_constructed(self, name):
@@ -299,12 +313,12 @@ class MisuseTest(parameterized.TestCase):
     stage = pr.gradient()
     stage = stage._replace(names=stage.names._replace(writes=frozenset()))
     algorithm = pr.chain(stage)
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     problem = laws.PROBLEMS['smooth']
     start = harness.to_tree(problem.start.astype(np.float32))
-    state = pr.create_train_state(mesh, algorithm, start)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
     batch = harness.problem_batches(mesh, problem, [0], np.float32)
-    steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    steps = pr.engine.make_train_steps(mesh, algorithm, harness.problem_loss)
     with self.assertRaisesRegex(ValueError, r'but its names.writes are \[\]'):
       steps(state, batch)
 
@@ -316,7 +330,7 @@ class HandWrittenTest(parameterized.TestCase):
     def update(replica, state, context):
       largest = jax.lax.pmax(
         jax.tree.map(lambda x: x.max(axis=0), replica.get('params')),
-        pr.AXIS_NAME,
+        pr.base.AXIS_NAME,
       )
       block = replica.params['b'].shape[0]
       new = jax.tree.map(
@@ -327,8 +341,8 @@ class HandWrittenTest(parameterized.TestCase):
     def init(replica, num_replicas):
       return replica.set({'largest': replica.params}), ()
 
-    stage = pr.ReplicaTransformation(
-      update, init, names=pr.names(reads=['params'], writes=['largest'])
+    stage = pr.base.ReplicaTransformation(
+      update, init, names=pr.base.names(reads=['params'], writes=['largest'])
     )
     x = points(*LOCAL, stage, pr.let(params='largest'))
     for t in range(T):

@@ -12,9 +12,9 @@ import networkx as nx
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import laws
-from prsgd_jax.matrices import of_size
-from prsgd_jax.mixing import sparse
+from prsgd_jax.mixing.matrices import of_size
+from prsgd_jax.mixing.mixings import sparse
+from prsgd_jax.science import laws
 from tests import reference
 
 
@@ -112,7 +112,7 @@ class ConsensusVarianceTest(parameterized.TestCase):
     k = np.arange(1, n)
     square = (self_weight + (1 - self_weight) * np.cos(2 * np.pi * k / n)) ** 2
     want = (np.sum(1 / (1 - square)) / n, np.sum(square / (1 - square)) / n)
-    got = laws.consensus_variance(pr.ring(self_weight), n)
+    got = laws.consensus_variance(pr.graphs.ring(self_weight), n)
     np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-14)
 
   @parameterized.parameters(4, 8)
@@ -120,14 +120,14 @@ class ConsensusVarianceTest(parameterized.TestCase):
     # E[W'W] = I/2 + (11' - I) / (2 (n - 1)).
     square = 1 / 2 - 1 / (2 * (n - 1))
     want = ((n - 1) / n / (1 - square), (n - 1) / n * square / (1 - square))
-    for mixing in (pr.random_matching(), pr.random_neighbour()):
+    for mixing in (pr.graphs.random_matching(), pr.graphs.random_neighbor()):
       got = laws.consensus_variance(mixing, n)
       np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-14)
 
   def test_random_matrices_to_which_they_are_not(self):
     # Pairs along a path of four: the formula with E[W'W] does not hold, and a
     # long simulation of both orders decides.
-    mixing = pr.random_matching(nx.path_graph(4))
+    mixing = pr.graphs.random_matching(nx.path_graph(4))
     choices = mixing.matrices(4)
     got = laws.consensus_variance(mixing, 4)
     rng = np.random.default_rng(0)
@@ -149,7 +149,7 @@ class ConsensusVarianceTest(parameterized.TestCase):
     # Not symmetric; noise older than 50 steps is gone.
     weights = reference.random_doubly_stochastic(5)
     problem = noise_alone(5, 50)
-    got = laws.consensus_variance(pr.dense(weights), 5)
+    got = laws.consensus_variance(pr.mixing.dense(weights), 5)
     order_a = reference.d_psgd(problem, weights=weights, learning_rate=1.0)
     order_c = reference.adapt_then_combine(
       problem, weights=weights, learning_rate=1.0
@@ -159,7 +159,7 @@ class ConsensusVarianceTest(parameterized.TestCase):
 
   def test_matrices_that_take_turns(self):
     # N = 8: after three rounds, all of the noise is averaged.
-    mixing = pr.one_peer_exponential()
+    mixing = pr.graphs.one_peer_exponential()
     matrices = mixing.matrices(8)
     problem = noise_alone(8, 12)
     x, record = np.zeros((8, 96)), []
@@ -187,15 +187,19 @@ class ConsensusVarianceTest(parameterized.TestCase):
       np.testing.assert_allclose(drifts(x)[-3:].mean(), want, rtol=1e-9)
 
   def test_one_replica(self):
-    self.assertEqual(laws.consensus_variance(pr.mean(), 1), (0, 0))
+    self.assertEqual(laws.consensus_variance(pr.mixing.mean(), 1), (0, 0))
 
   @parameterized.parameters(
-    (pr.ring(0.0), 4, 'never does'),  # -1 is an eigenvalue
-    (pr.group_mean(2), 4, 'never does'),
-    (pr.dense(np.eye(3)), 3, 'never does'),
-    (pr.dense(np.roll(np.eye(3), 1, axis=0)), 3, 'never does'),
-    (pr.dense(np.array([[0.5, 0.2], [0.5, 0.8]])), 2, 'a doubly stochastic'),
-    (pr.weighted_mean([1, 2]), 2, 'a doubly stochastic'),
+    (pr.graphs.ring(0.0), 4, 'never does'),  # -1 is an eigenvalue
+    (pr.mixing.group_mean(2), 4, 'never does'),
+    (pr.mixing.dense(np.eye(3)), 3, 'never does'),
+    (pr.mixing.dense(np.roll(np.eye(3), 1, axis=0)), 3, 'never does'),
+    (
+      pr.mixing.dense(np.array([[0.5, 0.2], [0.5, 0.8]])),
+      2,
+      'a doubly stochastic',
+    ),
+    (pr.mixing.weighted_mean([1, 2]), 2, 'a doubly stochastic'),
   )
   def test_refuses(self, mixing, n, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -27,18 +27,22 @@ def loss(params, model_state, batch, key):
 
 
 def create(algorithm, num_devices=2, params=PARAMS):
-  mesh = pr.ReplicaMesh(N, num_devices)
-  return mesh, pr.create_train_state(mesh, algorithm, params, MODEL_STATE)
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
+  return mesh, pr.engine.create_train_state(
+    mesh, algorithm, params, MODEL_STATE
+  )
 
 
 def account(algorithm, num_steps, params=PARAMS):
   _, state = create(algorithm, params=params)
-  return pr.account(algorithm, pr.replica_shapes(state), N, num_steps)
+  return pr.ledger.account(
+    algorithm, pr.engine.replica_shapes(state), N, num_steps
+  )
 
 
 def _mean(register):
   """The average of the parameters and of something else."""
-  return pr.sync(pr.mean(), ('params', register))
+  return pr.sync(pr.mixing.mean(), ('params', register))
 
 
 def _chain(*syncs, tx=SGD):
@@ -64,7 +68,7 @@ class AccountTest(parameterized.TestCase):
       4 + 1,
       {'group': 4 * 2 * 3 / 4 * 48, 'global': ALL_REDUCE * 48},
     ),
-    ('ring', pr.d_psgd(SGD), 8, {'neighbour': 8 * 2 * 48}),
+    ('ring', pr.d_psgd(SGD), 8, {'neighbor': 8 * 2 * 48}),
     (
       'groups_of_one',
       pr.hier_avg(SGD, local_period=2, global_period=8, group_size=1),
@@ -73,9 +77,9 @@ class AccountTest(parameterized.TestCase):
     ),
     (
       'dense',
-      pr.d_psgd(SGD, mixing=pr.dense(np.eye(N))),
+      pr.d_psgd(SGD, mixing=pr.mixing.dense(np.eye(N))),
       8,
-      {'neighbour': 8 * 7 * 48},
+      {'neighbor': 8 * 7 * 48},
     ),
     (
       'momentum_too',
@@ -98,8 +102,8 @@ class AccountTest(parameterized.TestCase):
     (
       'heterogeneous',
       pr.chain(
-        pr.where(pr.first_steps([1] * 7 + [4]), pr.step(SGD)),
-        pr.at(pr.every(4), pr.sync(pr.mean())),
+        pr.where(pr.stages.first_steps([1] * 7 + [4]), pr.step(SGD)),
+        pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())),
       ),
       2,
       {'global': 2 * ALL_REDUCE * 48},
@@ -112,7 +116,7 @@ class AccountTest(parameterized.TestCase):
     ),
     (
       'never',
-      _chain(pr.at(pr.never(), pr.sync(pr.mean()))),
+      _chain(pr.at(pr.schedules.never(), pr.sync(pr.mixing.mean()))),
       0,
       {'global': 0.0},
     ),
@@ -143,7 +147,7 @@ class AccountTest(parameterized.TestCase):
     totals = set()
     for num_devices in (1, 2, 8):
       _, state = create(algorithm, num_devices)
-      got = pr.account(algorithm, pr.replica_shapes(state), N, 4)
+      got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 4)
       totals.add((int(got.rounds[-1]), float(got.bytes_sent[-1])))
     self.assertLen(totals, 1)
 
@@ -154,27 +158,29 @@ class AccountTest(parameterized.TestCase):
 
   def test_a_schedule_may_be_a_constant(self):
     # A user's own schedule that returns one bool, as it may when traced.
-    algorithm = _chain(pr.at(lambda step: True, pr.sync(pr.mean())))
+    algorithm = _chain(pr.at(lambda step: True, pr.sync(pr.mixing.mean())))
     np.testing.assert_array_equal(account(algorithm, 3).rounds, [0, 1, 2, 3])
 
 
-FREE = {'links': dict.fromkeys(pr.network.TIERS, pr.Link(0.0, np.inf))}
-GIGABYTE = pr.Link(latency=1e-3, bandwidth=1e9)
+FREE = {
+  'links': dict.fromkeys(pr.ledger.network.TIERS, pr.ledger.Link(0.0, np.inf))
+}
+GIGABYTE = pr.ledger.Link(latency=1e-3, bandwidth=1e9)
 
 
 def seconds(algorithm, num_steps, **network):
-  links = {'global': GIGABYTE, 'group': GIGABYTE, 'neighbour': GIGABYTE}
+  links = {'global': GIGABYTE, 'group': GIGABYTE, 'neighbor': GIGABYTE}
   _, state = create(algorithm)
-  return pr.account(
+  return pr.ledger.account(
     algorithm,
-    pr.replica_shapes(state),
+    pr.engine.replica_shapes(state),
     N,
     num_steps,
-    pr.Network(**{'links': links, 'step_time': 1.0, **network}),
+    pr.ledger.Network(**{'links': links, 'step_time': 1.0, **network}),
   ).seconds
 
 
-class ModelledTimeTest(parameterized.TestCase):
+class ModeledTimeTest(parameterized.TestCase):
   """The clock, on machines whose times are told by hand."""
 
   def test_steps_alone(self):
@@ -191,9 +197,9 @@ class ModelledTimeTest(parameterized.TestCase):
   def test_a_tier_has_links_of_its_own(self):
     algorithm = pr.hier_avg(SGD, local_period=1, global_period=2, group_size=2)
     links = {
-      'global': pr.Link(1.0, np.inf),
-      'group': pr.Link(0.1, np.inf),
-      'neighbour': pr.Link(0.0, np.inf),
+      'global': pr.ledger.Link(1.0, np.inf),
+      'group': pr.ledger.Link(0.1, np.inf),
+      'neighbor': pr.ledger.Link(0.0, np.inf),
     }
     got = seconds(algorithm, 2, links=links)
     np.testing.assert_allclose(got, [0, 1.2, 2.4 + 14])
@@ -209,18 +215,18 @@ class ModelledTimeTest(parameterized.TestCase):
     # Algorithm 3: I_i steps at speed I_i / I_min all take as long.
     speeds = (1, 1, 1, 1, 2, 2, 4, 4)
     algorithm = pr.chain(
-      pr.where(pr.first_steps(speeds), pr.step(SGD)),
-      pr.at(pr.every(4), pr.sync(pr.mean())),
+      pr.where(pr.stages.first_steps(speeds), pr.step(SGD)),
+      pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())),
     )
     got = seconds(algorithm, 8, speeds=speeds, **FREE)
     self.assertAlmostEqual(got[4], 1.0)
     self.assertAlmostEqual(got[8], 2.0)
 
-  def test_gossip_waits_for_neighbours_only(self):
+  def test_gossip_waits_for_neighbors_only(self):
     # The same slow steps are met by all; fewer of them are waited for.
     noisy = {**FREE, 'jitter': 1.0}
-    ring = seconds(_chain(pr.sync(pr.ring())), 100, **noisy)[-1]
-    everyone = seconds(_chain(pr.sync(pr.mean())), 100, **noisy)[-1]
+    ring = seconds(_chain(pr.sync(pr.graphs.ring())), 100, **noisy)[-1]
+    everyone = seconds(_chain(pr.sync(pr.mixing.mean())), 100, **noisy)[-1]
     nobody = seconds(_chain(), 100, **noisy)[-1]
     self.assertLess(nobody, 0.9 * ring)
     self.assertLess(ring, 0.9 * everyone)
@@ -242,11 +248,11 @@ class ModelledTimeTest(parameterized.TestCase):
     ({'jitter': float('nan')}, 'jitter must be >= 0 .* got nan'),
     ({'jitter': float('inf')}, 'jitter must be >= 0 .* got inf'),
     ({'seed': -1}, 'seed must be an integer >= 0'),
-    ({'links': {**FREE['links'], 'group': pr.Link(float('nan'), 1.0)}},
+    ({'links': {**FREE['links'], 'group': pr.ledger.Link(float('nan'), 1.0)}},
      'latency of the group links must be >= 0 .* got nan'),
-    ({'links': {**FREE['links'], 'global': pr.Link(0.0, float('nan'))}},
+    ({'links': {**FREE['links'], 'global': pr.ledger.Link(0.0, float('nan'))}},
      'bandwidth of the global links must be .* got nan'),
-    ({'links': {**FREE['links'], 'global': pr.Link(0.0, 0.0)}},
+    ({'links': {**FREE['links'], 'global': pr.ledger.Link(0.0, 0.0)}},
      'bandwidth of the global links must be .* got 0.0'),
     ({'links': {}}, 'links must have the tiers'),
   )  # fmt: skip
@@ -265,7 +271,7 @@ def naive_clock(costs, waits_of_round, num_steps, network):
   clock, turns, seconds = [0.0] * N, [0] * len(costs), [0.0]
   for t in range(num_steps):
     for i, cost in enumerate(costs):
-      if isinstance(cost, pr.Work):
+      if isinstance(cost, pr.base.Work):
         draws = noise.normal(size=N) * network.jitter - network.jitter**2 / 2
         for r in range(N):
           if cost.active[t, r]:
@@ -290,8 +296,9 @@ class NaiveClockTest(parameterized.TestCase):
 
   @parameterized.product(
     mixing=(
-      pr.mean, pr.ring, pr.star, pr.one_peer_exponential, pr.base_graph,
-      lambda: pr.group_mean(2), lambda: pr.dense(np.eye(N)),
+      pr.mixing.mean, pr.graphs.ring, pr.graphs.star,
+      pr.graphs.one_peer_exponential, pr.graphs.base_graph,
+      lambda: pr.mixing.group_mean(2), lambda: pr.mixing.dense(np.eye(N)),
     ),
     network=(
       {}, {'jitter': 0.4}, {'speeds': SPEEDS},
@@ -299,9 +306,9 @@ class NaiveClockTest(parameterized.TestCase):
     ),
   )  # fmt: skip
   def test_of_graphs_that_take_turns(self, mixing, network):
-    stages = (pr.gradient(), pr.at(pr.every(3), pr.sync(mixing())))
+    stages = (pr.gradient(), pr.at(pr.schedules.every(3), pr.sync(mixing())))
     matrices = mixing().matrices(N) != 0
-    network = pr.Network(**network)
+    network = pr.ledger.Network(**network)
     got, costs = self.account(pr.chain(*stages), network)
     want = naive_clock(
       costs, lambda i, turn: matrices[turn % len(matrices)], self.T, network
@@ -309,11 +316,17 @@ class NaiveClockTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.seconds, want)
 
   @parameterized.parameters(
-    (pr.random_matching, lambda k: pr.random_matching().matrices(N)[k]),
-    (pr.random_neighbour, lambda k: pr.random_neighbour().matrices(N)[k]),
+    (
+      pr.graphs.random_matching,
+      lambda k: pr.graphs.random_matching().matrices(N)[k],
+    ),
+    (
+      pr.graphs.random_neighbor,
+      lambda k: pr.graphs.random_neighbor().matrices(N)[k],
+    ),
   )
   def test_of_graphs_drawn_by_chance(self, mixing, weights):
-    network = pr.Network(jitter=0.4, seed=5)
+    network = pr.ledger.Network(jitter=0.4, seed=5)
     stages = pr.chain(pr.gradient(), pr.sync(mixing()))
     got, costs = self.account(stages, network)
     draw = np.random.default_rng([network.seed, 1])
@@ -324,8 +337,8 @@ class NaiveClockTest(parameterized.TestCase):
     np.testing.assert_array_equal(got.seconds, want)
 
   def test_of_replicas_that_draw_by_themselves(self):
-    network = pr.Network(jitter=0.4)
-    mixing = pr.independent_neighbours()
+    network = pr.ledger.Network(jitter=0.4)
+    mixing = pr.graphs.independent_neighbors()
     got, costs = self.account(pr.chain(pr.gradient(), pr.sync(mixing)), network)
     draw = np.random.default_rng([network.seed, 1])
     index = np.arange(N)
@@ -339,10 +352,10 @@ class NaiveClockTest(parameterized.TestCase):
   def test_how_much_is_held_at_once_changes_nothing(self, held):
     # Active steps that differ, so that the ledger asks for them again.
     algorithm = pr.chain(
-      pr.where(pr.first_steps((1, 3) * (N // 2)), pr.step(SGD)),
-      pr.sync(pr.random_matching()),
+      pr.where(pr.stages.first_steps((1, 3) * (N // 2)), pr.step(SGD)),
+      pr.sync(pr.graphs.random_matching()),
     )
-    network = pr.Network(jitter=0.4)
+    network = pr.ledger.Network(jitter=0.4)
     want, _ = self.account(algorithm, network)
     with mock.patch.multiple(pr.ledger, HELD=held, TIMED=held):
       got, _ = self.account(algorithm, network)
@@ -350,9 +363,9 @@ class NaiveClockTest(parameterized.TestCase):
 
   def account(self, algorithm, network):
     _, state = create(algorithm)
-    shapes = pr.replica_shapes(state)
+    shapes = pr.engine.replica_shapes(state)
     costs = algorithm.cost(shapes, N, np.arange(self.T))
-    return pr.account(algorithm, shapes, N, self.T, network), costs
+    return pr.ledger.account(algorithm, shapes, N, self.T, network), costs
 
 
 class MeterTest(parameterized.TestCase):
@@ -362,13 +375,14 @@ class MeterTest(parameterized.TestCase):
   UNEQUAL = pr.chain(
     # All work until step 20, so that replicas get out of step late.
     pr.where(lambda step, replica: (step < 20) | (replica < 4), pr.step(SGD)),
-    pr.at(pr.every(3), pr.sync(pr.random_matching())),
-    pr.at(pr.every(7), pr.sync(pr.independent_neighbours())),
-    pr.sync(pr.group_mean(2)),
+    pr.at(pr.schedules.every(3), pr.sync(pr.graphs.random_matching())),
+    pr.at(pr.schedules.every(7), pr.sync(pr.graphs.independent_neighbors())),
+    pr.sync(pr.mixing.group_mean(2)),
   )
   TWO_GRADIENTS = pr.chain(
-    pr.gradient(), pr.at(pr.every(2), pr.sync(pr.ring())), pr.step(SGD),
-    pr.at(pr.every(5), pr.sync(pr.mean())),
+    pr.gradient(), pr.at(pr.schedules.every(2), pr.sync(pr.graphs.ring())),
+    pr.step(SGD),
+    pr.at(pr.schedules.every(5), pr.sync(pr.mixing.mean())),
   )  # fmt: skip
 
   @parameterized.product(
@@ -381,20 +395,20 @@ class MeterTest(parameterized.TestCase):
   def test_is_the_account_bit_for_bit(self, algorithm, network, pieces):
     if isinstance(algorithm, str):
       algorithm = TABLE[algorithm].make()
-    self.check(algorithm, pr.Network(**network), pieces, first=4)
+    self.check(algorithm, pr.ledger.Network(**network), pieces, first=4)
 
   @parameterized.parameters('fedavg', 'palsgd')
   def test_is_the_account_of_those_who_draw_who_works(self, name):
-    network = pr.Network(jitter=0.4)
+    network = pr.ledger.Network(jitter=0.4)
     self.check(TABLE[name].make(), network, (7, 30, 60), first=32)
 
   def check(self, algorithm, network, pieces, first):
     shapes = self.shapes(algorithm)
-    whole = pr.account(algorithm, shapes, N, self.T, network)
+    whole = pr.ledger.account(algorithm, shapes, N, self.T, network)
     with mock.patch.multiple(
       pr.ledger, HELD=4 * first * N, TIMED=first * N, FIRST=first
     ):
-      meter = pr.meter(algorithm, shapes, N, self.T, network)
+      meter = pr.ledger.meter(algorithm, shapes, N, self.T, network)
       position = meter.init()
       for step in pieces:
         position = meter.advance(position, step)
@@ -407,8 +421,8 @@ class MeterTest(parameterized.TestCase):
           self.assertEqual(sent, whole.bytes_by_tier[tier][step])
 
   def test_a_position_can_be_advanced_twice(self):
-    network = pr.Network(jitter=0.4)
-    meter = pr.meter(
+    network = pr.ledger.Network(jitter=0.4)
+    meter = pr.ledger.meter(
       self.UNEQUAL, self.shapes(self.UNEQUAL), N, self.T, network
     )
     half = meter.advance(meter.init(), 30)
@@ -419,7 +433,7 @@ class MeterTest(parameterized.TestCase):
   @parameterized.parameters(9, 61, -1)
   def test_goes_forward_to_the_end_only(self, step):
     algorithm = pr.k_avg(SGD, period=4)
-    meter = pr.meter(algorithm, self.shapes(algorithm), N, self.T)
+    meter = pr.ledger.meter(algorithm, self.shapes(algorithm), N, self.T)
     with self.assertRaisesRegex(
       ValueError, f'step must be in 10 .* got {step}'
     ):
@@ -432,7 +446,9 @@ class MeterTest(parameterized.TestCase):
     T = 2**31 - 1
     made = {
       'one_shot_averaging': lambda: pr.one_shot_averaging(SGD, num_steps=T),
-      'doubling': lambda: pr.k_avg(SGD, period=pr.doubling(1, num_steps=T)),
+      'doubling': lambda: pr.k_avg(
+        SGD, period=pr.schedules.doubling(1, num_steps=T)
+      ),
     }
     algorithm = (made.get(name) or TABLE[name].make)()
     asked = []
@@ -442,16 +458,16 @@ class MeterTest(parameterized.TestCase):
       return algorithm.cost(shapes, num_replicas, steps)
 
     shapes = self.shapes(algorithm)
-    meter = pr.meter(algorithm._replace(cost=cost), shapes, N, T)
+    meter = pr.ledger.meter(algorithm._replace(cost=cost), shapes, N, T)
     position = meter.advance(meter.init(), 100)
-    self.assertEqual(sum(asked), pr.ledger.FIRST)
-    want = pr.account(algorithm, shapes, N, 100)
+    self.assertEqual(sum(asked), pr.ledger.counting.FIRST)
+    want = pr.ledger.account(algorithm, shapes, N, 100)
     self.assertEqual(meter.spent(position).seconds, want.seconds[-1])
     self.assertEqual(meter.spent(position).rounds, want.rounds[-1])
 
   def test_the_spans_cover_the_run_and_grow_with_it(self):
     with mock.patch.multiple(pr.ledger, HELD=64 * N, FIRST=4):
-      spans = [pr.ledger._span(step, N, 1000) for step in range(1000)]
+      spans = [pr.ledger.counting._span(step, N, 1000) for step in range(1000)]
     for step, (first, stop) in enumerate(spans):
       self.assertLessEqual(first, step)
       self.assertLess(step, stop)
@@ -462,7 +478,7 @@ class MeterTest(parameterized.TestCase):
 
   def test_the_share_that_works(self):
     local_steps = (1, 1, 1, 1, 2, 2, 2, 2)
-    algorithm = pr.where(pr.first_steps(local_steps), pr.step(SGD))
+    algorithm = pr.where(pr.stages.first_steps(local_steps), pr.step(SGD))
     shapes = self.shapes(algorithm)
     for num_steps in (8, 10**9):
       got = pr.ledger.working_share(algorithm, shapes, N, num_steps)
@@ -473,7 +489,7 @@ class MeterTest(parameterized.TestCase):
 
   def shapes(self, algorithm):
     _, state = create(algorithm)
-    return pr.replica_shapes(state)
+    return pr.engine.replica_shapes(state)
 
 
 class ManyReplicasTest(parameterized.TestCase):
@@ -482,14 +498,19 @@ class ManyReplicasTest(parameterized.TestCase):
   SIZE = 1024
 
   @parameterized.parameters(
-    pr.mean, pr.ring, pr.one_peer_exponential, pr.random_matching,
-    pr.random_neighbour, pr.independent_neighbours, pr.base_graph, pr.torus,
-    pr.exponential, pr.hypercube, pr.star, lambda: pr.group_mean(32),
+    pr.mixing.mean, pr.graphs.ring, pr.graphs.one_peer_exponential,
+    pr.graphs.random_matching,
+    pr.graphs.random_neighbor, pr.graphs.independent_neighbors,
+    pr.graphs.base_graph, pr.graphs.torus,
+    pr.graphs.exponential, pr.graphs.hypercube, pr.graphs.star,
+    lambda: pr.mixing.group_mean(32),
   )  # fmt: skip
   def test_can_be_accounted_for(self, make):
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
     algorithm = pr.chain(pr.gradient(), pr.sync(make()))
-    got = pr.account(algorithm, shapes, self.SIZE, 50, pr.Network(jitter=0.1))
+    got = pr.ledger.account(
+      algorithm, shapes, self.SIZE, 50, pr.ledger.Network(jitter=0.1)
+    )
     self.assertEqual(got.rounds[-1], 50)
     self.assertGreater(got.seconds[-1], 50 * pr.ledger.NETWORK.step_time)
 
@@ -537,15 +558,17 @@ class CollectivesTest(parameterized.TestCase):
   def test_one_round_of_every_stage(self, name):
     # The program has each round once, however often its conditional is taken.
     algorithm = TABLE[name].make()
-    mesh = pr.ReplicaMesh(N, N)
+    mesh = pr.engine.ReplicaMesh(N, N)
     start = harness.to_tree(np.zeros(6, np.float32))
-    state = pr.create_train_state(mesh, algorithm, start)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
     problem = reference.make_problem(N, 1)
     batch = harness.problem_batches(mesh, problem, [0], np.float32)
-    train_steps = pr.make_train_steps(mesh, algorithm, harness.problem_loss)
+    train_steps = pr.engine.make_train_steps(
+      mesh, algorithm, harness.problem_loss
+    )
     program = jax.make_jaxpr(train_steps)(state, batch)
-    costs = algorithm.cost(pr.replica_shapes(state), N, np.arange(1))
-    sent = sum(c.bytes_sent for c in costs if isinstance(c, pr.Traffic))
+    costs = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(1))
+    sent = sum(c.bytes_sent for c in costs if isinstance(c, pr.base.Traffic))
     # The program has all matchings, and the ledger the expected half.
     share = 0.5 if name == 'd_psgd_matcha' else 1.0
     self.assertAlmostEqual(program_bytes(program.jaxpr) * share, sent)
@@ -556,7 +579,7 @@ class CollectivesTest(parameterized.TestCase):
   def test_rounds_that_are_rare_are_conditional(self, name):
     algorithm = TABLE[name].make()
     mesh, state = create(algorithm, N)
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
     found = harness.collectives_of(train_steps, state, batch)
     self.assertNotEmpty(found)

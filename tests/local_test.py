@@ -165,12 +165,12 @@ class ClockTest(parameterized.TestCase):
 
   def rates(self, *stages, num_devices):
     """The learning rates [steps, N] that were used; 0 where inactive."""
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     algorithm = pr.chain(*stages)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
     )
-    train_steps = pr.make_train_steps(mesh, algorithm, unit_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, unit_loss)
     points = [np.zeros(N)]
     for _ in range(6):
       state, _ = train_steps(state, batches(mesh, 1)[0])
@@ -181,7 +181,7 @@ class ClockTest(parameterized.TestCase):
   def test_inactive_replica_does_not_lag(self, name, num_devices):
     tx = SCHEDULED[name]()
     rates = self.rates(
-      pr.where(pr.first_steps((1, 2, 3, 3)), pr.step(tx)),
+      pr.where(pr.stages.first_steps((1, 2, 3, 3)), pr.step(tx)),
       num_devices=num_devices,
     )
     want = np.array(
@@ -202,7 +202,7 @@ class ClockTest(parameterized.TestCase):
     rates = self.rates(
       pr.gradient(),
       pr.local_update(tx),
-      pr.at(pr.every(2), pr.restart(tx)),
+      pr.at(pr.schedules.every(2), pr.restart(tx)),
       num_devices=2,
     )
     np.testing.assert_allclose(rates, np.arange(1.0, 7)[:, None] * np.ones(N))
@@ -217,14 +217,14 @@ class ClockTest(parameterized.TestCase):
 
     algorithm = pr.chain(
       pr.where(
-        pr.first_steps(local_steps),
+        pr.stages.first_steps(local_steps),
         pr.step(optax.sgd(schedule, momentum=0.9)),
       ),
-      pr.at(pr.every(4), pr.sync(pr.mean())),
+      pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())),
     )
     with jax.enable_x64(True):
       engine = harness.make_engine(algorithm, N, devices)
-      state = pr.create_train_state(
+      state = pr.engine.create_train_state(
         engine.mesh, algorithm, harness.to_tree(problem.start)
       )
       data = harness.problem_batches(engine.mesh, problem, range(12))
@@ -244,7 +244,7 @@ class ClockTest(parameterized.TestCase):
     # Not a schedule: a replica that took one step has the bias of one step.
     tx = optax.adam(0.1)
     rates = self.rates(
-      pr.where(pr.first_steps((1, 3, 3, 3)), pr.step(tx)),
+      pr.where(pr.stages.first_steps((1, 3, 3, 3)), pr.step(tx)),
       num_devices=2,
     )
     # A constant gradient makes every Adam step the learning rate, if the count
@@ -257,7 +257,7 @@ class MuonTest(parameterized.TestCase):
 
   def steps(self, *stages, num_devices=2, dtype=np.float32):
     """The matrices after each of six steps, and the states."""
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     algorithm = pr.chain(*stages)
     params = {'matrix': np.zeros((3, 2), dtype), 'vector': np.zeros(2, dtype)}
 
@@ -268,8 +268,8 @@ class MuonTest(parameterized.TestCase):
       del batch, key
       return sum(x.sum() for x in jax.tree.leaves(params)), (model_state, {})
 
-    state = pr.create_train_state(mesh, algorithm, params, MODEL_STATE)
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    state = pr.engine.create_train_state(mesh, algorithm, params, MODEL_STATE)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     points, states = [np.zeros((N, 3, 2))], [shapes(state)]
     for _ in range(6):
       state, _ = train_steps(state, batches(mesh, 1)[0])
@@ -281,7 +281,7 @@ class MuonTest(parameterized.TestCase):
   def test_its_schedule_reads_the_engines_step(self, num_devices):
     tx = optax.contrib.muon(lambda count: 0.01 * (1 + count))
     moved, _ = self.steps(
-      pr.where(pr.first_steps((1, 2, 3, 3)), pr.step(tx)),
+      pr.where(pr.stages.first_steps((1, 2, 3, 3)), pr.step(tx)),
       num_devices=num_devices,
     )
     # The direction of a constant gradient does not change.
@@ -292,7 +292,9 @@ class MuonTest(parameterized.TestCase):
 
   def test_restart_does_not_wind_the_clock_back(self):
     tx = optax.contrib.muon(lambda count: 0.01 * (1 + count))
-    moved, _ = self.steps(pr.step(tx), pr.at(pr.every(2), pr.restart(tx)))
+    moved, _ = self.steps(
+      pr.step(tx), pr.at(pr.schedules.every(2), pr.restart(tx))
+    )
     rates = moved[:, 0, 0, 0] / moved[0, 0, 0, 0]
     np.testing.assert_allclose(rates, np.arange(1.0, 7), rtol=1e-3)
 
@@ -309,7 +311,7 @@ class RestartTest(parameterized.TestCase):
     stages = (
       pr.gradient(),
       pr.local_update(MOMENTUM_SGD),
-      pr.at(pr.every(2), pr.restart(MOMENTUM_SGD)),
+      pr.at(pr.schedules.every(2), pr.restart(MOMENTUM_SGD)),
     )
     _, opt_state, _, _, g = run(*stages, num_steps=3, num_devices=num_devices)
     np.testing.assert_allclose(opt_state[0].trace, g[2], rtol=1e-5)
@@ -321,7 +323,7 @@ class RestartTest(parameterized.TestCase):
     _, opt_state, *_ = run(
       pr.gradient(),
       pr.local_update(tx),
-      pr.at(pr.every(2), pr.restart(tx)),
+      pr.at(pr.schedules.every(2), pr.restart(tx)),
       num_steps=3,
     )
     np.testing.assert_array_equal(opt_state[0].count, np.ones(N))
@@ -356,8 +358,8 @@ class OuterUpdateTest(parameterized.TestCase):
 
   def outer(self, tx):
     return pr.at(
-      pr.every(2),
-      pr.sync(pr.mean()),
+      pr.schedules.every(2),
+      pr.sync(pr.mixing.mean()),
       pr.let(delta=lambda x0, params: x0 - params),
       pr.outer_update(tx, of='delta', at='x0'),
       pr.let(params='x0'),
@@ -366,9 +368,11 @@ class OuterUpdateTest(parameterized.TestCase):
   def test_a_plain_step_of_one_is_the_mean(self):
     np.testing.assert_allclose(
       run(*self.LOCAL, self.outer(optax.sgd(1.0)), num_steps=5)[0],
-      run(*self.LOCAL[1:], pr.at(pr.every(2), pr.sync(pr.mean())), num_steps=5)[
-        0
-      ],
+      run(
+        *self.LOCAL[1:],
+        pr.at(pr.schedules.every(2), pr.sync(pr.mixing.mean())),
+        num_steps=5,
+      )[0],
       rtol=1e-5,
       atol=1e-6,
     )
@@ -410,13 +414,13 @@ class OuterUpdateTest(parameterized.TestCase):
       pr.let(delta='x0'),
       pr.outer_update(make(), of='delta', at='x0'),
     )
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
 
     def moved(model_state):
-      state = pr.create_train_state(
+      state = pr.engine.create_train_state(
         mesh, algorithm, np.zeros(3, np.float32), model_state
       )
-      steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+      steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
       for _ in range(2):
         state, _ = steps(state, batches(mesh, 1)[0])
       return mesh.gather(state.registers['x0'])
@@ -466,7 +470,9 @@ class RegistersTest(parameterized.TestCase):
     algorithm = pr.chain(pr.remember(n=1.0), *make())
     for start in (np.zeros(3, np.float32), {'w': np.zeros(3, np.float32)}):
       with self.assertRaisesRegex(ValueError, 'the same structure and shapes'):
-        pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, start)
+        pr.engine.create_train_state(
+          pr.engine.ReplicaMesh(N, 2), algorithm, start
+        )
 
   @parameterized.parameters(
     (
@@ -484,8 +490,8 @@ class RegistersTest(parameterized.TestCase):
   )
   def test_restart_has_an_optimizer_before_tracing(self, stages, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3, np.float32)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), pr.chain(*stages), np.zeros(3, np.float32)
       )
 
   def test_an_outer_step_of_half_precision_keeps_its_state(self):
@@ -493,16 +499,16 @@ class RegistersTest(parameterized.TestCase):
     algorithm = pr.chain(
       pr.remember(x0=lambda params: params + 1),
       pr.at(
-        pr.every(2),
+        pr.schedules.every(2),
         pr.let(delta=lambda x0, params: params - x0),
         pr.outer_update(MOMENTUM_SGD, of='delta', at='params'),
       ),
     )
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
       mesh, algorithm, jnp.ones(3, jnp.bfloat16), MODEL_STATE
     )
-    steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
     for _ in range(2):
       state, _ = steps(state, batches(mesh, 1)[0])
     self.assertEqual(state.params.dtype, jnp.bfloat16)

@@ -1,4 +1,4 @@
-"""Tests of `experiments/locks.py`, with real processes."""
+"""Tests of `experiments/running/process/locks.py`, with real processes."""
 
 import errno
 import fcntl
@@ -13,11 +13,11 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from experiments import locks
+from experiments.running.process import locks
 
 HOLDS = (
   'import pathlib, sys, time\n'
-  'from experiments import locks\n'
+  'from experiments.running.process import locks\n'
   'with locks.hold(pathlib.Path(sys.argv[1])):\n'
   '  print("held", flush=True); time.sleep(60)\n'
 )

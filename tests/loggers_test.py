@@ -1,4 +1,4 @@
-"""Tests of the loggers of a run: `experiments/loggers.py` and its instances."""
+"""Tests of the loggers of a run, `loggers.py`, and its instances."""
 
 import contextlib
 import io
@@ -16,8 +16,9 @@ from absl.testing import absltest, parameterized
 from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
-from experiments import console, loggers, logs, records, writing
-from experiments import tensorboard_events as tensorboard
+from experiments.running.logs import console, loggers, logs
+from experiments.running.logs import tensorboard_events as tensorboard
+from experiments.running.records import records, writing
 from tests import failing_disk
 
 FLAGS = {'period': 4, 'learning_rate': 0.1, 'augment': False, 'when': None,
@@ -29,7 +30,7 @@ def record(step, **more):
     'step': step, 'epoch': step / 10, 'loss': 1 / step, 'accuracy': 0.5,
     'learning_rate': 0.1, 'rounds': step, 'bytes_sent': 2048.0 * step,
     'bytes_by_tier': {'global': 1024.0 * step, 'group': 1024.0 * step},
-    'modelled_seconds': 0.5, **more,
+    'modeled_seconds': 0.5, **more,
   }  # fmt: skip
 
 
@@ -222,7 +223,7 @@ class TensorboardTest(LoggersTest):
         'train/learning_rate': mock.ANY, 'test/accuracy': 0.75,
         'comm/rounds': 10, 'comm/bytes_sent': 20480.0,
         'comm/bytes_sent/global': 10240.0, 'comm/bytes_sent/group': 10240.0,
-        'comm/modelled_seconds': 0.5, 'comm/consensus_distance': 2.0,
+        'comm/modeled_seconds': 0.5, 'comm/consensus_distance': 2.0,
       },
     )  # fmt: skip
     self.assertAlmostEqual(found['train/loss'][0][1], 0.1)
@@ -298,7 +299,7 @@ class ConsoleTest(LoggersTest):
 WANDB = """
 import wandb
 
-from experiments import loggers
+from experiments.running.logs import loggers
 
 
 def weights_and_biases(run):

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 import numpy as np
 
-from experiments import drawing
+from experiments.tools import drawing
 
 # Pixels by which boxes may touch, because they are larger than their letters.
 SLACK = 2

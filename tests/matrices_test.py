@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from prsgd_jax import matrices
+from prsgd_jax.mixing import matrices
 from tests import reference
 
 
@@ -93,7 +93,7 @@ def checked(matrix):
 class SparseTest(parameterized.TestCase):
   @parameterized.parameters(
     (6, {0: 0.5, 2: 0.5}),
-    (2, {0: 1 / 3, 1: 1 / 3, -1: 1 / 3}),  # one neighbour on both sides
+    (2, {0: 1 / 3, 1: 1 / 3, -1: 1 / 3}),  # one neighbor on both sides
     (1, {0: 0.5, 1: 0.25, -1: 0.25}),
     (5, {0: 0.0, 1: 0.5, -1: 0.5}),
   )

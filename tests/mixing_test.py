@@ -14,23 +14,23 @@ ROW_STOCHASTIC = np.array(
 
 # name -> (the mixing, W as the papers write it, for N replicas)
 TABLE = {
-  'mean': (pr.mean, lambda n: np.full((n, n), 1 / n)),
-  'ring': (pr.ring, reference.ring_weights),
+  'mean': (pr.mixing.mean, lambda n: np.full((n, n), 1 / n)),
+  'ring': (pr.graphs.ring, reference.ring_weights),
   'ring_without_self': (
-    lambda: pr.ring(0.0),
+    lambda: pr.graphs.ring(0.0),
     lambda n: reference.ring_weights(n, 0.0),
   ),
   'ring_heavy': (
-    lambda: pr.ring(0.9),
+    lambda: pr.graphs.ring(0.9),
     lambda n: reference.ring_weights(n, 0.9),
   ),
-  'groups_of_1': (lambda: pr.group_mean(1), np.eye),
+  'groups_of_1': (lambda: pr.mixing.group_mean(1), np.eye),
   'groups_of_2': (
-    lambda: pr.group_mean(2),
+    lambda: pr.mixing.group_mean(2),
     lambda n: np.kron(np.eye(n // 2), np.full((2, 2), 1 / 2)),
   ),
   'groups_of_4': (
-    lambda: pr.group_mean(4),
+    lambda: pr.mixing.group_mean(4),
     lambda n: np.kron(np.eye(n // 4), np.full((4, 4), 1 / 4)),
   ),
 }
@@ -39,7 +39,7 @@ LAYOUTS = ((4, 1), (4, 2), (4, 4), (8, 2), (8, 8), (12, 4), (12, 3))
 
 def apply(mixing, num_replicas, num_devices, tree):
   """`mixing.apply` of a tree `[N, ...]`, on the host."""
-  mesh = pr.ReplicaMesh(num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(num_replicas, num_devices)
   fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
   return mesh.gather(fn(mesh.place(tree)))
 
@@ -94,7 +94,7 @@ class EveryMixingTest(parameterized.TestCase):
 
   @parameterized.parameters(*TABLE)
   def test_empty_tree_stays_empty(self, name):
-    mesh = pr.ReplicaMesh(4, 2)
+    mesh = pr.engine.ReplicaMesh(4, 2)
 
     def fn(x):
       return x, TABLE[name][0]().apply([], harness.bare_context(mesh))
@@ -107,14 +107,14 @@ class DenseTest(parameterized.TestCase):
   def test_row_stochastic_matrix_is_applied_as_it_is(self, num_devices):
     x = data(4)
     with jax.enable_x64(True):
-      out = apply(pr.dense(ROW_STOCHASTIC), 4, num_devices, x)
+      out = apply(pr.mixing.dense(ROW_STOCHASTIC), 4, num_devices, x)
     for leaf in x:
       want = np.tensordot(ROW_STOCHASTIC, x[leaf], 1)
       np.testing.assert_allclose(out[leaf], want, rtol=0, atol=1e-14)
 
   def test_later_changes_of_the_callers_matrix_are_not_seen(self):
     matrix = np.eye(4)
-    mixing = pr.dense(matrix)
+    mixing = pr.mixing.dense(matrix)
     matrix[:] = 0.25
     np.testing.assert_array_equal(mixing.matrices(4)[0], np.eye(4))
 
@@ -133,11 +133,11 @@ class DenseTest(parameterized.TestCase):
   )
   def test_matrix_is_checked(self, matrix, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.dense(matrix)
+      pr.mixing.dense(matrix)
 
   def test_matrix_is_of_the_replicas(self):
     with self.assertRaisesRegex(ValueError, r'\[8, 8\].*got \(4, 4\)'):
-      pr.dense(np.eye(4)).matrices(8)[0]
+      pr.mixing.dense(np.eye(4)).matrices(8)[0]
 
 
 class WeightedMeanTest(parameterized.TestCase):
@@ -149,8 +149,8 @@ class WeightedMeanTest(parameterized.TestCase):
   ):
     n, d = layout
     weights = np.random.default_rng(n).uniform(0.1, 9, n)
-    tree, mesh = data(n), pr.ReplicaMesh(n, d)
-    mixing = pr.weighted_mean(weights)
+    tree, mesh = data(n), pr.engine.ReplicaMesh(n, d)
+    mixing = pr.mixing.weighted_mean(weights)
 
     def fn(tree):
       return mixing.apply(tree, harness.bare_context(mesh), decode)
@@ -168,8 +168,8 @@ class WeightedMeanTest(parameterized.TestCase):
     np.testing.assert_allclose(mixing.matrices(n), matrix[None], atol=1e-15)
 
   def test_one_replica_per_device_is_one_all_reduce(self):
-    mesh = pr.ReplicaMesh(8, 8)
-    mixing = pr.weighted_mean(range(1, 9))
+    mesh = pr.engine.ReplicaMesh(8, 8)
+    mixing = pr.mixing.weighted_mean(range(1, 9))
     fn = mesh.map(lambda x: mixing.apply(x, harness.bare_context(mesh)))
     (sent,) = harness.collectives_of(fn, jnp.zeros((8, 1, 5)))
     self.assertStartsWith(sent.name, 'psum')
@@ -177,7 +177,7 @@ class WeightedMeanTest(parameterized.TestCase):
 
   def test_later_changes_of_the_callers_weights_are_not_seen(self):
     weights = np.ones(4)
-    mixing = pr.weighted_mean(weights)
+    mixing = pr.mixing.weighted_mean(weights)
     weights[:] = 9, 1, 1, 1
     np.testing.assert_array_equal(mixing.matrices(4)[0], np.full((4, 4), 1 / 4))
 
@@ -188,11 +188,11 @@ class WeightedMeanTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, 'weights expects one number > 0 for each replica, got'
     ):
-      pr.weighted_mean(weights)
+      pr.mixing.weighted_mean(weights)
 
   def test_there_is_one_weight_per_replica(self):
     with self.assertRaisesRegex(ValueError, 'each of the 8 replicas, got 2'):
-      pr.weighted_mean([1, 2]).matrices(8)
+      pr.mixing.weighted_mean([1, 2]).matrices(8)
 
 
 class CodesTest(parameterized.TestCase):
@@ -201,7 +201,7 @@ class CodesTest(parameterized.TestCase):
   CODES = np.random.default_rng(0).integers(-99, 99, (8, 3)).astype(np.int8)
 
   def apply(self, mixing, num_devices):
-    mesh = pr.ReplicaMesh(8, num_devices)
+    mesh = pr.engine.ReplicaMesh(8, num_devices)
 
     def fn(codes):
       def decode(tree):
@@ -214,10 +214,10 @@ class CodesTest(parameterized.TestCase):
 
   @parameterized.product(
     make=(
-      pr.mean,
-      lambda: pr.dense(reference.random_doubly_stochastic(8)),
-      pr.ring,
-      pr.star,
+      pr.mixing.mean,
+      lambda: pr.mixing.dense(reference.random_doubly_stochastic(8)),
+      pr.graphs.ring,
+      pr.graphs.star,
     ),
     num_devices=(1, 2, 8),
   )
@@ -232,7 +232,7 @@ class CodesTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 8)
   def test_replicas_agree_on_a_mean_of_codes(self, num_devices):
-    out, _ = self.apply(pr.mean(), num_devices)
+    out, _ = self.apply(pr.mixing.mean(), num_devices)
     np.testing.assert_array_equal(out, np.broadcast_to(out[0], out.shape))
 
   # Groups inside a device, of whole devices, and across two.
@@ -242,10 +242,10 @@ class CodesTest(parameterized.TestCase):
   )  # fmt: skip
   def test_groups_gather_their_codes(self, n, d, size):
     codes = np.random.default_rng(1).integers(-99, 99, (n, 3)).astype(np.int8)
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
 
     def fn(codes):
-      return pr.group_mean(size).apply(
+      return pr.mixing.group_mean(size).apply(
         codes, harness.bare_context(mesh), lambda x: x * jnp.float32(0.5)
       )
 
@@ -271,20 +271,20 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, f'group_size must be an integer >= 1, got {size}'
     ):
-      pr.group_mean(size)
+      pr.mixing.group_mean(size)
 
   def test_group_size_divides_the_replicas(self):
     with self.assertRaisesRegex(
       ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
     ):
-      pr.group_mean(3).matrices(8)[0]
+      pr.mixing.group_mean(3).matrices(8)[0]
 
   @parameterized.parameters(-0.1, 1, 1.5, float('nan'))
   def test_self_weight_is_in_range(self, weight):
     with self.assertRaisesRegex(
       ValueError, rf'self_weight must be in \[0, 1\), got {weight}'
     ):
-      pr.ring(weight)
+      pr.graphs.ring(weight)
 
 
 class MessageTest(parameterized.TestCase):
@@ -292,19 +292,19 @@ class MessageTest(parameterized.TestCase):
 
   @parameterized.parameters(
     # A ring all-reduce: 2 (N - 1) / N payloads in 2 (N - 1) latencies.
-    (pr.mean(), 8, (210.0, 14, 'global')),
-    (pr.mean(), 2, (120.0, 2, 'global')),
-    (pr.mean(), 1, (0.0, 0, 'global')),
-    (pr.weighted_mean(range(1, 9)), 8, (210.0, 14, 'global')),
-    (pr.group_mean(4), 8, (180.0, 6, 'group')),
-    (pr.group_mean(1), 8, (0.0, 0, 'group')),
-    # A payload to each neighbour; the two neighbours of two are one.
-    (pr.ring(), 8, (240.0, 2, 'neighbour')),
-    (pr.ring(), 3, (240.0, 2, 'neighbour')),
-    (pr.ring(), 2, (120.0, 1, 'neighbour')),
-    (pr.ring(), 1, (0.0, 0, 'neighbour')),
+    (pr.mixing.mean(), 8, (210.0, 14, 'global')),
+    (pr.mixing.mean(), 2, (120.0, 2, 'global')),
+    (pr.mixing.mean(), 1, (0.0, 0, 'global')),
+    (pr.mixing.weighted_mean(range(1, 9)), 8, (210.0, 14, 'global')),
+    (pr.mixing.group_mean(4), 8, (180.0, 6, 'group')),
+    (pr.mixing.group_mean(1), 8, (0.0, 0, 'group')),
+    # A payload to each neighbor; the two neighbors of two are one.
+    (pr.graphs.ring(), 8, (240.0, 2, 'neighbor')),
+    (pr.graphs.ring(), 3, (240.0, 2, 'neighbor')),
+    (pr.graphs.ring(), 2, (120.0, 1, 'neighbor')),
+    (pr.graphs.ring(), 1, (0.0, 0, 'neighbor')),
     # Gathering all: N - 1 payloads.
-    (pr.dense(np.eye(8)), 8, (840.0, 7, 'neighbour')),
+    (pr.mixing.dense(np.eye(8)), 8, (840.0, 7, 'neighbor')),
   )
   def test_message(self, mixing, num_replicas, expected):
     self.assertEqual(tuple(mixing.message(120.0, num_replicas)), expected)

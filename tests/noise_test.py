@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax import noise
+from prsgd_jax.science import noise
 
 KEY = jax.random.key(0)
 

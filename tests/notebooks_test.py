@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from IPython.core.inputtransformer2 import TransformerManager
 import nbformat
 
-from experiments import execute_notebooks
+from experiments.tools import execute_notebooks
 
 ROOT = pathlib.Path(__file__).parents[1]
 PATHS = sorted(execute_notebooks.NOTEBOOKS.glob('*.ipynb'))

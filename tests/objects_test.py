@@ -1,4 +1,4 @@
-"""Tests of `experiments/objects.py`."""
+"""Tests of `experiments/running/execution/objects.py`."""
 
 import pathlib
 import subprocess
@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import figures, objects, records
+from experiments.running.execution import objects
+from experiments.running.records import records
+from experiments.tools import figures
 import prsgd_jax as pr
-from prsgd_jax.classification import Task
+from prsgd_jax.models.classification import Task
 
 
 class Net(nn.Module):
@@ -28,9 +30,9 @@ def soft(local, *, period):
     'soft',
     pr.step(local),
     pr.at(
-      pr.every(period),
+      pr.schedules.every(period),
       pr.let(xbar='params'),
-      pr.sync(pr.mean(), 'xbar'),
+      pr.sync(pr.mixing.mean(), 'xbar'),
       pr.let(params=lambda params, xbar: (params + xbar) / 2),
     ),
   )
@@ -113,7 +115,7 @@ class ObjectsTest(parameterized.TestCase):
     ({'data': {}}, 'data must be a tree of arrays of one length >= 1, got'),
     ({'data': {'image': np.zeros((3, 2)), 'label': np.zeros(2)}},
      'data must be a tree of arrays of one length >= 1, got'),
-    ({'data': pr.Dataset('blobs', blobs(9, 0), blobs(9, 0), 3)},
+    ({'data': pr.data.Dataset('blobs', blobs(9, 0), blobs(9, 0), 3)},
      'leave out test_data'),
     ({'data': {**blobs(9, 0), 'label': np.arange(1, 10) % 4}},
      r'data: label must be integers in 0 .. num_classes - 1 = 2, got .* in 0 '),
@@ -141,7 +143,8 @@ class ObjectsTest(parameterized.TestCase):
   def test_it_defines_no_flag_of_a_run(self):
     # Because a program that has flags of these names is to import it.
     program = (
-      'from experiments import objects; from absl import flags; '
+      'from experiments.running.execution import objects; '
+      'from absl import flags; '
       "print({'seed', 'model', 'batch_size'} & {*flags.FLAGS})"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from optax import contrib
 from optax.experimental import _aggregating as aggregating
 
 import prsgd_jax as pr
-from prsgd_jax import optimizer_clocks
+from prsgd_jax.optimizers import optimizer_clocks
 
 N, T = 4, 6
 
@@ -137,9 +137,9 @@ def loss(params, model_state, batch, key):
 
 def trained(algorithm, num_devices=2):
   """The parameters [T, N, 5] after each step."""
-  mesh = pr.ReplicaMesh(N, num_devices)
-  state = pr.create_train_state(mesh, algorithm, START)
-  steps = pr.make_train_steps(mesh, algorithm, loss)
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
+  state = pr.engine.create_train_state(mesh, algorithm, START)
+  steps = pr.engine.make_train_steps(mesh, algorithm, loss)
   found = []
   for g in GRADIENTS:
     batch = g.reshape((num_devices, 1, N // num_devices, 5))
@@ -220,8 +220,8 @@ class EngineClockTest(parameterized.TestCase):
     tx = CLOCKED[name](rate)
     found = trained(
       pr.chain(
-        pr.where(pr.first_steps(self.RESTS), pr.step(tx)),
-        pr.at(pr.every(4), pr.restart(tx)),
+        pr.where(pr.stages.first_steps(self.RESTS), pr.step(tx)),
+        pr.at(pr.schedules.every(4), pr.restart(tx)),
       )
     )
     resets = [(t + 1) % 4 == 0 for t in range(T)]
@@ -234,29 +234,29 @@ class EngineClockTest(parameterized.TestCase):
   def test_what_cannot_be_on_the_clock_is_refused(self, name):
     make, message = OWN[name]
     tx = make(rate)
-    mesh = pr.ReplicaMesh(N, 2)
-    rests = pr.where(pr.first_steps(self.RESTS), pr.step(tx))
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    rests = pr.where(pr.stages.first_steps(self.RESTS), pr.step(tx))
     with self.assertRaisesRegex(ValueError, f'where: counts.*{message}'):
-      pr.create_train_state(mesh, rests, START)
+      pr.engine.create_train_state(mesh, rests, START)
     for resets in (
-      pr.chain(pr.step(tx), pr.at(pr.every(2), pr.restart(tx))),
+      pr.chain(pr.step(tx), pr.at(pr.schedules.every(2), pr.restart(tx))),
       pr.fedavg(tx, period=2),
     ):
       with self.assertRaisesRegex(ValueError, f'restart: a reset.*{message}'):
-        pr.create_train_state(mesh, resets, START)
+        pr.engine.create_train_state(mesh, resets, START)
 
   @parameterized.parameters(*CONSTANT)
   def test_without_a_schedule_it_is_not(self, name):
     tx = CONSTANT[name]()
     algorithm = pr.chain(
-      pr.where(pr.first_steps(self.RESTS), pr.step(tx)), pr.restart(tx)
+      pr.where(pr.stages.first_steps(self.RESTS), pr.step(tx)), pr.restart(tx)
     )
-    pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, START)
+    pr.engine.create_train_state(pr.engine.ReplicaMesh(N, 2), algorithm, START)
 
   def test_a_condition_on_the_step_reads_the_engines(self):
     # At odd steps only, also for those that rested.
     tx = CONSTANT['conditionally_mask']()
-    found = trained(pr.where(pr.first_steps((1, 2, 2, 2)), pr.step(tx)))
+    found = trained(pr.where(pr.stages.first_steps((1, 2, 2, 2)), pr.step(tx)))
     moved = (np.diff(found, axis=0) != 0).any(axis=2)
     # Replica 0 takes the even steps.
     np.testing.assert_array_equal(moved[:, 0], np.zeros(T - 1, bool))
@@ -265,10 +265,14 @@ class EngineClockTest(parameterized.TestCase):
   def test_annealed_noise_continues_after_a_reset(self):
     def moved(gamma):
       tx = optax.chain(optax.add_noise(1.0, gamma, key=0), optax.sgd(1.0))
-      algorithm = pr.chain(pr.step(tx), pr.at(pr.every(2), pr.restart(tx)))
-      mesh = pr.ReplicaMesh(N, 2)
-      state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
-      steps = pr.make_train_steps(
+      algorithm = pr.chain(
+        pr.step(tx), pr.at(pr.schedules.every(2), pr.restart(tx))
+      )
+      mesh = pr.engine.ReplicaMesh(N, 2)
+      state = pr.engine.create_train_state(
+        mesh, algorithm, np.zeros(3, np.float32)
+      )
+      steps = pr.engine.make_train_steps(
         mesh, algorithm, lambda x, s, b, k: (0 * x.sum() + 0 * b, (s, {}))
       )
       points = [np.zeros((N, 3))]

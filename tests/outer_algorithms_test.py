@@ -14,8 +14,8 @@ from tests.rows import LEARNING_RATE, MOMENTUM, PLAIN, SGD, N, T
 from tests.rows.outer import PULLS, coins
 
 PROBLEM = reference.make_problem(N, T)
-RESTART = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
-EVERYTHING = pr.sync(pr.mean(), ('params', 'opt_state'))
+RESTART = pr.chain(pr.sync(pr.mixing.mean()), pr.restart(SGD))
+EVERYTHING = pr.sync(pr.mixing.mean(), ('params', 'opt_state'))
 
 ALGORITHMS = {
   'ssgd': lambda: pr.ssgd(PLAIN),
@@ -141,9 +141,13 @@ class SlowMoTest(parameterized.TestCase):
       slow_learning_rate=0.5,
       slow_momentum=0.5,
     )
-    mesh = pr.ReplicaMesh(4, 2)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
-    train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: None)
+    mesh = pr.engine.ReplicaMesh(4, 2)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(
+      mesh, algorithm, lambda *args: None
+    )
     batches = mesh.place_per_device(np.zeros((2, 4, 2)))
     return train_steps(state, batches)[0]
 
@@ -176,7 +180,9 @@ class PalsgdTest(parameterized.TestCase):
   def test_the_ledger_knows_who_works(self, num_devices):
     run = self.run_with(num_devices)
     work, _ = self.algorithm().cost(
-      pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32)), N, np.arange(T)
+      pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32)),
+      N,
+      np.arange(T),
     )
     np.testing.assert_array_equal(run.metrics['active'] == 1, work.active)
     np.testing.assert_array_equal(run.metrics['loss'] != 0, work.active)
@@ -205,7 +211,7 @@ class PalsgdTest(parameterized.TestCase):
 
 class ElasticTest(parameterized.TestCase):
   @parameterized.parameters('easgd', 'eamsgd')
-  def test_output_is_the_centre(self, name):
+  def test_output_is_the_center(self, name):
     if name == 'easgd':
       algorithm = pr.easgd(SGD, period=3, alpha=0.1)
     else:
@@ -221,7 +227,7 @@ class ElasticTest(parameterized.TestCase):
       center=True,
     )
     with jax.enable_x64(True):
-      params, _ = pr.consensus(algorithm, run.state)
+      params, _ = pr.engine.consensus(algorithm, run.state)
     assert_close(harness.to_vector(params), center[-1])
     self.assertGreater(np.abs(run.x[-1].mean(axis=0) - center[-1]).max(), 1e-3)
 
@@ -275,10 +281,10 @@ class TrafficTest(parameterized.TestCase):
     np.testing.assert_allclose(per_step, [0, 16, 0, 32])
 
   def account(self, algorithm):
-    mesh = pr.ReplicaMesh(N)
+    mesh = pr.engine.ReplicaMesh(N)
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
-    state = pr.create_train_state(mesh, algorithm, params)
-    return pr.account(algorithm, pr.replica_shapes(state), N, T)
+    state = pr.engine.create_train_state(mesh, algorithm, params)
+    return pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
 
   def check(self, algorithm, rounds, payload):
     spent = self.account(algorithm)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from unittest import mock
 
-from experiments import dotted
+from experiments.running.flags import dotted
 
 SOURCE = """
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import prsgd_jax as pr
-from prsgd_jax.classification import Task
+from prsgd_jax.models.classification import Task
 
 
 def soft(local, *, period, strength: float = 1.0, note: str = ''):
@@ -24,9 +24,9 @@ def soft(local, *, period, strength: float = 1.0, note: str = ''):
     'soft',
     pr.step(local),
     pr.at(
-      pr.every(period),
+      pr.schedules.every(period),
       pr.let(xbar='params'),
-      pr.sync(pr.mean(), 'xbar'),
+      pr.sync(pr.mixing.mean(), 'xbar'),
       pr.let(params=lambda params, xbar: params + strength * (xbar - params)),
     ),
   )
@@ -56,7 +56,7 @@ def blobs():
     image = rng.normal(size=(n, 5)) + 3 * label[:, None]
     return {'image': image.astype(np.float32), 'label': label}
 
-  return pr.Dataset('blobs', split(0, 300), split(1, 90), 3)
+  return pr.data.Dataset('blobs', split(0, 300), split(1, 90), 3)
 
 
 def line():
@@ -64,7 +64,7 @@ def line():
     x = np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)
     return {'x': x, 'y': x @ np.float32([1, 2, 3])}
 
-  return pr.Dataset('line', split(0, 64), split(1, 16), 0)
+  return pr.data.Dataset('line', split(0, 64), split(1, 16), 0)
 
 
 def squares():
@@ -143,7 +143,7 @@ def uneven():
   return blobs()._replace(train={'image': np.ones((3, 2)), 'label': [1]})
 
 
-def mislabelled():
+def mislabeled():
   return blobs()._replace(num_classes=2)
 """
 

@@ -6,16 +6,9 @@ from absl import flags
 from absl.testing import flagsaver, parameterized
 import numpy as np
 
-from experiments import (
-  compare,
-  config,
-  data,
-  dotted,
-  grids,
-  records,
-  sweep,
-  train,
-)
+from experiments import compare, sweep, train
+from experiments.running.flags import config, data, dotted, grids
+from experiments.running.records import records
 import prsgd_jax as pr
 from tests import binaries, own_modules
 
@@ -184,12 +177,12 @@ class OwnPartsTest(parameterized.TestCase):
      '--model=mine:no_eval --dataset=mine:line'),
     ('a parameter must be a float, got int32.3. in params',
      '--model=mine:counts --dataset=mine:line --num_replicas=2 --batch_size=8'),
-    ('mine:number gave int; expected prsgd_jax.Dataset',
+    ('mine:number gave int; expected prsgd_jax.data.Dataset',
      '--dataset=mine:number'),
     ('train must be a dict of arrays of one length >= 1, got',
      '--dataset=mine:uneven'),
     ('label must be integers in 0 .. num_classes - 1 = 1, got int32 in 0 .. 2',
-     '--dataset=mine:mislabelled'),
+     '--dataset=mine:mislabeled'),
     ('--model=mlp does not read --dataset=mine:line, whose arrays are x, y; '
      'they must be image and label', '--dataset=mine:line'),
     ('--model=transformer does not read --dataset=mine:blobs.*use --model=mlp',
@@ -206,7 +199,7 @@ class OwnPartsTest(parameterized.TestCase):
 
   def load(self, changes, num_classes=3, model='mlp'):
     split = {'image': np.ones((4, 2)), 'label': [0, 1, 2, 1], **changes}
-    dataset = pr.Dataset('mine', split, dict(split), num_classes)
+    dataset = pr.data.Dataset('mine', split, dict(split), num_classes)
     run = mock.Mock(dataset='mine:data', model=model)
     with mock.patch.object(dotted, 'load', return_value=dataset):
       return data.load(run, None)

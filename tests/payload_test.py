@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import payload
+from prsgd_jax.mixing import payload
 from tests import harness
 
 
@@ -14,13 +14,13 @@ class MixInexactTest(parameterized.TestCase):
   """Only floating leaves are mixed, in float32 or wider, and cast back."""
 
   def mixed(self, tree, num_devices=2):
-    mesh = pr.ReplicaMesh(4, num_devices)
+    mesh = pr.engine.ReplicaMesh(4, num_devices)
     seen = []
 
     def fn(tree):
       def mix(leaves):
         seen.extend(x.dtype for x in leaves)
-        return pr.mean().apply(leaves, harness.bare_context(mesh))
+        return pr.mixing.mean().apply(leaves, harness.bare_context(mesh))
 
       return payload.mix_inexact(mix, tree)
 

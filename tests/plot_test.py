@@ -39,7 +39,7 @@ class PlotTest(parameterized.TestCase):
       {k: len(v) for k, v in plot.figures.group(runs).items()},
       {'ssgd': 2, 'k_avg period=2': 1},
     )
-    outcome = self.plot(*both, '--x=epoch,modelled_seconds', '--y=loss')
+    outcome = self.plot(*both, '--x=epoch,modeled_seconds', '--y=loss')
     self.assertEqual(outcome.code, 0, outcome.err)
     self.assertIn(f'figure of 3 runs: {self.figure}', outcome.out)
     height, width, _ = matplotlib.image.imread(self.figure).shape

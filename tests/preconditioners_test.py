@@ -47,7 +47,7 @@ class NaturalGradientTest(parameterized.TestCase):
   def test_equals_its_equations(self, case, smoothing):
     shape, rank = case
     grads = gradients(shape)
-    tx = pr.scale_by_natural_gradient(
+    tx = pr.optimizers.scale_by_natural_gradient(
       rank=rank, smoothing=smoothing, update_rate=0.2
     )
     with jax.enable_x64(True):
@@ -64,7 +64,7 @@ class NaturalGradientTest(parameterized.TestCase):
   def test_equals_its_equations_where_the_floors_are_at_work(self):
     grads = gradients((9, 12), 12)
     grads[5] *= 1e3
-    tx = pr.scale_by_natural_gradient(rank=3, smoothing=0.5)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=3, smoothing=0.5)
     with jax.enable_x64(True):
       got, _ = run(tx, grads)
     oracle = reference.NaturalGradient((9, 12), 3, 0.5, 0.1)
@@ -76,7 +76,7 @@ class NaturalGradientTest(parameterized.TestCase):
   @parameterized.parameters(*CASES)
   def test_single_precision_is_near(self, shape, rank):
     grads = gradients(shape)
-    tx = pr.scale_by_natural_gradient(rank=rank, smoothing=1.0)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=rank, smoothing=1.0)
     got, state = run(tx, grads.astype(np.float32))
     for x in jax.tree.leaves(state):
       self.assertEqual(x.dtype, jnp.float32)
@@ -87,7 +87,7 @@ class NaturalGradientTest(parameterized.TestCase):
 
   def test_half_precision_is_computed_in_single(self):
     grads = gradients((5, 7)).astype(jnp.bfloat16)
-    tx = pr.scale_by_natural_gradient(rank=2)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=2)
     got, state = run(tx, grads)
     self.assertEqual(got.dtype, jnp.bfloat16)
     for x in jax.tree.leaves(state):
@@ -98,7 +98,7 @@ class NaturalGradientTest(parameterized.TestCase):
   @parameterized.parameters('float64', 'float32', 'bfloat16')
   def test_a_block_is_each_replica_by_itself(self, dtype):
     grads = np.stack([gradients((5, 7), seed=i) for i in range(3)], axis=1)
-    tx = pr.scale_by_natural_gradient(rank=3)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=3)
     block = optax.GradientTransformation(
       over_block(tx.init), over_block(tx.update)
     )
@@ -119,7 +119,7 @@ class NaturalGradientTest(parameterized.TestCase):
   def test_keeps_the_norm_and_the_first_gradient(self, shape, rank):
     grads = gradients(shape)
     with jax.enable_x64(True):
-      got, _ = run(pr.scale_by_natural_gradient(rank=rank), grads)
+      got, _ = run(pr.optimizers.scale_by_natural_gradient(rank=rank), grads)
     norms = [
       np.linalg.norm(x.reshape((len(x), -1)), axis=1) for x in (got, grads)
     ]
@@ -129,7 +129,7 @@ class NaturalGradientTest(parameterized.TestCase):
   @parameterized.parameters(*CASES)
   def test_factors_are_orthonormal_and_positive(self, shape, rank):
     _, state = run(
-      pr.scale_by_natural_gradient(rank=rank),
+      pr.optimizers.scale_by_natural_gradient(rank=rank),
       gradients(shape).astype(np.float32),
     )
     sizes = [size for size in shape if size > 1]
@@ -147,7 +147,7 @@ class NaturalGradientTest(parameterized.TestCase):
     q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))
     scatter = q @ np.diag([25.0, 9, 1, 1, 1, 1]) @ q.T
     x = np.sqrt(6) * np.diag([5.0, 3, 1, 1, 1, 1]) @ q.T
-    tx = pr.scale_by_natural_gradient(rank=2, smoothing=0.0)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=2, smoothing=0.0)
     with jax.enable_x64(True):
       _, state = run(tx, np.tile(x, (300, 1, 1)))
     basis, d, rho = state.factors[0][1]
@@ -159,7 +159,7 @@ class NaturalGradientTest(parameterized.TestCase):
   def test_finds_what_a_softmax_leaves(self):
     # Rows (a, -a) are orthogonal to the vector of equal entries.
     x = np.array([[1.0, -1.0], [2.0, -2.0]])
-    tx = pr.scale_by_natural_gradient(rank=1)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=1)
     with jax.enable_x64(True):
       _, state = run(tx, np.tile(x, (300, 1, 1)))
     basis = np.abs(state.factors[0][1].basis[0])
@@ -169,7 +169,7 @@ class NaturalGradientTest(parameterized.TestCase):
   def test_a_zero_gradient_is_zero_and_teaches_nothing(self, when):
     grads = gradients((4, 3), 6).astype(np.float32)
     with_zero = np.insert(grads, when, 0, axis=0)
-    tx = pr.scale_by_natural_gradient(rank=2)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=2)
     want, _ = run(tx, grads)
     got, _ = run(tx, with_zero)
     np.testing.assert_array_equal(got[when], np.zeros((4, 3)))
@@ -177,7 +177,7 @@ class NaturalGradientTest(parameterized.TestCase):
 
   def test_tiny_gradients_are_preconditioned_as_large_ones(self):
     grads = gradients((4, 3))
-    tx = pr.scale_by_natural_gradient(rank=2)
+    tx = pr.optimizers.scale_by_natural_gradient(rank=2)
     with jax.enable_x64(True):
       want, _ = run(tx, grads)
       got, _ = run(tx, 1e-12 * grads)
@@ -187,7 +187,7 @@ class NaturalGradientTest(parameterized.TestCase):
   def test_survives_gradients_of_other_lengths(self, factor):
     grads = gradients((9, 30), 30).astype(np.float32)
     grads[10:20] *= factor
-    got, state = run(pr.scale_by_natural_gradient(rank=5), grads)
+    got, state = run(pr.optimizers.scale_by_natural_gradient(rank=5), grads)
     self.assertTrue(np.isfinite(got).all())
     for factor in state.factors[0]:
       np.testing.assert_allclose(
@@ -196,7 +196,7 @@ class NaturalGradientTest(parameterized.TestCase):
 
   def test_parameters_of_any_structure(self):
     params = {'w': jnp.ones((3, 2)), 'b': jnp.ones(2), 'scale': jnp.ones(())}
-    tx = pr.scale_by_natural_gradient()
+    tx = pr.optimizers.scale_by_natural_gradient()
     direction, state = tx.update(params, tx.init(params))
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6),
@@ -215,7 +215,7 @@ class NaturalGradientTest(parameterized.TestCase):
   )
   def test_arguments_are_in_range(self, keywords, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.scale_by_natural_gradient(**keywords)
+      pr.optimizers.scale_by_natural_gradient(**keywords)
 
 
 UPDATES = {'a': np.float32([3.0, 0.0]), 'b': np.float32(4.0)}
@@ -224,38 +224,38 @@ UPDATES = {'a': np.float32([3.0, 0.0]), 'b': np.float32(4.0)}
 class LimitChangeTest(parameterized.TestCase):
   @parameterized.parameters((5.0, 1.0), (6.0, 1.0), (2.5, 0.5), (np.inf, 1.0))
   def test_scales_all_parameters_together(self, cap, factor):
-    tx = pr.limit_change(cap)
+    tx = pr.optimizers.limit_change(cap)
     got, _ = tx.update(UPDATES, tx.init(UPDATES))
     for name, u in UPDATES.items():
       np.testing.assert_allclose(got[name], factor * u, rtol=1e-6)
 
   def test_zero_stays_zero(self):
-    tx = pr.limit_change(1.0)
+    tx = pr.optimizers.limit_change(1.0)
     got, _ = tx.update({'a': np.zeros(3, np.float32)}, tx.init({}))
     np.testing.assert_array_equal(got['a'], np.zeros(3))
 
   def test_a_step_within_the_cap_keeps_its_bits(self):
     u = np.random.default_rng(0).normal(size=5).astype(np.float32)
-    got, _ = pr.limit_change(10.0).update(u, optax.EmptyState())
+    got, _ = pr.optimizers.limit_change(10.0).update(u, optax.EmptyState())
     np.testing.assert_array_equal(got, u)
 
   def test_the_norm_of_half_precision_is_in_single(self):
     # 300^2 = 90000 is more than float16 has.
     u = np.full(4, 300, np.float16)
-    got, _ = pr.limit_change(60.0).update(u, optax.EmptyState())
+    got, _ = pr.optimizers.limit_change(60.0).update(u, optax.EmptyState())
     self.assertEqual(got.dtype, jnp.float16)
     np.testing.assert_array_equal(got, np.full(4, 30, np.float16))
 
   def test_a_block_is_each_replica_by_itself(self):
     u = np.float32([[3.0, 4.0], [30.0, 40.0]])
-    tx = pr.limit_change(5.0)
+    tx = pr.optimizers.limit_change(5.0)
     got, _ = over_block(tx.update)(u, optax.EmptyState())
     np.testing.assert_allclose(got, [[3, 4], [3, 4]], rtol=1e-6)
 
   @parameterized.parameters(0, -1.0, float('nan'), '2', None)
   def test_the_cap_is_positive(self, cap):
     with self.assertRaisesRegex(ValueError, 'max_change must be > 0, got'):
-      pr.limit_change(cap)
+      pr.optimizers.limit_change(cap)
 
 
 if __name__ == '__main__':

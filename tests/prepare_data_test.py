@@ -22,7 +22,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import prepare_data
-from prsgd_jax.datasets import archives, load_dataset, preparing, storage
+from prsgd_jax.data.datasets import archives, load_dataset, preparing, storage
 from tests import binaries
 
 _ROOT = pathlib.Path(__file__).parents[1]

@@ -3,7 +3,9 @@
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import compare, config, costs, experiment, train
+from experiments import compare, costs, train
+from experiments.running.execution import experiment
+from experiments.running.flags import config
 
 FLAGS = flags.FLAGS
 del train  # whose flags presets may have

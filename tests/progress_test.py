@@ -1,4 +1,4 @@
-"""Tests of `experiments/progress.py`, on directories without arrays."""
+"""Tests of `running/records/progress.py`, on directories without arrays."""
 
 import contextlib
 import io
@@ -9,9 +9,9 @@ import tempfile
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import progress
-from prsgd_jax import checkpoint_files
-from prsgd_jax.checkpoints import CheckpointError
+from experiments.running.records import progress
+from prsgd_jax.engine import checkpoint_files
+from prsgd_jax.engine.checkpoints import CheckpointError
 
 # steps, sums and number of records of each checkpoint; the first three right
 # after records, the last one between two of them.
@@ -48,7 +48,7 @@ class FindStartTest(parameterized.TestCase):
 
   def write(self, recorded, saved=SAVED, notes=True):
     numbers = dict.fromkeys(
-      ('epoch', 'loss', 'rounds', 'bytes_sent', 'modelled_seconds', 'seconds'),
+      ('epoch', 'loss', 'rounds', 'bytes_sent', 'modeled_seconds', 'seconds'),
       0,
     )
     lines = [json.dumps({'step': s, **numbers}) + '\n' for s in recorded]

@@ -11,7 +11,7 @@ from tests import harness, reference
 
 N = 8
 DIRECTED = reference.random_column_stochastic(N)
-PUSHED = pr.graph(DIRECTED)
+PUSHED = pr.graphs.graph(DIRECTED)
 
 
 def push_sum(mixing):
@@ -21,9 +21,9 @@ def push_sum(mixing):
 def run(algorithm, start, num_steps, num_devices=2):
   """The state after steps without a loss, from x_i = start[i]."""
   n = len(jax.tree.leaves(start)[0])
-  mesh = pr.ReplicaMesh(n, num_devices)
-  state = pr.create_train_state(mesh, algorithm, start, per_replica=True)
-  train_steps = pr.make_train_steps(mesh, algorithm, lambda *args: 0)
+  mesh = pr.engine.ReplicaMesh(n, num_devices)
+  state = pr.engine.create_train_state(mesh, algorithm, start, per_replica=True)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, lambda *args: 0)
   none = np.zeros((num_devices, num_steps, n // num_devices))
   state, _ = train_steps(state, mesh.place_per_device(none))
   return mesh, state
@@ -65,11 +65,13 @@ class PushSumTest(parameterized.TestCase):
   def test_turns_are_taken(self):
     # The three matrices in turn are the mean of eight, exactly.
     with jax.enable_x64(True):
-      mesh, state = run(push_sum(pr.one_peer_exponential()), np.eye(N), 3)
+      mesh, state = run(
+        push_sum(pr.graphs.one_peer_exponential()), np.eye(N), 3
+      )
       z = mesh.gather(state.params)
     np.testing.assert_array_equal(z, np.full((N, N), 1 / N))
 
-  @parameterized.parameters(pr.one_peer_exponential, pr.ring)
+  @parameterized.parameters(pr.graphs.one_peer_exponential, pr.graphs.ring)
   def test_a_doubly_stochastic_mixing_is_sync_to_the_bit(self, make):
     # Three floats next to 1/3 add up to 1, as halves do.
     start = np.random.default_rng(0).normal(size=(N, 3)).astype(np.float32)
@@ -81,10 +83,10 @@ class PushSumTest(parameterized.TestCase):
     np.testing.assert_array_equal(mesh.gather(state.registers['weight']), 1)
 
   def test_sends_the_weight_too(self):
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((5,), jnp.float32))
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((5,), jnp.float32))
     algorithm = pr.sgp(optax.sgd(0.1), mixing=PUSHED, period=2)
     work, sent = algorithm.cost(shapes, N, np.arange(4))
-    self.assertIsInstance(work, pr.Work)
+    self.assertIsInstance(work, pr.base.Work)
     # Replica 0 sends to seven others.
     self.assertEqual(sent.bytes_sent, 7 * (5 + 1) * 4)
     np.testing.assert_array_equal(sent.fires, [False, True] * 2)
@@ -94,29 +96,39 @@ class PushSumTest(parameterized.TestCase):
 class ErrorsTest(parameterized.TestCase):
   @parameterized.parameters(
     # Receivers that average are not senders that distribute.
-    (pr.graph(DIRECTED.T), r'columns that sum to 1, got [0-9.]+ in column 1'),
-    (pr.weighted_mean(range(1, 9)), r'columns that sum to 1, got'),
     (
-      pr.dense(np.eye(N) * 2 - np.roll(np.eye(N), 1, 0)),
+      pr.graphs.graph(DIRECTED.T),
+      r'columns that sum to 1, got [0-9.]+ in column 1',
+    ),
+    (pr.mixing.weighted_mean(range(1, 9)), r'columns that sum to 1, got'),
+    (
+      pr.mixing.dense(np.eye(N) * 2 - np.roll(np.eye(N), 1, 0)),
       'weights >= 0 .*, got a smallest of -1',
     ),
     (
-      pr.dense(np.repeat(np.eye(N)[:1], N, 0).T),
+      pr.mixing.dense(np.repeat(np.eye(N)[:1], N, 0).T),
       'one > 0 in each row, .* a row that sums to 0',
     ),
-    (pr.dense(np.eye(2)), r'\[8, 8\], one row per replica, got \(2, 2\)'),
+    (
+      pr.mixing.dense(np.eye(2)),
+      r'\[8, 8\], one row per replica, got \(2, 2\)',
+    ),
   )
   def test_mixing_is_column_stochastic(self, mixing, message):
     algorithm = pr.sgp(optax.sgd(0.1), mixing=mixing)
     with self.assertRaisesRegex(ValueError, message) as caught:
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
     self.assertNotIn('\n', str(caught.exception))
 
   @parameterized.parameters(pr.d_psgd, pr.diffusion, pr.gradient_tracking)
   def test_columns_alone_are_for_push_sum(self, make):
     algorithm = make(optax.sgd(0.1), mixing=PUSHED)
     with self.assertRaisesRegex(ValueError, 'use it with pr.sgp'):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
 
 if __name__ == '__main__':

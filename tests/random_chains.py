@@ -193,13 +193,13 @@ def make_mixing(mixing, n):
   """The library's mixing of that name."""
   name, number = mixing
   if name == 'group_mean':
-    return pr.group_mean(number)
+    return pr.mixing.group_mean(number)
   if name == 'dense':
-    return pr.dense(matrix(mixing, n, 0))
+    return pr.mixing.dense(matrix(mixing, n, 0))
   return {
-    'mean': pr.mean,
-    'ring': pr.ring,
-    'one_peer': pr.one_peer_exponential,
+    'mean': pr.mixing.mean,
+    'ring': pr.graphs.ring,
+    'one_peer': pr.graphs.one_peer_exponential,
   }[name]()
 
 
@@ -232,7 +232,7 @@ def _stages_of(item, n, place):
       def rule(x, y):
         return a * x + (1 - a) * y
 
-      return [pr.let(**{target: pr.reading(rule, one, other)})]
+      return [pr.let(**{target: pr.stages.reading(rule, one, other)})]
     case Sync(mixing, what):
       return [pr.sync(make_mixing(mixing, n), what)]
     case At(period, phase):

@@ -46,10 +46,10 @@ def run(case, problem, num_devices, split=0):
 
   After `split` steps the state goes to the host and back.
   """
-  mesh = pr.ReplicaMesh(case.num_replicas, num_devices)
+  mesh = pr.engine.ReplicaMesh(case.num_replicas, num_devices)
   algorithm = build(case)
-  state = pr.create_train_state(mesh, algorithm, problem.start)
-  train_steps = pr.make_train_steps(mesh, algorithm, loss)
+  state = pr.engine.create_train_state(mesh, algorithm, problem.start)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
   blocks = (mesh.num_devices, 1, mesh.block_size)
   seen = []
   for step in range(T):
@@ -95,7 +95,7 @@ class RandomChainsTest(absltest.TestCase):
         again, *_ = run(case, problem, other, split)
         assert_same(again, found, 0)
       self.check_cost(case, algorithm, state, machine)
-      mean, _ = pr.consensus(algorithm, state)
+      mean, _ = pr.engine.consensus(algorithm, state)
       assert_same(
         [{'mean': jax.tree.leaves(mean)}],
         [{'mean': [x.mean(axis=0) for x in wanted[-1]['params']]}],
@@ -104,7 +104,9 @@ class RandomChainsTest(absltest.TestCase):
 
   def check_cost(self, case, algorithm, state, machine):
     n = case.num_replicas
-    account = pr.account(algorithm, pr.replica_shapes(state), n, T)
+    account = pr.ledger.account(
+      algorithm, pr.engine.replica_shapes(state), n, T
+    )
     self.assertEqual(account.gradients[-1], machine.gradients)
     if decides(case.body):
       return  # of which the ledger knows after the run

@@ -10,19 +10,14 @@ from absl.testing import absltest
 import hypothesis
 from hypothesis import strategies as st
 
-from experiments import (
-  algorithm_flags,
-  config,
-  costs,
-  experiment,
-  runs,
-  train,
-)
+from experiments import costs, train
+from experiments.running.execution import experiment, runs
+from experiments.running.flags import algorithm_flags, config
 from tests import binaries, fuzzing
 
 # Those that need nothing prepared.
 PRESETS = sorted(
-  pathlib.Path(experiment.__file__).parent.glob('presets/digits_*.flags')
+  pathlib.Path(experiment.__file__).parents[2].glob('presets/digits_*.flags')
 )
 # A command line may ask for any amount; this many bytes more are a failure.
 MEMORY = 8 * 2**30

@@ -11,7 +11,7 @@ import optax
 from scipy import optimize
 
 import prsgd_jax as pr
-from prsgd_jax.random_graphs import best_alpha, edge_colours
+from prsgd_jax.mixing.graphs.random_graphs import best_alpha, edge_colors
 from tests import harness, reference
 from tests.rows.row import SGD, N, T
 
@@ -31,7 +31,7 @@ def laplacian(graph):
 def matchings_of(graph):
   return [
     [(i, j) for i, j in enumerate(partner) if i < j]
-    for partner in edge_colours(graph)
+    for partner in edge_colors(graph)
   ]
 
 
@@ -46,21 +46,21 @@ def norm(alpha, graph, p):
   return np.linalg.norm(expected - 1 / n, 2)
 
 
-class IndependentNeighboursTest(parameterized.TestCase):
+class IndependentNeighborsTest(parameterized.TestCase):
   """Each replica draws its own: rows of W sum to one, columns do not."""
 
-  def neighbours(self, n, t):
+  def neighbors(self, n, t):
     key = jax.random.key(t, impl='threefry2x32')
     further = jax.random.randint(key, (n,), 0, n - 1, jnp.int32)
     return (np.arange(n) + 1 + np.asarray(further)) % n
 
   def applied(self, n, d, tree, decode=None):
-    mesh = pr.ReplicaMesh(n, d)
+    mesh = pr.engine.ReplicaMesh(n, d)
 
     def fn(tree, seed):
       key = jax.random.key(seed, impl='threefry2x32')
       context = harness.bare_context(mesh)._replace(shared_key=key)
-      return pr.independent_neighbours().apply(tree, context, decode)
+      return pr.graphs.independent_neighbors().apply(tree, context, decode)
 
     mapped = mesh.map(fn)
     seeds = [mesh.replicate(np.int32(t)) for t in range(6)]
@@ -72,7 +72,7 @@ class IndependentNeighboursTest(parameterized.TestCase):
   def test_takes_the_mean_with_the_one_it_drew(self, n, d):
     x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
     for t, got in enumerate(self.applied(n, d, x)):
-      want = 0.5 * x + 0.5 * x[self.neighbours(n, t)]
+      want = 0.5 * x + 0.5 * x[self.neighbors(n, t)]
       np.testing.assert_array_equal(got, want)
 
   @parameterized.parameters(1, 2, 8)
@@ -80,12 +80,12 @@ class IndependentNeighboursTest(parameterized.TestCase):
     codes = np.random.default_rng(0).integers(-9, 9, (8, 3)).astype(np.int8)
     out = self.applied(8, d, codes, lambda code: code * jnp.float32(0.25))
     for t, got in enumerate(out):
-      want = 0.125 * (codes * 1.0 + codes[self.neighbours(8, t)])
+      want = 0.125 * (codes * 1.0 + codes[self.neighbors(8, t)])
       np.testing.assert_array_equal(got, want)
 
   def test_draws_are_uniform_among_the_others_and_do_not_agree(self):
     n = 4
-    drawn = np.stack([self.neighbours(n, t) for t in range(3000)])
+    drawn = np.stack([self.neighbors(n, t) for t in range(3000)])
     counts = np.stack([np.bincount(each, minlength=n) for each in drawn.T])
     np.testing.assert_array_equal(np.diag(counts), 0)
     # Five standard deviations of a count of mean 1000.
@@ -95,7 +95,7 @@ class IndependentNeighboursTest(parameterized.TestCase):
     self.assertGreater(np.ptp(shifts, axis=1).mean(), 0.5)
 
   def test_is_a_mean_in_expectation_only(self):
-    weights = pr.independent_neighbours().weights(8)
+    weights = pr.graphs.independent_neighbors().weights(8)
     self.assertTrue(weights.sum_to_one(1))
     self.assertFalse(weights.sum_to_one(0))
     drawn = weights.matrix(weights.draw_turn(np.random.default_rng(0)))
@@ -103,27 +103,29 @@ class IndependentNeighboursTest(parameterized.TestCase):
     self.assertNotEqual(drawn.sum(axis=0).tolist(), [1.0] * 8)
 
   def test_all_are_gathered_and_that_is_counted(self):
-    mesh = pr.ReplicaMesh(8, 8)
+    mesh = pr.engine.ReplicaMesh(8, 8)
     fn = mesh.map(
-      lambda x: pr.independent_neighbours().apply(x, harness.bare_context(mesh))
+      lambda x: pr.graphs.independent_neighbors().apply(
+        x, harness.bare_context(mesh)
+      )
     )
     (sent,) = harness.collectives_of(fn, jnp.zeros((8, 1, 5)))
     self.assertEqual(sent.name, 'all_gather')
     self.assertEqual(
-      tuple(pr.independent_neighbours().message(120.0, 8)),
-      (840.0, 7, 'neighbour'),
+      tuple(pr.graphs.independent_neighbors().message(120.0, 8)),
+      (840.0, 7, 'neighbor'),
     )
 
   def test_too_many_to_list(self):
     with self.assertRaisesRegex(ValueError, 'too many to list'):
-      pr.independent_neighbours().matrices(8)
+      pr.graphs.independent_neighbors().matrices(8)
 
   def test_push_sum_and_exact_methods_refuse_it(self):
     for algorithm in (pr.sgp, pr.gradient_tracking):
       with self.assertRaises(ValueError):
-        pr.create_train_state(
-          pr.ReplicaMesh(6),
-          algorithm(optax.sgd(0.1), mixing=pr.independent_neighbours()),
+        pr.engine.create_train_state(
+          pr.engine.ReplicaMesh(6),
+          algorithm(optax.sgd(0.1), mixing=pr.graphs.independent_neighbors()),
           np.zeros(2),
         )
 
@@ -146,11 +148,12 @@ class AlphaTest(parameterized.TestCase):
 
 class EmptyTest(parameterized.TestCase):
   @parameterized.parameters(
-    pr.random_matching, pr.random_neighbour, pr.independent_neighbours,
-    lambda: pr.matcha(nx.cycle_graph(4)),
+    pr.graphs.random_matching, pr.graphs.random_neighbor,
+    pr.graphs.independent_neighbors,
+    lambda: pr.graphs.matcha(nx.cycle_graph(4)),
   )  # fmt: skip
   def test_empty_tree_stays_empty(self, make):
-    mesh = pr.ReplicaMesh(4, 2)
+    mesh = pr.engine.ReplicaMesh(4, 2)
 
     def fn(x):
       return x, make().apply([], harness.bare_context(mesh))
@@ -160,8 +163,8 @@ class EmptyTest(parameterized.TestCase):
 
 class MatchaTest(parameterized.TestCase):
   def applied(self, graph, d, tree, num_rounds=6, decode=None):
-    mesh = pr.ReplicaMesh(len(graph), d)
-    mixing = pr.matcha(graph, budget=0.6)
+    mesh = pr.engine.ReplicaMesh(len(graph), d)
+    mixing = pr.graphs.matcha(graph, budget=0.6)
 
     def fn(tree, seed):
       key = jax.random.key(seed, impl='threefry2x32')
@@ -208,22 +211,26 @@ class MatchaTest(parameterized.TestCase):
   def test_always_active_is_d_psgd_with_the_laplacian(self):
     graph = nx.cycle_graph(N)
     alpha = best_alpha(laplacian(graph), 1.0)
-    fixed = pr.graph(np.eye(N) - alpha * laplacian(graph))
+    fixed = pr.graphs.graph(np.eye(N) - alpha * laplacian(graph))
     problem = reference.make_problem(N, T)
     x = {
       mixing: harness.run_problem(
         pr.d_psgd(SGD, mixing=mixing), problem, num_devices=1
       ).x
-      for mixing in (fixed, pr.matcha(graph, budget=1), pr.matcha(graph))
+      for mixing in (
+        fixed,
+        pr.graphs.matcha(graph, budget=1),
+        pr.graphs.matcha(graph),
+      )
     }
     want, always, half = x.values()
     np.testing.assert_array_equal(always, want)
     self.assertGreater(np.abs(half - want).max(), 1e-3)
 
   def test_the_ledger_draws_each_matching_with_its_probability(self):
-    mixing = pr.matcha(GRAPHS['ring'], budget=0.3)
+    mixing = pr.graphs.matcha(GRAPHS['ring'], budget=0.3)
     stages = pr.chain(pr.gradient(), pr.sync(mixing))
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
     _, sent = stages.cost(shapes, 8, np.arange(1))
     generator = np.random.default_rng(0)
     waits = [harness.waits_of(sent, 8, t, generator) for t in range(3000)]
@@ -234,9 +241,9 @@ class MatchaTest(parameterized.TestCase):
 
   def test_one_conditional_message_for_each_matching(self):
     graph = GRAPHS['ring']
-    mesh = pr.ReplicaMesh(8, 8)
+    mesh = pr.engine.ReplicaMesh(8, 8)
     fn = mesh.map(
-      lambda x: pr.matcha(graph).apply(x, harness.bare_context(mesh))
+      lambda x: pr.graphs.matcha(graph).apply(x, harness.bare_context(mesh))
     )
     found = harness.collectives_of(fn, jnp.zeros((8, 1, 5)))
     self.assertLen(found, 2)
@@ -246,28 +253,37 @@ class MatchaTest(parameterized.TestCase):
 
   def test_message_is_the_expected_one(self):
     for budget in (0.5, 1.0):
-      mixing = pr.matcha(GRAPHS['ring'], budget=budget)
-      want = (240.0 * budget, 2 * budget, 'neighbour')
+      mixing = pr.graphs.matcha(GRAPHS['ring'], budget=budget)
+      want = (240.0 * budget, 2 * budget, 'neighbor')
       self.assertEqual(tuple(mixing.message(120.0, 8)), want)
 
   def test_keeps_the_mean(self):
-    weights = pr.matcha(GRAPHS['star']).weights(6)
+    weights = pr.graphs.matcha(GRAPHS['star']).weights(6)
     self.assertTrue(weights.sum_to_one(0) and weights.sum_to_one(1))
     for turn in range(2**5):
       np.testing.assert_allclose(weights.matrix(turn).sum(axis=0), 1)
 
   @parameterized.parameters(
-    (lambda: pr.matcha(nx.cycle_graph(4), budget=0), r'budget must be in \(0'),
-    (lambda: pr.matcha(nx.cycle_graph(4), budget=1.5), 'got 1.5'),
-    (lambda: pr.matcha(np.eye(2)), 'undirected .*, got ndarray'),
-    (lambda: pr.matcha(nx.empty_graph(2)), 'got 2 parts'),
-    (lambda: pr.matcha(nx.empty_graph(1)), 'two nodes or more, got 1'),
-    (lambda: pr.matcha(nx.cycle_graph(4)).weights(8), r'\[8, 8\].*\(4, 4\)'),
-    (lambda: pr.matcha(nx.cycle_graph(4)).matrices(4), 'not equally likely'),
     (
-      lambda: pr.create_train_state(
-        pr.ReplicaMesh(8),
-        pr.d_psgd(optax.sgd(0.1), mixing=pr.matcha(nx.cycle_graph(4))),
+      lambda: pr.graphs.matcha(nx.cycle_graph(4), budget=0),
+      r'budget must be in \(0',
+    ),
+    (lambda: pr.graphs.matcha(nx.cycle_graph(4), budget=1.5), 'got 1.5'),
+    (lambda: pr.graphs.matcha(np.eye(2)), 'undirected .*, got ndarray'),
+    (lambda: pr.graphs.matcha(nx.empty_graph(2)), 'got 2 parts'),
+    (lambda: pr.graphs.matcha(nx.empty_graph(1)), 'two nodes or more, got 1'),
+    (
+      lambda: pr.graphs.matcha(nx.cycle_graph(4)).weights(8),
+      r'\[8, 8\].*\(4, 4\)',
+    ),
+    (
+      lambda: pr.graphs.matcha(nx.cycle_graph(4)).matrices(4),
+      'not equally likely',
+    ),
+    (
+      lambda: pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(8),
+        pr.d_psgd(optax.sgd(0.1), mixing=pr.graphs.matcha(nx.cycle_graph(4))),
         np.zeros(2),
       ),
       r'\[8, 8\].*\(4, 4\)',

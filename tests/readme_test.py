@@ -13,7 +13,9 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import algorithm_flags, loggers, readme, results
+from experiments.running.flags import algorithm_flags
+from experiments.running.logs import loggers
+from experiments.tools import readme, results
 import prsgd_jax as pr
 from tests import binaries
 

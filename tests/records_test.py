@@ -1,4 +1,4 @@
-"""Tests of `experiments/records.py`."""
+"""Tests of `experiments/running/records/records.py`."""
 
 import math
 import pathlib
@@ -8,7 +8,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from experiments import records
+from experiments.running.records import records
 
 
 class CommitTest(absltest.TestCase):

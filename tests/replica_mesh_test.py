@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import replica_mesh
+from prsgd_jax.engine import replica_mesh
 
 
 class ReplicaMeshTest(parameterized.TestCase):
@@ -26,12 +26,12 @@ class ReplicaMeshTest(parameterized.TestCase):
     (64, 8),
   )
   def test_default_is_the_largest_divisor(self, num_replicas, num_devices):
-    mesh = pr.ReplicaMesh(num_replicas)
+    mesh = pr.engine.ReplicaMesh(num_replicas)
     self.assertEqual(mesh.num_devices, num_devices)
     self.assertEqual(mesh.block_size * mesh.num_devices, num_replicas)
 
   def test_default_of_fewer_devices(self):
-    mesh = pr.ReplicaMesh(8, devices=jax.devices()[2:5])
+    mesh = pr.engine.ReplicaMesh(8, devices=jax.devices()[2:5])
     self.assertEqual(mesh.devices, tuple(jax.devices()[2:4]))
 
   @parameterized.parameters(
@@ -40,48 +40,52 @@ class ReplicaMeshTest(parameterized.TestCase):
     (8, 8, '8 replicas on 8 cpu devices (1 on each)'),
   )
   def test_says_which(self, n, d, text):
-    self.assertEqual(str(pr.ReplicaMesh(n, d)), text)
+    self.assertEqual(str(pr.engine.ReplicaMesh(n, d)), text)
 
   def test_equal_meshes_are_equal_and_hash(self):
-    self.assertEqual(pr.ReplicaMesh(8, 2), pr.ReplicaMesh(8, 2))
-    self.assertNotEqual(pr.ReplicaMesh(8, 2), pr.ReplicaMesh(8, 4))
-    self.assertLen({pr.ReplicaMesh(8, 2), pr.ReplicaMesh(8, 2)}, 1)
+    self.assertEqual(pr.engine.ReplicaMesh(8, 2), pr.engine.ReplicaMesh(8, 2))
+    self.assertNotEqual(
+      pr.engine.ReplicaMesh(8, 2), pr.engine.ReplicaMesh(8, 4)
+    )
+    self.assertLen(
+      {pr.engine.ReplicaMesh(8, 2), pr.engine.ReplicaMesh(8, 2)}, 1
+    )
 
   @parameterized.parameters(0, -8, 2.0, None, True)
   def test_replicas_are_a_positive_integer(self, n):
     with self.assertRaisesRegex(
       ValueError, f'num_replicas must be an integer >= 1, got {n}'
     ):
-      pr.ReplicaMesh(n)
+      pr.engine.ReplicaMesh(n)
 
   @parameterized.parameters(0, -1, 2.0)
   def test_devices_are_a_positive_integer(self, d):
     with self.assertRaisesRegex(
       ValueError, f'num_devices must be an integer >= 1, got {d}'
     ):
-      pr.ReplicaMesh(8, d)
+      pr.engine.ReplicaMesh(8, d)
 
   def test_devices_divide_the_replicas(self):
     with self.assertRaisesRegex(
       ValueError, r'divide the 8 replicas, got 3; use one of \[1, 2, 4, 8\]'
     ):
-      pr.ReplicaMesh(8, 3)
+      pr.engine.ReplicaMesh(8, 3)
 
   def test_there_are_that_many_devices(self):
     with self.assertRaisesRegex(
       ValueError, r"at most the 8 cpu .*got 16;.*'jax_num_cpu_devices', 16"
     ):
-      pr.ReplicaMesh(16, 16)
+      pr.engine.ReplicaMesh(16, 16)
 
   def test_there_are_devices(self):
     with self.assertRaisesRegex(ValueError, 'device'):
-      pr.ReplicaMesh(8, devices=[])
+      pr.engine.ReplicaMesh(8, devices=[])
 
 
 class PlaceTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4, 8)
   def test_gather_is_the_inverse_of_place(self, num_devices):
-    mesh = pr.ReplicaMesh(8, num_devices)
+    mesh = pr.engine.ReplicaMesh(8, num_devices)
     tree = {
       'bool': np.arange(8) % 3 == 0,
       'bfloat16': np.arange(8).astype(jnp.bfloat16),
@@ -102,7 +106,7 @@ class PlaceTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 4)
   def test_replicate_puts_a_copy_on_every_device(self, num_devices):
-    mesh = pr.ReplicaMesh(8, num_devices)
+    mesh = pr.engine.ReplicaMesh(8, num_devices)
     x = np.arange(5, dtype=np.uint8)
     placed = mesh.replicate({'x': x, 'scalar': 3.0})
     np.testing.assert_array_equal(placed['x'], np.tile(x, (num_devices, 1)))
@@ -117,13 +121,13 @@ class PlaceTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r'leading axis of 8 replicas, got an array of shape \('
     ):
-      pr.ReplicaMesh(8, 2).place({'x': x})
+      pr.engine.ReplicaMesh(8, 2).place({'x': x})
 
   @parameterized.parameters('place', 'replicate', 'place_per_device')
   def test_later_changes_of_the_callers_array_are_not_seen(self, method):
     # A loader that fills one buffer again and again must not change a batch
     # that was placed, and may be in flight. Aligned, CPU JAX shares memory.
-    mesh = pr.ReplicaMesh(8, 2)
+    mesh = pr.engine.ReplicaMesh(8, 2)
     rows = mesh.num_devices if method == 'place_per_device' else 8
     buffer = np.zeros(rows * 4096 * 4 + 128, np.uint8)
     offset = -buffer.ctypes.data % 128
@@ -137,25 +141,25 @@ class PlaceTest(parameterized.TestCase):
   def test_host_arrays_may_be_read_only(self):
     x = np.broadcast_to(np.float32(1), (8, 3))
     np.testing.assert_array_equal(
-      pr.ReplicaMesh(8, 2).place(x), np.ones((2, 4, 3))
+      pr.engine.ReplicaMesh(8, 2).place(x), np.ones((2, 4, 3))
     )
 
 
 class MapTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4, 8)
   def test_replica_index_is_global(self, num_devices):
-    mesh = pr.ReplicaMesh(8, num_devices)
+    mesh = pr.engine.ReplicaMesh(8, num_devices)
     index = mesh.map(lambda x: mesh.replica_index())(np.zeros(num_devices))
     self.assertEqual(index.dtype, np.int32)
     np.testing.assert_array_equal(mesh.gather(index), np.arange(8))
 
   def test_axis_has_its_name(self):
-    mesh = pr.ReplicaMesh(8, 4)
-    out = mesh.map(lambda x: lax.psum(x, pr.AXIS_NAME))(np.arange(4.0))
+    mesh = pr.engine.ReplicaMesh(8, 4)
+    out = mesh.map(lambda x: lax.psum(x, pr.base.AXIS_NAME))(np.arange(4.0))
     np.testing.assert_array_equal(out, np.full(4, 6.0))
 
   def test_placed_arrays_are_not_moved_by_a_mapped_function(self):
-    mesh = pr.ReplicaMesh(8, 4)
+    mesh = pr.engine.ReplicaMesh(8, 4)
     placed = mesh.place(np.zeros((8, 3), np.float32))
     out = mesh.map(lambda x: x + 1)(placed)
     self.assertTrue(placed.sharding.is_equivalent_to(out.sharding, 3))
@@ -166,7 +170,7 @@ class MapBlockTest(parameterized.TestCase):
 
   @parameterized.parameters((7, 1), (8, 8))
   def test_large_blocks_are_vectorized(self, written_out, num_products):
-    mesh = pr.ReplicaMesh(8, 1)
+    mesh = pr.engine.ReplicaMesh(8, 1)
     x = np.arange(24.0).reshape(8, 3)
 
     def fn(x):

@@ -16,7 +16,8 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from experiments import figures, report, sweep
+from experiments import report, sweep
+from experiments.tools import figures
 from tests import binaries, written_runs
 
 REPRODUCTION = {

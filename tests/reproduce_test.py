@@ -11,21 +11,16 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import (
-  costs,
-  drawing,
-  experiment,
-  figure_files,
-  records,
-  run_config,
-  runs,
-)
-from experiments.reproduce import __main__ as reproduce
-from experiments.reproduce import results_page, t09_post_local, target
-from experiments.reproduce.target import Setting
+from experiments import costs, reproduce
+from experiments.papers import results_page, t09_post_local, target
+from experiments.papers.target import Setting
+from experiments.running.execution import experiment, runs
+from experiments.running.flags import run_config
+from experiments.running.records import records
+from experiments.tools import drawing, figure_files
 import prsgd_jax as pr
 from prsgd_jax import ledger
-from prsgd_jax.datasets import DatasetError
+from prsgd_jax.data.datasets import DatasetError
 from tests import binaries, looks
 
 
@@ -41,7 +36,7 @@ def without_images(name, data_dir):
       'label': (np.arange(size) % shape.num_classes).astype(np.int32),
     }
 
-  return pr.Dataset(
+  return pr.data.Dataset(
     name, split(shape.num_examples), split(10_000), shape.num_classes
   )
 
@@ -115,7 +110,7 @@ class FullSettingTest(parameterized.TestCase):
         'step': step, 'epoch': parts.epoch(spent.gradients), 'loss': 0.5,
         'rounds': spent.rounds, 'bytes_sent': spent.bytes_sent,
         'bytes_by_tier': {}, 'seconds': 1.0, 'consensus_distance': 0.0,
-        'modelled_seconds': spent.seconds,
+        'modeled_seconds': spent.seconds,
         'test_accuracy': 0.9, 'test_loss': 0.5,
       }
       for step, spent in zip(steps, self.spent[id(parts)])

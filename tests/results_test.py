@@ -1,10 +1,11 @@
-"""Tests of `experiments/results.py`."""
+"""Tests of `experiments/tools/results.py`."""
 
 import json
 
 from absl.testing import absltest
 
-from experiments import algorithm_flags, results
+from experiments.running.flags import algorithm_flags
+from experiments.tools import results
 from tests import binaries
 
 
@@ -51,7 +52,7 @@ class ResultsTest(absltest.TestCase):
         for run in json.loads(path.read_text()):
           self.assertNotEqual(run['jax'], '0.10.2')  # it sums wrongly
 
-  def test_every_algorithm_has_learnt_the_digits(self):
+  def test_every_algorithm_has_learned_the_digits(self):
     (runs,) = results.read_results()[results.EACH]
     accuracy = {run['label'].split()[0]: run['test_accuracy'] for run in runs}
     self.assertEqual({*accuracy}, {*algorithm_flags.ALGORITHMS})

@@ -30,15 +30,15 @@ def run(algorithm, problem=PROBLEM):
 def averaged(average, starts, weight=None, x0=0.0):
   """`average` once, of replicas that start at the given points."""
   n = len(starts)
-  mesh = pr.ReplicaMesh(n, 2)
+  mesh = pr.engine.ReplicaMesh(n, 2)
   weights = () if weight is None else (pr.remember(weight=weight),)
   algorithm = pr.chain(pr.remember(x0='params'), *weights, average)
-  state = pr.create_train_state(
+  state = pr.engine.create_train_state(
     mesh, algorithm, {'w': np.full(3, x0, np.float32)}
   )
   points = np.asarray(starts, np.float32)
   state = state.replace(params={'w': mesh.place(points)})
-  step = pr.make_train_steps(mesh, algorithm, lambda *args: None)
+  step = pr.engine.make_train_steps(mesh, algorithm, lambda *args: None)
   state, _ = step(state, mesh.place_per_device(np.zeros((2, 1, n // 2))))
   return mesh.gather(state.params)['w']
 
@@ -61,25 +61,27 @@ class PenalizedTest(parameterized.TestCase):
 
   def test_equal_norms_are_averaged(self):
     starts = np.eye(3)[[0, 1, 2, 2]]
-    got = averaged(pr.average_penalized(), starts)
+    got = averaged(pr.algorithms.average_penalized(), starts)
     np.testing.assert_allclose(got, np.tile(starts.mean(0), (4, 1)), rtol=1e-6)
 
   def test_large_norms_have_weights(self):
     # exp(-n) of float32 is 0 for n > 104.
     starts = np.full((4, 3), 500.0)
-    got = averaged(pr.average_penalized(), starts)
+    got = averaged(pr.algorithms.average_penalized(), starts)
     np.testing.assert_allclose(got, starts, rtol=1e-6)
 
   @parameterized.parameters(np.nan, np.inf)
   def test_what_is_not_finite_is_left_out(self, bad):
     starts = np.eye(3)[[0, 1, 2, 2]]
     starts[2] = bad
-    got = averaged(pr.average_penalized(), starts)
+    got = averaged(pr.algorithms.average_penalized(), starts)
     want = starts[[0, 1, 3]].mean(axis=0)
     np.testing.assert_allclose(got, np.tile(want, (4, 1)), rtol=1e-6)
 
   def test_all_return_to_the_start_if_none_is_left(self):
-    got = averaged(pr.average_penalized(), np.full((4, 3), np.nan), x0=2.0)
+    got = averaged(
+      pr.algorithms.average_penalized(), np.full((4, 3), np.nan), x0=2.0
+    )
     np.testing.assert_array_equal(got, np.full((4, 3), 2.0))
 
   @parameterized.parameters(np.nan, 1000.0)
@@ -100,14 +102,14 @@ class PenalizedTest(parameterized.TestCase):
 class RadialTest(parameterized.TestCase):
   def test_equal_differences_are_averaged_to_themselves(self):
     starts = np.tile([1.0, -2.0, 0.5], (4, 1))
-    got = averaged(pr.average_radial(), starts)
+    got = averaged(pr.algorithms.average_radial(), starts)
     np.testing.assert_allclose(got, starts, rtol=1e-6)
 
   @parameterized.parameters(8, 32)
   def test_length_does_not_shrink_with_the_number_of_replicas(self, n):
     starts = np.random.default_rng(0).normal(size=(n, 3)) + 0.1
     starts /= np.linalg.norm(starts, axis=1, keepdims=True)
-    got = averaged(pr.average_radial(), starts)
+    got = averaged(pr.algorithms.average_radial(), starts)
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, rtol=1e-5)
     mean = np.linalg.norm(starts.mean(axis=0))
     self.assertLess(mean, 0.9)
@@ -115,14 +117,16 @@ class RadialTest(parameterized.TestCase):
   def test_weights_are_those_of_the_replicas(self):
     starts = np.array([[1.0, 0, 0], [0, 2, 0], [0, 3, 0], [0, 0, 4]])
     weights = np.array([1.0, 2, 3, 0])
-    got = averaged(pr.average_radial(), starts, pr.per_replica(weights))
+    got = averaged(
+      pr.algorithms.average_radial(), starts, pr.per_replica(weights)
+    )
     radius = weights @ np.linalg.norm(starts, axis=1) / weights.sum()
     way = weights @ (starts / np.linalg.norm(starts, axis=1)[:, None])
     want = radius * way / np.linalg.norm(way)
     np.testing.assert_allclose(got, np.tile(want, (4, 1)), rtol=1e-6)
 
   def test_nobody_moved(self):
-    got = averaged(pr.average_radial(), np.zeros((4, 3)))
+    got = averaged(pr.algorithms.average_radial(), np.zeros((4, 3)))
     np.testing.assert_array_equal(got, np.zeros((4, 3)))
 
 

@@ -1,4 +1,4 @@
-"""Tests of `experiments/saved_flags.py`: `--resume --workdir` suffices."""
+"""Tests of `running/flags/saved_flags.py`: `--resume --workdir` suffices."""
 
 import dataclasses
 import json
@@ -8,7 +8,9 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import config, differences, records, saved_flags, train
+from experiments import train
+from experiments.running.flags import config, saved_flags
+from experiments.running.records import differences, records
 from tests import own_modules
 
 FLAGS = flags.FLAGS

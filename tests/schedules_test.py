@@ -14,80 +14,107 @@ TOSSES = np.random.default_rng(3).random(25) < 0.3
 
 # name -> (schedule, its definition of one 0-based step, in plain Python)
 TABLE = {
-  'always': (pr.always(), lambda s: True),
-  'never': (pr.never(), lambda s: False),
-  'every_1': (pr.every(1), lambda s: True),
-  'every_4': (pr.every(4), lambda s: s in range(3, 40, 4)),
-  'every_100': (pr.every(100), lambda s: False),
-  'every_numpy': (pr.every(np.int64(7)), lambda s: s in range(6, 40, 7)),
-  'at': (pr.at_steps([0, 5, 39]), lambda s: s in (0, 5, 39)),
-  'at_unordered': (pr.at_steps([9, 2, 2]), lambda s: s in (2, 9)),
-  'at_nothing': (pr.at_steps([]), lambda s: False),
-  'at_array': (pr.at_steps(np.array([3, 4])), lambda s: s in (3, 4)),
+  'always': (pr.schedules.always(), lambda s: True),
+  'never': (pr.schedules.never(), lambda s: False),
+  'every_1': (pr.schedules.every(1), lambda s: True),
+  'every_4': (pr.schedules.every(4), lambda s: s in range(3, 40, 4)),
+  'every_100': (pr.schedules.every(100), lambda s: False),
+  'every_numpy': (
+    pr.schedules.every(np.int64(7)),
+    lambda s: s in range(6, 40, 7),
+  ),
+  'at': (pr.schedules.at_steps([0, 5, 39]), lambda s: s in (0, 5, 39)),
+  'at_unordered': (pr.schedules.at_steps([9, 2, 2]), lambda s: s in (2, 9)),
+  'at_nothing': (pr.schedules.at_steps([]), lambda s: False),
+  'at_array': (pr.schedules.at_steps(np.array([3, 4])), lambda s: s in (3, 4)),
   'post_local': (
-    pr.post_local(3, period=4),
+    pr.schedules.post_local(3, period=4),
     lambda s: s in (0, 1, 2, *range(6, 40, 4)),
   ),
-  'post_local_at_once': (pr.post_local(0, period=4), lambda s: s % 4 == 3),
-  'post_local_1': (pr.post_local(5, period=1), lambda s: True),
+  'post_local_at_once': (
+    pr.schedules.post_local(0, period=4),
+    lambda s: s % 4 == 3,
+  ),
+  'post_local_1': (pr.schedules.post_local(5, period=1), lambda s: True),
   'any_of': (
-    pr.any_of(pr.every(6), pr.at_steps([0, 1])),
+    pr.schedules.any_of(pr.schedules.every(6), pr.schedules.at_steps([0, 1])),
     lambda s: s in (0, 1) or s % 6 == 5,
   ),
   'any_of_constants': (
-    pr.any_of(pr.never(), pr.every(5)),
+    pr.schedules.any_of(pr.schedules.never(), pr.schedules.every(5)),
     lambda s: s % 5 == 4,
   ),
-  'any_of_one': (pr.any_of(pr.every(3)), lambda s: s % 3 == 2),
-  'any_of_always': (pr.any_of(pr.every(3), pr.always()), lambda s: True),
-  'after': (pr.after(5, pr.every(4)), lambda s: s in range(8, 40, 4)),
-  'after_0': (pr.after(0, pr.every(4)), lambda s: s in range(3, 40, 4)),
-  'after_at': (pr.after(6, pr.at_steps([0, 2])), lambda s: s in (6, 8)),
-  'after_always': (pr.after(7, pr.always()), lambda s: s >= 7),
+  'any_of_one': (
+    pr.schedules.any_of(pr.schedules.every(3)),
+    lambda s: s % 3 == 2,
+  ),
+  'any_of_always': (
+    pr.schedules.any_of(pr.schedules.every(3), pr.schedules.always()),
+    lambda s: True,
+  ),
+  'after': (
+    pr.schedules.after(5, pr.schedules.every(4)),
+    lambda s: s in range(8, 40, 4),
+  ),
+  'after_0': (
+    pr.schedules.after(0, pr.schedules.every(4)),
+    lambda s: s in range(3, 40, 4),
+  ),
+  'after_at': (
+    pr.schedules.after(6, pr.schedules.at_steps([0, 2])),
+    lambda s: s in (6, 8),
+  ),
+  'after_always': (
+    pr.schedules.after(7, pr.schedules.always()),
+    lambda s: s >= 7,
+  ),
   'intervals': (
-    pr.intervals((1, 3, 4)),
+    pr.schedules.intervals((1, 3, 4)),
     lambda s: s in (0, 3, *range(7, 40, 4)),
   ),
-  'intervals_one': (pr.intervals([3]), lambda s: s % 3 == 2),
+  'intervals_one': (pr.schedules.intervals([3]), lambda s: s % 3 == 2),
   'intervals_shrink': (
-    pr.intervals([9, 2]),
+    pr.schedules.intervals([9, 2]),
     lambda s: s in (8, *range(10, 40, 2)),
   ),
   'doubling': (
-    pr.doubling(2, num_steps=40),
+    pr.schedules.doubling(2, num_steps=40),
     lambda s: s + 1 in (2, 6, 14, 30),
   ),
   'doubling_by_pairs': (
-    pr.doubling(1, num_steps=40, rounds_each=2),
+    pr.schedules.doubling(1, num_steps=40, rounds_each=2),
     lambda s: s + 1 in (1, 2, 4, 6, 10, 14, 22, 30),
   ),
   'doubling_then_the_same': (
-    pr.doubling(1, num_steps=6),
+    pr.schedules.doubling(1, num_steps=6),
     lambda s: s + 1 in (1, 3, *range(7, 41, 4)),
   ),
   'linear_growth': (
-    pr.linear_growth(2, increment=3, num_steps=40),
+    pr.schedules.linear_growth(2, increment=3, num_steps=40),
     lambda s: s + 1 in (2, 7, 15, 26, 40),
   ),
   'linear_growth_then_the_same': (
-    pr.linear_growth(1, increment=1, num_steps=5),
+    pr.schedules.linear_growth(1, increment=1, num_steps=5),
     lambda s: s + 1 in (1, 3, *range(6, 41, 3)),
   ),
   'with_probability_0': (
-    pr.with_probability(0.0, num_steps=9),
+    pr.schedules.with_probability(0.0, num_steps=9),
     lambda s: False,
   ),
-  'with_probability_1': (pr.with_probability(1, num_steps=9), lambda s: True),
+  'with_probability_1': (
+    pr.schedules.with_probability(1, num_steps=9),
+    lambda s: True,
+  ),
   'with_probability': (
-    pr.with_probability(0.3, num_steps=25, seed=3),
+    pr.schedules.with_probability(0.3, num_steps=25, seed=3),
     lambda s: TOSSES[s % 25],
   ),
   'qsr_of_a_constant': (
-    pr.qsr(lambda s: 0.1, alpha=0.25, base_period=2, num_steps=40),
+    pr.schedules.qsr(lambda s: 0.1, alpha=0.25, base_period=2, num_steps=40),
     lambda s: s in (*range(5, 40, 6), 39),
   ),
   'qsr_at_its_base': (
-    pr.qsr(lambda s: 0.1, alpha=0.15, base_period=4, num_steps=40),
+    pr.schedules.qsr(lambda s: 0.1, alpha=0.15, base_period=4, num_steps=40),
     lambda s: s % 4 == 3,
   ),
 }
@@ -131,7 +158,7 @@ class EveryScheduleTest(parameterized.TestCase):
 
 
 class ConstantTest(parameterized.TestCase):
-  @parameterized.parameters(pr.always(), pr.never())
+  @parameterized.parameters(pr.schedules.always(), pr.schedules.never())
   def test_is_known_when_tracing(self, schedule):
     seen = []
     jax.make_jaxpr(lambda s: seen.append(schedule(s)) or s)(0)
@@ -140,7 +167,7 @@ class ConstantTest(parameterized.TestCase):
 
 class StartsTest(parameterized.TestCase):
   def test_rounds_of_one_step_are_known_when_tracing(self):
-    fires = pr.starts(pr.every(1))
+    fires = pr.schedules.starts(pr.schedules.every(1))
     known = []
 
     @jax.jit
@@ -155,14 +182,14 @@ class StartsTest(parameterized.TestCase):
 
 class AtTest(parameterized.TestCase):
   def test_steps_after_the_last_do_not_fire(self):
-    schedule = pr.at_steps([2])
+    schedule = pr.schedules.at_steps([2])
     late = 2**31 - 1
     self.assertFalse(schedule(np.array([3, late])).any())
     self.assertFalse(bool(jax.jit(schedule)(jnp.asarray(late, jnp.int32))))
 
   def test_callers_list_is_copied(self):
     steps = np.array([2])
-    schedule = pr.at_steps(steps)
+    schedule = pr.schedules.at_steps(steps)
     steps[0] = 3
     self.assertEqual(np.flatnonzero(schedule(STEPS)).tolist(), [2])
 
@@ -171,7 +198,7 @@ class AtTest(parameterized.TestCase):
   )
   def test_steps_are_integers_from_zero(self, steps):
     with self.assertRaisesRegex(ValueError, r'expects integers >= 0, got \['):
-      pr.at_steps(steps)
+      pr.schedules.at_steps(steps)
 
 
 BEYOND = (2**31, 2**40, 10**30, np.int64(2**40), np.uint64(2**63))
@@ -190,32 +217,40 @@ class BeyondInt32Test(parameterized.TestCase):
   @parameterized.parameters(*BEYOND)
   def test_never(self, number):
     never = [False] * 5
-    self.check(pr.every(number), never)
-    self.check(pr.at_steps([int(number)]), never)
-    self.check(pr.after(number, pr.every(1)), never)
-    self.check(pr.intervals([number]), never)
-    self.check(pr.doubling(number, num_steps=100), never)
-    self.check(pr.linear_growth(number, increment=1, num_steps=9), never)
-    self.check(pr.starts(pr.every(number)), [True, *never[1:]])
+    self.check(pr.schedules.every(number), never)
+    self.check(pr.schedules.at_steps([int(number)]), never)
+    self.check(pr.schedules.after(number, pr.schedules.every(1)), never)
+    self.check(pr.schedules.intervals([number]), never)
+    self.check(pr.schedules.doubling(number, num_steps=100), never)
+    self.check(
+      pr.schedules.linear_growth(number, increment=1, num_steps=9), never
+    )
+    self.check(
+      pr.schedules.starts(pr.schedules.every(number)), [True, *never[1:]]
+    )
 
   @parameterized.parameters(*BEYOND)
   def test_until_then(self, number):
-    self.check(pr.post_local(number, period=4), [True] * 5)
-    self.check(pr.post_local(2, period=number), [True, True] + [False] * 3)
-    self.check(pr.intervals([2, number]), [False, True] + [False] * 3)
-    self.check(pr.at_steps([5, int(number)]), self.STEPS == 5)
+    self.check(pr.schedules.post_local(number, period=4), [True] * 5)
+    self.check(
+      pr.schedules.post_local(2, period=number), [True, True] + [False] * 3
+    )
+    self.check(pr.schedules.intervals([2, number]), [False, True] + [False] * 3)
+    self.check(pr.schedules.at_steps([5, int(number)]), self.STEPS == 5)
 
   def test_the_last_step_of_the_longest_run_can_fire(self):
     last = self.STEPS == 2**31 - 2
-    self.check(pr.every(2**31 - 1), last)
-    self.check(pr.at_steps([2**31 - 2]), last)
-    self.check(pr.after(2**31 - 3, pr.every(2)), last)
+    self.check(pr.schedules.every(2**31 - 1), last)
+    self.check(pr.schedules.at_steps([2**31 - 2]), last)
+    self.check(pr.schedules.after(2**31 - 3, pr.schedules.every(2)), last)
 
   @parameterized.parameters(
-    lambda T: pr.doubling(1, num_steps=T),
-    lambda T: pr.linear_growth(1, increment=100, num_steps=T),
-    lambda T: pr.qsr(lambda t: 1e-3, alpha=1.0, base_period=1, num_steps=T),
-    lambda T: pr.at_steps([T - 1]),
+    lambda T: pr.schedules.doubling(1, num_steps=T),
+    lambda T: pr.schedules.linear_growth(1, increment=100, num_steps=T),
+    lambda T: pr.schedules.qsr(
+      lambda t: 1e-3, alpha=1.0, base_period=1, num_steps=T
+    ),
+    lambda T: pr.schedules.at_steps([T - 1]),
   )
   def test_tables_are_those_of_the_averages_not_of_the_steps(self, make):
     schedule = make(2**31 - 1)
@@ -225,33 +260,43 @@ class BeyondInt32Test(parameterized.TestCase):
 
   @parameterized.parameters(
     (
-      lambda: pr.with_probability(0.5, num_steps=10**9),
+      lambda: pr.schedules.with_probability(0.5, num_steps=10**9),
       r'at most 2\*\*24 = 16777216 coins, got num_steps=1000000000',
     ),
     (
-      lambda: pr.with_probability(0.5, num_steps=9, seed=2**32),
+      lambda: pr.schedules.with_probability(0.5, num_steps=9, seed=2**32),
       'seed must be .* got 4294967296',
     ),
     (
-      lambda: pr.with_probability(0.5, num_steps=9, seed=-1),
+      lambda: pr.schedules.with_probability(0.5, num_steps=9, seed=-1),
       'seed must be .* got -1',
     ),
     (
-      lambda: pr.doubling(1, num_steps=10**9, rounds_each=10**9),
+      lambda: pr.schedules.doubling(1, num_steps=10**9, rounds_each=10**9),
       r'more than 2\*\*24',
     ),
-    (lambda: pr.theory_schedule(8, 10**9), r'epochs would have more than 2'),
     (
-      lambda: pr.qsr(lambda t: 1, alpha=1, base_period=1, num_steps=2**31),
+      lambda: pr.schedules.theory_schedule(8, 10**9),
+      r'epochs would have more than 2',
+    ),
+    (
+      lambda: pr.schedules.qsr(
+        lambda t: 1, alpha=1, base_period=1, num_steps=2**31
+      ),
       'num_steps must be at most',
     ),
-    (lambda: pr.with_probability(np.nan, num_steps=9), 'probability must be'),
     (
-      lambda: pr.qsr(lambda t: 1, alpha=np.nan, base_period=1, num_steps=9),
+      lambda: pr.schedules.with_probability(np.nan, num_steps=9),
+      'probability must be',
+    ),
+    (
+      lambda: pr.schedules.qsr(
+        lambda t: 1, alpha=np.nan, base_period=1, num_steps=9
+      ),
       'alpha must be > 0, got nan',
     ),
     (
-      lambda: pr.theory_schedule(8, 9, smoothness=np.inf),
+      lambda: pr.schedules.theory_schedule(8, 9, smoothness=np.inf),
       'smoothness must be > 0 and finite, got inf',
     ),
   )
@@ -261,8 +306,9 @@ class BeyondInt32Test(parameterized.TestCase):
 
   def test_latest(self):
     for schedule in (
-      pr.every(7), pr.at_steps([0, 3, 900]), pr.never(), pr.always(),
-      pr.every(2**40),
+      pr.schedules.every(7), pr.schedules.at_steps([0, 3, 900]),
+      pr.schedules.never(), pr.schedules.always(),
+      pr.schedules.every(2**40),
     ):  # fmt: skip
       steps = np.arange(1200)
       fired = np.where(schedule(steps), steps, 0)
@@ -275,7 +321,7 @@ class BeyondInt32Test(parameterized.TestCase):
 
 class IntervalsTest(parameterized.TestCase):
   def test_the_last_interval_repeats_for_ever(self):
-    schedule = pr.intervals([2, 5])
+    schedule = pr.schedules.intervals([2, 5])
     late = 2 + 5 * 10**8
     fires = [
       bool(jax.jit(schedule)(jnp.asarray(late + i))) for i in range(-1, 5)
@@ -285,28 +331,32 @@ class IntervalsTest(parameterized.TestCase):
 
   def test_constant_intervals_are_every(self):
     np.testing.assert_array_equal(
-      pr.intervals([7] * 4)(STEPS), pr.every(7)(STEPS)
+      pr.schedules.intervals([7] * 4)(STEPS), pr.schedules.every(7)(STEPS)
     )
 
   def test_callers_list_is_copied(self):
     lengths = [3, 4]
-    schedule = pr.intervals(lengths)
+    schedule = pr.schedules.intervals(lengths)
     lengths[0] = 1
-    np.testing.assert_array_equal(schedule(STEPS), pr.intervals([3, 4])(STEPS))
+    np.testing.assert_array_equal(
+      schedule(STEPS), pr.schedules.intervals([3, 4])(STEPS)
+    )
 
 
 class WithProbabilityTest(parameterized.TestCase):
   @parameterized.parameters(0.01, 0.2, 0.9)
   def test_fires_as_often(self, probability):
     n = 100_000
-    fires = pr.with_probability(probability, num_steps=n)(np.arange(n))
+    fires = pr.schedules.with_probability(probability, num_steps=n)(
+      np.arange(n)
+    )
     # Five standard deviations.
     delta = 5 * np.sqrt(probability * (1 - probability) / n)
     self.assertAlmostEqual(fires.mean(), probability, delta=delta)
 
   def test_is_a_function_of_its_seed(self):
     one, same, other = (
-      pr.with_probability(0.5, num_steps=40, seed=seed)(STEPS)
+      pr.schedules.with_probability(0.5, num_steps=40, seed=seed)(STEPS)
       for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one, same)
@@ -314,7 +364,7 @@ class WithProbabilityTest(parameterized.TestCase):
 
 
 def qsr_steps(learning_rate, *, num_steps, **rest):
-  schedule = pr.qsr(learning_rate, num_steps=num_steps, **rest)
+  schedule = pr.schedules.qsr(learning_rate, num_steps=num_steps, **rest)
   return np.flatnonzero(schedule(np.arange(num_steps + 50))).tolist()
 
 
@@ -381,14 +431,14 @@ class QsrTest(parameterized.TestCase):
       'num_steps': 10,
     }
     with self.assertRaisesRegex(ValueError, message):
-      pr.qsr(**{**good, **wrong})
+      pr.schedules.qsr(**{**good, **wrong})
 
 
 class TheoryScheduleTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 3, 8)
   def test_epoch_lengths(self, n):
     # K = max(1, floor(s^(1/3) / N)), in integers: (K N)^3 <= s < ((K + 1) N)^3.
-    lengths = pr.theory_schedule(n, 5000).epoch_lengths
+    lengths = pr.schedules.theory_schedule(n, 5000).epoch_lengths
     self.assertLen(lengths, 5000)
     for s, k in enumerate(lengths, start=1):
       self.assertLess(s, ((k + 1) * n) ** 3)
@@ -397,13 +447,13 @@ class TheoryScheduleTest(parameterized.TestCase):
 
   def test_the_slides_would_have_empty_epochs(self):
     # N = 8: floor(s^(1/3) / N) = 0 in the first 511 epochs, then 1 up to 16^3.
-    lengths = pr.theory_schedule(8, 16**3).epoch_lengths
+    lengths = pr.schedules.theory_schedule(8, 16**3).epoch_lengths
     self.assertEqual(lengths, (1,) * (16**3 - 1) + (2,))
 
   @parameterized.parameters(1.0, 7.5)
   def test_learning_rate_of_every_step(self, smoothness):
     n = 2
-    theory = pr.theory_schedule(n, 300, smoothness=smoothness)
+    theory = pr.schedules.theory_schedule(n, 300, smoothness=smoothness)
     want = [
       min(1 / smoothness, n / s ** (2 / 3))
       for s, k in enumerate(theory.epoch_lengths, start=1)
@@ -422,8 +472,8 @@ class TheoryScheduleTest(parameterized.TestCase):
 
   def test_averages_end_the_epochs_of_the_learning_rate(self):
     # The clock of Algorithm 2: gamma changes in the step after an average.
-    theory = pr.theory_schedule(1, 200)
-    ends = pr.intervals(theory.epoch_lengths)
+    theory = pr.schedules.theory_schedule(1, 200)
+    ends = pr.schedules.intervals(theory.epoch_lengths)
     steps = np.arange(sum(theory.epoch_lengths))
     rate = theory.learning_rate(steps)
     changed = 1 + np.flatnonzero(np.diff(rate))
@@ -438,7 +488,7 @@ class TheoryScheduleTest(parameterized.TestCase):
   )
   def test_refused(self, arguments, keywords, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.theory_schedule(*arguments, **keywords)
+      pr.schedules.theory_schedule(*arguments, **keywords)
 
 
 class ErrorsTest(parameterized.TestCase):
@@ -447,45 +497,60 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, 'period must be an integer >= 1, got '
     ):
-      pr.every(period)
+      pr.schedules.every(period)
     with self.assertRaisesRegex(
       ValueError, 'period must be an integer >= 1, got '
     ):
-      pr.post_local(3, period=period)
+      pr.schedules.post_local(3, period=period)
 
   @parameterized.parameters(-1, 1.5, None)
   def test_switch_step_is_not_negative(self, switch_step):
     with self.assertRaisesRegex(
       ValueError, f'switch_step must be an integer >= 0, got {switch_step}'
     ):
-      pr.post_local(switch_step, period=2)
+      pr.schedules.post_local(switch_step, period=2)
 
   @parameterized.parameters(
-    (lambda: pr.after(-1, pr.every(2)), 'start_step must be an integer >= 0'),
-    (lambda: pr.after(True, pr.every(2)), 'start_step must be .*got True'),
-    (lambda: pr.after(1, 4), 'after expects a schedule .* got 4'),
-    (lambda: pr.intervals([]), 'lengths must have at least one .*got none'),
-    (lambda: pr.intervals([2, 0]), 'lengths must be an integer >= 1, got 0'),
-    (lambda: pr.doubling(0, num_steps=9), 'first must be .* got 0'),
-    (lambda: pr.doubling(1, num_steps=0), 'num_steps must be .* got 0'),
     (
-      lambda: pr.doubling(1, num_steps=9, rounds_each=0),
+      lambda: pr.schedules.after(-1, pr.schedules.every(2)),
+      'start_step must be an integer >= 0',
+    ),
+    (
+      lambda: pr.schedules.after(True, pr.schedules.every(2)),
+      'start_step must be .*got True',
+    ),
+    (lambda: pr.schedules.after(1, 4), 'after expects a schedule .* got 4'),
+    (
+      lambda: pr.schedules.intervals([]),
+      'lengths must have at least one .*got none',
+    ),
+    (
+      lambda: pr.schedules.intervals([2, 0]),
+      'lengths must be an integer >= 1, got 0',
+    ),
+    (lambda: pr.schedules.doubling(0, num_steps=9), 'first must be .* got 0'),
+    (
+      lambda: pr.schedules.doubling(1, num_steps=0),
+      'num_steps must be .* got 0',
+    ),
+    (
+      lambda: pr.schedules.doubling(1, num_steps=9, rounds_each=0),
       'rounds_each must be .* got 0',
     ),
     (
-      lambda: pr.linear_growth(1, increment=0, num_steps=9),
+      lambda: pr.schedules.linear_growth(1, increment=0, num_steps=9),
       'increment must be an integer >= 1, got 0',
     ),
     (
-      lambda: pr.linear_growth(1.5, increment=1, num_steps=9),
+      lambda: pr.schedules.linear_growth(1.5, increment=1, num_steps=9),
       'first must be an integer >= 1, got 1.5',
     ),
     (
-      lambda: pr.with_probability(1.5, num_steps=9),
+      lambda: pr.schedules.with_probability(1.5, num_steps=9),
       r'probability must be in \[0, 1\], got 1.5',
     ),
     (
-      lambda: pr.with_probability(0.5, num_steps=-9),
+      lambda: pr.schedules.with_probability(0.5, num_steps=-9),
       'num_steps must be .* got -9',
     ),
   )
@@ -495,7 +560,7 @@ class ErrorsTest(parameterized.TestCase):
 
   def test_any_of_something(self):
     with self.assertRaisesRegex(ValueError, 'at least one schedule, got none'):
-      pr.any_of()
+      pr.schedules.any_of()
 
 
 if __name__ == '__main__':

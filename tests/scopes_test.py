@@ -12,7 +12,7 @@ from tests.stage_harness import (
   run,
 )
 
-SHAPES = pr.Replica(params=jax.ShapeDtypeStruct((3,), jnp.float32))
+SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), jnp.float32))
 
 
 class AlgorithmTest(parameterized.TestCase):
@@ -24,7 +24,7 @@ class AlgorithmTest(parameterized.TestCase):
       pr.remember(x0='params', u=pr.zeros),
       local,
       pr.at(
-        pr.every(2),
+        pr.schedules.every(2),
         pr.let(
           u=lambda u, x0, params: 0.5 * u + params - x0,
           x0=lambda x0, u: x0 + u,
@@ -58,8 +58,8 @@ class AlgorithmTest(parameterized.TestCase):
 
   def test_registers_of_the_state_have_the_names_of_both(self):
     algorithm = pr.algorithm('outer', self.SLOW(pr.step(optax.sgd(0.1))))
-    state = pr.create_train_state(
-      pr.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
     )
     self.assertEqual(set(state.registers), {'outer.slow.x0', 'outer.slow.u'})
 
@@ -81,10 +81,10 @@ class AlgorithmTest(parameterized.TestCase):
       pr.algorithm('inside', pr.evaluate(u=2.0, params='u')),
       pr.evaluate(params=lambda params, u: params + u),
     )
-    state = pr.create_train_state(
-      pr.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
+    state = pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
     )
-    params, _ = pr.consensus(algorithm, state)
+    params, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_array_equal(params, [3, 3, 3])
 
   @parameterized.parameters((pr.gradient(),), ('a name',), ('',), (None,))

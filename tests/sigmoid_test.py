@@ -1,10 +1,10 @@
-"""Tests of `experiments/reproduce/sigmoid.py`."""
+"""Tests of `experiments/papers/sigmoid.py`."""
 
 from absl.testing import absltest
 import jax
 import numpy as np
 
-from experiments.reproduce import sigmoid
+from experiments.papers import sigmoid
 
 PROBLEM = sigmoid.make_problem(num_examples=32, dimension=3)
 POINTS = np.random.default_rng(1).normal(size=(6, 3))

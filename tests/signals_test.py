@@ -1,4 +1,4 @@
-"""Tests of `experiments/signals.py`, in processes without JAX."""
+"""Tests of `running/process/signals.py`, in processes without JAX."""
 
 import signal
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 from absl.testing import absltest, parameterized
 
-from experiments import signals
+from experiments.running.process import signals
 
 # Works until a signal asks it to end; `busy` stays in one call of C meanwhile.
 PROGRAM = """
 import sys, time
 sys.argv[0] = 'train.py'
-from experiments import signals
+from experiments.running.process import signals
 signals.watch()
 kind = sys.argv[1]
 
@@ -128,7 +128,8 @@ class SignalsTest(parameterized.TestCase):
   def test_lines_on_a_closed_stderr_are_no_signals(self, redirection):
     # The pipe of the signals must not be what a library prints to.
     program = (
-      'import os, time; from experiments import signals; signals.watch(); '
+      'import os, time; from experiments.running.process import signals; '
+      'signals.watch(); '
       'os.write(2, b"one line\\n"); time.sleep(0.2)'
     )
     script = f'"$0" -c "$1" {redirection}'

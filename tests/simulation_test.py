@@ -1,4 +1,4 @@
-"""Tests of `experiments/reproduce/simulation.py`."""
+"""Tests of `experiments/papers/simulation.py`."""
 
 from absl.testing import absltest, parameterized
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.reproduce.simulation import simulate
+from experiments.papers.simulation import simulate
 import prsgd_jax as pr
 
 N = 4
@@ -34,8 +34,8 @@ class SimulateTest(parameterized.TestCase):
   @parameterized.parameters(
     lambda tx: pr.ssgd(tx),
     lambda tx: pr.hier_avg(tx, local_period=1, global_period=2, group_size=2),
-    lambda tx: pr.d_psgd(tx, mixing=pr.random_matching()),
-    lambda tx: pr.sgp(tx, mixing=pr.exponential()),
+    lambda tx: pr.d_psgd(tx, mixing=pr.graphs.random_matching()),
+    lambda tx: pr.sgp(tx, mixing=pr.graphs.exponential()),
   )
   def test_runs_every_kind_of_communication(self, make):
     x = run(lambda rate: make(optax.sgd(rate)), seeds=(0, 1))

@@ -10,10 +10,11 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import algorithms, checkpoints, replica_mesh
+from prsgd_jax import algorithms
+from prsgd_jax.engine import checkpoints, replica_mesh
 
 N, D, V = 4, 2, 2
-MESH = pr.ReplicaMesh(N, D)
+MESH = pr.engine.ReplicaMesh(N, D)
 SGD = optax.sgd(0.1, momentum=0.9)
 ALGORITHM = pr.k_avg(SGD, period=2)
 SLOWMO = pr.slowmo(SGD, learning_rate=0.1, period=2, slow_momentum=0.5)
@@ -35,12 +36,12 @@ def good_values(params, model_state, batch):
 
 def create(algorithm=ALGORITHM, params=None, model_state=(), mesh=MESH):
   params = {'w': np.ones(3, np.float32)} if params is None else params
-  return pr.create_train_state(mesh, algorithm, params, model_state)
+  return pr.engine.create_train_state(mesh, algorithm, params, model_state)
 
 
 def step(loss_fn, batches=THREE, params=None, model_state=(), tx=SGD):
   algorithm = pr.k_avg(tx, period=2)
-  steps = pr.make_train_steps(MESH, algorithm, loss_fn)
+  steps = pr.engine.make_train_steps(MESH, algorithm, loss_fn)
   return steps(create(algorithm, params, model_state), batches)
 
 
@@ -65,23 +66,29 @@ def changing(change, start, batches=ONE):
 
 
 def resident(state=None, data=None, num_steps=1, **kwargs):
-  batch_fn = pr.make_batch_fn(MESH, SAMPLER, lambda key, batch: batch['x'])
-  steps = pr.make_resident_train_steps(MESH, ALGORITHM, good_loss, batch_fn)
+  batch_fn = pr.engine.make_batch_fn(
+    MESH, SAMPLER, lambda key, batch: batch['x']
+  )
+  steps = pr.engine.make_resident_train_steps(
+    MESH, ALGORITHM, good_loss, batch_fn
+  )
   data = MESH.replicate(DATA) if data is None else data
   return steps(create() if state is None else state, data, num_steps, **kwargs)
 
 
 def evaluate(state=None, examples=None, eval_fn=good_values, replicas=False):
-  make = pr.make_evaluate_replicas if replicas else pr.make_evaluate
+  make = (
+    pr.engine.make_evaluate_replicas if replicas else pr.engine.make_evaluate
+  )
   if examples is None:
-    examples = pr.shard_examples(MESH, DATA, 4)
+    examples = pr.engine.shard_examples(MESH, DATA, 4)
   state = create() if state is None else state
   return make(MESH, ALGORITHM, eval_fn)(state, examples)
 
 
 def used_up(algorithm=ALGORITHM):
   state = create(algorithm)
-  pr.make_train_steps(MESH, algorithm, good_loss)(state, ONE)
+  pr.engine.make_train_steps(MESH, algorithm, good_loss)(state, ONE)
   return state
 
 
@@ -187,7 +194,7 @@ ARGUMENTS = {
     r'takes \(params, batch\)',
   ),
   'batch_fn_of_three': (
-    lambda: pr.make_resident_train_steps(
+    lambda: pr.engine.make_resident_train_steps(
       MESH, ALGORITHM, good_loss, lambda data, step, key: data
     ),
     r'batch_fn is called as batch_fn\(data, step, replica, key\)',
@@ -198,34 +205,34 @@ ARGUMENTS = {
   ),
   'loss_fn_none': (lambda: step(None), 'loss_fn must be a function.*got None'),
   'train_steps_swapped': (
-    lambda: pr.make_train_steps(ALGORITHM, MESH, good_loss),
+    lambda: pr.engine.make_train_steps(ALGORITHM, MESH, good_loss),
     r'make_train_steps expects \(mesh, algorithm, .*got \(a Replica',
   ),
   'resident_swapped': (
-    lambda: pr.make_resident_train_steps(
+    lambda: pr.engine.make_resident_train_steps(
       MESH, good_loss, ALGORITHM, lambda d, s, r, k: d
     ),
     r'expects \(mesh, algorithm, .*the function good_loss',
   ),
   'create_swapped': (
-    lambda: pr.create_train_state(ALGORITHM, MESH, np.ones(3)),
+    lambda: pr.engine.create_train_state(ALGORITHM, MESH, np.ones(3)),
     r'create_train_state expects \(mesh, algorithm',
   ),
   'consensus_swapped': (
-    lambda: pr.consensus(create(), ALGORITHM),
+    lambda: pr.engine.consensus(create(), ALGORITHM),
     r'consensus expects \(algorithm, state\), got \(a TrainState',
   ),
   'evaluate_swapped': (
-    lambda: pr.make_evaluate(ALGORITHM, MESH, good_values),
+    lambda: pr.engine.make_evaluate(ALGORITHM, MESH, good_values),
     r'make_evaluate expects \(mesh, algorithm',
   ),
   'batch_fn_swapped': (
-    lambda: pr.make_batch_fn(SAMPLER, MESH),
+    lambda: pr.engine.make_batch_fn(SAMPLER, MESH),
     r'make_batch_fn expects \(mesh, sampler\)',
   ),
   'state_and_data_swapped': (
     lambda: resident(MESH.replicate(DATA), create()),
-    'train_steps expects the state that pr.create_train_state returns',
+    'train_steps expects the state that pr.engine.create_train_state returns',
   ),
   'data_not_replicated': (
     lambda: resident(data=DATA),
@@ -236,7 +243,7 @@ ARGUMENTS = {
   'raw_batch': (
     lambda: step(good_loss, np.zeros((N, 2), np.float32)),
     r'batches must have leaves \[D, steps, V, ...\] = \[2, steps, 2, ...\], '
-    r'got float32\[4,2\]; make them by pr.stack_batches',
+    r'got float32\[4,2\]; make them by pr.engine.stack_batches',
   ),
   'batches_of_unequal_steps': (
     lambda: step(good_loss, (ONE, THREE)),
@@ -245,17 +252,17 @@ ARGUMENTS = {
   'no_batches': (lambda: step(good_loss, ()), r'batches must .*got \(\)'),
   'raw_examples': (
     lambda: evaluate(examples=DATA),
-    'evaluate expects .*pr.shard_examples.*got {',
+    'evaluate expects .*pr.engine.shard_examples.*got {',
   ),
   'raw_examples_of_replicas': (
     lambda: evaluate(examples=(DATA['x'], DATA['x']), replicas=True),
-    'evaluate expects .*pr.shard_examples.*got ',
+    'evaluate expects .*pr.engine.shard_examples.*got ',
   ),
   'no_examples': (
     lambda: evaluate(
       examples=({'x': np.zeros((D, 0, 2))}, np.zeros((D, 0, 2), np.float32))
     ),
-    'evaluate expects .*pr.shard_examples',
+    'evaluate expects .*pr.engine.shard_examples',
   ),
   'values_no_dict': (
     lambda: evaluate(eval_fn=lambda p, s, b: b['x']),
@@ -325,11 +332,16 @@ OPTIMIZERS = {
 USED = 'this state was used up by the train_steps call that took it; use the'
 WHICH_STATE = {
   'used_twice': (
-    lambda: pr.make_train_steps(MESH, ALGORITHM, good_loss)(used_up(), ONE),
+    lambda: pr.engine.make_train_steps(MESH, ALGORITHM, good_loss)(
+      used_up(), ONE
+    ),
     USED,
   ),
   'used_and_evaluated': (lambda: evaluate(used_up()), USED),
-  'used_and_averaged': (lambda: pr.consensus(ALGORITHM, used_up()), USED),
+  'used_and_averaged': (
+    lambda: pr.engine.consensus(ALGORITHM, used_up()),
+    USED,
+  ),
   'used_and_gathered': (lambda: MESH.gather(used_up().params), USED),
   'used_and_saved': (
     lambda: checkpoints.save('unused', MESH, used_up(), {}),
@@ -348,20 +360,21 @@ WHICH_STATE = {
     'the state is of another algorithm: its ',
   ),
   'averaged_by_another': (
-    lambda: pr.consensus(SLOWMO, create()),
+    lambda: pr.engine.consensus(SLOWMO, create()),
     'the state is of another algorithm: its ',
   ),
   'of_another_mesh': (
-    lambda: resident(create(mesh=pr.ReplicaMesh(N, 1))),
+    lambda: resident(create(mesh=pr.engine.ReplicaMesh(N, 1))),
     r'was made for 4 replicas on 2 .*leading axes \(1, 4\) of another mesh',
   ),
   'evaluated_on_another_mesh': (
-    lambda: evaluate(create(mesh=pr.ReplicaMesh(8, D))),
+    lambda: evaluate(create(mesh=pr.engine.ReplicaMesh(8, D))),
     r'was made for 4 replicas on 2 .*leading axes \(2, 4\) of another mesh',
   ),
   'no_state': (
-    lambda: pr.consensus(ALGORITHM, create().params),
-    'consensus expects the state that pr.create_train_state returns, got {',
+    lambda: pr.engine.consensus(ALGORITHM, create().params),
+    'consensus expects the state that pr.engine.create_train_state returns, '
+    'got {',
   ),
 }
 
@@ -430,13 +443,13 @@ class SlipsTest(parameterized.TestCase):
       model_state={'losses': (np.zeros(2, np.float32),)},
     )
     np.testing.assert_allclose(metrics['loss'][:, 0], 3 * 16, rtol=1e-6)
-    params, _ = pr.consensus(pr.k_avg(optax.sgd(0.1), period=2), state)
+    params, _ = pr.engine.consensus(pr.k_avg(optax.sgd(0.1), period=2), state)
     np.testing.assert_allclose(params['w'], 5 - 4 * 0.8**2, rtol=1e-6)
     self.assertEqual(evaluate()['x'], 3 * 7.5)
     np.testing.assert_array_equal(evaluate(replicas=True)['x'], [22.5] * N)
 
   def test_number_of_steps_may_be_a_keyword_or_a_numpy_integer(self):
-    steps = pr.make_resident_train_steps(
+    steps = pr.engine.make_resident_train_steps(
       MESH, ALGORITHM, good_loss, lambda data, step, replica, key: data['x']
     )
     state, data = create(), MESH.replicate(DATA)
@@ -449,8 +462,10 @@ class SlipsTest(parameterized.TestCase):
     state = create()
     for bad in (np.zeros((N, 2), np.float32), (ONE, THREE)):
       with self.assertRaises(ValueError):
-        pr.make_train_steps(MESH, ALGORITHM, good_loss)(state, bad)
-    state, _ = pr.make_train_steps(MESH, ALGORITHM, good_loss)(state, ONE)
+        pr.engine.make_train_steps(MESH, ALGORITHM, good_loss)(state, bad)
+    state, _ = pr.engine.make_train_steps(MESH, ALGORITHM, good_loss)(
+      state, ONE
+    )
     self.assertEqual(state.step[0], 1)
 
   def test_python_numbers_may_be_losses_metrics_and_states(self):
@@ -466,7 +481,7 @@ class SlipsTest(parameterized.TestCase):
 REQUIRED = {
   'alpha': 0.1,
   'block_momentum': 0.5,
-  'compressor': pr.top_k(0.1),
+  'compressor': pr.codecs.top_k(0.1),
   'consensus_step_size': 0.5,
   'contraction': 0.5,
   'delay': 1,
@@ -474,7 +489,7 @@ REQUIRED = {
   'group_sizes': [2, 4],
   'learning_rate': 0.1,
   'local_steps': [1, 2],
-  'mixing': pr.ring(),
+  'mixing': pr.graphs.ring(),
   'momentum': 0.9,
   'periods': [2, 4],
   'probability': 0.5,
@@ -519,7 +534,7 @@ class OptimizerTest(parameterized.TestCase):
 
 class ReprTest(absltest.TestCase):
   def test_shows_the_registers(self):
-    stage = pr.chain(pr.gradient(), pr.sync(pr.mean(), 'grads'))
+    stage = pr.chain(pr.gradient(), pr.sync(pr.mixing.mean(), 'grads'))
     self.assertEqual(
       repr(stage),
       "ReplicaTransformation(reads=['model_state', 'params'], "

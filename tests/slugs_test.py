@@ -1,4 +1,4 @@
-"""Tests of `experiments/slugs.py`."""
+"""Tests of `experiments/running/records/slugs.py`."""
 
 import concurrent.futures
 import pathlib
@@ -7,7 +7,9 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import compare, grids, slugs
+from experiments import compare
+from experiments.running.flags import grids
+from experiments.running.records import slugs
 
 LONG = '+'.join(map(str, range(1, 151)))
 

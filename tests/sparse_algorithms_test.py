@@ -13,7 +13,7 @@ from tests.compressed_algorithms_test import final, row, run
 from tests.rows import PLAIN, SGD, N, T
 from tests.rows.sparse import DECAY, LAYERS, first_factor
 
-WHOLE = pr.uncompressed()
+WHOLE = pr.codecs.uncompressed()
 SIGNS = pr.let(grads=lambda grads: jnp.sign(grads))
 
 
@@ -24,10 +24,12 @@ def apart(one, other):
 def bytes_sent(algorithm, params, num_steps=1):
   """Bytes that one replica sends."""
   state = jax.eval_shape(
-    lambda: pr.create_train_state(pr.ReplicaMesh(N), algorithm, params)
+    lambda: pr.engine.create_train_state(
+      pr.engine.ReplicaMesh(N), algorithm, params
+    )
   )
-  shapes = pr.replica_shapes(state)
-  return pr.account(algorithm, shapes, N, num_steps).bytes_sent[-1]
+  shapes = pr.engine.replica_shapes(state)
+  return pr.ledger.account(algorithm, shapes, N, num_steps).bytes_sent[-1]
 
 
 class SparseLoCoTest(parameterized.TestCase):
@@ -35,24 +37,26 @@ class SparseLoCoTest(parameterized.TestCase):
     return final(pr.sparse_loco(SGD, period=4, **options))
 
   def test_of_all_entries_without_memory_it_is_k_avg(self):
-    for compressor in (WHOLE, pr.chunked_top_k(4096)):
+    for compressor in (WHOLE, pr.codecs.chunked_top_k(4096)):
       got = self.loco(compressor=compressor, decay=0.0)
       laws.assert_close(got, row('k_avg_4'))
 
   def test_without_decay_it_is_qsparse(self):
-    got = self.loco(compressor=pr.top_k(0.5), decay=1.0)
+    got = self.loco(compressor=pr.codecs.top_k(0.5), decay=1.0)
     laws.assert_close(got, row('qsparse_local_sgd'))
 
   def test_with_decay_it_is_not(self):
     for decay in (0.0, 0.9):
-      got = self.loco(compressor=pr.top_k(0.5), decay=decay)
+      got = self.loco(compressor=pr.codecs.top_k(0.5), decay=decay)
       self.assertGreater(apart(got, row('qsparse_local_sgd')), 1e-3)
 
   def test_it_is_diloco_of_codes_with_plain_sgd(self):
-    average = pr.average_differences(pr.feedback(pr.top_k(0.5), decay=0.9))
+    average = pr.stages.average_differences(
+      pr.codecs.feedback(pr.codecs.top_k(0.5), decay=0.9)
+    )
     diloco = pr.diloco(SGD, period=4, outer=optax.sgd(0.8), average=average)
     got = self.loco(
-      compressor=pr.top_k(0.5), decay=0.9, outer_learning_rate=0.8
+      compressor=pr.codecs.top_k(0.5), decay=0.9, outer_learning_rate=0.8
     )
     laws.assert_close(got, final(diloco))
 
@@ -83,10 +87,10 @@ class SparseLoCoTest(parameterized.TestCase):
 
 class DeMoTest(parameterized.TestCase):
   def unsigned(self, num_kept, decay):
-    codec = pr.feedback(pr.chunked_top_k(num_kept), decay)
+    codec = pr.codecs.feedback(pr.codecs.chunked_top_k(num_kept), decay)
     return pr.chain(
       pr.gradient(),
-      pr.sync(pr.mean(), 'grads', codec=pr.frequencies(codec)),
+      pr.sync(pr.mixing.mean(), 'grads', codec=pr.codecs.frequencies(codec)),
       pr.local_update(SGD),
     )
 
@@ -98,7 +102,10 @@ class DeMoTest(parameterized.TestCase):
   @parameterized.parameters(0.0, 0.9)
   def test_of_all_frequencies_it_is_the_sign_of_the_mean(self, decay):
     signed = pr.chain(
-      pr.gradient(), pr.sync(pr.mean(), 'grads'), SIGNS, pr.local_update(SGD)
+      pr.gradient(),
+      pr.sync(pr.mixing.mean(), 'grads'),
+      SIGNS,
+      pr.local_update(SGD),
     )
     got = pr.demo(SGD, num_kept=4, decay=decay)
     laws.assert_close(final(got), final(signed))
@@ -107,10 +114,10 @@ class DeMoTest(parameterized.TestCase):
     self.assertGreater(apart(final(self.unsigned(1, 0.0)), row('ssgd')), 1e-3)
 
   def test_entries_and_frequencies_are_different(self):
-    codec = pr.feedback(pr.chunked_top_k(1), DECAY)
+    codec = pr.codecs.feedback(pr.codecs.chunked_top_k(1), DECAY)
     entries = pr.chain(
       pr.gradient(),
-      pr.sync(pr.mean(), 'grads', codec=codec),
+      pr.sync(pr.mixing.mean(), 'grads', codec=codec),
       SIGNS,
       pr.local_update(SGD),
     )
@@ -159,9 +166,11 @@ class SpartaTest(parameterized.TestCase):
     self.assertAlmostEqual(part, 0.05 * whole)
 
   def test_averages_groups_too(self):
-    average = pr.average_entries(1.0, mixing=pr.group_mean(4))
+    average = pr.stages.average_entries(1.0, mixing=pr.mixing.group_mean(4))
     got = final(pr.k_avg(SGD, period=2, average=average))
-    want = final(pr.k_avg(SGD, period=2, average=pr.sync(pr.group_mean(4))))
+    want = final(
+      pr.k_avg(SGD, period=2, average=pr.sync(pr.mixing.group_mean(4)))
+    )
     laws.assert_close(got, want)
 
   @parameterized.parameters(0, 1.5)
@@ -215,14 +224,14 @@ class PowerSgdTest(parameterized.TestCase):
       return sum(parts), (model_state, {})
 
     with jax.enable_x64(True):
-      mesh = pr.ReplicaMesh(N, 2)
+      mesh = pr.engine.ReplicaMesh(N, 2)
       algorithm = pr.power_sgd(optax.sgd(1.0), rank=rank)
       start = {n: np.zeros(s) for n, s in shapes.items()}
-      state = pr.create_train_state(mesh, algorithm, start)
+      state = pr.engine.create_train_state(mesh, algorithm, start)
       batch = {
         n: g.reshape((2, 1, N // 2, *shapes[n])) for n, g in grads.items()
       }
-      train_steps = pr.make_train_steps(mesh, algorithm, loss)
+      train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
       first = mesh.gather(state.registers['power_sgd.q'])
       state, _ = train_steps(state, mesh.place_per_device(batch))
       x = mesh.gather(state.params)
@@ -247,9 +256,11 @@ class PowerSgdTest(parameterized.TestCase):
 
   def test_a_gradient_of_zero_stays_zero(self):
     algorithm = pr.power_sgd(optax.sgd(1.0), rank=2)
-    mesh = pr.ReplicaMesh(2, 1)
-    state = pr.create_train_state(mesh, algorithm, np.ones((3, 3), np.float32))
-    train_steps = pr.make_train_steps(
+    mesh = pr.engine.ReplicaMesh(2, 1)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.ones((3, 3), np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda x, s, b, k: (0 * x.sum(), (s, {}))
     )
     nothing = mesh.place_per_device(np.zeros((1, 3, 2, 1), np.float32))

@@ -1,8 +1,8 @@
-"""Tests of `experiments/reproduce/speed.py`."""
+"""Tests of `experiments/papers/speed.py`."""
 
 from absl.testing import absltest, parameterized
 
-from experiments.reproduce import speed
+from experiments.papers import speed
 
 
 class SpeedTest(parameterized.TestCase):

@@ -36,12 +36,12 @@ def batches(mesh, num_steps, seed=0):
 
 def run(*stages, num_steps, num_devices=2, loss=linear_loss):
   """The state and metrics after some steps from zero, as [N, ...]."""
-  mesh = pr.ReplicaMesh(N, num_devices)
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
   algorithm = pr.chain(*stages)
-  state = pr.create_train_state(
+  state = pr.engine.create_train_state(
     mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
   )
-  train_steps = pr.make_train_steps(mesh, algorithm, loss)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
   data, g = batches(mesh, num_steps)
   state, metrics = train_steps(state, data)
   fields = (state.params, state.opt_state, state.model_state)
@@ -52,11 +52,11 @@ def run(*stages, num_steps, num_devices=2, loss=linear_loss):
 
 
 def jaxpr_equations(algorithm, num_devices, loss=linear_loss):
-  mesh = pr.ReplicaMesh(N, num_devices)
-  state = pr.create_train_state(
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
+  state = pr.engine.create_train_state(
     mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
   )
-  train_steps = pr.make_train_steps(mesh, algorithm, loss)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
   jaxpr = jax.make_jaxpr(train_steps)(state, batches(mesh, 1)[0])
   return list(harness.equations(jaxpr.jaxpr))
 

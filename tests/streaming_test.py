@@ -24,7 +24,7 @@ def stream(outer=SGD, local=SGD, **options):
 def fires(algorithm, shapes, num_steps):
   """For each fragment, the steps t = 1 .. when it is sent, and its bytes."""
   work, *costs = algorithm.cost(
-    pr.Replica(params=shapes), N, np.arange(num_steps)
+    pr.base.Replica(params=shapes), N, np.arange(num_steps)
   )
   del work
   scale = 2 * (N - 1) / N
@@ -90,9 +90,9 @@ def walk(params, model_state, batch, key):
 
 def trajectory(algorithm, start, num_steps, rates=(1.0, 2.0, 3.0, 4.0)):
   """Each leaf as [num_steps, N, ...]: x_i falls by rates[i] in a step."""
-  mesh = pr.ReplicaMesh(N, 2)
-  state = pr.create_train_state(mesh, algorithm, start)
-  train_steps = pr.make_train_steps(mesh, algorithm, walk)
+  mesh = pr.engine.ReplicaMesh(N, 2)
+  state = pr.engine.create_train_state(mesh, algorithm, start)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, walk)
   batch = mesh.place_per_device(np.float32(rates).reshape(2, 1, 2))
   points = []
   for _ in range(num_steps):
@@ -152,11 +152,11 @@ class MergeTest(parameterized.TestCase):
 
 class ProgramTest(parameterized.TestCase):
   def test_each_fragment_is_sent_in_a_conditional_of_its_own(self):
-    mesh = pr.ReplicaMesh(N, N)
+    mesh = pr.engine.ReplicaMesh(N, N)
     algorithm = stream(period=4, fragments=2, delay=1, alpha=0.5)
     start = {'a': np.zeros(3, np.float32), 'b': np.zeros(5, jnp.bfloat16)}
-    state = pr.create_train_state(mesh, algorithm, start)
-    train_steps = pr.make_train_steps(mesh, algorithm, walk)
+    state = pr.engine.create_train_state(mesh, algorithm, start)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, walk)
     batch = mesh.place_per_device(np.zeros((N, 1, 1), np.float32))
     sent = harness.collectives_of(train_steps, state, batch)
     self.assertEqual([s.conditional for s in sent], [True, True])
@@ -201,8 +201,8 @@ class ErrorsTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, 'fragments must be at most the number of layers, 2 .*, got 3'
     ):
-      pr.create_train_state(
-        pr.ReplicaMesh(N),
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N),
         stream(period=4, fragments=3),
         {'a': np.zeros(1), 'b': np.zeros(1)},
       )
@@ -213,8 +213,8 @@ class ErrorsTest(parameterized.TestCase):
   )
   def test_every_layer_is_in_one_fragment(self, fragments, message):
     with self.assertRaisesRegex(ValueError, message):
-      pr.create_train_state(
-        pr.ReplicaMesh(N),
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N),
         stream(period=4, fragments=fragments),
         {'a': np.zeros(1), 'b': np.zeros(1)},
       )

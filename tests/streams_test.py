@@ -1,4 +1,4 @@
-"""Tests of `experiments/streams.py` and `interrupts.py`, and of their users."""
+"""Tests of `running/process/streams.py`, `interrupts.py` and their users."""
 
 import os
 import pathlib
@@ -9,13 +9,13 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from experiments import cli
+from experiments.running.flags import cli
 
-HERE = pathlib.Path(cli.__file__).parent
+HERE = pathlib.Path(cli.__file__).parents[2]
 # Prints, does its work, prints again, and says what was lost.
 PROGRAM = """
 import pathlib, sys
-from experiments import streams
+from experiments.running.process import streams
 streams.install()
 for i in range(3000):
   print('x' * 100, 'ä')
@@ -68,7 +68,7 @@ class StreamsTest(parameterized.TestCase):
     # A library that prints to descriptor 2 must not write into a file.
     program = """
 import os, pathlib, sys
-from experiments import streams
+from experiments.running.process import streams
 streams.install()
 with open(sys.argv[1], 'w') as file:
   assert file.fileno() > 2, file.fileno()
@@ -101,7 +101,7 @@ class InterruptsTest(parameterized.TestCase):
   )
   def test_interrupt(self, first, code, err):
     program = f"""
-from experiments import interrupts
+from experiments.running.process import interrupts
 {first}
 import time
 print('importing', flush=True)
@@ -121,7 +121,8 @@ time.sleep(60)
   def test_ignored_interrupt_stays_ignored(self):
     program = (
       'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); '
-      'from experiments import interrupts; interrupts.end_silently(); '
+      'from experiments.running.process import interrupts; '
+      'interrupts.end_silently(); '
       'signal.raise_signal(signal.SIGINT); print("done")'
     )
     done = subprocess.run(
@@ -137,7 +138,9 @@ time.sleep(60)
   def test_programs_begin_with_it(self, name):
     text = (HERE / f'{name}.py').read_text()
     _, _, after = text.partition('"""\n\n')
-    self.assertStartsWith(after, 'from experiments import interrupts\n')
+    self.assertStartsWith(
+      after, 'from experiments.running.process import interrupts\n'
+    )
     before, found, _ = after.partition('  interrupts.end_silently()')
     self.assertTrue(found)
     self.assertEqual(before.count('import '), 1)

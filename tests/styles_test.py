@@ -1,11 +1,12 @@
-"""Tests of `experiments/styles.py`."""
+"""Tests of `experiments/tools/styles.py`."""
 
 import itertools
 
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import algorithm_flags, styles
+from experiments.running.flags import algorithm_flags
+from experiments.tools import styles
 
 PERIODS = [f'pr_sgd period={p}' for p in (4, 16, 64)]
 

@@ -7,7 +7,8 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from experiments import records, sweep
+from experiments import sweep
+from experiments.running.records import records
 from tests import binaries
 
 SMALL = (

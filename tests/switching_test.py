@@ -1,4 +1,4 @@
-"""Tests of `experiments/reproduce/switching.py`."""
+"""Tests of `experiments/papers/switching.py`."""
 
 import pathlib
 import tempfile
@@ -6,8 +6,8 @@ import tempfile
 from absl.testing import absltest
 import numpy as np
 
-from experiments.reproduce import switching, target
-from prsgd_jax.datasets import load_dataset
+from experiments.papers import switching, target
+from prsgd_jax.data.datasets import load_dataset
 from tests import binaries
 
 FIELDS = {'num_steps': 6, 'num_replicas': 4, 'batch_size': 4, 'momentum': 0.9}

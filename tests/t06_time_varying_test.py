@@ -1,9 +1,9 @@
-"""Tests of `experiments/reproduce/t06_time_varying.py`."""
+"""Tests of `experiments/papers/t06_time_varying.py`."""
 
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments.reproduce import t06_time_varying as time_varying
+from experiments.papers import t06_time_varying as time_varying
 import prsgd_jax as pr
 
 
@@ -11,7 +11,7 @@ class TimeVaryingTest(parameterized.TestCase):
   @parameterized.parameters((1, 10), (1, 1000), (4, 1000), (4, 1001))
   def test_epochs_are_as_many_as_are_needed(self, n, num_steps):
     epochs = time_varying.epochs_of(n, num_steps)
-    lengths = pr.theory_schedule(n, epochs).epoch_lengths
+    lengths = pr.schedules.theory_schedule(n, epochs).epoch_lengths
     self.assertGreaterEqual(sum(lengths), num_steps)
     self.assertLess(sum(lengths[:-1]), num_steps)
 

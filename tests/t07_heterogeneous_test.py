@@ -1,9 +1,9 @@
-"""Tests of `experiments/reproduce/t07_heterogeneous.py`."""
+"""Tests of `experiments/papers/t07_heterogeneous.py`."""
 
 from absl.testing import absltest
 import numpy as np
 
-from experiments.reproduce import t07_heterogeneous as heterogeneous
+from experiments.papers import t07_heterogeneous as heterogeneous
 
 
 class SecondsToTest(absltest.TestCase):

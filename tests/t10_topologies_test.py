@@ -1,18 +1,18 @@
-"""Tests of `experiments/reproduce/t10_topologies.py`."""
+"""Tests of `experiments/papers/t10_topologies.py`."""
 
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments.reproduce import t10_topologies as topologies
+from experiments.papers import t10_topologies as topologies
 import prsgd_jax as pr
-from prsgd_jax import laws
+from prsgd_jax.science import laws
 
 
 class EigenvalueVarianceTest(parameterized.TestCase):
   @parameterized.parameters(
-    (pr.ring, 2.410, 1.472),
-    (pr.random_matching, 1.758, 0.820),
-    (pr.mean, 0.9375, 0.0),
+    (pr.graphs.ring, 2.410, 1.472),
+    (pr.graphs.random_matching, 1.758, 0.820),
+    (pr.mixing.mean, 0.9375, 0.0),
   )
   def test_is_what_was_derived_and_what_the_law_follows(self, mixing, a, c):
     matrices = mixing().matrices(16)

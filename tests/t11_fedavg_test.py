@@ -1,9 +1,9 @@
-"""Tests of `experiments/reproduce/t11_fedavg`."""
+"""Tests of `experiments/papers/t11_fedavg`."""
 
 from absl.testing import absltest
 import numpy as np
 
-from experiments.reproduce.t11_fedavg import softmax
+from experiments.papers.t11_fedavg import softmax
 
 
 class UnlikeOrderTest(absltest.TestCase):

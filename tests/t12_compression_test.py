@@ -1,9 +1,9 @@
-"""Tests of `experiments/reproduce/t12_compression`."""
+"""Tests of `experiments/papers/t12_compression`."""
 
 from absl.testing import absltest
 import jax.numpy as jnp
 
-from experiments.reproduce.t12_compression import codes
+from experiments.papers.t12_compression import codes
 import prsgd_jax as pr
 
 V = jnp.array([3.0, -4.0])
@@ -12,14 +12,14 @@ V = jnp.array([3.0, -4.0])
 class MomentsTest(absltest.TestCase):
   def test_variance_of_two_entries(self):
     # One level: |v| = 5 with probability 3/5 and 4/5.
-    seen = codes._moments(pr.stochastic_levels(1), V)
+    seen = codes._moments(pr.codecs.stochastic_levels(1), V)
     exact = codes._theory('QSGD, s = 1', V)['exact']
     self.assertAlmostEqual(exact, 0.6 * 0.4 + 0.8 * 0.2)
     self.assertAlmostEqual(seen['error'], exact, delta=0.03)
 
   def test_a_biased_compressor_is_seen_to_be(self):
     self.assertGreater(
-      codes._moments(pr.random_k(0.5), V)['bias'],
+      codes._moments(pr.codecs.random_k(0.5), V)['bias'],
       10 * codes.UNBIASED,
     )
 

@@ -55,10 +55,12 @@ class CheckLawsTest(parameterized.TestCase):
 
   def test_finds_a_dependence_on_the_devices(self):
     def update(replica, state, context):
-      device = jax.lax.axis_index(pr.AXIS_NAME)
+      device = jax.lax.axis_index(pr.base.AXIS_NAME)
       return replica._replace(params=replica.params + 0.1 * device), state
 
-    wrong = pr.ReplicaTransformation(update, names=pr.names(writes=['params']))
+    wrong = pr.base.ReplicaTransformation(
+      update, names=pr.base.names(writes=['params'])
+    )
     with self.assertRaisesRegex(AssertionError, 'on 2 devices'):
       testing.check_laws(pr.chain(LOCAL, wrong))
 
@@ -71,7 +73,9 @@ class CheckLawsTest(parameterized.TestCase):
       moved = replica.params + 0.1 * len(seen)
       return replica._replace(params=moved), state
 
-    wrong = pr.ReplicaTransformation(update, names=pr.names(writes=['params']))
+    wrong = pr.base.ReplicaTransformation(
+      update, names=pr.base.names(writes=['params'])
+    )
     problem = testing.make_problem(num_replicas=1, num_steps=6)
     with self.assertRaisesRegex(AssertionError, 'resumed after 2 steps'):
       testing.check_laws(pr.chain(LOCAL, wrong), problem=problem)
@@ -79,7 +83,7 @@ class CheckLawsTest(parameterized.TestCase):
 
 class ShortTest(absltest.TestCase):
   def test_a_run_of_a_single_step(self):
-    algorithm = pr.chain(pr.step(optax.sgd(0.1)), pr.sync(pr.mean()))
+    algorithm = pr.chain(pr.step(optax.sgd(0.1)), pr.sync(pr.mixing.mean()))
     problem = testing.make_problem(num_replicas=4, num_steps=1)
     self.assertEqual(
       testing.check_laws(algorithm, problem=problem).x.shape[0], 2

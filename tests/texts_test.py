@@ -1,4 +1,4 @@
-"""Tests of prsgd_jax.datasets.texts."""
+"""Tests of prsgd_jax.data.datasets.texts."""
 
 import gzip
 import importlib.resources
@@ -9,7 +9,7 @@ from unittest import mock
 from absl.testing import absltest
 import numpy as np
 
-from prsgd_jax.datasets import DatasetError, texts
+from prsgd_jax.data.datasets import DatasetError, texts
 
 
 class ShakespeareTest(absltest.TestCase):

@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from prsgd_jax import theory
+from prsgd_jax.science import theory
 from tests import reference
 
 CONSTANTS = {

@@ -24,8 +24,8 @@ def outer_algorithm():
     pr.remember(x0='params'),
     pr.step(SGD),
     pr.at(
-      pr.every(2),
-      pr.sync(pr.mean()),
+      pr.schedules.every(2),
+      pr.sync(pr.mixing.mean()),
       pr.let(delta=lambda x0, params: x0 - params),
       pr.outer_update(optax.sgd(0.7, momentum=0.9), of='delta', at='x0'),
       pr.let(params='x0'),
@@ -51,8 +51,10 @@ def loss(params, model_state, batch, key):
 class CreateTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_all_replicas_start_at_the_one_point(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
-    state = pr.create_train_state(mesh, pr.ssgd(SGD), PARAMS, MODEL_STATE)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
+    state = pr.engine.create_train_state(
+      mesh, pr.ssgd(SGD), PARAMS, MODEL_STATE
+    )
     got = mesh.gather((state.params, state.model_state))
     for leaf, point in zip(
       jax.tree.leaves(got), jax.tree.leaves((PARAMS, MODEL_STATE))
@@ -64,9 +66,11 @@ class CreateTest(parameterized.TestCase):
 
   @parameterized.parameters(*LAYOUTS)
   def test_every_replica_starts_at_its_own_point(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     points = per_replica((PARAMS, MODEL_STATE))
-    state = pr.create_train_state(mesh, pr.ssgd(SGD), *points, per_replica=True)
+    state = pr.engine.create_train_state(
+      mesh, pr.ssgd(SGD), *points, per_replica=True
+    )
     got = mesh.gather((state.params, state.model_state))
     jax.tree.map(np.testing.assert_array_equal, got, points)
 
@@ -74,20 +78,20 @@ class CreateTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, r'leading axis of 8 replicas, got an array of shape \(\)'
     ):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, 2), pr.ssgd(SGD), PARAMS, per_replica=True
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), pr.ssgd(SGD), PARAMS, per_replica=True
       )
 
   def test_python_numbers_are_parameters(self):
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, pr.ssgd(SGD), {'x': 1.0})
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(mesh, pr.ssgd(SGD), {'x': 1.0})
     self.assertEqual(state.params['x'].dtype, np.float32)
 
   @parameterized.parameters(*LAYOUTS)
   def test_every_leaf_has_the_axes_of_devices_and_replicas(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     for algorithm in (outer_algorithm(), pr.k_avg(optax.adam(0.1), period=2)):
-      state = pr.create_train_state(mesh, algorithm, PARAMS, MODEL_STATE)
+      state = pr.engine.create_train_state(mesh, algorithm, PARAMS, MODEL_STATE)
       for leaf in jax.tree.leaves(
         (
           state.params,
@@ -101,26 +105,30 @@ class CreateTest(parameterized.TestCase):
         self.assertFalse(leaf.weak_type)
 
   def test_has_arrays_only(self):
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, outer_algorithm(), PARAMS, MODEL_STATE)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
+      mesh, outer_algorithm(), PARAMS, MODEL_STATE
+    )
     for leaf in jax.tree.leaves(state):
       self.assertIsInstance(leaf, jax.Array)
-    again = pr.create_train_state(mesh, outer_algorithm(), PARAMS, MODEL_STATE)
+    again = pr.engine.create_train_state(
+      mesh, outer_algorithm(), PARAMS, MODEL_STATE
+    )
     self.assertEqual(jax.tree.structure(state), jax.tree.structure(again))
 
   def test_keys_are_threefry_whatever_the_default(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     with jax.default_prng_impl('rbg'):
-      state = pr.create_train_state(mesh, pr.ssgd(SGD), PARAMS, seed=3)
+      state = pr.engine.create_train_state(mesh, pr.ssgd(SGD), PARAMS, seed=3)
     want = jax.random.key_data(jax.random.key(3, impl='threefry2x32'))
     np.testing.assert_array_equal(
       jax.random.key_data(state.key), np.stack([want] * 2)
     )
 
   def test_registers_and_private_states_start_at_the_points(self):
-    mesh = pr.ReplicaMesh(N, 4)
+    mesh = pr.engine.ReplicaMesh(N, 4)
     points = per_replica(PARAMS)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, outer_algorithm(), points, per_replica=True
     )
     jax.tree.map(
@@ -147,9 +155,9 @@ class MemoryTest(parameterized.TestCase):
 
   @parameterized.product(num_devices=LAYOUTS, own_points=(False, True))
   def test_no_two_leaves_share_a_buffer(self, num_devices, own_points):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     shared = jnp.ones((N, 64)) if own_points else jnp.ones(64)
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh,
       outer_algorithm(),  # its anchor is made of the parameters
       {'one': shared, 'same': shared},
@@ -162,12 +170,14 @@ class MemoryTest(parameterized.TestCase):
 
   @parameterized.product(num_devices=LAYOUTS, kind=('numpy', 'jax'))
   def test_callers_arrays_survive_donation(self, num_devices, kind):
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     make = np.array if kind == 'numpy' else jnp.array
     points = jax.tree.map(make, per_replica(PARAMS))
     algorithm = outer_algorithm()
-    state = pr.create_train_state(mesh, algorithm, points, per_replica=True)
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, points, per_replica=True
+    )
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     batch = mesh.place_per_device(
       np.ones((num_devices, 3, N // num_devices), np.float32)
     )
@@ -177,9 +187,11 @@ class MemoryTest(parameterized.TestCase):
     jax.tree.map(np.testing.assert_array_equal, points, per_replica(PARAMS))
 
   def test_later_changes_of_the_callers_array_are_not_seen(self):
-    mesh = pr.ReplicaMesh(N, 1)
+    mesh = pr.engine.ReplicaMesh(N, 1)
     x = np.zeros((N, 4096), np.float32)
-    state = pr.create_train_state(mesh, pr.ssgd(SGD), x, per_replica=True)
+    state = pr.engine.create_train_state(
+      mesh, pr.ssgd(SGD), x, per_replica=True
+    )
     jax.block_until_ready(state)
     x[:] = 1
     np.testing.assert_array_equal(state.params, np.zeros((1, N, 4096)))
@@ -188,10 +200,12 @@ class MemoryTest(parameterized.TestCase):
 class ConsensusTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_is_the_mean_over_the_replicas_on_the_host(self, num_devices):
-    mesh, algorithm = pr.ReplicaMesh(N, num_devices), outer_algorithm()
+    mesh, algorithm = pr.engine.ReplicaMesh(N, num_devices), outer_algorithm()
     points = per_replica((PARAMS, MODEL_STATE))
-    state = pr.create_train_state(mesh, algorithm, *points, per_replica=True)
-    params, model_state = pr.consensus(algorithm, state)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, *points, per_replica=True
+    )
+    params, model_state = pr.engine.consensus(algorithm, state)
     # The mean of 1 .. 8 is 4.5, exact in float32.
     np.testing.assert_array_equal(params['w'], 4.5 * PARAMS['w'])
     np.testing.assert_array_equal(params['b'], 4.5 * PARAMS['b'])
@@ -204,10 +218,10 @@ class ConsensusTest(parameterized.TestCase):
     self.assertEqual(model_state['seen'].dtype, np.int32)
 
   def test_half_precision_is_averaged_in_single(self):
-    mesh, algorithm = pr.ReplicaMesh(N, 2), pr.ssgd(SGD)
+    mesh, algorithm = pr.engine.ReplicaMesh(N, 2), pr.ssgd(SGD)
     x = np.array([256, 1, 1, 1, 1, 1, 1, 1], jnp.bfloat16)
-    state = pr.create_train_state(mesh, algorithm, x, per_replica=True)
-    params, _ = pr.consensus(algorithm, state)
+    state = pr.engine.create_train_state(mesh, algorithm, x, per_replica=True)
+    params, _ = pr.engine.consensus(algorithm, state)
     self.assertEqual(params.dtype, jnp.bfloat16)
     self.assertEqual(params, np.float32(263 / 8).astype(jnp.bfloat16))
 
@@ -216,11 +230,11 @@ class ConsensusTest(parameterized.TestCase):
       return replica._replace(params=jax.tree.map(lambda x: -x, replica.params))
 
     algorithm = pr.chain(
-      pr.ReplicaTransformation(lambda r, s, c: (r, s), output=output)
+      pr.base.ReplicaTransformation(lambda r, s, c: (r, s), output=output)
     )
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, algorithm, PARAMS)
-    params, _ = pr.consensus(algorithm, state)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(mesh, algorithm, PARAMS)
+    params, _ = pr.engine.consensus(algorithm, state)
     np.testing.assert_array_equal(params['w'], -PARAMS['w'])
 
 
@@ -240,31 +254,33 @@ class EmptyLeavesTest(parameterized.TestCase):
       'nothing': np.zeros((2, 0), np.float32),
       'w': np.ones((3, 4), np.float32),
     }
-    mesh = pr.ReplicaMesh(4, 2)
-    state = pr.create_train_state(mesh, algorithm, params, params)
+    mesh = pr.engine.ReplicaMesh(4, 2)
+    state = pr.engine.create_train_state(mesh, algorithm, params, params)
 
     def flat_loss(params, model_state, batch, key):
       return params['none'].sum() + batch.sum(), (model_state, {})
 
-    train_steps = pr.make_train_steps(mesh, algorithm, flat_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, flat_loss)
     state, _ = train_steps(state, np.zeros((2, 1, 2, 0), np.float32))
-    for tree in pr.consensus(algorithm, state):
+    for tree in pr.engine.consensus(algorithm, state):
       jax.tree.map(np.testing.assert_array_equal, tree, params)
 
     def values(params, model_state, batch):
       return {'x': batch['x'] + params['w'].sum() + model_state['none'].sum()}
 
     examples = {'x': np.arange(5.0), 'empty': np.zeros((5, 0))}
-    evaluate = pr.make_evaluate(mesh, algorithm, values)
-    data = pr.shard_examples(mesh, examples, 2)
+    evaluate = pr.engine.make_evaluate(mesh, algorithm, values)
+    data = pr.engine.shard_examples(mesh, examples, 2)
     self.assertEqual(evaluate(state, data)['x'], 2 + 12)
 
 
 class ReplicaShapesTest(absltest.TestCase):
   def test_is_of_one_replica(self):
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, pr.ssgd(SGD), PARAMS, MODEL_STATE)
-    shapes = pr.replica_shapes(state)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
+      mesh, pr.ssgd(SGD), PARAMS, MODEL_STATE
+    )
+    shapes = pr.engine.replica_shapes(state)
     self.assertEqual(shapes.params['w'].shape, (3, 2))
     self.assertEqual(shapes.params['b'].shape, ())
     self.assertEqual(shapes.grads, shapes.params)
@@ -280,13 +296,15 @@ class TypesTest(parameterized.TestCase):
     def update(replica, state, context):
       return replica.set({'x': replica.get('x').astype(jnp.bfloat16)}), state
 
-    wrong = pr.ReplicaTransformation(
-      update, names=pr.names(reads=['x'], writes=['x'])
+    wrong = pr.base.ReplicaTransformation(
+      update, names=pr.base.names(reads=['x'], writes=['x'])
     )
     algorithm = pr.chain(pr.remember(x='params'), wrong)
-    mesh = pr.ReplicaMesh(4, 2)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
-    steps = pr.make_train_steps(mesh, algorithm, loss)
+    mesh = pr.engine.ReplicaMesh(4, 2)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
+    steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     with self.assertRaisesRegex(ValueError, "dtypes of 'x', .*float32.*bfloat"):
       steps(state, mesh.place_per_device(np.zeros((2, num_steps, 2, 3))))
 
@@ -294,8 +312,10 @@ class TypesTest(parameterized.TestCase):
 class RoundTripTest(parameterized.TestCase):
   @parameterized.parameters(*LAYOUTS)
   def test_a_state_comes_back_from_the_host(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
-    state = pr.create_train_state(mesh, outer_algorithm(), PARAMS, MODEL_STATE)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
+    state = pr.engine.create_train_state(
+      mesh, outer_algorithm(), PARAMS, MODEL_STATE
+    )
     host = harness.to_host(state)
     again = harness.to_host(harness.from_host(mesh, host))
     jax.tree.map(np.testing.assert_array_equal, again, host)

@@ -15,8 +15,13 @@ from absl.testing import absltest, parameterized
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import locks, records, runs, signals, tasks, train
-from prsgd_jax import checkpoints, models
+from experiments import train
+from experiments.running.execution import runs
+from experiments.running.flags import tasks
+from experiments.running.process import locks, signals
+from experiments.running.records import records
+from prsgd_jax import models
+from prsgd_jax.engine import checkpoints
 from tests import binaries
 
 SHALLOW = functools.partial(models.ResNet20, blocks_per_stage=1)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax import training
+from prsgd_jax.engine import training
 from tests import harness
 
 N = 8
@@ -65,7 +65,7 @@ def streamed(mesh, data, steps):
 
 
 def create(mesh, algorithm=None, seed=0):
-  return pr.create_train_state(
+  return pr.engine.create_train_state(
     mesh, algorithm or make_algorithm(), START, MODEL_STATE, seed=seed
   )
 
@@ -80,8 +80,8 @@ def assert_same(actual, desired):
 
 @functools.cache
 def resident(num_devices):
-  mesh = pr.ReplicaMesh(N, num_devices)
-  return mesh, pr.make_resident_train_steps(
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
+  return mesh, pr.engine.make_resident_train_steps(
     mesh, make_algorithm(), regression_loss, draw
   )
 
@@ -98,7 +98,9 @@ class TrainStepsTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 8)
   def test_streamed_batches_equal_resident_data(self, num_devices):
     mesh, want, want_metrics = resident_run(num_devices)
-    train_steps = pr.make_train_steps(mesh, make_algorithm(), regression_loss)
+    train_steps = pr.engine.make_train_steps(
+      mesh, make_algorithm(), regression_loss
+    )
     state, metrics = train_steps(
       create(mesh), streamed(mesh, examples(64), range(8))
     )
@@ -163,12 +165,14 @@ class TrainStepsTest(parameterized.TestCase):
       return params.sum(), (model_state, {'step': step, 'replica': replica})
 
     for num_devices in (1, 4):
-      mesh = pr.ReplicaMesh(N, num_devices)
+      mesh = pr.engine.ReplicaMesh(N, num_devices)
       algorithm = pr.chain(pr.gradient())
-      train_steps = pr.make_resident_train_steps(
+      train_steps = pr.engine.make_resident_train_steps(
         mesh, algorithm, loss, lambda data, step, replica, key: (step, replica)
       )
-      state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
+      state = pr.engine.create_train_state(
+        mesh, algorithm, np.zeros(2, np.float32)
+      )
       data = mesh.replicate(np.zeros(1))
       state, _ = train_steps(state, data, 2)
       _, metrics = train_steps(state, data, 2)
@@ -186,8 +190,8 @@ class TrainStepsTest(parameterized.TestCase):
       traces.append(1)
       return regression_loss(*args)
 
-    mesh = pr.ReplicaMesh(N, 2)
-    train_steps = pr.make_train_steps(mesh, make_algorithm(), loss)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    train_steps = pr.engine.make_train_steps(mesh, make_algorithm(), loss)
     state, data = create(mesh), streamed(mesh, examples(64), range(2))
     for _ in range(5):
       state, _ = train_steps(state, data)
@@ -218,8 +222,10 @@ class NoStepsTest(parameterized.TestCase):
     np.testing.assert_array_equal(joined, more['loss'])
 
   def test_batches_of_no_steps_do_nothing(self):
-    mesh = pr.ReplicaMesh(N, 2)
-    train_steps = pr.make_train_steps(mesh, make_algorithm(), regression_loss)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    train_steps = pr.engine.make_train_steps(
+      mesh, make_algorithm(), regression_loss
+    )
     state, before = create(mesh), harness.to_host(create(mesh))
     x, y = np.zeros((2, 0, 4, 5, 3)), np.zeros((2, 0, 4, 5))
     state, metrics = train_steps(state, (x, y))
@@ -232,11 +238,13 @@ class NoStepsTest(parameterized.TestCase):
       out = jax.lax.conv(batch[None, None], params[None, None], (1, 1), 'SAME')
       return out.sum(), (model_state, {})
 
-    mesh, algorithm = pr.ReplicaMesh(2, 1), make_algorithm()
-    train_steps = pr.make_resident_train_steps(
+    mesh, algorithm = pr.engine.ReplicaMesh(2, 1), make_algorithm()
+    train_steps = pr.engine.make_resident_train_steps(
       mesh, algorithm, loss, lambda data, step, replica, key: data
     )
-    state = pr.create_train_state(mesh, algorithm, np.ones((1, 1), np.float32))
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.ones((1, 1), np.float32)
+    )
     data = mesh.replicate(np.ones((3, 3), np.float32))
     state, metrics = train_steps(state, data, num_steps)
     self.assertEqual(int(state.step[0]), num_steps)
@@ -250,8 +258,10 @@ class NoStepsTest(parameterized.TestCase):
 class DonationTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 8)
   def test_state_is_donated(self, num_devices):
-    mesh = pr.ReplicaMesh(N, num_devices)
-    train_steps = pr.make_train_steps(mesh, make_algorithm(), regression_loss)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
+    train_steps = pr.engine.make_train_steps(
+      mesh, make_algorithm(), regression_loss
+    )
     state = create(mesh)
     data = streamed(mesh, examples(64), range(1))
     train_steps(state, data)
@@ -270,9 +280,9 @@ class InFlightTest(parameterized.TestCase):
   @parameterized.parameters(2, 8)
   def test_many_dispatches_that_nobody_awaits(self, num_devices):
     # Unbounded, a program with a collective dead-locks on CPU.
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     algorithm = pr.ssgd(SGD)
-    train_steps = pr.make_train_steps(mesh, algorithm, regression_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, regression_loss)
     state, data = create(mesh, algorithm), streamed(mesh, examples(64), [0])
     for _ in range(300):
       state, _ = train_steps(state, data)
@@ -281,10 +291,10 @@ class InFlightTest(parameterized.TestCase):
   @parameterized.parameters(True, False)
   def test_waits_for_something_before_the_third(self, with_gradient):
     # Also in a chain that reports no metrics.
-    mesh = pr.ReplicaMesh(N, 8)
-    mix = pr.sync(pr.mean())
+    mesh = pr.engine.ReplicaMesh(N, 8)
+    mix = pr.sync(pr.mixing.mean())
     algorithm = pr.chain(pr.gradient(), mix) if with_gradient else mix
-    train_steps = pr.make_train_steps(mesh, algorithm, regression_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, regression_loss)
     state, data = create(mesh, algorithm), streamed(mesh, examples(64), [0])
     with absltest.mock.patch.object(
       jax, 'block_until_ready', wraps=jax.block_until_ready
@@ -305,12 +315,12 @@ def noisy_loss(params, model_state, batch, key):
 @functools.cache
 def drawn(num_devices, seed=0):
   """[steps, N, 4]: what the loss drew, in two dispatches."""
-  mesh = pr.ReplicaMesh(N, num_devices)
+  mesh = pr.engine.ReplicaMesh(N, num_devices)
   algorithm = make_algorithm()
-  state = pr.create_train_state(
+  state = pr.engine.create_train_state(
     mesh, algorithm, np.zeros(4, np.float32), seed=seed
   )
-  train_steps = pr.make_train_steps(mesh, algorithm, noisy_loss)
+  train_steps = pr.engine.make_train_steps(mesh, algorithm, noisy_loss)
   data = mesh.place_per_device(np.zeros((num_devices, 3, N // num_devices)))
   draws = []
   for _ in range(2):
@@ -352,16 +362,18 @@ class RandomnessTest(parameterized.TestCase):
       }
       return replica._replace(metrics=metrics), state
 
-    names = pr.names(reads=['key', 'shared_key'], writes=['metrics'])
+    names = pr.base.names(reads=['key', 'shared_key'], writes=['metrics'])
     algorithm = pr.chain(
-      pr.gradient(), pr.ReplicaTransformation(update, names=names)
+      pr.gradient(), pr.base.ReplicaTransformation(update, names=names)
     )
     for num_devices in (2, 8):
-      mesh = pr.ReplicaMesh(N, num_devices)
-      train_steps = pr.make_resident_train_steps(
+      mesh = pr.engine.ReplicaMesh(N, num_devices)
+      train_steps = pr.engine.make_resident_train_steps(
         mesh, algorithm, loss, batch_fn
       )
-      state = pr.create_train_state(mesh, algorithm, np.zeros(2, np.float32))
+      state = pr.engine.create_train_state(
+        mesh, algorithm, np.zeros(2, np.float32)
+      )
       _, metrics = train_steps(state, mesh.replicate(np.zeros(1)), 3)
       seen[num_devices] = {
         name: np.moveaxis(np.asarray(metrics[name]), 1, 0).reshape(3, N, 2)
@@ -380,9 +392,11 @@ class RandomnessTest(parameterized.TestCase):
 
 class MetricsTest(absltest.TestCase):
   def test_metrics_do_not_take_the_engines_names(self):
-    mesh, algorithm = pr.ReplicaMesh(N, 2), make_algorithm()
-    state = pr.create_train_state(mesh, algorithm, np.zeros(3, np.float32))
-    train_steps = pr.make_train_steps(
+    mesh, algorithm = pr.engine.ReplicaMesh(N, 2), make_algorithm()
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.zeros(3, np.float32)
+    )
+    train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda p, s, b, k: (p.sum() * b, (s, {'active': b}))
     )
     with self.assertRaisesRegex(ValueError, "'active' is the engine's own"):

@@ -1,10 +1,10 @@
-"""Tests of `experiments/tuning.py`."""
+"""Tests of `experiments/running/execution/tuning.py`."""
 
 import math
 
 from absl.testing import absltest, parameterized
 
-from experiments import tuning
+from experiments.running.execution import tuning
 
 NAN = math.nan
 

@@ -1,4 +1,4 @@
-"""Tests of `prsgd_jax.datasets.unpacking`: damaged and hostile archives."""
+"""Tests of `datasets.unpacking`: damaged and hostile archives."""
 
 import bz2
 import gzip
@@ -15,7 +15,7 @@ import zipfile
 
 from absl.testing import absltest, parameterized
 
-from prsgd_jax.datasets import archives, unpacking
+from prsgd_jax.data.datasets import archives, unpacking
 
 SIZES = {'a': 3000, 'b': 200}
 CONTENT = {

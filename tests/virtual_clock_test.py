@@ -15,8 +15,8 @@ DURATIONS = (1, 2, 3, 3)
 SPEEDS = (6, 3, 2, 2)
 T = 12
 PROBLEM = reference.make_problem(N, T)
-# Each replica by itself: D-PSGD without neighbours.
-ALONE = pr.group_mean(1)
+# Each replica by itself: D-PSGD without neighbors.
+ALONE = pr.mixing.group_mean(1)
 
 
 def gradient_at(x, i, t):
@@ -82,9 +82,11 @@ class HeldGradientTest(parameterized.TestCase):
       return (params**2).sum(), (model_state + 1, {})
 
     algorithm = pr.ad_psgd(optax.sgd(0.1), speeds=SPEEDS)
-    mesh = pr.ReplicaMesh(N, 2)
-    state = pr.create_train_state(mesh, algorithm, np.ones(2), np.float32(0))
-    train_steps = pr.make_train_steps(mesh, algorithm, loss)
+    mesh = pr.engine.ReplicaMesh(N, 2)
+    state = pr.engine.create_train_state(
+      mesh, algorithm, np.ones(2), np.float32(0)
+    )
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, loss)
     state, _ = train_steps(state, mesh.place_per_device(np.zeros((2, 6, 2))))
     np.testing.assert_array_equal(mesh.gather(state.model_state), [6, 3, 2, 2])
 
@@ -100,13 +102,13 @@ class MeetingsTest(parameterized.TestCase):
 
   def run_from_units(self, mixing, speeds, num_steps, num_devices=2):
     algorithm = pr.ad_psgd(optax.sgd(0.1), speeds=speeds, mixing=mixing)
-    mesh = pr.ReplicaMesh(N, num_devices)
+    mesh = pr.engine.ReplicaMesh(N, num_devices)
     x = []
     with jax.enable_x64(True):
-      state = pr.create_train_state(
+      state = pr.engine.create_train_state(
         mesh, algorithm, np.eye(N), per_replica=True
       )
-      train_steps = pr.make_train_steps(mesh, algorithm, flat)
+      train_steps = pr.engine.make_train_steps(mesh, algorithm, flat)
       none = mesh.place_per_device(np.zeros((num_devices, 1, N // num_devices)))
       for _ in range(num_steps):
         state, _ = train_steps(state, none)
@@ -146,9 +148,9 @@ class MeetingsTest(parameterized.TestCase):
     np.testing.assert_array_equal(x[2], second)
 
   @parameterized.parameters(
-    (lambda: pr.mean(), np.full((N, N), 1 / N)),
+    (lambda: pr.mixing.mean(), np.full((N, N), 1 / N)),
     (
-      lambda: pr.group_mean(2),
+      lambda: pr.mixing.group_mean(2),
       [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
     ),
   )
@@ -157,13 +159,13 @@ class MeetingsTest(parameterized.TestCase):
     np.testing.assert_array_equal(x[0], want)
 
   def test_the_mean_is_kept(self):
-    x = self.run_from_units(pr.random_matching(), SPEEDS, T)
+    x = self.run_from_units(pr.graphs.random_matching(), SPEEDS, T)
     for each in x:
       np.testing.assert_allclose(each.sum(axis=0), 1, rtol=0, atol=1e-15)
     self.assertGreater(np.abs(x[-1] - np.eye(N)).max(), 0.1)
 
   def test_cost_is_a_model_and_a_flag_and_nobody_waits(self):
-    shapes = pr.Replica(params=jax.ShapeDtypeStruct((5,), jnp.float32))
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((5,), jnp.float32))
     algorithm = pr.ad_psgd(optax.sgd(0.1), speeds=(3, 2, 3, 1))
     work, sent = algorithm.cost(shapes, N, np.arange(6))
     durations = np.array([2, 3, 2, 6])
@@ -171,15 +173,15 @@ class MeetingsTest(parameterized.TestCase):
       work.active, np.arange(6)[:, None] % durations == 0
     )
     self.assertEqual(sent.bytes_sent, (5 + 1) * 4)
-    self.assertEqual((sent.latencies, sent.tier), (1, 'neighbour'))
+    self.assertEqual((sent.latencies, sent.tier), (1, 'neighbor'))
     np.testing.assert_array_equal(sent.fires, [0, 1, 1, 1, 0, 1])
     self.assertEqual(sent.waits, 1)
 
   def test_is_conditional(self):
     algorithm = pr.ad_psgd(optax.sgd(0.1), speeds=(3, 3, 2, 2))
-    mesh = pr.ReplicaMesh(N, N)
-    state = pr.create_train_state(mesh, algorithm, np.zeros(2))
-    train_steps = pr.make_train_steps(mesh, algorithm, flat)
+    mesh = pr.engine.ReplicaMesh(N, N)
+    state = pr.engine.create_train_state(mesh, algorithm, np.zeros(2))
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, flat)
     none = mesh.place_per_device(np.zeros((N, 1, 1)))
     found = harness.collectives_of(train_steps, state, none)
     self.assertNotEmpty(found)
@@ -187,13 +189,17 @@ class MeetingsTest(parameterized.TestCase):
 
 
 class ErrorsTest(parameterized.TestCase):
-  @parameterized.parameters(pr.ring, pr.one_peer_exponential, pr.star)
+  @parameterized.parameters(
+    pr.graphs.ring, pr.graphs.one_peer_exponential, pr.graphs.star
+  )
   def test_mixing_is_of_groups(self, make):
     algorithm = pr.ad_psgd(optax.sgd(0.1), speeds=SPEEDS, mixing=make())
     with self.assertRaisesRegex(
-      ValueError, r'pairs or other groups.*use pr.random_matching\(\)'
+      ValueError, r'pairs or other groups.*use pr.graphs.random_matching\(\)'
     ):
-      pr.create_train_state(pr.ReplicaMesh(N), algorithm, np.zeros(2))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)
+      )
 
 
 if __name__ == '__main__':

@@ -15,21 +15,22 @@ from tests.stage_harness import (
   run,
 )
 
-SHAPES = pr.Replica(params=jax.ShapeDtypeStruct((3,), jnp.float32))
+SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), jnp.float32))
 
 
 class AtTest(parameterized.TestCase):
   LOCAL = pr.step(optax.sgd(0.1))
 
   def test_runs_at_the_steps_of_the_schedule_and_no_others(self):
-    mesh = pr.ReplicaMesh(N, 2)
+    mesh = pr.engine.ReplicaMesh(N, 2)
     algorithm = pr.chain(
-      self.LOCAL, pr.at(pr.at_steps([1, 3]), pr.sync(pr.mean()))
+      self.LOCAL,
+      pr.at(pr.schedules.at_steps([1, 3]), pr.sync(pr.mixing.mean())),
     )
-    state = pr.create_train_state(
+    state = pr.engine.create_train_state(
       mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
     )
-    train_steps = pr.make_train_steps(mesh, algorithm, linear_loss)
+    train_steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
     for step in range(6):
       state, _ = train_steps(state, batches(mesh, 1, seed=step)[0])
       params = mesh.gather(state.params)
@@ -38,16 +39,18 @@ class AtTest(parameterized.TestCase):
   def test_what_it_assigns_first_ends_with_it(self):
     algorithm = pr.chain(
       self.LOCAL,
-      pr.at(pr.every(2), pr.let(d='params')),
+      pr.at(pr.schedules.every(2), pr.let(d='params')),
       pr.let(params=lambda d: d),
     )
     with self.assertRaisesRegex(ValueError, "'d' is read where it need not"):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
+      )
 
   @parameterized.parameters(4, None, 'every')
   def test_when_is_a_schedule(self, when):
     with self.assertRaisesRegex(ValueError, 'at expects a schedule .* got'):
-      pr.at(when, pr.sync(pr.mean()))
+      pr.at(when, pr.sync(pr.mixing.mean()))
 
   @parameterized.parameters(
     (lambda step: step % 3,),
@@ -57,14 +60,19 @@ class AtTest(parameterized.TestCase):
   def test_a_schedule_gives_one_bool(self, when):
     algorithm = pr.chain(pr.at(when, pr.let(params=0.0)))
     with self.assertRaisesRegex(ValueError, 'gives one bool for a step'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros(3))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
+      )
 
   def test_a_schedule_inside_a_decision_is_refused(self):
     with self.assertRaisesRegex(ValueError, 'move it around'):
-      pr.at(pr.anyone('far'), pr.at(pr.every(2), pr.sync(pr.mean())))
+      pr.at(
+        pr.anyone('far'),
+        pr.at(pr.schedules.every(2), pr.sync(pr.mixing.mean())),
+      )
 
   def test_a_decision_inside_a_decision_is_refused(self):
-    inner = pr.at(pr.anyone('near'), pr.sync(pr.mean()))
+    inner = pr.at(pr.anyone('near'), pr.sync(pr.mixing.mean()))
     with self.assertRaisesRegex(ValueError, 'sent every time'):
       pr.at(pr.anyone('far'), inner)
 
@@ -72,10 +80,12 @@ class AtTest(parameterized.TestCase):
     algorithm = pr.chain(
       self.LOCAL,
       pr.let(far=lambda params: params),
-      pr.at(pr.anyone('far'), pr.sync(pr.mean())),
+      pr.at(pr.anyone('far'), pr.sync(pr.mixing.mean())),
     )
     with self.assertRaisesRegex(ValueError, 'one flag for each replica'):
-      pr.create_train_state(pr.ReplicaMesh(N, 2), algorithm, np.zeros((3, 2)))
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros((3, 2))
+      )
 
   @parameterized.parameters(1, 4)
   def test_flags_of_two_signs_do_not_cancel(self, num_devices):
@@ -84,7 +94,7 @@ class AtTest(parameterized.TestCase):
 
     params, *_ = run(
       pr.let(params=lambda replica: 1.0 * replica, far=far),
-      pr.at(pr.anyone('far'), pr.sync(pr.mean())),
+      pr.at(pr.anyone('far'), pr.sync(pr.mixing.mean())),
       num_steps=1,
       num_devices=num_devices,
     )

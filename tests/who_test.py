@@ -17,14 +17,14 @@ from tests.stage_harness import (
   run,
 )
 
-SHAPES = pr.Replica(params=jax.ShapeDtypeStruct((3,), jnp.float32))
+SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), jnp.float32))
 
 
 class WhereTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)
   def test_inactive_replica_keeps_all_it_has(self, num_devices):
     params, opt_state, model_state, metrics, g = run(
-      pr.where(pr.first_steps((1, 2, 3, 3)), pr.step(MOMENTUM_SGD)),
+      pr.where(pr.stages.first_steps((1, 2, 3, 3)), pr.step(MOMENTUM_SGD)),
       num_steps=3,
       num_devices=num_devices,
     )
@@ -44,7 +44,7 @@ class WhereTest(parameterized.TestCase):
       return jnp.sinh(loss), aux  # easily found
 
     algorithm = pr.chain(
-      pr.where(pr.first_steps((1, 2, 3, 3)), pr.step(MOMENTUM_SGD))
+      pr.where(pr.stages.first_steps((1, 2, 3, 3)), pr.step(MOMENTUM_SGD))
     )
     found = [
       conditional
@@ -61,7 +61,7 @@ class WhereTest(parameterized.TestCase):
       return loss / (1 - model_state['seen']), aux  # finite once
 
     params, *_ = run(
-      pr.where(pr.first_steps((1, 1, 1, 2)), pr.step(MOMENTUM_SGD)),
+      pr.where(pr.stages.first_steps((1, 1, 1, 2)), pr.step(MOMENTUM_SGD)),
       num_steps=2,
       num_devices=num_devices,
       loss=loss,
@@ -70,14 +70,14 @@ class WhereTest(parameterized.TestCase):
     self.assertFalse(np.isfinite(params[3]).any())
 
   @parameterized.parameters(
-    (pr.sync(pr.mean()),),
-    (pr.at(pr.every(4), pr.sync(pr.mean())),),
-    (pr.sync(pr.ring(), 'opt_state'),),
-    (pr.algorithm('groups', pr.sync(pr.group_mean(2))),),
+    (pr.sync(pr.mixing.mean()),),
+    (pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())),),
+    (pr.sync(pr.graphs.ring(), 'opt_state'),),
+    (pr.algorithm('groups', pr.sync(pr.mixing.group_mean(2))),),
   )
   def test_refuses_a_stage_that_communicates(self, stage):
     with self.assertRaisesRegex(ValueError, 'stages that do not communicate'):
-      pr.where(pr.first_steps([1] * N), pr.gradient(), stage)
+      pr.where(pr.stages.first_steps([1] * N), pr.gradient(), stage)
 
   def test_the_ledger_must_know_who_is_active(self):
     with self.assertRaisesRegex(
@@ -122,8 +122,8 @@ class WhereTest(parameterized.TestCase):
       ((first, last), [1, 0, 0, 1]),
       ((first, kept), [1, 0, 0, 0]),
       ((first, pr.gradient()), [1, 1, 1, 1]),
-      ((first, pr.at(pr.at_steps([0]), pr.gradient())), [1, 1, 1, 1]),
-      ((first, pr.at(pr.at_steps([1]), pr.gradient())), [1, 0, 0, 0]),
+      ((first, pr.at(pr.schedules.at_steps([0]), pr.gradient())), [1, 1, 1, 1]),
+      ((first, pr.at(pr.schedules.at_steps([1]), pr.gradient())), [1, 0, 0, 0]),
       ((pr.gradient(), last), None),  # all
     ):
       *_, metrics, _ = run(*stages, num_steps=1, num_devices=num_devices)
@@ -141,14 +141,14 @@ class WhereTest(parameterized.TestCase):
       rule, pr.let(params=0.0), expected=lambda steps, n: np.ones((1, n), bool)
     )
     with self.assertRaisesRegex(ValueError, 'one bool of each replica, got'):
-      pr.create_train_state(
-        pr.ReplicaMesh(N, num_devices), pr.chain(stage), np.zeros(3)
+      pr.engine.create_train_state(
+        pr.engine.ReplicaMesh(N, num_devices), pr.chain(stage), np.zeros(3)
       )
 
   @parameterized.product(
     around=(
       functools.partial(pr.where, lambda replica: replica > 1),
-      functools.partial(pr.at, pr.every(2)),
+      functools.partial(pr.at, pr.schedules.every(2)),
     ),
     num_devices=(1, 4),
   )

@@ -1,4 +1,4 @@
-"""Tests of `experiments/writing.py`, and of all that writes by it."""
+"""Tests of `running/records/writing.py`, and of all that writes by it."""
 
 import itertools
 import json
@@ -9,8 +9,10 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-from experiments import figures, records, sweep, writing
-from prsgd_jax import checkpoints
+from experiments import sweep
+from experiments.running.records import records, writing
+from experiments.tools import figures
+from prsgd_jax.engine import checkpoints
 from tests import failing_disk, written_runs
 
 # Name -> (the file, what writes it into a directory).
@@ -137,7 +139,7 @@ class JsonTest(absltest.TestCase):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     record = {
       'step': 2, 'epoch': 0.1, 'loss': None, 'rounds': 1, 'bytes_sent': 4.0,
-      'modelled_seconds': 0.1, 'seconds': 0.1,
+      'modeled_seconds': 0.1, 'seconds': 0.1,
     }  # fmt: skip
     (root / records.METRICS).write_text(json.dumps(record) + '\n')
     (record,) = records.read_records(root)

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments import records
+from experiments.running.records import records
 
 # What a summary has besides the last record.
 _REST = {
@@ -34,7 +34,7 @@ def write(
     step = 10 * (i + 1)
     record = {
       'step': step, 'epoch': step / 100, 'loss': loss, 'rounds': step,
-      'bytes_sent': step * 2**20, 'modelled_seconds': step / 2,
+      'bytes_sent': step * 2**20, 'modeled_seconds': step / 2,
       'seconds': float(step),
     }  # fmt: skip
     if i % 2:

@@ -46,6 +46,12 @@ from prsgd_jax.algorithms.compressed import (
   terngrad,
 )
 from prsgd_jax.algorithms.corrected import (
+  average_iterates as average_iterates,
+)
+from prsgd_jax.algorithms.corrected import (
+  delay_weights as delay_weights,
+)
+from prsgd_jax.algorithms.corrected import (
   natural_gradient_averaging,
   scaffold,
   tail_averaging,
@@ -76,6 +82,9 @@ from prsgd_jax.algorithms.elastic import (
   easgd,
   palsgd,
 )
+from prsgd_jax.algorithms.elastic import (
+  elastic as elastic,
+)
 from prsgd_jax.algorithms.exact import (
   d2,
   extra,
@@ -99,6 +108,12 @@ from prsgd_jax.algorithms.outer import (
 )
 from prsgd_jax.algorithms.relay import relay_sgd
 from prsgd_jax.algorithms.robust import (
+  average_penalized as average_penalized,
+)
+from prsgd_jax.algorithms.robust import (
+  average_radial as average_radial,
+)
+from prsgd_jax.algorithms.robust import (
   decoupled_diloco,
   edit,
 )
@@ -112,6 +127,8 @@ from prsgd_jax.algorithms.streaming import (
   streaming_diloco,
 )
 
+# What has a name of its own above but is no algorithm is not in this list,
+# because the flags and the documentation take it for that of the algorithms.
 __all__ = (
   'ad_psgd',
   'bmuf',

@@ -8,15 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
-from prsgd_jax.base import (
-  Array,
-  ArrayTree,
-  ReplicaTransformation,
-  Schedule,
-)
+from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number, check_positive_int
-from prsgd_jax.mixing import mean
-from prsgd_jax.payload import is_inexact
+from prsgd_jax.mixing.mixings import mean
+from prsgd_jax.mixing.payload import is_inexact
 from prsgd_jax.schedules import (
   at_steps,
   every,
@@ -124,9 +119,11 @@ def pr_sgd(
     >>> tx = optax.sgd(0.1, momentum=0.9)
     >>> algorithm = pr_sgd(tx, period=4)
     >>> averaged_momentum = pr_sgd(
-    ...     tx, period=4, average=pr.sync(pr.mean(), ('params', 'opt_state')))
+    ...     tx, period=4,
+    ...     average=pr.sync(pr.mixing.mean(), ('params', 'opt_state')))
     >>> restarted_momentum = pr_sgd(
-    ...     tx, period=4, average=pr.chain(pr.sync(pr.mean()), pr.restart(tx)))
+    ...     tx, period=4,
+    ...     average=pr.chain(pr.sync(pr.mixing.mean()), pr.restart(tx)))
 
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
@@ -249,8 +246,9 @@ def k_avg(
     >>> import optax, prsgd_jax as pr
     >>> algorithm = k_avg(optax.sgd(0.1), period=8)
     >>> growing = k_avg(
-    ...     optax.sgd(0.1), period=pr.doubling(4, num_steps=1000))
-    >>> gossip = k_avg(optax.sgd(0.1), period=8, average=pr.sync(pr.ring()))
+    ...     optax.sgd(0.1), period=pr.schedules.doubling(4, num_steps=1000))
+    >>> average = pr.sync(pr.graphs.ring())
+    >>> gossip = k_avg(optax.sgd(0.1), period=8, average=average)
 
   Reference:
     Zhou, Cong 2018, On the convergence properties of a K-step averaging

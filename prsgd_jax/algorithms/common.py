@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prsgd_jax.base import ReplicaTransformation
-from prsgd_jax.mixing import Mixing, mean
+from prsgd_jax.mixing.mixings import Mixing, mean
 from prsgd_jax.stages import sync
 
 # Of an algorithm that owns no mixing: a stage on `params`.

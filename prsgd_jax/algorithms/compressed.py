@@ -4,20 +4,20 @@ import jax.numpy as jnp
 import optax
 
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
-from prsgd_jax.compression import (
+from prsgd_jax.mixing.codecs import (
   Compressor,
   bare_signs,
   check_compressor,
+  feedback,
   stochastic_levels,
   ternary,
 )
-from prsgd_jax.mixing import Mixing, mean
+from prsgd_jax.mixing.mixings import Mixing, mean
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,
   at,
   average_differences,
-  feedback,
   gossip_differences,
   gradient,
   let,
@@ -151,7 +151,7 @@ def error_feedback_sgd(
   Example:
     >>> import optax, prsgd_jax as pr
     >>> algorithm = error_feedback_sgd(
-    ...     optax.sgd(0.1, momentum=0.9), compressor=pr.top_k(0.01))
+    ...     optax.sgd(0.1, momentum=0.9), compressor=pr.codecs.top_k(0.01))
 
   Reference:
     Stich, Cordonnier, Jaggi 2018, Sparsified SGD with memory (arXiv
@@ -192,7 +192,8 @@ def fedpaq(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> algorithm = fedpaq(optax.sgd(0.1), period=8, compressor=pr.e3m0())
+    >>> algorithm = fedpaq(
+    ...     optax.sgd(0.1), period=8, compressor=pr.codecs.e3m0())
 
   Reference:
     Reisizadeh, Mokhtari, Hassani, Jadbabaie, Pedarsani 2020, FedPAQ: a
@@ -235,7 +236,8 @@ def qsparse_local_sgd(
   Example:
     >>> import optax, prsgd_jax as pr
     >>> algorithm = qsparse_local_sgd(
-    ...     optax.sgd(0.1), period=8, compressor=pr.top_k(0.01, pr.signs()))
+    ...     optax.sgd(0.1), period=8,
+    ...     compressor=pr.codecs.top_k(0.01, pr.codecs.signs()))
 
   Reference:
     Basu, Data, Karakus, Diggavi 2019, Qsparse-local-SGD: distributed SGD with
@@ -288,7 +290,8 @@ def choco_sgd(
   Example:
     >>> import optax, prsgd_jax as pr
     >>> algorithm = choco_sgd(
-    ...     optax.sgd(0.1), mixing=pr.ring(), compressor=pr.top_k(0.1),
+    ...     optax.sgd(0.1), mixing=pr.graphs.ring(),
+    ...     compressor=pr.codecs.top_k(0.1),
     ...     consensus_step_size=0.3, period=4)
 
   Reference:

@@ -8,12 +8,7 @@ import optax
 
 from prsgd_jax.algorithms.common import AVERAGE, Average, average_by
 from prsgd_jax.algorithms.rates import as_rate
-from prsgd_jax.base import (
-  Array,
-  ReplicaTransformation,
-  Schedule,
-  chain,
-)
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
 from prsgd_jax.checks import (
   MAX_STEPS,
   check_number,
@@ -21,8 +16,11 @@ from prsgd_jax.checks import (
   check_positive_ints,
   check_step,
 )
-from prsgd_jax.mixing import mean, weighted_mean
-from prsgd_jax.preconditioners import limit_change, scale_by_natural_gradient
+from prsgd_jax.mixing.mixings import mean, weighted_mean
+from prsgd_jax.optimizers.preconditioners import (
+  limit_change,
+  scale_by_natural_gradient,
+)
 from prsgd_jax.schedules import every, rounds
 from prsgd_jax.stages import (
   algorithm,
@@ -366,10 +364,11 @@ def natural_gradient_averaging(
     >>> tx = optax.sgd(0.1)
     >>> algorithm = natural_gradient_averaging(tx, period=100)
     >>> whole = optax.chain(
-    ...     pr.scale_by_natural_gradient(), tx, pr.limit_change(2.0))
+    ...     pr.optimizers.scale_by_natural_gradient(), tx,
+    ...     pr.optimizers.limit_change(2.0))
     >>> restarted = natural_gradient_averaging(
     ...     tx, period=100,
-    ...     average=pr.chain(pr.sync(pr.mean()), pr.restart(whole)))
+    ...     average=pr.chain(pr.sync(pr.mixing.mean()), pr.restart(whole)))
 
   Reference:
     Povey, Zhang, Khudanpur 2015, Parallel training of DNNs with natural

@@ -1,4 +1,4 @@
-"""Averages with graph neighbours only."""
+"""Averages with graph neighbors only."""
 
 from collections.abc import Sequence
 import math
@@ -19,11 +19,11 @@ from prsgd_jax.algorithms.requirements import (
 )
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number
-from prsgd_jax.compression import Compressor, check_compressor
-from prsgd_jax.graphs import one_peer_exponential, ring
-from prsgd_jax.mixing import Mixing
-from prsgd_jax.payload import is_inexact
-from prsgd_jax.random_graphs import random_matching
+from prsgd_jax.mixing.codecs import Compressor, check_compressor
+from prsgd_jax.mixing.graphs.fixed import one_peer_exponential, ring
+from prsgd_jax.mixing.graphs.random_graphs import random_matching
+from prsgd_jax.mixing.mixings import Mixing
+from prsgd_jax.mixing.payload import is_inexact
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,
@@ -49,7 +49,7 @@ def d_psgd(
   """Decentralized parallel SGD (order A).
 
   x_i <- sum_j W_ij x_j - gamma G(x_i): the gradient is taken at the replica's
-  own point while the neighbours' models travel.
+  own point while the neighbors' models travel.
 
   Args:
     tx: the optimizer of every replica; momentum stays local.
@@ -63,7 +63,7 @@ def d_psgd(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> algorithm = pr.d_psgd(optax.sgd(0.1), mixing=pr.torus())
+    >>> algorithm = pr.d_psgd(optax.sgd(0.1), mixing=pr.graphs.torus())
 
   Reference:
     Lian, Zhang, Zhang, Hsieh, Zhang, Liu 2017, Can decentralized algorithms
@@ -103,7 +103,8 @@ def diffusion(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> algorithm = pr.diffusion(optax.sgd(0.1), mixing=pr.ring(), period=4)
+    >>> algorithm = pr.diffusion(
+    ...     optax.sgd(0.1), mixing=pr.graphs.ring(), period=4)
 
   Reference:
     Chen, Sayed 2012, Diffusion adaptation strategies for distributed
@@ -149,7 +150,7 @@ def sgp(
     >>> import numpy as np, optax, prsgd_jax as pr
     >>> P = [[0.5, 0.5], [0.2, 0.8]]  # of 1 half stays, half goes to 2
     >>> algorithm = pr.sgp(
-    ...     optax.sgd(0.1), mixing=pr.graph(np.transpose(P)), period=4)
+    ...     optax.sgd(0.1), mixing=pr.graphs.graph(np.transpose(P)), period=4)
 
   Reference:
     Assran, Loizou, Ballas, Rabbat 2019, Stochastic gradient push for
@@ -178,12 +179,12 @@ def ad_psgd(
 
   When replica i is done with a gradient that it began at the model y_i:
 
-    x_i, x_j <- (x_i + x_j) / 2 with a random neighbour j, atomically
+    x_i, x_j <- (x_i + x_j) / 2 with a random neighbor j, atomically
     x_i <- x_i - gamma G(y_i);  y_i <- x_i, and the next gradient begins.
 
   Meanwhile others have averaged with it, so that G is old. A step is a tick: a
   gradient of replica i takes lcm(speeds) / speeds[i] ticks, and its batch is
-  that of the tick at which it begins. In a tick everyone has one neighbour.
+  that of the tick at which it begins. In a tick everyone has one neighbor.
   Pairs of which neither is done do not meet. With equal speeds a gradient takes
   one tick, and this is `d_psgd(mixing=random_matching())`.
 
@@ -192,7 +193,7 @@ def ad_psgd(
       rate is that of the tick.
     speeds: int[N], gradients that each replica takes in equal times, such as
       (1, 1, 2, 4).
-    mixing: the neighbours of a tick, pairs (or groups) that take their mean;
+    mixing: the neighbors of a tick, pairs (or groups) that take their mean;
       `random_matching()` if None.
 
   Raises:
@@ -207,7 +208,7 @@ def ad_psgd(
   Reference:
     Lian, Zhang, Zhang, Liu 2018, Asynchronous decentralized parallel stochastic
     gradient descent (arXiv 1710.06952), Algorithm 1, whose random worker and
-    staleness the clock decides here. In the paper a neighbour may be chosen by
+    staleness the clock decides here. In the paper a neighbor may be chosen by
     several workers, one after the other; here by one in a tick.
   """
   pairs = random_matching() if mixing is None else check_mixing(mixing)
@@ -244,7 +245,7 @@ def sparq_sgd(
 ) -> ReplicaTransformation:
   """SPARQ-SGD: compressed gossip of those that have changed enough (order C).
 
-  Each replica knows xhat_j, what j has sent so far, of its neighbours and of
+  Each replica knows xhat_j, what j has sent so far, of its neighbors and of
   itself. Every H steps:
 
     q_i = Q(x_i - xhat_i) if |x_i - xhat_i|^2 > c_t gamma_t^2, otherwise 0
@@ -279,7 +280,7 @@ def sparq_sgd(
     >>> import optax, prsgd_jax as pr
     >>> algorithm = pr.sparq_sgd(
     ...     optax.sgd(0.1), learning_rate=0.1, threshold=100.0, period=5,
-    ...     compressor=pr.top_k(0.1), consensus_step_size=0.2)
+    ...     compressor=pr.codecs.top_k(0.1), consensus_step_size=0.2)
 
   Reference:
     Singh, Data, George, Diggavi 2019, SPARQ-SGD: Event-triggered and compressed

@@ -16,7 +16,7 @@ from prsgd_jax.checks import (
   check_optax,
   check_positive_int,
 )
-from prsgd_jax.mixing import mean
+from prsgd_jax.mixing.mixings import mean
 from prsgd_jax.schedules import every, rounds
 from prsgd_jax.stages import (
   algorithm,

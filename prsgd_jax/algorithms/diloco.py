@@ -8,8 +8,8 @@ import optax
 from prsgd_jax.algorithms.common import AVERAGE, Average, average_by
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number, check_optax
-from prsgd_jax.mixing import Mixing, mean
-from prsgd_jax.random_graphs import random_matching
+from prsgd_jax.mixing.graphs.random_graphs import random_matching
+from prsgd_jax.mixing.mixings import Mixing, mean
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,

@@ -8,7 +8,7 @@ import optax
 
 from prsgd_jax.base import Array, ReplicaTransformation
 from prsgd_jax.checks import check_number, check_positive_int
-from prsgd_jax.mixing import mean
+from prsgd_jax.mixing.mixings import mean
 from prsgd_jax.stages import (
   algorithm,
   gradient,

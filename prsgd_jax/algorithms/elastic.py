@@ -19,7 +19,7 @@ from prsgd_jax.base import (
   chain,
 )
 from prsgd_jax.checks import check_number, check_optax, check_seed
-from prsgd_jax.mixing import mean
+from prsgd_jax.mixing.mixings import mean
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,

@@ -22,8 +22,8 @@ from prsgd_jax.algorithms.requirements import (
 )
 from prsgd_jax.base import ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number
-from prsgd_jax.graphs import ring
-from prsgd_jax.mixing import Mixing
+from prsgd_jax.mixing.graphs.fixed import ring
+from prsgd_jax.mixing.mixings import Mixing
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,
@@ -63,7 +63,8 @@ def gradient_tracking(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> algorithm = pr.gradient_tracking(optax.sgd(0.1), mixing=pr.ring())
+    >>> algorithm = pr.gradient_tracking(
+    ...     optax.sgd(0.1), mixing=pr.graphs.ring())
 
   Reference:
     Pu, Nedic 2018, Distributed stochastic gradient tracking methods (arXiv
@@ -119,7 +120,7 @@ def d2(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> algorithm = pr.d2(optax.sgd(0.1), mixing=pr.ring(0.5))
+    >>> algorithm = pr.d2(optax.sgd(0.1), mixing=pr.graphs.ring(0.5))
 
   Reference:
     Tang, Lian, Yan, Zhang, Liu 2018, D^2: Decentralized training over
@@ -169,7 +170,7 @@ def extra(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> algorithm = pr.extra(optax.sgd(0.1), mixing=pr.torus())
+    >>> algorithm = pr.extra(optax.sgd(0.1), mixing=pr.graphs.torus())
 
   Reference:
     Shi, Ling, Wu, Yin 2015, EXTRA: An exact first-order algorithm for

@@ -9,11 +9,7 @@ import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
-from prsgd_jax.checks import (
-  check_listed,
-  check_number,
-  check_seed,
-)
+from prsgd_jax.checks import check_listed, check_number, check_seed
 from prsgd_jax.schedules import every, latest, rounds, starts
 from prsgd_jax.stages import (
   algorithm,
@@ -77,7 +73,8 @@ def fedavg(
     >>> algorithm = fedavg(optax.sgd(0.1), period=8, participation=0.5)
     >>> coded = fedavg(
     ...     optax.sgd(0.1), period=8, participation=0.5,
-    ...     average=pr.average_differences(pr.stochastic_levels(4)))
+    ...     average=pr.stages.average_differences(
+    ...         pr.codecs.stochastic_levels(4)))
 
   Reference:
     McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017,

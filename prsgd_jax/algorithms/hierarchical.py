@@ -8,7 +8,7 @@ import optax
 from prsgd_jax.algorithms.common import Average, average_by
 from prsgd_jax.base import ReplicaTransformation
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.mixing import group_mean, mean
+from prsgd_jax.mixing.mixings import group_mean, mean
 from prsgd_jax.schedules import after, every, post_local
 from prsgd_jax.stages import algorithm, at, step, sync
 

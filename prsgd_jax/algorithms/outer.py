@@ -51,7 +51,7 @@ def slowmo(
     >>> tx = optax.sgd(0.1, momentum=0.9)
     >>> algorithm = pr.slowmo(
     ...     tx, learning_rate=0.1, period=12, slow_momentum=0.7,
-    ...     average=pr.chain(pr.sync(pr.mean()), pr.restart(tx)))
+    ...     average=pr.chain(pr.sync(pr.mixing.mean()), pr.restart(tx)))
 
   Reference:
     Wang, Tantia, Ballas, Rabbat 2020, SlowMo: improving communication-efficient

@@ -10,8 +10,8 @@ from scipy.sparse import csr_array
 
 from prsgd_jax.base import Array, ReplicaTransformation
 from prsgd_jax.checks import check_listed, check_step
-from prsgd_jax.matrices import from_links
-from prsgd_jax.mixing import sparse
+from prsgd_jax.mixing.matrices import from_links
+from prsgd_jax.mixing.mixings import sparse
 from prsgd_jax.stages import (
   algorithm,
   let,
@@ -41,13 +41,13 @@ def relay_sgd(
   as it was d - 1 steps ago. Every model counts equally, however far. With two
   replicas it is `ssgd`.
 
-  A replica sends another message to each neighbour. The links are colored, so
+  A replica sends another message to each neighbor. The links are colored, so
   that no two links of a replica have one color, and the links of a color are
   one `sync` of pairs that swap. It keeps one message for each color.
 
   Args:
     local: the optimizer of every replica, or a stage that is its local step.
-    parents: for the replicas 1 to N - 1, the neighbour on the way to replica 0,
+    parents: for the replicas 1 to N - 1, the neighbor on the way to replica 0,
       which must come before it; a binary tree if None.
 
   Raises:
@@ -74,11 +74,11 @@ def relay_sgd(
     return reading(lambda params, *m: params + sum(m), 'params', *others)
 
   def hear(k: int) -> Rule:
-    def from_neighbour(told: Array, replica: Array, num_replicas: int) -> Array:
+    def from_neighbor(told: Array, replica: Array, num_replicas: int) -> Array:
       partner = jnp.asarray(find.partners(num_replicas)[k])[replica]
       return jnp.where(partner != replica, told, 0)
 
-    return reading(from_neighbour, told[k], 'replica', 'num_replicas')
+    return reading(from_neighbor, told[k], 'replica', 'num_replicas')
 
   def averaged(
     params: Array,
@@ -118,7 +118,7 @@ class _Tree(NamedTuple):
   parents: Callable[[int], Sequence[int]]
 
   def partners(self, num_replicas: int) -> np.ndarray:
-    """int[C, N], the neighbour on the link of a color; oneself for none."""
+    """int[C, N], the neighbor on the link of a color; oneself for none."""
     found = np.tile(np.arange(num_replicas), (self.num_colors, 1))
     for child, parent in enumerate(self.parents(num_replicas), start=1):
       # The child has no other link yet.

@@ -6,8 +6,8 @@ import functools
 import numpy as np
 
 from prsgd_jax.base import ReplicaTransformation
-from prsgd_jax.matrices import Weights
-from prsgd_jax.mixing import Mixing
+from prsgd_jax.mixing.matrices import Weights
+from prsgd_jax.mixing.mixings import Mixing
 from prsgd_jax.stages import require
 
 # Of all the W of a mixing for a number of replicas; raises ValueError.
@@ -17,7 +17,9 @@ Check = Callable[[Weights], None]
 def check_mixing(mixing: Mixing) -> Mixing:
   """Returns `mixing`; raises ValueError if it is not one."""
   if not isinstance(mixing, Mixing):
-    raise ValueError(f'mixing expects one such as pr.ring(), got {mixing!r}')
+    raise ValueError(
+      f'mixing expects one such as pr.graphs.ring(), got {mixing!r}'
+    )
   return mixing
 
 
@@ -60,8 +62,8 @@ def one_matrix(weights: Weights) -> None:
   """Raises ValueError if W changes from round to round."""
   if weights.number != 1:
     raise ValueError(
-      'sums of what the neighbours sent need one W for all rounds, got '
-      f'{weights.number or "many"}; use a static graph such as pr.ring()'
+      'sums of what the neighbors sent need one W for all rounds, got '
+      f'{weights.number or "many"}; use a static graph such as pr.graphs.ring()'
     )
 
 
@@ -72,7 +74,7 @@ def keeps_the_mean(weights: Weights) -> None:
     raise ValueError(
       'corrections that cancel need a mixing that keeps the mean of the '
       f'replicas: columns that sum to 1, got {worst:.6g} in column {column}; '
-      'use pr.ring() or another doubly stochastic mixing'
+      'use pr.graphs.ring() or another doubly stochastic mixing'
     )
 
 
@@ -83,7 +85,7 @@ def symmetric_above(bound: float, bound_in_words: str) -> Check:
     if any(abs(W - W.T).max() > 1e-6 for W in weights.each()):
       raise ValueError(
         'this correction needs a symmetric W, got one that is not; use '
-        'pr.ring(0.5) or another undirected graph'
+        'pr.graphs.ring(0.5) or another undirected graph'
       )
     smallest = min(
       np.linalg.eigvalsh(W.toarray()).min() for W in weights.each()
@@ -93,7 +95,7 @@ def symmetric_above(bound: float, bound_in_words: str) -> Check:
       raise ValueError(
         'this correction needs a W whose eigenvalues are > '
         f'{bound_in_words}, got a smallest of {smallest:.6g}; put more weight '
-        'on the diagonal, such as (I + W) / 2 or pr.ring(0.5)'
+        'on the diagonal, such as (I + W) / 2 or pr.graphs.ring(0.5)'
       )
 
   return check
@@ -107,7 +109,7 @@ def means_of_groups(weights: Weights) -> None:
   if apart > 1e-6:
     raise ValueError(
       'averages on a virtual clock are means of pairs or other groups, got a '
-      'mixing that is none; use pr.random_matching()'
+      'mixing that is none; use pr.graphs.random_matching()'
     )
 
 

@@ -15,7 +15,7 @@ from prsgd_jax.checks import (
   check_positive_ints,
   check_step,
 )
-from prsgd_jax.mixing import mean
+from prsgd_jax.mixing.mixings import mean
 from prsgd_jax.schedules import every
 from prsgd_jax.stages import (
   algorithm,
@@ -115,7 +115,7 @@ def average_penalized(
     >>> import optax, prsgd_jax as pr
     >>> tx = optax.sgd(0.1, momentum=0.9)
     >>> algorithm = pr.diloco(tx, period=8, average=pr.chain(
-    ...     pr.average_penalized(warmup_rounds=10), pr.restart(tx)))
+    ...     pr.algorithms.average_penalized(warmup_rounds=10), pr.restart(tx)))
 
   Reference:
     Cheng et al. 2024 (arXiv 2412.07210), pseudo-gradient penalty, as in atorch

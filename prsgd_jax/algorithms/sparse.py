@@ -6,17 +6,21 @@ import optax
 
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_bool, check_number, check_positive_int
-from prsgd_jax.chunks import matrix_shape
-from prsgd_jax.compression import Compressor, bin_means, chunked_top_k
-from prsgd_jax.mixing import mean
+from prsgd_jax.mixing.chunks import matrix_shape
+from prsgd_jax.mixing.codecs import (
+  Compressor,
+  among_senders,
+  bin_means,
+  chunked_top_k,
+  feedback,
+  frequencies,
+)
+from prsgd_jax.mixing.mixings import mean
 from prsgd_jax.schedules import rounds
 from prsgd_jax.stages import (
   algorithm,
-  among_senders,
   at,
   average_entries,
-  feedback,
-  frequencies,
   gradient,
   let,
   local_update,

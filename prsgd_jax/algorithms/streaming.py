@@ -21,12 +21,11 @@ from prsgd_jax.checks import (
   check_positive_int,
   check_step,
 )
-from prsgd_jax.compression import Compressor
-from prsgd_jax.mixing import mean
+from prsgd_jax.mixing.codecs import Codec, Compressor
+from prsgd_jax.mixing.mixings import mean
 from prsgd_jax.names import FIELDS
 from prsgd_jax.schedules import at_steps
 from prsgd_jax.stages import (
-  Codec,
   algorithm,
   at,
   let,

@@ -11,7 +11,7 @@ from prsgd_jax.base import Array
 
 
 class ResNet20(nn.Module):
-  """ResNet-20 for 32x32 images: 0.27 million parameters, batch normalised.
+  """ResNet-20 for 32x32 images: 0.27 million parameters, batch normalized.
 
   A 3x3 convolution, three stages of three blocks of two 3x3 convolutions with
   16, 32 and 64 channels, global average pooling. Shortcuts have no parameters:
@@ -45,7 +45,7 @@ class ResNet18(nn.Module):
   The network for ImageNet with the stem that is usual for small images: a 3x3
   convolution and no max pooling. Then four stages of two blocks of two 3x3
   convolutions with 64, 128, 256 and 512 channels, global average pooling. Where
-  the shape changes the shortcut is a 1x1 convolution, normalised (option B).
+  the shape changes the shortcut is a 1x1 convolution, normalized (option B).
 
   Reference:
     He, Zhang, Ren, Sun 2016, Deep residual learning for image recognition
@@ -74,7 +74,7 @@ class ResNet18(nn.Module):
 
 
 def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
-  """Makers of 3x3 convolutions without bias, and of batch normalisations."""
+  """Makers of 3x3 convolutions without bias, and of batch normalizations."""
   conv = functools.partial(
     nn.Conv,
     kernel_size=(3, 3),

@@ -12,8 +12,8 @@ class Transformer(nn.Module):
   """Predicts at every position of a sequence the token that comes next.
 
   Token and position embeddings, then blocks of causal attention and of a dense
-  layer four times as wide with GELU, each normalised before and added to what
-  it read (pre-norm); a last normalisation and a readout of its own. There is no
+  layer four times as wide with GELU, each normalized before and added to what
+  it read (pre-norm); a last normalization and a readout of its own. There is no
   dropout. With width w, length l, vocabulary v and b blocks it has
 
     v w + l w + b (12 w^2 + 13 w) + 2 w + w v + v
@@ -29,7 +29,7 @@ class Transformer(nn.Module):
   Reference:
     Vaswani et al. 2017, Attention is all you need (arXiv 1706.03762), the
     decoder alone; Radford et al. 2019, Language models are unsupervised
-    multitask learners, for pre-norm and learnt positions.
+    multitask learners, for pre-norm and learned positions.
   """
 
   vocabulary_size: int

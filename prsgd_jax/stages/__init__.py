@@ -6,13 +6,6 @@ from prsgd_jax.stages.averages import (
   average_entries,
   gossip_differences,
 )
-from prsgd_jax.stages.codecs import (
-  Codec,
-  among_senders,
-  difference,
-  feedback,
-  frequencies,
-)
 from prsgd_jax.stages.communication import sync
 from prsgd_jax.stages.local import (
   gradient,
@@ -28,19 +21,14 @@ from prsgd_jax.stages.when import anyone, at
 from prsgd_jax.stages.who import where
 
 __all__ = (
-  'Codec',
   'algorithm',
-  'among_senders',
   'anyone',
   'at',
   'average_differences',
   'average_entries',
   'compute',
-  'difference',
   'evaluate',
-  'feedback',
   'first_steps',
-  'frequencies',
   'gossip_differences',
   'gradient',
   'let',

@@ -13,9 +13,12 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
 )
-from prsgd_jax.evaluation_points import EvaluatedAtState, states_with_points
+from prsgd_jax.mixing.payload import widen
 from prsgd_jax.names import CLOCK, FIELDS, GIVEN, names
-from prsgd_jax.payload import widen
+from prsgd_jax.optimizers.evaluation_points import (
+  EvaluatedAtState,
+  states_with_points,
+)
 from prsgd_jax.stages import blocks
 from prsgd_jax.stages.rules import Rule, as_rule
 
@@ -236,7 +239,7 @@ def _check_no_other_point(made: Mapping[str, Rule], replica: Replica) -> None:
         'evaluate(params=...) makes a point of the parameters, but the '
         f'{type(state).__name__} of the optimizer is evaluated elsewhere; if '
         'its parameters are meant, give the optimizer '
-        'pr.evaluated_at(tx, lambda state, params: params)'
+        'pr.optimizers.evaluated_at(tx, lambda state, params: params)'
       )
 
 

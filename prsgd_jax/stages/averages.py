@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_fraction, check_number
-from prsgd_jax.compression import Compressor, num_kept
-from prsgd_jax.mixing import Mixing, mean
+from prsgd_jax.mixing.codecs import Compressor, num_kept
+from prsgd_jax.mixing.codecs.memory import Codec, difference
+from prsgd_jax.mixing.mixings import Mixing, mean
 from prsgd_jax.stages.assignments import compute, let
-from prsgd_jax.stages.codecs import Codec, difference
 from prsgd_jax.stages.communication import sync
 from prsgd_jax.stages.scopes import algorithm
 
@@ -44,7 +44,8 @@ def average_differences(
     >>> import optax, prsgd_jax as pr
     >>> algorithm = pr.diloco(
     ...     optax.adamw(1e-3), period=30,
-    ...     average=pr.average_differences(pr.feedback(pr.top_k(0.02))))
+    ...     average=pr.stages.average_differences(
+    ...         pr.codecs.feedback(pr.codecs.top_k(0.02))))
   """
   return algorithm(
     'average_differences',
@@ -75,8 +76,8 @@ def gossip_differences(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> gossip = pr.gossip_differences(
-    ...     pr.ring(), pr.top_k(0.1), consensus_step_size=0.3)
+    >>> gossip = pr.stages.gossip_differences(
+    ...     pr.graphs.ring(), pr.codecs.top_k(0.1), consensus_step_size=0.3)
     >>> algorithm = pr.k_avg(optax.sgd(0.1), period=8, average=gossip)
 
   Reference:
@@ -120,7 +121,7 @@ def average_entries(
   Example:
     >>> import optax, prsgd_jax as pr
     >>> algorithm = pr.k_avg(
-    ...     optax.sgd(0.1), period=1, average=pr.average_entries(0.005))
+    ...     optax.sgd(0.1), period=1, average=pr.stages.average_entries(0.005))
   """
   fraction = check_fraction('fraction', fraction)
 

@@ -8,7 +8,6 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax import collectives
 from prsgd_jax.base import (
   AXIS_NAME,
   Array,
@@ -17,10 +16,11 @@ from prsgd_jax.base import (
   Replica,
   over_block,
 )
-from prsgd_jax.isolation import over_block_isolated
+from prsgd_jax.mixing import collectives
+from prsgd_jax.mixing.payload import is_inexact, widen
 from prsgd_jax.names import CLOCK
-from prsgd_jax.payload import is_inexact, widen
 from prsgd_jax.stages.rules import Rule
+from prsgd_jax.tracing.isolation import over_block_isolated
 
 
 class Clock(NamedTuple):

@@ -17,21 +17,21 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.checks import check_register
-from prsgd_jax.compression import Compressor, coded_bytes
-from prsgd_jax.mixing import Mixing, traffic
-from prsgd_jax.names import CLOCK, FIELDS, names
-from prsgd_jax.payload import (
+from prsgd_jax.mixing.codecs import Compressor, coded_bytes
+from prsgd_jax.mixing.codecs.memory import Codec, as_codec
+from prsgd_jax.mixing.mixings import Mixing, traffic
+from prsgd_jax.mixing.payload import (
   cast_like,
   is_inexact,
   payload_bytes,
   wire_dtype,
 )
-from prsgd_jax.stages.codecs import Codec, as_codec
+from prsgd_jax.names import CLOCK, FIELDS, names
 from prsgd_jax.stages.local import check_alike
 
 _UNWEIGHTED = (
   'a codec of differences, or one that counts senders, cannot carry weights, '
-  "got replicas with a register 'weight'; use pr.feedback(compressor)"
+  "got replicas with a register 'weight'; use pr.codecs.feedback(compressor)"
 )
 
 
@@ -82,10 +82,12 @@ def sync(
 
   Example:
     >>> import prsgd_jax as pr
-    >>> stage = pr.sync(pr.group_mean(4), ('params', 'opt_state'))
+    >>> stage = pr.sync(pr.mixing.group_mean(4), ('params', 'opt_state'))
   """
   if not isinstance(mixing, Mixing):
-    raise ValueError(f'sync expects a mixing such as pr.mean(), got {mixing!r}')
+    raise ValueError(
+      f'sync expects a mixing such as pr.mixing.mean(), got {mixing!r}'
+    )
   what = _check_registers(what)
   codec = None if codec is None else as_codec(codec)
   if own is not None:
@@ -233,7 +235,7 @@ def _check_codec(
   if number != 1:
     raise ValueError(
       'a codec of differences needs one W for all steps, got a mixing with '
-      f'{number or "many"}; use a static one such as pr.ring()'
+      f'{number or "many"}; use a static one such as pr.graphs.ring()'
     )
   if weighted and not codec.weighted:
     raise ValueError(_UNWEIGHTED)

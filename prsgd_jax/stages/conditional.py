@@ -4,9 +4,7 @@ from typing import Any
 
 import jax
 
-from prsgd_jax.base import (
-  ArrayTree,
-)
+from prsgd_jax.base import ArrayTree
 
 
 def check_kept(

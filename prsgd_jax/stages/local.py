@@ -18,18 +18,18 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.checks import check_optax, check_register, what_to_type
-from prsgd_jax.evaluation_points import evaluation_points
-from prsgd_jax.isolation import over_block_isolated
-from prsgd_jax.keys import renew
+from prsgd_jax.mixing.payload import cast_like, is_inexact, widen
 from prsgd_jax.names import FIELDS, names
-from prsgd_jax.optimizer_clocks import (
+from prsgd_jax.optimizers.evaluation_points import evaluation_points
+from prsgd_jax.optimizers.optimizer_clocks import (
   accumulation,
   check_no_own_schedule,
   own_schedule,
   set_clock,
 )
-from prsgd_jax.payload import cast_like, is_inexact, widen
-from prsgd_jax.tree_types import describe
+from prsgd_jax.tracing.isolation import over_block_isolated
+from prsgd_jax.tracing.keys import renew
+from prsgd_jax.tracing.tree_types import describe
 
 
 def gradient(at: str = 'params') -> ReplicaTransformation:
@@ -305,7 +305,7 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   Example:
     >>> import optax, prsgd_jax as pr
     >>> tx = optax.sgd(0.1, momentum=0.9)
-    >>> average = pr.chain(pr.sync(pr.mean()), pr.restart(tx))
+    >>> average = pr.chain(pr.sync(pr.mixing.mean()), pr.restart(tx))
     >>> algorithm = pr.k_avg(tx, period=4, average=average)
   """
   check_optax('tx', tx)

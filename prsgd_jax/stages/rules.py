@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import (
-  Array,
-)
+from prsgd_jax.base import Array
 from prsgd_jax.checks import MAX_STEPS, check_positive_int
 
 
@@ -61,7 +59,7 @@ def as_rule(name: str, given: Any) -> Rule:
   except (TypeError, ValueError):
     raise ValueError(
       f'{name}: the parameters of {given!r} are not known; name what it reads '
-      'by pr.reading(fn, ...)'
+      'by pr.stages.reading(fn, ...)'
     ) from None
   for parameter in parameters:
     if parameter.kind not in (
@@ -70,7 +68,7 @@ def as_rule(name: str, given: Any) -> Rule:
     ):
       raise ValueError(
         f'{name}: the parameters of a rule name registers, got {parameter}; '
-        'name what it reads by pr.reading(fn, ...)'
+        'name what it reads by pr.stages.reading(fn, ...)'
       )
   required = [p.name for p in parameters if p.default is p.empty]
   return Rule(given, tuple(required))
@@ -90,7 +88,7 @@ def reading(fn: Callable[..., Any], *reads: str) -> Rule:
 
   Example:
     >>> import jax.numpy as jnp, prsgd_jax as pr
-    >>> stage = pr.let(delta=pr.reading(jnp.subtract, 'x0', 'params'))
+    >>> stage = pr.let(delta=pr.stages.reading(jnp.subtract, 'x0', 'params'))
   """
   if not callable(fn) or not all(isinstance(name, str) for name in reads):
     raise ValueError(

@@ -42,7 +42,7 @@ def algorithm(
     ...     'sgp', pr.remember(weight=1.0),
     ...     pr.gradient(), pr.local_update(optax.sgd(0.1), into='u'),
     ...     pr.let(params=lambda params, u, weight: params + u / weight),
-    ...     pr.sync(pr.one_peer_exponential()))
+    ...     pr.sync(pr.graphs.one_peer_exponential()))
   """
   if not isinstance(name, str) or not name.isidentifier():
     raise ValueError(

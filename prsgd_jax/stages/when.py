@@ -8,7 +8,6 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax import collectives
 from prsgd_jax.base import (
   ArrayTree,
   Context,
@@ -22,7 +21,8 @@ from prsgd_jax.base import (
   chain,
 )
 from prsgd_jax.checks import check_register, check_schedule
-from prsgd_jax.mixing import mean, traffic
+from prsgd_jax.mixing import collectives
+from prsgd_jax.mixing.mixings import mean, traffic
 from prsgd_jax.names import Names
 from prsgd_jax.stages.conditional import check_kept
 
@@ -52,7 +52,7 @@ def anyone(register: str) -> Anyone:
   Example:
     >>> import prsgd_jax as pr
     >>> stages = (pr.compute(far=lambda params: abs(params).max() > 1),
-    ...           pr.at(pr.anyone('far'), pr.sync(pr.mean())))
+    ...           pr.at(pr.anyone('far'), pr.sync(pr.mixing.mean())))
   """
   return Anyone(check_register('anyone(register)', register))
 
@@ -78,7 +78,8 @@ def at(
 
   Example:
     >>> import prsgd_jax as pr
-    >>> stage = pr.at(pr.every(4), pr.sync(pr.mean()), pr.let(x0='params'))
+    >>> when = pr.schedules.every(4)
+    >>> stage = pr.at(when, pr.sync(pr.mixing.mean()), pr.let(x0='params'))
   """
   if isinstance(when, Anyone):
     return _at_anyone(when.register, chain(*stages))

@@ -21,7 +21,7 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.names import CLOCK, Names
-from prsgd_jax.optimizer_clocks import check_no_own_schedule
+from prsgd_jax.optimizers.optimizer_clocks import check_no_own_schedule
 from prsgd_jax.stages import blocks
 from prsgd_jax.stages.conditional import check_kept
 from prsgd_jax.stages.rules import Rule, as_rule
@@ -54,7 +54,7 @@ def where(
 
   Example:
     >>> import optax, prsgd_jax as pr
-    >>> stage = pr.where(pr.first_steps((1, 3)), pr.step(optax.sgd(0.1)))
+    >>> stage = pr.where(pr.stages.first_steps((1, 3)), pr.step(optax.sgd(0.1)))
   """
   rule = as_rule('where', active)
   inner = chain(*stages)

@@ -244,7 +244,7 @@ def choco_sgd(
 ):
   """Koloskova et al. 2019, Algorithm 2, with all copies xhat_j kept.
 
-  The copies of xhat_j at its neighbours are the same as its own. They speak
+  The copies of xhat_j at its neighbors are the same as its own. They speak
   after every `period` steps, in the paper after each.
   """
   learners = Learners(problem, learning_rate, momentum)

@@ -1,4 +1,4 @@
-"""Averages with graph neighbours only."""
+"""Averages with graph neighbors only."""
 
 import numpy as np
 
@@ -75,14 +75,14 @@ def base_graph_weights(num_rounds):
   return weights
 
 
-def neighbour_weights(neighbours):
-  """float64[T, N, N]: x_i <- (x_i + x_j) / 2 with j = neighbours[t, i]."""
-  num_rounds, n = neighbours.shape
+def neighbor_weights(neighbors):
+  """float64[T, N, N]: x_i <- (x_i + x_j) / 2 with j = neighbors[t, i]."""
+  num_rounds, n = neighbors.shape
   weights = np.zeros((num_rounds, n, n))
   for r in range(num_rounds):
     for i in range(n):
       weights[r, i, i] += 0.5
-      weights[r, i, neighbours[r, i]] += 0.5
+      weights[r, i, neighbors[r, i]] += 0.5
   return weights
 
 
@@ -178,8 +178,8 @@ def ad_psgd(problem, *, durations, partners, learning_rate, momentum=0.0):
   """Lian et al. 2018, Algorithm 1, with workers that last so many ticks.
 
   Worker i reads its model, computes for durations[i] ticks, then averages
-  atomically with its neighbour of that tick, whatever that one is at, and
-  applies its gradient. `partners[t - 1][i]` is the neighbour, i for nobody.
+  atomically with its neighbor of that tick, whatever that one is at, and
+  applies its gradient. `partners[t - 1][i]` is the neighbor, i for nobody.
   """
   learners = Learners(problem, learning_rate, momentum)
   n = learners.n

@@ -141,7 +141,7 @@ def qg_dsgdm(problem, *, weights, learning_rate, momentum):
 def relay_sgd(problem, *, edges, learning_rate, momentum=0.0):
   """Vogels et al. 2021 (RelaySGD): one message and one count for each link.
 
-  i sends j its x_i and all that it had from its other neighbours a step ago;
+  i sends j its x_i and all that it had from its other neighbors a step ago;
   what is missing of N models is filled up by x^0.
   """
   learners = Learners(problem, learning_rate, momentum)

@@ -20,8 +20,8 @@ from tests.rows.row import (
   multiples,
 )
 
-AVERAGED = pr.sync(pr.mean(), ('params', 'opt_state'))
-RESET = pr.chain(pr.sync(pr.mean()), pr.restart(SGD))
+AVERAGED = pr.sync(pr.mixing.mean(), ('params', 'opt_state'))
+RESET = pr.chain(pr.sync(pr.mixing.mean()), pr.restart(SGD))
 
 
 def _k_avg(period, **row):
@@ -61,7 +61,7 @@ def _time_varying(rates):
 
 
 def _qsr():
-  when = pr.qsr(
+  when = pr.schedules.qsr(
     lambda step: QSR_RATES[step], alpha=0.1, base_period=2, num_steps=T
   )
   tx = optax.sgd(_rate(QSR_RATES), momentum=MOMENTUM)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax import compression
+from prsgd_jax.mixing import codecs
 from tests import harness, reference
 from tests.rows.row import SGD, N, Row, T, multiples
 
@@ -43,7 +43,7 @@ def uniform(key, n):
 
 def places(key, n):
   seed = jax.random.bits(key, (2,), jnp.uint32)
-  return compression.drawn_places(seed, n, n // 2)
+  return codecs.drawn_places(seed, n, n // 2)
 
 
 def _layerwise(quantize):
@@ -110,7 +110,7 @@ def _choco(compressor, compress, gamma=GAMMA, mixing=None, period=1, **row):
   return Row(
     lambda: pr.choco_sgd(
       SGD,
-      mixing=pr.ring() if mixing is None else pr.dense(mixing),
+      mixing=pr.graphs.ring() if mixing is None else pr.mixing.dense(mixing),
       compressor=compressor,
       consensus_step_size=gamma,
       period=period,
@@ -149,15 +149,17 @@ TABLE = {
     full_sync=multiples(1),
     keeps_mean=False,
   ),
-  'error_feedback_sgd': _error_feedback(pr.top_k(FRACTION), top_half),
+  'error_feedback_sgd': _error_feedback(pr.codecs.top_k(FRACTION), top_half),
   'error_feedback_sgd_signs': _error_feedback(
-    pr.signs(), signs, every_layout=False
+    pr.codecs.signs(), signs, every_layout=False
   ),
   'error_feedback_sgd_random': _error_feedback(
-    pr.random_k(FRACTION), random_half_at((3,)), every_layout=False
+    pr.codecs.random_k(FRACTION), random_half_at((3,)), every_layout=False
   ),
   'fedpaq': Row(
-    lambda: pr.fedpaq(SGD, period=4, compressor=pr.stochastic_levels(LEVELS)),
+    lambda: pr.fedpaq(
+      SGD, period=4, compressor=pr.codecs.stochastic_levels(LEVELS)
+    ),
     functools.partial(
       reference.fedpaq, period=4, compress=levels_at(OF_DIFFERENCES)
     ),
@@ -166,7 +168,7 @@ TABLE = {
     keeps_mean=False,  # right in expectation
   ),
   'fedpaq_e3m0': Row(
-    lambda: pr.fedpaq(SGD, period=4, compressor=pr.e3m0()),
+    lambda: pr.fedpaq(SGD, period=4, compressor=pr.codecs.e3m0()),
     functools.partial(reference.fedpaq, period=4, compress=small_floats),
     'C',
     full_sync=multiples(4),
@@ -174,31 +176,37 @@ TABLE = {
     every_layout=False,
   ),
   'qsparse_local_sgd': Row(
-    lambda: pr.qsparse_local_sgd(SGD, period=4, compressor=pr.top_k(FRACTION)),
+    lambda: pr.qsparse_local_sgd(
+      SGD, period=4, compressor=pr.codecs.top_k(FRACTION)
+    ),
     functools.partial(reference.qsparse_local_sgd, period=4, compress=top_half),
     'C',
     full_sync=multiples(4),
     keeps_mean=False,  # the errors wait
   ),
   # Gossip of differences keeps the mean, whatever the compressor.
-  'choco_sgd': _choco(pr.top_k(FRACTION), top_half),
+  'choco_sgd': _choco(pr.codecs.top_k(FRACTION), top_half),
   'choco_sgd_levels': _choco(
-    pr.stochastic_levels(LEVELS), levels_at(OF_GOSSIP), every_layout=False
+    pr.codecs.stochastic_levels(LEVELS),
+    levels_at(OF_GOSSIP),
+    every_layout=False,
   ),
   'choco_sgd_random': _choco(
-    pr.random_k(FRACTION), random_half_at(OF_GOSSIP), every_layout=False
+    pr.codecs.random_k(FRACTION), random_half_at(OF_GOSSIP), every_layout=False
   ),
   'choco_sgd_uncompressed': _choco(
-    pr.uncompressed(), whole, 1.0, every_layout=False
+    pr.codecs.uncompressed(), whole, 1.0, every_layout=False
   ),
   'choco_sgd_local': _choco(
-    pr.top_k(FRACTION), top_half, period=3, every_layout=False
+    pr.codecs.top_k(FRACTION), top_half, period=3, every_layout=False
   ),
   'diloco_top_k': Row(
     lambda: pr.diloco(
       SGD,
       period=4,
-      average=pr.average_differences(pr.feedback(pr.top_k(FRACTION), 0.9)),
+      average=pr.stages.average_differences(
+        pr.codecs.feedback(pr.codecs.top_k(FRACTION), 0.9)
+      ),
     ),
     functools.partial(
       reference.coded_diloco,

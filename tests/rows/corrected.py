@@ -32,12 +32,14 @@ NATURAL = {
 
 # The average, after which the preconditioner and the velocity begin again.
 RESTARTED = pr.chain(
-  pr.sync(pr.mean()),
+  pr.sync(pr.mixing.mean()),
   pr.restart(
     optax.chain(
-      pr.scale_by_natural_gradient(rank=3, smoothing=0.5, update_rate=0.3),
+      pr.optimizers.scale_by_natural_gradient(
+        rank=3, smoothing=0.5, update_rate=0.3
+      ),
       SGD,
-      pr.limit_change(1.0),
+      pr.optimizers.limit_change(1.0),
     )
   ),
 )

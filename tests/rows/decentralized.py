@@ -1,4 +1,4 @@
-"""Averages with graph neighbours only."""
+"""Averages with graph neighbors only."""
 
 import functools
 
@@ -31,7 +31,7 @@ DURATIONS = (4, 2, 1, 1, 2, 4, 4, 1)  # ticks of a gradient
 
 
 @functools.cache
-def drawn(path, make=pr.random_matching):
+def drawn(path, make=pr.graphs.random_matching):
   """float64[T, N, N], the W that the stage at a path in the chain draws."""
   matrices = make().matrices(N)
   _, keys = harness.stage_keys(T, path)
@@ -42,8 +42,8 @@ def drawn(path, make=pr.random_matching):
 
 
 @functools.cache
-def drawn_neighbours():
-  """int[T, N], whom `d_psgd` draws for each by `independent_neighbours`."""
+def drawn_neighbors():
+  """int[T, N], whom `d_psgd` draws for each by `independent_neighbors`."""
   _, keys = harness.stage_keys(T, (1,))
   further = [jax.random.randint(k, (N,), 0, N - 1, np.int32) for k in keys]
   return (np.arange(N) + 1 + np.array(further)) % N
@@ -101,38 +101,40 @@ def _d_psgd(mixing, weights, **row):
 
 TABLE = {
   'd_psgd_ring': _d_psgd(None, RING),
-  'd_psgd_dense': _d_psgd(pr.dense(W), W),
+  'd_psgd_dense': _d_psgd(pr.mixing.dense(W), W),
   'd_psgd_dense_mean': _d_psgd(
-    pr.dense(J), J, full_sync=multiples(1), every_layout=False
+    pr.mixing.dense(J), J, full_sync=multiples(1), every_layout=False
   ),
   'd_psgd_mean': _d_psgd(
-    pr.mean(), J, full_sync=multiples(1), every_layout=False
+    pr.mixing.mean(), J, full_sync=multiples(1), every_layout=False
   ),
   'd_psgd_matching': Row(
-    lambda: pr.d_psgd(SGD, mixing=pr.random_matching()),
+    lambda: pr.d_psgd(SGD, mixing=pr.graphs.random_matching()),
     lambda problem, **kwargs: reference.d_psgd(
       problem, weights=drawn((1,)), **kwargs
     ),
     'A',
   ),
   'd_psgd_one_peer': _d_psgd(
-    pr.one_peer_exponential(), ONE_PEER, every_layout=False
+    pr.graphs.one_peer_exponential(), ONE_PEER, every_layout=False
   ),
   'd_psgd_base_graph': _d_psgd(
-    pr.base_graph(3), reference.base_graph_weights(T), every_layout=False
+    pr.graphs.base_graph(3), reference.base_graph_weights(T), every_layout=False
   ),
   'd_psgd_independent': Row(
-    lambda: pr.d_psgd(SGD, mixing=pr.independent_neighbours()),
+    lambda: pr.d_psgd(SGD, mixing=pr.graphs.independent_neighbors()),
     lambda problem, **kwargs: reference.d_psgd(
       problem,
-      weights=reference.neighbour_weights(drawn_neighbours()),
+      weights=reference.neighbor_weights(drawn_neighbors()),
       **kwargs,
     ),
     'A',
     keeps_mean=False,  # the columns of W do not sum to 1
   ),
   'd_psgd_matcha': Row(
-    lambda: pr.d_psgd(SGD, mixing=pr.matcha(nx.cycle_graph(N), budget=0.5)),
+    lambda: pr.d_psgd(
+      SGD, mixing=pr.graphs.matcha(nx.cycle_graph(N), budget=0.5)
+    ),
     lambda problem, **kwargs: reference.d_psgd(
       problem,
       weights=reference.matcha_weights(
@@ -143,10 +145,10 @@ TABLE = {
     'A',
   ),
   'd_psgd_star': _d_psgd(
-    pr.star(), reference.star_weights(N), every_layout=False
+    pr.graphs.star(), reference.star_weights(N), every_layout=False
   ),
   'diffusion_ring': Row(
-    lambda: pr.diffusion(SGD, mixing=pr.ring(0.5)),
+    lambda: pr.diffusion(SGD, mixing=pr.graphs.ring(0.5)),
     functools.partial(
       reference.adapt_then_combine, weights=reference.ring_weights(N, 0.5)
     ),
@@ -159,21 +161,21 @@ TABLE = {
     every_layout=False,
   ),
   'diffusion_mean': Row(
-    lambda: pr.diffusion(SGD, mixing=pr.mean()),
+    lambda: pr.diffusion(SGD, mixing=pr.mixing.mean()),
     functools.partial(reference.adapt_then_combine, weights=J),
     'C',
     full_sync=multiples(1),
     every_layout=False,
   ),
   'diffusion_mean_4': Row(
-    lambda: pr.diffusion(SGD, mixing=pr.mean(), period=4),
+    lambda: pr.diffusion(SGD, mixing=pr.mixing.mean(), period=4),
     functools.partial(reference.adapt_then_combine, weights=J, period=4),
     'C',
     full_sync=multiples(4),
     every_layout=False,
   ),
   'sgp_directed': Row(
-    lambda: pr.sgp(SGD, mixing=pr.graph(DIRECTED)),
+    lambda: pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED)),
     functools.partial(reference.sgp, weights=DIRECTED),
     'C',
     keeps_mean=False,  # that of x is kept, not that of z = x / w
@@ -185,20 +187,20 @@ TABLE = {
     every_layout=False,
   ),
   'sgp_ring': Row(
-    lambda: pr.sgp(SGD, mixing=pr.ring(0.5)),
+    lambda: pr.sgp(SGD, mixing=pr.graphs.ring(0.5)),
     functools.partial(reference.sgp, weights=reference.ring_weights(N, 0.5)),
     'C',
     every_layout=False,
   ),
   'sgp_directed_3': Row(
-    lambda: pr.sgp(SGD, mixing=pr.graph(DIRECTED), period=3),
+    lambda: pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED), period=3),
     functools.partial(reference.sgp, weights=DIRECTED, period=3),
     'C',
     keeps_mean=False,
     every_layout=False,
   ),
   'sgp_matching': Row(
-    lambda: pr.sgp(SGD, mixing=pr.random_matching()),
+    lambda: pr.sgp(SGD, mixing=pr.graphs.random_matching()),
     lambda problem, **kwargs: reference.sgp(
       problem, weights=drawn((5, 0)), **kwargs
     ),
@@ -206,7 +208,7 @@ TABLE = {
     every_layout=False,
   ),
   'pr_sgd_ring': Row(
-    lambda: pr.pr_sgd(SGD, period=3, average=pr.sync(pr.ring())),
+    lambda: pr.pr_sgd(SGD, period=3, average=pr.sync(pr.graphs.ring())),
     functools.partial(reference.d_psgd, weights=EVERY_THIRD),
     'A',
     every_layout=False,
@@ -232,19 +234,19 @@ TABLE = {
       SGD,
       learning_rate=LEARNING_RATE,
       threshold=lambda step: sparq_threshold(step + 1),
-      compressor=pr.top_k(FRACTION),
+      compressor=pr.codecs.top_k(FRACTION),
       **SPARQ,
     ),
     lambda problem, **kwargs: sparq_oracle(problem, **kwargs)[0],
     'C',
   ),
   'combine_then_adapt_ring': Row(
-    lambda: order_of(pr.ring(), 'B'),
+    lambda: order_of(pr.graphs.ring(), 'B'),
     functools.partial(reference.combine_then_adapt, weights=RING),
     'B',
   ),
   'combine_then_adapt_mean': Row(
-    lambda: order_of(pr.mean(), 'B'),
+    lambda: order_of(pr.mixing.mean(), 'B'),
     functools.partial(reference.combine_then_adapt, weights=J),
     'B',
     full_sync=multiples(1),

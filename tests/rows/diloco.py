@@ -25,7 +25,7 @@ GROUPS = {'local_period': 2, 'group_size': 4}
 
 
 def push_sum():
-  return pr.sgp(SGD, mixing=pr.graph(DIRECTED))
+  return pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED))
 
 
 def falling(round):
@@ -75,7 +75,7 @@ TABLE = {
     every_layout=False,
   ),
   'diloco_ring': row(
-    lambda: pr.diloco(SGD, period=4, average=pr.sync(pr.ring())),
+    lambda: pr.diloco(SGD, period=4, average=pr.sync(pr.graphs.ring())),
     functools.partial(
       reference.outer_gossip, weights=RING, period=4, **NESTEROV
     ),
@@ -86,7 +86,7 @@ TABLE = {
       period=4,
       block_momentum=0.6,
       block_learning_rate=0.8,
-      average=pr.sync(pr.ring()),
+      average=pr.sync(pr.graphs.ring()),
     ),
     functools.partial(
       reference.outer_gossip, weights=RING, period=4, nesterov=False, **HEAVY
@@ -95,7 +95,8 @@ TABLE = {
   ),
   'diloco_groups': row(
     lambda: pr.diloco(
-      pr.k_avg(SGD, period=2, average=pr.sync(pr.group_mean(4))), period=8
+      pr.k_avg(SGD, period=2, average=pr.sync(pr.mixing.group_mean(4))),
+      period=8,
     ),
     functools.partial(
       reference.hier_outer, global_period=8, **GROUPS, **NESTEROV
@@ -147,7 +148,7 @@ TABLE = {
   # The paper's codes: four bits a number.
   'streaming_diloco_e3m0': row(
     lambda: pr.streaming_diloco(
-      SGD, period=6, fragments=2, delay=4, alpha=0.3, codec=pr.e3m0()
+      SGD, period=6, fragments=2, delay=4, alpha=0.3, codec=pr.codecs.e3m0()
     ),
     functools.partial(
       reference.coded_streaming_diloco,
@@ -167,7 +168,7 @@ TABLE = {
       fragments=[['w'], ['b']],
       delay=4,
       alpha=0.3,
-      codec=pr.top_k(0.5),
+      codec=pr.codecs.top_k(0.5),
     ),
     functools.partial(
       reference.coded_streaming_diloco,

@@ -18,7 +18,7 @@ TABLE = {
     'C',
   ),
   'gradient_tracking_mean': Row(
-    lambda: pr.gradient_tracking(SGD, mixing=pr.mean()),
+    lambda: pr.gradient_tracking(SGD, mixing=pr.mixing.mean()),
     functools.partial(reference.gradient_tracking, weights=J),
     'C',
     full_sync=multiples(1),

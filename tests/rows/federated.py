@@ -21,7 +21,7 @@ from tests.rows.row import (
 
 WEIGHTS = (1.0, 4.0, 2.0, 0.5, 3.0, 1.5, 2.5, 6.0)
 MU = 0.7
-MEAN = pr.sync(pr.mean())
+MEAN = pr.sync(pr.mixing.mean())
 RESET = pr.chain(MEAN, pr.restart(SGD))
 # How far heavy ball moves in I steps from rest, in units of one step of SGD.
 MOVED = tuple(
@@ -76,7 +76,7 @@ def _fedyogi(problem, **local):
 
 
 def _codes():
-  average = pr.average_differences(pr.top_k(FRACTION))
+  average = pr.stages.average_differences(pr.codecs.top_k(FRACTION))
   return pr.chain(average, pr.restart(SGD))
 
 

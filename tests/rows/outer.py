@@ -66,7 +66,7 @@ def _slowmo_schedule():
     period=5,
     slow_learning_rate=0.8,
     slow_momentum=0.6,
-    average=pr.chain(pr.sync(pr.mean()), pr.restart(tx)),
+    average=pr.chain(pr.sync(pr.mixing.mean()), pr.restart(tx)),
   )
 
 

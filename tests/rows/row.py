@@ -32,7 +32,7 @@ class Row:
     every_layout: whether it runs on every D, or on ONE_LAYOUT only.
   """
 
-  make: Callable[[], pr.ReplicaTransformation]
+  make: Callable[[], pr.base.ReplicaTransformation]
   oracle: Callable
   order: str
   momentum: float = MOMENTUM

@@ -51,7 +51,7 @@ def _sparse_loco(k, values=None, of_values=None, senders_only=False, **row):
     lambda: pr.sparse_loco(
       SGD,
       period=4,
-      compressor=pr.chunked_top_k(k, values=values),
+      compressor=pr.codecs.chunked_top_k(k, values=values),
       decay=DECAY,
       outer_learning_rate=ALPHA,
       senders_only=senders_only,
@@ -92,7 +92,7 @@ TABLE = {
   'sparse_loco': _sparse_loco(1),
   'sparse_loco_senders': _sparse_loco(1, senders_only=True, every_layout=False),
   'sparse_loco_bins': _sparse_loco(
-    3, pr.bin_means(), reference.bin_means, every_layout=False
+    3, pr.codecs.bin_means(), reference.bin_means, every_layout=False
   ),
   'demo': _demo(False),
   'demo_senders': _demo(True, every_layout=False),

@@ -1,0 +1,89 @@
+"""Small classifiers for `simulate`, and a period that is a setting."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.data import augmentation
+from prsgd_jax.data.datasets import Dataset
+from prsgd_jax.models import classification
+
+
+class Problem(NamedTuple):
+  """What `simulate` asks of a problem.
+
+  Attributes:
+    loss_fn: of one replica, on examples drawn with replacement.
+    start: key -> the model's parameters.
+    observe: of the replicas' average, `loss` on training examples and
+      `test_accuracy`.
+  """
+
+  loss_fn: Callable[..., jax.Array]
+  start: Callable[[jax.Array], Any]
+  observe: Callable[[Any], dict[str, jax.Array]]
+
+
+def problem(
+  model: nn.Module,
+  dataset: Dataset,
+  *,
+  batch_size: int,
+  num_train: int | None = None,
+  num_observed: int | None = None,
+) -> Problem:
+  """A classifier of images.
+
+  Args:
+    model: without batch statistics.
+    dataset: of images.
+    batch_size: examples per replica and step.
+    num_train: how many training examples there are, the first [all].
+    num_observed: how many of them, and of the test examples, are looked at.
+  """
+  statistics = augmentation.channel_statistics(dataset.train['image'])
+  task = classification.classifier(model)
+
+  def first(split: Mapping[str, np.ndarray], size: int | None) -> Any:
+    images = jnp.asarray(split['image'][:size])
+    return {
+      'image': augmentation.normalize(images, *statistics),
+      'label': jnp.asarray(split['label'][:size]),
+    }
+
+  examples = first(dataset.train, num_train)
+  size = len(examples['label'])
+  seen = jax.tree.map(lambda x: x[:num_observed], examples)
+  unseen = first(dataset.test, num_observed)
+
+  def loss_fn(
+    params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    del step, replica
+    row = jax.random.randint(key, (batch_size,), 0, size)
+    batch = jax.tree.map(lambda x: x[row], examples)
+    return task.loss_fn(params, {}, batch, key)[0]
+
+  def start(key: jax.Array) -> Any:
+    return task.init(key, jax.tree.map(lambda x: x[:1], seen))[0]
+
+  def observe(params: Any) -> dict[str, jax.Array]:
+    average = jax.tree.map(lambda x: x.mean(axis=0), params)
+    return {
+      'loss': task.eval_fn(average, {}, seen)['loss'].mean(),
+      'test_accuracy': task.eval_fn(average, {}, unseen)['accuracy'].mean(),
+    }
+
+  return Problem(loss_fn, start, observe)
+
+
+def every(period: jax.Array) -> Callable[[Any], Any]:
+  """`pr.schedules.every` of a number that the compiled program is given.
+
+  One program serves all periods.
+  """
+  return lambda step: (step + 1) % period == 0

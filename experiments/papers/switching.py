@@ -1,0 +1,108 @@
+"""Runs that differ in their period, by the same two compiled programs.
+
+A period is a constant of a compiled program, so a figure with six of them would
+compile six; with a convolutional network that takes longer than to train it on
+a CPU. Here one program averages in every step and one in none, and the host
+chooses between them: the trajectories are those of `target.train`.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import numpy as np
+
+from experiments.running.execution import experiment
+from experiments.running.execution.parts import Experiment, Parts, prepare
+from experiments.running.flags import config
+from experiments.running.records import records
+import prsgd_jax as pr
+from prsgd_jax.data.datasets import Dataset
+
+# No run is as long.
+NEVER = 2**30
+
+
+def subset(dataset: Dataset, num_train: int, num_test: int) -> Dataset:
+  """The first examples of each split."""
+  train, test = (
+    {name: values[:size] for name, values in split.items()}
+    for split, size in ((dataset.train, num_train), (dataset.test, num_test))
+  )
+  return dataset._replace(train=train, test=test)
+
+
+def train_all(
+  run_configs: Sequence[config.RunConfig],
+  dataset: Dataset,
+  *,
+  log_every: int,
+  eval_every: int,
+  network: pr.ledger.Network = pr.ledger.NETWORK,
+) -> list[list[records.Record]]:
+  """Trains by every config; the records are not written anywhere.
+
+  Args:
+    run_configs: of algorithms whose only schedule is that of their `period`, or
+      that have none.
+    dataset: that all of them name, or a part of it.
+    log_every: steps between records, whose losses are means over them.
+    eval_every: steps between evaluations, a multiple of it; the last step has
+      one anyway.
+    network: for the modeled time.
+  """
+  programs: dict[str, Experiment] = {}
+  histories = []
+  for run_config in run_configs:
+    parts = experiment.assemble(run_config, dataset, None, network)
+    period = run_config.options.get('period', 1)
+    chosen = []
+    for own in (NEVER, 1) if 'period' in run_config.options else (None,):
+      options = {**run_config.options, **({'period': own} if own else {})}
+      same = dataclasses.replace(run_config, options=options)
+      if repr(same) not in programs:
+        same_parts = experiment.assemble(same, dataset, None, network)
+        programs[repr(same)] = prepare(same_parts)
+      chosen.append(programs[repr(same)])
+    histories.append(_train(parts, period, chosen, log_every, eval_every))
+  return histories
+
+
+def _train(
+  parts: Parts,
+  period: int,
+  programs: Sequence[Experiment],
+  log_every: int,
+  eval_every: int,
+) -> list[records.Record]:
+  """One run, by the last program at every `period`-th step, else the first."""
+  num_steps = parts.plan.num_steps
+  meter, position = parts.meter, parts.meter.init()
+  averages = pr.schedules.every(period)
+  local, common = programs[0], programs[-1]
+  # A copy, for the state that a step is given is used up.
+  state = jax.tree.map(lambda x: x.copy(), local.state)
+  history, losses = [], []
+  for done in range(1, num_steps + 1):
+    program = common if averages(done - 1) else local
+    state, metrics = program.train_steps(state, program.data, 1)
+    losses.append(metrics['loss'])
+    if done % log_every and done < num_steps:
+      continue
+    position = meter.advance(position, done)
+    spent = meter.spent(position)
+    record = {
+      'step': done,
+      'epoch': parts.epoch(spent.gradients),
+      'loss': float(np.mean(jax.device_get(losses))),
+      'rounds': spent.rounds,
+      'bytes_sent': spent.bytes_sent,
+      'modeled_seconds': spent.seconds,
+    }
+    losses = []
+    if done % eval_every == 0 or done == num_steps:
+      means = common.evaluate(state, common.test_data)
+      record['test_loss'] = means['loss']
+      record['test_accuracy'] = means['accuracy']
+    history.append(record)
+  return history

@@ -1,0 +1,114 @@
+"""The methods, on raw pixels of MNIST with an MLP and a total batch of 2000."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.papers.simulation import simulate
+from experiments.tools import styles
+import prsgd_jax as pr
+from prsgd_jax import models
+from prsgd_jax.data.datasets import load_dataset
+from prsgd_jax.models.classification import classifier
+
+TOTAL_BATCH, NUM_STEPS = 2000, 240
+SEEDS = (0,)
+TASK = classifier(models.MLP(10, (50, 50)))
+# Standard deviation of each weight where the noisy SSGD takes its gradients.
+WEIGHT_NOISE = 0.01
+
+Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
+
+RING = 'DPSGD, ring'
+PAIRS = 'DPSGD, random pairs'
+METHODS: dict[str, Make] = {
+  'SSGD': lambda rate: pr.ssgd(optax.sgd(rate)),
+  RING: lambda rate: pr.d_psgd(optax.sgd(rate), mixing=pr.graphs.ring()),
+  PAIRS: lambda rate: pr.d_psgd(
+    optax.sgd(rate), mixing=pr.graphs.random_matching()
+  ),
+  'W = J, order A': lambda rate: pr.d_psgd(
+    optax.sgd(rate), mixing=pr.mixing.mean()
+  ),
+  'ring, order C': lambda rate: pr.diffusion(
+    optax.sgd(rate), mixing=pr.graphs.ring()
+  ),
+  'PR-SGD, I = 4': lambda rate: pr.pr_sgd(optax.sgd(rate), period=4),
+  'SSGD, noisy weights': lambda rate: pr.ssgd(optax.sgd(rate)),
+}
+CONTROLS = tuple(METHODS)[3:]
+# The colors and markers of the algorithms.
+LOOKS = {
+  **styles.variants('ssgd', ('SSGD', 'SSGD, noisy weights')),
+  **styles.variants('d_psgd', (RING, PAIRS, 'W = J, order A')),
+  'ring, order C': styles.method('diffusion'),
+  'PR-SGD, I = 4': styles.method('pr_sgd'),
+}
+
+
+class Pixels:
+  """MNIST as it is: pixels in [0, 1], not centered.
+
+  Attributes:
+    image: uint8[n, 784], `label`: int32[n].
+    held_out: a batch for the losses along the runs.
+  """
+
+  def __init__(self, data_dir: str | None):
+    dataset = load_dataset('mnist', data_dir)
+    size = len(dataset.train['label'])
+    self.image = jnp.asarray(dataset.train['image'].reshape(size, -1))
+    self.label = jnp.asarray(dataset.train['label'])
+    test = dataset.test['image'][:1000].reshape(1000, -1)
+    self.held_out = {
+      'image': jnp.asarray(test) / 255.0,
+      'label': jnp.asarray(dataset.test['label'][:1000]),
+    }
+
+  def draw(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
+    """A batch, with replacement."""
+    rows = jax.random.randint(key, (size,), 0, len(self.label))
+    return {'image': self.image[rows] / 255.0, 'label': self.label[rows]}
+
+
+def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
+  """The mean cross-entropy of a batch, nats."""
+  return TASK.loss_fn(params, {}, batch, key)[0]
+
+
+def train(
+  pixels: Pixels,
+  method: str,
+  num_replicas: int,
+  rates: Sequence[float],
+  observe: Callable[[Any], Any],
+  every: int,
+) -> Any:
+  """What `simulate` observes of a method, at several learning rates."""
+  noise = WEIGHT_NOISE if method == 'SSGD, noisy weights' else 0.0
+
+  def noisy_loss(
+    params: Any, step: Any, replica: Any, key: jax.Array
+  ) -> jax.Array:
+    del step, replica
+    batch_key, noise_key = jax.random.split(key)
+    batch = pixels.draw(batch_key, TOTAL_BATCH // num_replicas)
+    if noise:
+      moved = optax.tree.random_like(noise_key, params, jax.random.normal)
+      params = jax.tree.map(lambda x, y: x + noise * y, params, moved)
+    return loss(params, batch, key)
+
+  return simulate(
+    METHODS[method],
+    rates,
+    SEEDS,
+    loss_fn=noisy_loss,
+    start=lambda key: TASK.init(key, {'image': jnp.zeros((1, 784))})[0],
+    num_replicas=num_replicas,
+    num_steps=NUM_STEPS,
+    observe=observe,
+    every=every,
+  )

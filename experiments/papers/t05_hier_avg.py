@@ -1,0 +1,434 @@
+"""T5: Hier-AVG, the size of its groups and how often they average."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+import optax
+
+from experiments.papers import images
+from experiments.papers.simulation import simulate
+from experiments.papers.target import (
+  Claim,
+  Outcome,
+  Setting,
+  Target,
+  train,
+  verdict,
+)
+from experiments.running.records import records
+from experiments.tools import drawing, styles
+import prsgd_jax as pr
+from prsgd_jax.science import laws
+
+P, K2 = 16, 32
+# K1 and S; K1 = K2 and S = 1 are both K-AVG(K2).
+PAIRS = ((1, 4), (4, 4), (16, 4), (4, 2), (4, 8), (4, 16))
+K_AVG = (8, 32)
+RISING = ('K1 = 1, S = 4', 'K1 = 4, S = 4', 'K1 = 16, S = 4', 'K-AVG(32)')
+FALLING = (
+  'K-AVG(32)',
+  'K1 = 4, S = 2',
+  'K1 = 4, S = 4',
+  'K1 = 4, S = 8',
+  'K1 = 4, S = 16',
+)
+RATES = (0.05, 0.1, 0.2)
+SEEDS = (0, 1, 2)
+BATCH_SIZE, HIDDEN, HELD = 4, (32,), 512
+# One more than K2: the observations are at every place of a round once.
+EVERY = K2 + 1
+NUM_STEPS = K2 * EVERY
+# Without gradients: entries of x, and rounds.
+DIMENSION, NOISE_ROUNDS, NOISE_SEEDS = 64, 40, (0, 1, 2, 3, 4)
+TOLERANCE = 0.03
+# Of the loss of K-AVG(8), up to which one is called comparable.
+COMPARABLE = 1.1
+
+FULL: dict[str, Any] = {
+  'dataset': 'cifar10',
+  'model': 'resnet18',
+  'batch_size': 32,  # ours
+  # Recalled, not verified: these and 200 epochs.
+  'learning_rate': 0.1,
+  'learning_rate_drops': (150.0,),
+  'momentum': 0.9,
+  'weight_decay': 5e-4,  # ours
+  'augment': True,
+  'num_epochs': 200.0,
+}
+FULL_SIZES: tuple[int, ...] = (16, 32)
+FULL_S = 4
+FULL_K1: tuple[int, ...] = (1, 2, 4, 8, 16)
+FULL_K: tuple[int, ...] = (4, 8, 16, 32)
+
+Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
+
+
+def measure(setting: Setting) -> Outcome:
+  """Trains with every K1 and S, and K-AVG."""
+  return _cpu(setting) if setting.scale == 'cpu' else _full(setting)
+
+
+def _methods() -> dict[str, Make]:
+  """Label -> what is made of a learning rate."""
+
+  def hier_avg(k1: int, size: int) -> Make:
+    return lambda rate: pr.hier_avg(
+      optax.sgd(rate), local_period=k1, global_period=K2, group_size=size
+    )
+
+  def k_avg(period: int) -> Make:
+    return lambda rate: pr.k_avg(optax.sgd(rate), period=period)
+
+  return {
+    **{f'K1 = {k1}, S = {s}': hier_avg(k1, s) for k1, s in PAIRS},
+    **{f'K-AVG({k})': k_avg(k) for k in K_AVG},
+  }
+
+
+def _cpu(setting: Setting) -> Outcome:
+  examples, _ = images.load(setting, 'mnist')
+  trained = {name: _train(make, examples) for name, make in _methods().items()}
+  noise = [_noise(k1, size) for k1, size in PAIRS]
+  data = {'rates': RATES, 'trained': trained, 'noise': noise}
+  claims = [
+    _order_claim(trained, 'loss', RISING, 'K1 = 1, 4, 16, 32', 'S = 4'),
+    _order_claim(trained, 'loss', FALLING, 'S = 1, 2, 4, 8, 16', 'K1 = 4'),
+    _order_claim(trained, 'drift', RISING, 'K1 = 1, 4, 16, 32', 'S = 4'),
+    _order_claim(trained, 'drift', FALLING, 'S = 1, 2, 4, 8, 16', 'K1 = 4'),
+    _law_claim(noise),
+    *_k_avg_claims(trained),
+  ]
+  return Outcome(claims, data, SEEDS)
+
+
+def _train(make: Make, examples: images.Examples) -> dict[str, Any]:
+  """Training loss of the mean and drift, lists [rates][seeds][T / EVERY]."""
+  network = images.Network(HIDDEN)
+  held = examples.rows(slice(HELD))
+
+  def loss_fn(
+    params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    del step, replica
+    return network.loss(params, examples.draw(key, BATCH_SIZE))
+
+  def observe(params: Any) -> Any:
+    return network.loss(images.mean_of(params), held), drift(params)
+
+  loss, apart = simulate(
+    make,
+    RATES,
+    SEEDS,
+    loss_fn=loss_fn,
+    start=network.start(examples),
+    num_replicas=P,
+    num_steps=NUM_STEPS,
+    observe=observe,
+    every=EVERY,
+  )
+  return {'loss': loss.tolist(), 'drift': apart.tolist()}
+
+
+def drift(params: Any) -> jax.Array:
+  """(1/P) sum_i |x_i - xbar|^2 of leaves [P, ...]."""
+  return sum(
+    jnp.square(x - x.mean(axis=0)).sum() / x.shape[0]
+    for x in jax.tree.leaves(params)
+  )
+
+
+def _noise(k1: int, size: int) -> dict[str, Any]:
+  """The drift at the end of each step of a round, of noise alone.
+
+  What the law has before an average is, one step earlier, what is left after
+  it and one noise more.
+  """
+
+  def noise(x: jax.Array, step: Any, replica: Any, key: jax.Array) -> jax.Array:
+    del step, replica
+    return jax.random.normal(key, x.shape) @ x
+
+  seen = simulate(
+    lambda rate: pr.hier_avg(
+      optax.sgd(rate), local_period=k1, global_period=K2, group_size=size
+    ),
+    (1.0,),
+    NOISE_SEEDS,
+    loss_fn=noise,
+    start=jnp.zeros(DIMENSION),
+    num_replicas=P,
+    num_steps=K2 * NOISE_ROUNDS,
+    observe=drift,
+  )
+  by_round = seen.reshape(-1, K2).mean(axis=0) / DIMENSION
+  law = laws.hier_avg_drift(
+    np.arange(1, K2),
+    num_replicas=P,
+    local_period=k1,
+    global_period=K2,
+    group_size=size,
+  )
+  return {
+    'k1': k1,
+    'size': size,
+    'measured': (by_round[:-1] + 1 - 1 / P).tolist(),
+    'law': law.tolist(),
+  }
+
+
+def _means(trained: Mapping[str, Any], name: str, key: str) -> np.ndarray:
+  """Over the run, float[rates, seeds]."""
+  return np.mean(trained[name][key], axis=-1)
+
+
+def _order_claim(
+  trained: Mapping[str, Any],
+  key: str,
+  names: Sequence[str],
+  changed: str,
+  fixed: str,
+) -> Claim:
+  """Names in the order in which what is looked at rises, or falls."""
+  sign = 1 if names is RISING else -1
+  values = np.stack([_means(trained, name, key) for name in names])
+  rises = sign * np.diff(values, axis=0)
+  what, source = {
+    'loss': (
+      'training loss',
+      'as such: more frequent local averages with more participants train '
+      'faster',
+    ),
+    'drift': ('drift', 'derived'),
+  }[key]
+  shown = '; '.join(
+    f'rate {rate:g}: '
+    + ', '.join(f'{v.mean():.3g} (± {np.ptp(v) / 2:.2g})' for v in own)
+    for rate, own in zip(RATES, values.swapaxes(0, 1), strict=True)
+  )
+  return Claim(
+    says=f'{what} {"rises with K1" if sign > 0 else "falls with S"} at fixed '
+    f'K2 = {K2} ({source}); P = {P}, {fixed}',
+    measured=f'mean over the run, {changed}: {shown}',
+    reproduced=verdict(
+      bool((rises.mean(axis=2) > 0).all()), bool((rises[:, -1] > 0).all())
+    ),
+    tried='in this order at every learning rate, means of the seeds (partly: at'
+    f' the largest); {int((rises > 0).sum())} of {rises.size} neighbors are, '
+    'seed by seed; loss of the mean model on training images, K1 = 32 and S = '
+    '1 are K-AVG(32)',
+  )
+
+
+def _law_claim(noise: Sequence[Mapping[str, Any]]) -> Claim:
+  errors = [np.abs(np.divide(n['measured'], n['law']) - 1).max() for n in noise]
+  shown = ', '.join(
+    f'{n["k1"]} and {n["size"]}: {error:.2%}'
+    for n, error in zip(noise, errors, strict=True)
+  )
+  return Claim(
+    says='without gradients, unit noise, step t of a round, before averaging: '
+    'D(t) = ((t - 1) mod K1 + 1)(1 - 1/P) + floor((t - 1)/K1) K1 (1/S - 1/P) '
+    '(derived)',
+    measured=f'largest error over t = 2 .. {K2}, by K1 and S: {shown}',
+    reproduced=verdict(max(errors) < TOLERANCE),
+    tried=f'within {TOLERANCE:.0%} at every t, mean of {NOISE_ROUNDS} rounds, '
+    f'{len(NOISE_SEEDS)} seeds and {DIMENSION} entries',
+  )
+
+
+def _k_avg_claims(trained: Mapping[str, Any]) -> list[Claim]:
+  """At its best rate each, the loss over the last quarter of the run."""
+  ends = {
+    name: np.array(own['loss'])[..., -len(own['loss'][0][0]) // 4 :].mean(-1)
+    for name, own in trained.items()
+  }
+  best = {name: int(end.mean(axis=1).argmin()) for name, end in ends.items()}
+  chosen = {name: end[best[name]] for name, end in ends.items()}
+  ours, rare, often = 'K1 = 4, S = 4', 'K-AVG(32)', 'K-AVG(8)'
+
+  def told(name: str) -> str:
+    own = chosen[name]
+    spread, rate = np.ptp(own) / 2, RATES[best[name]]
+    return f'{name} {own.mean():.4f} (± {spread:.4f}) at {rate}'
+
+  rule = (
+    f'each at its best learning rate of {RATES}; training loss over the last '
+    f'quarter of {NUM_STEPS} steps'
+  )
+  ratio = float(chosen[ours].mean() / chosen[often].mean())
+  return [
+    Claim(
+      says='at equal global rounds and gradients, Hier-AVG trains better than '
+      'K-AVG (as such: local averages train faster)',
+      measured=f'{NUM_STEPS // K2} global rounds: {told(ours)}; {told(rare)}',
+      reproduced=verdict(
+        bool((chosen[ours] < chosen[rare]).all()),
+        bool(chosen[ours].mean() < chosen[rare].mean()),
+      ),
+      tried=f'lower for every seed (partly: for their mean); {rule}',
+    ),
+    Claim(
+      says='comparable speed with fewer global reductions than K-AVG (as such)',
+      measured=f'{told(ours)} in {NUM_STEPS // K2} global rounds; '
+      f'{told(often)} in {NUM_STEPS // 8}; ratio {ratio:.3f}',
+      reproduced=verdict(ratio <= COMPARABLE, ratio <= COMPARABLE**2),
+      tried=f'at most {COMPARABLE} times the loss in a quarter of the rounds '
+      f'(ours; partly: {COMPARABLE**2:.2f}); {rule}',
+    ),
+  ]
+
+
+def _full(setting: Setting) -> Outcome:
+  """The paper's networks; of a test, few steps of an MLP."""
+  fields: dict[str, Any] = {**FULL, 'log_every': 49, 'eval_every': 490}
+  sizes, group = FULL_SIZES, FULL_S
+  k1s, ks = FULL_K1, FULL_K
+  if setting.scale == 'test':
+    fields |= {'dataset': 'digits', 'model': 'mlp', 'batch_size': 2}
+    fields |= {'num_steps': 2, 'log_every': 1, 'eval_every': 2}
+    sizes, group, k1s, ks = (4,), 2, (4,), (32,)
+  fields['checkpoint_every'] = fields['eval_every']
+  curves: dict[str, dict[str, list[records.Record]]] = {}
+  for p in sizes:
+    hier = {
+      f'K1 = {k1}': (
+        'hier_avg',
+        {'local_period': k1, 'global_period': K2, 'group_size': group},
+      )
+      for k1 in k1s
+    }
+    k_avg = {f'K-AVG({k})': ('k_avg', {'period': k}) for k in ks}
+    curves[str(p)] = {
+      label: train(
+        setting, algorithm, options, **fields, num_replicas=p, seed=0
+      )
+      for label, (algorithm, options) in {**hier, **k_avg}.items()
+    }
+  claims = [_full_claim(p, own, group) for p, own in curves.items()]
+  return Outcome(claims, {'curves': curves}, (0,))
+
+
+def _full_claim(
+  p: str, curves: Mapping[str, list[records.Record]], group: int
+) -> Claim:
+  ends = {name: history[-1] for name, history in curves.items()}
+  accuracy = {name: 100 * end['test_accuracy'] for name, end in ends.items()}
+  shown = ', '.join(
+    f'{name} {accuracy[name]:.2f} ({end["bytes_sent"]:.2e} bytes, '
+    f'{end["modeled_seconds"]:.0f} s)'
+    for name, end in ends.items()
+  )
+  own = [a for name, a in accuracy.items() if not name.startswith('K-AVG')]
+  rare = accuracy[f'K-AVG({K2})']
+  return Claim(
+    says='Hier-AVG often has a better test accuracy than K-AVG with fewer '
+    f'global reductions (as such); P = {p}, S = {group}, K2 = {K2}',
+    measured=f'test accuracy, % (sent by one replica, modeled time): {shown}',
+    reproduced=verdict(min(own) > rare, max(own) > rare),
+    tried=f'above K-AVG({K2}), of as many global rounds, for every K1 (partly: '
+    'for one); one seed',
+  )
+
+
+def draw(data: Mapping[str, Any], figure: Figure) -> None:
+  """Losses, drift and its law; at full scale error and what it cost."""
+  if 'curves' in data:
+    _draw_full(data['curves'], figure)
+    return
+  figure.set_size_inches(drawing.WIDTH, 6.5)
+  axes = figure.subplot_mosaic(
+    [['loss K1', 'loss S', 'law'], ['drift K1', 'drift S', 'law']]
+  )
+  _draw_orders([axes['loss K1'], axes['loss S']], data, 'loss')
+  _draw_orders([axes['drift K1'], axes['drift S']], data, 'drift')
+  for name in ('loss K1', 'loss S'):
+    axes[name].set_ylabel('training loss, mean over the run, nats')
+  for name in ('drift K1', 'drift S'):
+    axes[name].set_ylabel('drift (1/P) Σ|xᵢ - x̄|², mean')
+    axes[name].set_yscale('log')
+  _draw_law(axes['law'], data['noise'])
+  drawing.legend_below(figure)
+
+
+def _draw_orders(
+  axes: Sequence[Axes], data: Mapping[str, Any], key: str
+) -> None:
+  """Against K1 at S = 4, and against S at K1 = 4."""
+  panels = (
+    ('K1, at S = 4', RISING, (1, 4, 16, 32)),
+    ('S, at K1 = 4', FALLING, (1, 2, 4, 8, 16)),
+  )
+  rates = styles.variants('hier_avg', data['rates'])
+  for axis, (what, names, x) in zip(axes, panels, strict=True):
+    for i, (rate, style) in enumerate(rates.items()):
+      seen = np.array([_means(data['trained'], n, key)[i] for n in names])
+      drawing.spread(axis, x, seen, style, label=f'rate {rate:g}')
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(x, [str(v) for v in x])
+    axis.set_xlabel(what)
+
+
+def _draw_law(axis: Axes, noise: Sequence[Mapping[str, Any]]) -> None:
+  """The drift of noise within a round: K1 by color, S by the marker."""
+  t = np.arange(2, K2 + 1)
+  colors = styles.ordinal(n['k1'] for n in noise)
+  sizes = sorted({n['size'] for n in noise})
+  for n in noise:
+    color, marker = colors[n['k1']], 'osD^'[sizes.index(n['size'])]
+    label = f'K1 = {n["k1"]}, S = {n["size"]}'
+    axis.plot(t, n['measured'], marker, color=color, ms=4, label=label)
+    axis.plot(t, n['law'], color=color, lw=1)
+  axis.plot([], [], color='black', lw=1, label='D(t)')
+  axis.set_xlabel('step t of a round')
+  axis.set_ylabel('drift of noise without gradients')
+
+
+def _draw_full(
+  curves: Mapping[str, Mapping[str, list[records.Record]]], figure: Figure
+) -> None:
+  *panels, last = figure.subplots(1, len(curves) + 1, squeeze=False)[0]
+  for i, (axis, (p, own)) in enumerate(
+    zip(panels, curves.items(), strict=True)
+  ):
+    looks = styles.looks(
+      {n: 'k_avg' if n.startswith('K-AVG') else 'hier_avg' for n in own}
+    )
+    for name, history in own.items():
+      kept = [r for r in history if 'test_accuracy' in r]
+      error = drawing.error_percent([r['test_accuracy'] for r in kept])
+      time = [r['modeled_seconds'] for r in kept]
+      drawing.curve(axis, time, error, looks[name], label=name)
+      last.plot(
+        kept[-1]['bytes_sent'] / 1e6,
+        error[-1],
+        looks[name].marker,
+        color=looks[name].color,
+        fillstyle='none' if i else 'full',
+      )
+    axis.set_title(f'P = {p}')
+    axis.set_xlabel('modeled time, s')
+  last.set_title(f'at the end; hollow: P = {list(curves)[-1]}')
+  last.set_xlabel('MB sent by one replica, in groups too')
+  drawing.log(last, 'x')
+  for axis in (*panels, last):
+    drawing.log(axis, 'y')
+    axis.set_ylabel('test error of the average, %')
+  drawing.legend_below(figure)
+
+
+TARGET = Target(
+  name='t05_hier_avg',
+  title='Hier-AVG: how often groups average, and how large they are',
+  paper='Zhou, Cong 2019 (arXiv 1903.05133); Zhou, Cong 2018 (arXiv '
+  '1708.01012); on the CPU an MLP of 32 on MNIST at 14 x 14 pixels, batches '
+  'of 4',
+  measure=measure,
+  draw=draw,
+  scales=('cpu', 'full'),
+)

@@ -1,0 +1,158 @@
+"""Runs reproductions and writes experiments/RESULTS.md.
+
+  python -m experiments.reproduce --data_dir=DIR
+  python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
+  python -m experiments.reproduce --redraw
+
+Each target writes its JSON and PNG to experiments/results/reproduce/; a target
+whose JSON is there is not run again unless --again. The page is written from
+those files alone.
+"""
+
+from experiments.running.process import signals
+
+if __name__ == '__main__':
+  signals.watch()  # before the other imports, which take seconds
+
+import importlib
+import json
+import pathlib
+import pkgutil
+import time
+
+from absl import flags
+from matplotlib.figure import Figure
+
+from experiments import papers
+from experiments.papers import results_page
+from experiments.papers.target import Setting, Target
+from experiments.running.flags import cli, network
+from experiments.running.records import json_files, records, writing
+from experiments.tools import drawing, figure_files
+
+FLAGS = flags.FLAGS
+
+RESULTS = pathlib.Path(__file__).parent / 'results' / 'reproduce'
+
+flags.adopt_module_key_flags(cli)
+flags.DEFINE_list('targets', [], 'Which targets [all of the scale].')
+flags.DEFINE_enum(
+  'scale', 'cpu', ['cpu', 'full'], 'Minutes on a CPU, or as in the paper.'
+)
+flags.DEFINE_bool('again', False, 'Run targets anew that are done.')
+flags.DEFINE_bool(
+  'redraw', False, 'Run nothing, draw the figures of the kept outcomes again.'
+)
+flags.DEFINE_bool('page_only', False, 'Run nothing, write the page alone.')
+
+
+def all_targets() -> dict[str, Target]:
+  """Every target, by the name of its module."""
+  names = sorted(
+    module.name
+    for module in pkgutil.iter_modules(papers.__path__)
+    if module.name[0] == 't' and module.name[1:3].isdigit()
+  )
+  package = papers.__name__
+  return {n: importlib.import_module(f'{package}.{n}').TARGET for n in names}
+
+
+def main() -> None:
+  known = all_targets()
+  with cli.one_line_errors(ValueError):
+    targets = _chosen(known)
+  if FLAGS.redraw:
+    _redraw(targets)
+  elif not FLAGS.page_only:
+    for target in targets:
+      with (
+        cli.one_line_errors(ValueError),
+        signals.exit_when_stopped(signals.again()),
+      ):
+        _run(target)
+  with cli.one_line_errors(json_files.DamagedFile):
+    page = results_page.write(RESULTS, known)
+  print(f'page: {page}')
+
+
+def _chosen(targets: dict[str, Target]) -> list[Target]:
+  """The targets that the flags name.
+
+  Raises:
+    ValueError: if there is none of a name, or not at this scale.
+  """
+  for name in FLAGS.targets:
+    if name not in targets:
+      raise ValueError(
+        f'unknown target {name!r}; use some of {", ".join(targets)}'
+      )
+    if FLAGS.scale not in targets[name].scales:
+      raise ValueError(
+        f'{name} has no --scale={FLAGS.scale}, only '
+        f'{", ".join(targets[name].scales)}'
+      )
+  names = FLAGS.targets or list(targets)
+  return [targets[n] for n in names if FLAGS.scale in targets[n].scales]
+
+
+def _run(target: Target) -> None:
+  """Measures a target unless it is done, keeps the outcome, and draws it."""
+  kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
+  if kept.exists() and not FLAGS.again:
+    print(f'{target.name}: done before, read from {kept}')
+    return
+  print(f'{target.name}: {target.title}', flush=True)
+  root = pathlib.Path(FLAGS.workdir or 'runs/reproduce')
+  setting = Setting(
+    FLAGS.scale, FLAGS.data_dir, root / f'{target.name}-{FLAGS.scale}'
+  )
+  begun = time.monotonic()
+  outcome = target.measure(setting)
+  record = {
+    'name': target.name,
+    'title': target.title,
+    'paper': target.paper,
+    'scale': FLAGS.scale,
+    'seconds': round(time.monotonic() - begun, 1),
+    'machine': records.machine(),
+    'commit': records.commit(),
+    'seeds': list(outcome.seeds),
+    'claims': [claim._asdict() for claim in outcome.claims],
+    'data': outcome.data,
+  }
+  RESULTS.mkdir(parents=True, exist_ok=True)
+  text = writing.to_json(record)
+  draw(
+    target, writing.with_nan(json.loads(text)['data']), kept.with_suffix('.png')
+  )
+  writing.write_text(kept, text)
+  for claim in outcome.claims:
+    print(f'  {claim.reproduced}: {claim.measured} ({claim.says})')
+
+
+def _redraw(targets: list[Target]) -> None:
+  """Draws what is kept of the targets at the scale, without running any."""
+  for target in targets:
+    kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
+    if kept.exists():
+      figure = kept.with_suffix('.png')
+      draw(target, json.loads(kept.read_text())['data'], figure)
+      print(f'figure: {figure}')
+
+
+def draw(target: Target, data: dict, path: pathlib.Path) -> None:
+  """Draws a target's data into a PNG."""
+  figure_files.save(make_figure(target, data), path)
+
+
+def make_figure(target: Target, data: dict) -> Figure:
+  """The figure of a target's data, as they come back from JSON."""
+  with drawing.look():
+    figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
+    target.draw(data, figure)
+  return figure
+
+
+if __name__ == '__main__':
+  del network  # its flags are those of the runs
+  cli.run(main)

@@ -1,0 +1,1 @@
+"""The parts of a run, and the loop over its steps."""

@@ -1,0 +1,268 @@
+"""What a run is made of: the objects that a config names."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.running.execution.parts import Parts, Plan, replica_shapes
+from experiments.running.flags import (
+  algorithm_flags,
+  averages,
+  dotted,
+  learning_rates,
+  named,
+  optimizers,
+  own_parts,
+  saved_flags,
+  tasks,
+)
+from experiments.running.flags.run_config import (
+  RunConfig,
+  total_steps,
+  warmup_steps,
+)
+import prsgd_jax as pr
+from prsgd_jax import ledger
+from prsgd_jax.data import augmentation
+from prsgd_jax.data.datasets import Dataset
+from prsgd_jax.data.input_pipeline import (
+  Sampler,
+  Transform,
+  dirichlet,
+  sharded,
+  shared,
+)
+from prsgd_jax.schedules import MOST_LISTED
+
+# The value of --epoch_lengths that stands for the paper's own.
+THEORY = 'theory'
+
+
+def build_plan(config: RunConfig, num_examples: int) -> Plan:
+  """Builds what does not depend on the data but for its size.
+
+  Raises:
+    ValueError: from the algorithm's factory.
+  """
+  num_steps = total_steps(config, num_examples)
+  schedule = learning_rates.build(config, num_examples)
+  options = dict(config.options)
+  if options.get('epoch_lengths') == THEORY:
+    _check_theory(config)
+    if num_steps > MOST_LISTED:
+      raise ValueError(
+        f'--epoch_lengths={THEORY} must be of a run of at most 2**24 = '
+        f'{MOST_LISTED} steps, got {num_steps}'
+      )
+    theory = pr.schedules.theory_schedule(
+      config.num_replicas, num_steps, smoothness=1 / config.learning_rate
+    )
+    schedule = theory.learning_rate
+    options['epoch_lengths'] = '+'.join(map(str, theory.epoch_lengths))
+  provided: dict[str, Any] = {
+    'learning_rate': schedule,
+    'momentum': config.momentum,
+    'num_steps': num_steps,
+    'draw_seed': config.seed,
+  }
+  if 'when' in options:
+    run = named.Run(
+      num_steps,
+      schedule,
+      warmup_steps(config, num_examples),
+      config.seed,
+    )
+    keyword = algorithm_flags.scheduled(config.algorithm)
+    provided[keyword or 'period'] = named.schedule('when', options['when'], run)
+  tx = optimizers.build(config, schedule)
+  average = averages.build(config.algorithm, tx, options)
+  if average is not None:
+    provided['average'] = average
+  local = (
+    named.local('local', options['local'], tx) if 'local' in options else tx
+  )
+  algorithm = algorithm_flags.build(config.algorithm, local, options, provided)
+  averages.check_codec(config.algorithm, algorithm, options)
+  return Plan(algorithm, schedule, num_steps)
+
+
+def _check_theory(config: RunConfig) -> None:
+  """Raises ValueError if the learning rate is not left to the theory."""
+  others = {
+    'learning_rate_drops': config.learning_rate_drops,
+    'warmup_epochs': config.warmup_epochs,
+    'lr_schedule': config.lr_schedule,
+  }
+  for name, given in others.items():
+    if given:
+      raise ValueError(
+        f'--epoch_lengths={THEORY} has a learning rate of its own; leave out '
+        f'--{name}'
+      )
+
+
+def batch_shapes(dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of a batch of one example, as models read it: pixels are float32."""
+
+  def shape(name: str, x: np.ndarray) -> jax.ShapeDtypeStruct:
+    dtype = np.float32 if name == 'image' else x.dtype
+    return jax.ShapeDtypeStruct((1, *x.shape[1:]), dtype)
+
+  return {name: shape(name, x) for name, x in dataset.train.items()}
+
+
+def build_transforms(
+  config: RunConfig, dataset: Dataset
+) -> tuple[Callable[[Any], Any], Transform]:
+  """What is done to a batch before evaluation, and before training."""
+  if 'image' not in dataset.train:
+    return lambda batch: batch, lambda key, batch: batch
+  # Of all pixels, so that only a run that starts waits for it.
+  statistics = functools.cache(
+    lambda: augmentation.channel_statistics(dataset.train['image'])
+  )
+
+  def normalized(batch: Any) -> Any:
+    image = augmentation.normalize(batch['image'], *statistics())
+    return {**batch, 'image': image}
+
+  def augmented(key: jax.Array, batch: Any) -> Any:
+    batch = normalized(batch)
+    if not config.augment:
+      return batch
+    crop_key, flip_key = jax.random.split(key)
+    image = augmentation.random_crop(crop_key, batch['image'], padding=4)
+    return {**batch, 'image': augmentation.random_flip(flip_key, image)}
+
+  return normalized, augmented
+
+
+def build_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
+  """Who gets which examples.
+
+  Raises:
+    ValueError: if there are too few examples for the replicas and the batch.
+  """
+  sizes = (config.num_replicas, config.batch_size)
+  if config.partition == 'dirichlet':
+    labels = dataset.train['label']
+    return dirichlet(
+      labels, *sizes, alpha=config.dirichlet_alpha or 0, seed=config.seed
+    )
+  sampler = {'shared': shared, 'sharded': sharded}[config.partition]
+  return sampler(dataset.num_examples, *sizes, seed=config.seed)
+
+
+def assemble(
+  config: RunConfig,
+  dataset: Dataset,
+  num_devices: int | None,
+  network: pr.ledger.Network,
+) -> Parts:
+  """Looks whether the parts of a run fit together.
+
+  Args:
+    config: the run.
+    dataset: that it names.
+    num_devices: D, or None for the most there are that fit.
+    network: for the modeled time.
+
+  Raises:
+    ValueError: if they do not; the message says what to change.
+  """
+  with dotted.named_errors(*config.own()):
+    return _assemble(config, dataset, num_devices, network)
+
+
+def _assemble(
+  config: RunConfig,
+  dataset: Dataset,
+  num_devices: int | None,
+  network: pr.ledger.Network,
+) -> Parts:
+  n = config.num_replicas
+  network = with_own_speeds(config, network)
+  network.check(n)
+  own_parts.check_fit(config, dataset)
+  plan = build_plan(config, dataset.num_examples)
+  batch = batch_shapes(dataset)
+  task = tasks.build(config, dataset.num_classes, batch)
+  made = jax.eval_shape(
+    task.init, jax.eval_shape(lambda: jax.random.key(0)), batch
+  )
+  own_parts.check_init(config, made)
+  params, model_state = made
+  if 'batch_stats' in config.options and not jax.tree.leaves(model_state):
+    raise ValueError(
+      f'--batch_stats does nothing: --model={config.model} has none'
+    )
+  own_parts.check_task(config, task, params, model_state, batch)
+  shapes = replica_shapes(plan.algorithm, n, params, model_state)
+  meter = pr.ledger.meter(plan.algorithm, shapes, n, plan.num_steps, network)
+  _check_epochs(
+    config,
+    lambda: ledger.working_share(plan.algorithm, shapes, n, plan.num_steps),
+  )
+  for_evaluation, for_training = build_transforms(config, dataset)
+  return Parts(
+    label=config.label(),
+    description=config.description(dataset),
+    called_with=saved_flags.of_run(config),
+    train=dataset.train,
+    test=dataset.test,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    plan=plan,
+    sampler=build_sampler(config, dataset),
+    mesh=pr.engine.ReplicaMesh(n, num_devices),
+    network=network,
+    task=task,
+    meter=meter,
+    for_evaluation=for_evaluation,
+    for_training=for_training,
+    reestimate=config.options.get('batch_stats') == 'reestimate',
+    config=config,
+  )
+
+
+def with_own_speeds(
+  config: RunConfig, network: pr.ledger.Network
+) -> pr.ledger.Network:
+  """The network, with the replica speeds that the algorithm has of its own.
+
+  Raises:
+    ValueError: if it has others already.
+  """
+  if 'speeds' not in config.options:
+    return network
+  own = algorithm_flags.values(config.algorithm, config.options)['speeds']
+  if not network.speeds:
+    return network._replace(speeds=tuple(map(float, own)))
+  same = len(own) == len(network.speeds)
+  if not same or np.ptp(np.divide(own, network.speeds)) > 1e-6:
+    raise ValueError(
+      '--replica_speeds must be in the ratios of --speeds='
+      f'{config.options["speeds"]}, got {network.speeds}; leave it out'
+    )
+  return network
+
+
+def _check_epochs(
+  config: RunConfig, working_share: Callable[[], float]
+) -> None:
+  """Raises ValueError if epochs are counted and not all replicas work."""
+  lengths = {
+    'num_epochs': config.num_steps is None,
+    'learning_rate_drops': config.learning_rate_drops,
+    'warmup_epochs': config.warmup_epochs,
+  }
+  given = [f'--{name}' for name, value in lengths.items() if value]
+  if given and (working := working_share()) < 0.999:
+    raise ValueError(
+      f'{" and ".join(given)} must be of replicas that all work at every step; '
+      f'those of --algorithm={config.algorithm} do at {working:.0%} of them: '
+      'give --num_steps, and a constant learning rate'
+    )

@@ -1,0 +1,371 @@
+"""One run: the loop over the steps, and what it writes."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import os
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+import jax
+import numpy as np
+
+from experiments.running.execution import warm_start
+from experiments.running.execution.finite import (
+  NonFinite,
+  check_loss,
+  check_params,
+)
+from experiments.running.execution.intervals import Intervals
+from experiments.running.execution.parts import Experiment, Parts
+from experiments.running.logs import loggers, logs
+from experiments.running.process import locks, messages, signals
+from experiments.running.records import records, writing
+from experiments.running.records.progress import Progress, find_start
+import prsgd_jax as pr
+from prsgd_jax import ledger
+from prsgd_jax.engine import checkpoints
+
+# Steps in one dispatch at most: more gain nothing and make the display jerky.
+MAX_STEPS_PER_DISPATCH = 64
+# Checkpoints of a run that stay by default, the newest ones.
+KEEP = 3
+
+
+def keep_from_flags(values: flags.FlagValues) -> int | None:
+  """Returns how many checkpoints --keep names, None for all.
+
+  Raises:
+    ValueError: if it is neither a number of at least 1 nor 'all'.
+  """
+  text = values.keep
+  if text == 'all':
+    return None
+  if not (text.isascii() and text.isdigit() and int(text) >= 1):
+    raise ValueError(f'--keep must be an integer >= 1 or all, got {text!r}')
+  return int(text)
+
+
+class _Clock(NamedTuple):
+  """When the run began, and when its first dispatch was compiled and done."""
+
+  begun: float
+  first_steps: float | None = None
+  counted_from: int = 0
+  paused: float = 0.0  # in evaluations and checkpoints since
+
+
+def hold(
+  workdir: pathlib.Path,
+) -> contextlib.AbstractContextManager[None]:
+  """Has the directory of a run for this process, before it is opened.
+
+  Raises:
+    LockError: when entered, if another process has it.
+    ValueError: if there is something else than a run.
+  """
+  records.check_place(workdir)
+  return locks.hold(workdir)
+
+
+def open_workdir(
+  parts: Parts,
+  workdir: pathlib.Path,
+  intervals: Intervals,
+  *,
+  resume: bool,
+) -> None:
+  """Makes the directory of a run, or finds the one to go on with.
+
+  Raises:
+    ValueError: if another run is there, or it cannot be written.
+  """
+  records.open_workdir(
+    workdir,
+    describe(parts, intervals),
+    dict(parts.called_with),
+    label=parts.label,
+    num_steps=parts.plan.num_steps,
+    resume=resume,
+  )
+
+
+def describe(parts: Parts, intervals: Intervals) -> records.Record:
+  """Returns what is kept of a run to compare it by.
+
+  With `log_every`, over which the losses of its records are means, and the
+  network on which their time is modeled. A resumed run may have another
+  `log_every`.
+  """
+  return {
+    **parts.description,
+    'log_every': intervals.log_every,
+    'network': parts.network._asdict(),
+  }
+
+
+def execute(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  intervals: Intervals,
+  *,
+  progress: bool = True,
+  more_loggers: Sequence[loggers.Factory] = (),
+  keep: int | None = KEEP,
+) -> records.Record:
+  """Runs an experiment to its end, from its newest checkpoint if it has one.
+
+  A signal, if the program watches for them, ends it with a checkpoint at the
+  next dispatch boundary.
+
+  Args:
+    experiment: as `prepare` made it; its state is used up.
+    workdir: as `records.open_workdir` made it.
+    intervals: between records, evaluations and checkpoints.
+    progress: whether to show a progress bar, or lines where no terminal is.
+    more_loggers: functions of a `loggers.Run`; their loggers get each record.
+    keep: how many checkpoints stay, the newest ones; None for all.
+
+  Returns:
+    The summary, which is also in the directory.
+
+  Raises:
+    NonFinite: if the loss is; the last good checkpoint stays, and the directory
+      says so.
+    CheckpointError: if the newest checkpoint cannot be used, or records before
+      it are missing.
+    DamagedFile: if another file of the run cannot be used.
+    SaveError, WriteError: if a checkpoint or another file cannot be written.
+    Stopped: if a signal ended it; the message names the checkpoint.
+  """
+  intervals.check()
+  number = signals.requested()
+  if number is not None:
+    raise signals.Stopped('nothing was lost', number)
+  records.write_failure(workdir, None)
+  try:
+    with contextlib.ExitStack() as closing:
+      return _execute(
+        experiment, workdir, intervals, progress, more_loggers, keep, closing
+      )
+  except NonFinite as error:
+    failure = {'step': error.step, 'failed': str(error)}
+    try:
+      records.write_failure(workdir, failure)
+    except writing.WriteError as unwritten:  # the lesser of the two
+      messages.warn(f'warning: {unwritten}')
+    raise
+
+
+def _execute(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  intervals: Intervals,
+  progress: bool,
+  more_loggers: Sequence[loggers.Factory],
+  keep: int | None,
+  closing: contextlib.ExitStack,
+) -> records.Record:
+  num_steps = experiment.parts.plan.num_steps
+  description = experiment.parts.description
+  state, start, means = _restore(experiment, workdir)
+  done_before = records.finished(workdir, num_steps)
+  if done_before is not None and start in (0, num_steps):
+    return done_before  # also where its checkpoints were removed since
+  if start == 0 and records.read_summary(workdir) is not None:
+    messages.warn(
+      f'the checkpoints in {workdir / records.CHECKPOINTS} are gone; the run '
+      'starts again from step 0'
+    )
+  records.set_summary_aside(workdir)
+  meter = experiment.parts.meter
+  position = meter.advance(meter.init(), start)
+  log = logs.open_log(
+    loggers.Run(
+      workdir=workdir,
+      label=experiment.parts.label,
+      flags=records.read_config(workdir)['flags'],
+      start=start,
+      num_steps=num_steps,
+    ),
+    more_loggers,
+    progress=progress,
+  )
+  # Before an error is printed, so that it is below the progress bar.
+  closing.callback(log.close)
+  clock = _Clock(time.monotonic())
+  pending: tuple[int, Any] | None = None
+
+  def take(first: int, metrics: Any) -> None:
+    host = jax.tree.map(np.asarray, metrics)
+    check_loss(workdir, first, host)
+    means.add(host)
+    log.advance(host['loss'].shape[1])
+
+  def save(state: pr.engine.TrainState) -> None:
+    _save(experiment, workdir, state, means, keep)
+
+  def is_due(step: int, every: int) -> bool:
+    return step == num_steps or step % every == 0
+
+  def record(state: pr.engine.TrainState, step: int) -> None:
+    nonlocal position
+    position = meter.advance(position, step)
+    spent = meter.spent(position, state.algorithm_state)
+    found = {
+      'step': step,
+      'epoch': experiment.parts.epoch(spent.gradients),
+      **means.pop(),
+      **_spent(experiment, step, spent),
+    }
+    if is_due(step, intervals.eval_every):
+      found |= _measure(experiment, state)
+    log.write(found)
+
+  directory = workdir / records.CHECKPOINTS
+  if warm_start.NAME in description and not checkpoints.steps(directory):
+    save(state)  # the run that it starts from may be removed
+  if not means.is_recorded() and is_due(start, intervals.log_every):
+    record(state, start)  # a signal came before its evaluation
+  for first, stop in _dispatches(start, num_steps, intervals):
+    state, metrics = experiment.train_steps(
+      state, experiment.data, stop - first
+    )
+    if clock.first_steps is None:
+      jax.block_until_ready(metrics)
+      clock = clock._replace(first_steps=time.monotonic(), counted_from=stop)
+      closing.enter_context(signals.deferred())  # there is something to save
+    # While the devices work on this dispatch, the one before is looked at.
+    if pending is not None:
+      take(*pending)
+    pending = (first, metrics)
+    number = signals.requested()
+    if number is not None or is_due(stop, intervals.log_every):
+      take(*pending)
+      pending = None
+      working = time.monotonic()
+      evaluates = is_due(stop, intervals.eval_every)
+      # An evaluation may take longer than a scheduler waits.
+      if is_due(stop, intervals.log_every) and not (number and evaluates):
+        record(state, stop)
+        if is_due(stop, intervals.checkpoint_every):
+          save(state)
+      number = number or signals.requested()
+      if number and not (stop == num_steps and means.is_recorded()):
+        if checkpoints.latest_step(directory) != stop:
+          save(state)
+        saved = f'saved step {stop} of {num_steps} in {directory / str(stop)}'
+        raise signals.Stopped(saved, number)
+      paused = clock.paused + time.monotonic() - working
+      clock = clock._replace(paused=paused)
+  return _summarize(experiment, workdir, clock)
+
+
+def _spent(
+  experiment: Experiment, step: int, spent: ledger.Spent
+) -> records.Record:
+  """The learning rate, and what was spent so far."""
+  schedule = experiment.parts.plan.schedule
+  rate = {}
+  if schedule is not None:
+    # The shortest digits of the float32: 0.02, not 0.019999999552965164.
+    rate = {'learning_rate': float(str(np.float32(schedule(step - 1))))}
+  return {
+    **rate,
+    'rounds': spent.rounds,
+    'bytes_sent': spent.bytes_sent,
+    'bytes_by_tier': spent.bytes_by_tier,
+    'modeled_seconds': spent.seconds,
+  }
+
+
+def _dispatches(
+  start: int, num_steps: int, intervals: Intervals
+) -> Iterator[tuple[int, int]]:
+  """(first, stop) of each dispatch, on a grid that does not know `start`.
+
+  A resumed run makes the dispatches that the uninterrupted one would have made.
+  """
+  while start < num_steps:
+    window = start - start % intervals.log_every
+    piece = (start - window) // MAX_STEPS_PER_DISPATCH + 1
+    stop = min(
+      window + piece * MAX_STEPS_PER_DISPATCH,
+      window + intervals.log_every,
+      num_steps,
+    )
+    yield start, stop
+    start = stop
+
+
+def _restore(
+  experiment: Experiment, workdir: pathlib.Path
+) -> tuple[pr.engine.TrainState, int, Progress]:
+  found = find_start(workdir)
+  if found is None:
+    return experiment.state, 0, Progress()
+  start, means = found
+  state = checkpoints.restore(
+    workdir / records.CHECKPOINTS,
+    experiment.parts.mesh,
+    experiment.state,
+    experiment.parts.description,
+    start,
+  )
+  return state, start, means
+
+
+def _save(
+  experiment: Experiment,
+  workdir: pathlib.Path,
+  state: pr.engine.TrainState,
+  means: Progress,
+  keep: int | None,
+) -> None:
+  """Saves a state whose parameters are all finite."""
+  check_params(workdir, experiment.parts.mesh, state)
+  directory = workdir / records.CHECKPOINTS
+  # A checkpoint is of use only with the records up to it.
+  writing.sync(workdir / records.METRICS)
+  checkpoints.save(
+    directory,
+    experiment.parts.mesh,
+    state,
+    experiment.parts.description,
+    notes=means.notes(),
+  )
+  if keep is not None:
+    checkpoints.prune(directory, keep)
+
+
+def _measure(
+  experiment: Experiment, state: pr.engine.TrainState
+) -> dict[str, float]:
+  """The means over the test split, and the consensus distance."""
+  means = experiment.evaluate(state, experiment.test_data)
+  own = ('consensus_distance',)  # of the parameters, not of the examples
+  return {n if n in own else f'test_{n}': v for n, v in means.items()}
+
+
+def _summarize(
+  experiment: Experiment, workdir: pathlib.Path, clock: _Clock
+) -> records.Record:
+  summary = {
+    'label': experiment.parts.label,
+    **records.read_records(workdir)[-1],
+    'steps_per_second': None,
+    'seconds_to_first_steps': None,
+    'replicas': str(experiment.parts.mesh),
+    'device': experiment.parts.mesh.devices[0].device_kind,
+    'cpus': os.cpu_count(),
+    'jax': jax.__version__,
+    'commit': records.commit(),
+  }
+  if clock.first_steps is not None:
+    steps = experiment.parts.plan.num_steps - clock.counted_from
+    seconds = time.monotonic() - clock.first_steps - clock.paused
+    summary['seconds_to_first_steps'] = clock.first_steps - clock.begun
+    summary['steps_per_second'] = steps / seconds if steps else None
+  records.write_summary(workdir, summary)
+  return summary

@@ -1,0 +1,1 @@
+"""The flags of a run, and the values that they name."""

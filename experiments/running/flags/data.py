@@ -1,0 +1,181 @@
+"""The data of a run, by flags: one of the datasets, a text, or one's own."""
+
+from collections.abc import Mapping
+import difflib
+import os
+import pathlib
+
+from absl import flags
+import numpy as np
+
+from experiments.running.flags import dotted, own_data
+from experiments.running.flags.run_config import RunConfig
+from prsgd_jax.data.datasets import DATASETS, Dataset, load_dataset, texts
+from prsgd_jax.data.datasets.loading import INSTALLED
+
+# The dataset that language models read; the others are of images.
+TEXT = 'text'
+SEQUENCE_LENGTH = 64
+_TEST_SHARE = 0.1
+# Those first that need no preparation.
+_BY_NEED = sorted(DATASETS, key=lambda name: name not in INSTALLED)
+
+flags.DEFINE_string(
+  'dataset',
+  'digits',
+  'digits, text, or cifar10, mnist, fashion_mnist in data_dir, or MODULE:NAME '
+  'of your own: a Dataset, or a function that makes one.',
+)
+flags.DEFINE_string(
+  'text_file',
+  None,
+  'A file of UTF-8 text, whose characters are the dataset: its last tenth is '
+  'the test split.',
+)
+flags.DEFINE_integer(
+  'sequence_length',
+  None,
+  'Characters of a sequence of text that are predicted [64].',
+)
+
+
+def check(config: RunConfig) -> None:
+  """Checks the flags of the data, before they are read.
+
+  Raises:
+    ValueError: if a value has no sense, or does nothing for this run.
+  """
+  name = config.dataset
+  if not dotted.is_dotted(name) and name not in DATASETS:
+    close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
+    meant = f'; did you mean {close[0]}?' if close else ''
+    raise ValueError(
+      f'--dataset must be one of {", ".join(_BY_NEED)}, or MODULE:NAME of your '
+      f'own, got {name!r}{meant}'
+    )
+  if config.text_file is not None and name != TEXT:
+    raise ValueError(
+      f'--text_file does nothing for --dataset={name}; leave one out'
+    )
+  if config.sequence_length is None:
+    return
+  if name != TEXT:
+    raise ValueError(
+      f'--sequence_length does nothing for --dataset={name}; leave it out'
+    )
+  if config.sequence_length < 1:
+    raise ValueError(
+      f'--sequence_length must be >= 1, got {config.sequence_length}'
+    )
+
+
+def load(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> Dataset:
+  """Reads the data of a run.
+
+  Args:
+    config: the run.
+    data_dir: as of `load_dataset`.
+
+  Raises:
+    ValueError: if they cannot be read, or are none; DatasetError is one.
+  """
+  if dotted.is_dotted(config.dataset):
+    with dotted.named_errors(config.dataset):
+      own_model = dotted.is_dotted(config.model)
+      return _own(config.dataset, own_model=own_model)
+  if config.text_file is not None:
+    length = config.sequence_length or SEQUENCE_LENGTH
+    return read_text(config.text_file, length)
+  return load_dataset(
+    config.dataset, data_dir, sequence_length=config.sequence_length
+  )
+
+
+def _own(name: str, *, own_model: bool) -> Dataset:
+  found = dotted.load('dataset', name)
+  if callable(found):
+    found = found()
+  if not isinstance(found, Dataset):
+    raise ValueError(
+      f'--dataset={name} gave {type(found).__name__}; expected '
+      'prsgd_jax.data.Dataset(name, train, test, num_classes), '
+      'with splits such as '
+      "{'image': [n, ...], 'label': int[n]} or {'text': int[n, length + 1]}"
+    )
+  who = f'--dataset={name}'
+  splits = {}
+  for split in ('train', 'test'):
+    given = getattr(found, split)
+    arrays = {}
+    if isinstance(given, Mapping) and all(isinstance(n, str) for n in given):
+      arrays = own_data.as_arrays(f'{who}: {split}', given)
+    sizes = {n: np.shape(x)[:1] for n, x in arrays.items()}
+    if len(set(sizes.values())) != 1 or not all(map(sum, sizes.values())):
+      raise ValueError(
+        f'{who}: {split} must be a dict of arrays of one length >= 1, got '
+        f'{sizes or type(given).__name__}'
+      )
+    splits[split] = arrays
+  shapes = [
+    {n: np.shape(x)[1:] for n, x in arrays.items()}
+    for arrays in splits.values()
+  ]
+  if shapes[0] != shapes[1]:
+    raise ValueError(
+      f'{who}: train and test must have arrays of the same names and shapes, '
+      f'got {shapes[0]} and {shapes[1]}'
+    )
+  for arrays in splits.values():
+    checked = dict(arrays)
+    if own_model and not own_data.are_labels(arrays.get('label')):
+      checked.pop('label', None)  # for the loss of a Task
+    own_data.check_split(who, checked)
+    own_data.check_classes(who, checked, found.num_classes)
+  return found._replace(train=splits['train'], test=splits['test'])
+
+
+def read_text(path: str | os.PathLike[str], length: int) -> Dataset:
+  """Returns the characters of a file as sequences.
+
+  A character is a token; the vocabulary is that of the whole file, in the order
+  of the code points.
+
+  Args:
+    path: of a file of UTF-8 text.
+    length: characters of a sequence that are predicted.
+
+  Returns:
+    The first nine tenths as the training split, the rest as the test split.
+
+  Raises:
+    ValueError: if it cannot be read, is no text, or is too short.
+  """
+  try:
+    text = pathlib.Path(path).read_bytes().decode('utf-8')
+  except OSError as error:
+    raise ValueError(
+      f'--text_file={path} cannot be read ({error.strerror})'
+    ) from None
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'--text_file={path} is no UTF-8 text (byte {error.start}: '
+      f'{error.reason}); convert it, with iconv for example'
+    ) from None
+  except ValueError as error:  # a path with a zero byte
+    raise ValueError(f'--text_file={path!r} cannot be read: {error}') from None
+  num_test = int(len(text) * _TEST_SHARE)
+  if num_test <= length:
+    raise ValueError(
+      f'--text_file={path} has {len(text)} characters, of which the last tenth '
+      f'is the test split; with --sequence_length={length} it needs '
+      f'{10 * (length + 1)} or more'
+    )
+  codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+  vocabulary, tokens = np.unique(codes, return_inverse=True)
+  tokens = tokens.astype(np.min_scalar_type(len(vocabulary) - 1))
+  return Dataset(
+    TEXT,
+    {'text': texts.cut(tokens[:-num_test], length)},
+    {'text': texts.cut(tokens[-num_test:], length)},
+    len(vocabulary),
+  )

@@ -1,0 +1,173 @@
+"""What the binaries say of themselves: --help, --version, names that are near.
+
+`train.py --algorithm=X --help` has the options of X first, from its docstring.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+import difflib
+import os
+import pathlib
+import re
+import sys
+import textwrap
+from typing import Any
+
+from absl import flags
+
+from experiments.running.flags import algorithm_flags
+from prsgd_jax import versions
+
+ASKS = ('help', 'helpshort', 'helpfull', 'h', '?')
+PRESETS = pathlib.Path(__file__).parents[2] / 'presets'
+# The module that defines flags -> the title of their group, in this order.
+_TITLES = {
+  'config': 'The run',
+  'data': 'Its data',
+  'tasks': 'Its model',
+  'optimizers': 'The optimizer of every replica',
+  'learning_rates': 'The learning rate',
+  'averages': 'What an average does',
+  'network': 'Machines and links of the modeled time',
+  'cli': 'Files',
+}
+_AVERAGES = (
+  'when',
+  'local',
+  'average_mixing',
+  'average_codec',
+  'buffers',
+  'batch_stats',
+)
+
+
+def answer(argv: list[str], main: Callable[..., None]) -> str | None:
+  """Returns what --help or --version prints, None if neither is asked for.
+
+  Args:
+    argv: the program and its arguments.
+    main: of the program.
+
+  Raises:
+    flags.Error: if a flag besides is wrong.
+  """
+  names = [argument.lstrip('-') for argument in argv[1:] if argument[:1] == '-']
+  if 'version' in names:
+    return versions.line()
+  if not set(ASKS) & set(names):
+    return None
+  others = [a for a in argv if a.lstrip('-') not in ASKS or a[:1] != '-']
+  flags.FLAGS(others, known_only=True)
+  return _page(main)
+
+
+def _page(main: Callable[..., None]) -> str:
+  """The flags of a program in groups, after its docstring."""
+  module = main.__module__
+  owner = sys.argv[0] if module == '__main__' else module
+  known = flags.FLAGS.get_key_flags_for_module(owner)
+  doc = (sys.modules[module].__doc__ or '').strip()
+  groups: dict[str, list[flags.Flag[Any]]] = {'This program': []}
+  groups |= {title: [] for title in _TITLES.values()}
+  options = []
+  for flag in known:
+    if flag.name in algorithm_flags.FLAG_KINDS:
+      options.append(flag)
+      continue
+    if _is_alias(flag):
+      continue
+    defined = flags.FLAGS.find_module_defining_flag(flag.name) or ''
+    part = 'averages' if flag.name in _AVERAGES else defined.rpartition('.')[2]
+    groups[_TITLES.get(part, 'This program')].append(flag)
+  parts = [doc, *_algorithm_part(options)]
+  for title, found in groups.items():
+    if found:
+      parts.append('\n'.join([f'{title}:', *map(_entry, found)]))
+  return '\n\n'.join(parts)
+
+
+def _algorithm_part(options: Iterable[flags.Flag[Any]]) -> list[str]:
+  """The options of the algorithm that is named, or the names there are."""
+  options = list(options)
+  if not options:
+    return []
+  algorithm = flags.FLAGS['algorithm']
+  if not algorithm.present or algorithm.value is None:
+    names = ', '.join(algorithm_flags.ALGORITHMS)
+    text = f'{names}. --algorithm=X --help has the options of X.'
+    return [f'Algorithms:\n{_wrapped(text)}']
+  name = algorithm_flags.find(str(algorithm.value))
+  lines = [f'Options of {name}:']
+  for keyword in algorithm_flags.keywords(name):
+    if keyword not in algorithm_flags.PROVIDED:
+      flag = algorithm_flags.flag_of(name, keyword)
+      text = algorithm_flags.documented(name, keyword)
+      lines.append(f'  --{flag}\n{_wrapped(text)}'.rstrip())
+  if len(lines) == 1:
+    lines.append('  none')
+  return ['\n'.join(lines)]
+
+
+def _entry(flag: flags.Flag[Any]) -> str:
+  short = [
+    f'--{other.name}'
+    for other in map(flags.FLAGS.__getitem__, flags.FLAGS)
+    if _is_alias(other) and other.help == f'Alias for --{flag.name}.'
+  ]
+  default = '' if flag.default in (None, []) else f'={_text(flag.default)}'
+  head = ', '.join([f'  --{flag.name}{default}', *short])
+  return f'{head}\n{_wrapped(flag.help)}'
+
+
+def _text(default: Any) -> str:
+  return ','.join(default) if isinstance(default, list) else str(default)
+
+
+def _wrapped(text: str) -> str:
+  return textwrap.fill(
+    text, 79, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+  )
+
+
+def _is_alias(flag: flags.Flag[Any]) -> bool:
+  return (flag.help or '').startswith('Alias for --')
+
+
+def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
+  """Returns what is wrong with an unknown flag, and what may be meant.
+
+  Args:
+    name: of the flag, without dashes.
+    argv: the program and its arguments.
+  """
+  said = f"Unknown command line flag '{name}'"
+  for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
+    values = getattr(flag.parser, 'enum_values', ())
+    if name in values:
+      return f'{said}; did you mean --{flag.name}={name}?'
+  algorithms = (*algorithm_flags.ALGORITHMS, *algorithm_flags.ALIASES)
+  if name in algorithms and 'algorithm' in flags.FLAGS:
+    return f'{said}; did you mean --algorithm={name}?'
+  close = difflib.get_close_matches(name, flags.FLAGS, n=1)
+  said += f'; did you mean --{close[0]}?' if close else ''
+  if re.search(r'(^| )--?algorithm[= ][^ ]*:', ' '.join(argv)):
+    said += (
+      '; keywords of your own algorithm are '
+      f'--algorithm_options={name}=VALUE,NAME=VALUE'
+    )
+  return said
+
+
+def explain_missing_preset(path: str) -> str:
+  """Returns which preset may be meant by a path where there is none.
+
+  Args:
+    path: as it was given, in quotes or not.
+  """
+  found = {p.stem: os.path.relpath(p) for p in PRESETS.glob('*.flags')}
+  name = pathlib.Path(path.strip('\'"')).stem
+  said = f'there is no preset {path}'
+  close = difflib.get_close_matches(name, found, n=1)
+  if close:
+    return f'{said}; did you mean {found[close[0]]}?'
+  where = os.path.relpath(PRESETS)
+  return f'{said}; there are {len(found)} in {where}, such as demo.flags'

@@ -1,0 +1,113 @@
+"""The learning rate of a run, by flags: how it rises, falls and ends."""
+
+import itertools
+import math
+
+from absl import flags
+import jax.numpy as jnp
+import optax
+
+from experiments.running.flags.run_config import (
+  RunConfig,
+  steps_of_epochs,
+  total_steps,
+  warmup_steps,
+)
+
+# Schedules that end with the run, so that its length decides them.
+DECAYS = ('cosine', 'linear')
+
+flags.DEFINE_float('learning_rate', 0.1, 'Learning rate gamma, at the start.')
+flags.DEFINE_list(
+  'learning_rate_drops',
+  [],
+  'Epochs after which the learning rate is divided by 10.',
+)
+flags.DEFINE_float(
+  'warmup_epochs',
+  0.0,
+  'Epochs in which the learning rate rises linearly from near 0.',
+)
+flags.DEFINE_enum(
+  'lr_schedule',
+  None,
+  ['constant', *DECAYS],
+  'How the learning rate falls, after the warm-up and until the end of the run '
+  '[constant, but for --learning_rate_drops].',
+)
+flags.DEFINE_float(
+  'lr_end', None, 'The learning rate that --lr_schedule ends at [0].'
+)
+
+
+def check(config: RunConfig) -> None:
+  """Checks the flags of the learning rate.
+
+  Raises:
+    ValueError: if a value has no sense, or does nothing for this run.
+  """
+  if not 0 < config.learning_rate < math.inf:
+    raise ValueError(f'--learning_rate must be > 0, got {config.learning_rate}')
+  grid = (0.0, *config.learning_rate_drops, math.inf)
+  if not all(a < b for a, b in itertools.pairwise(grid)):
+    raise ValueError(
+      '--learning_rate_drops must be epochs > 0 that increase, got '
+      f'{",".join(map(str, config.learning_rate_drops))}'
+    )
+  if not 0 <= config.warmup_epochs < grid[1]:
+    raise ValueError(
+      '--warmup_epochs must be >= 0 and end before the first of '
+      f'--learning_rate_drops, got {config.warmup_epochs}'
+    )
+  schedule, end = config.lr_schedule, config.lr_end
+  if schedule in DECAYS and config.learning_rate_drops:
+    raise ValueError(
+      f'--lr_schedule={schedule} and --learning_rate_drops are two schedules; '
+      'give one'
+    )
+  if end is None:
+    return
+  if schedule not in DECAYS:
+    raise ValueError(
+      '--lr_end does nothing for a constant learning rate; add '
+      f'--lr_schedule={" or ".join(DECAYS)}'
+    )
+  if not 0 <= end < math.inf:
+    raise ValueError(f'--lr_end must be >= 0, got {end}')
+
+
+def build(config: RunConfig, num_examples: int) -> optax.Schedule:
+  """Returns the learning rate, a function of the engine's step.
+
+  It is `lr_end` one step after the last. In the warm-up of w steps the rate of
+  step t is (t + 1) / w of the first one.
+
+  Raises:
+    ValueError: if the run is not longer than its warm-up.
+  """
+  rise = warmup_steps(config, num_examples)
+  whole = _falling(config, num_examples, rise)
+  if not rise:
+    return whole
+  return lambda step: whole(step) * jnp.minimum((step + 1) / rise, 1)
+
+
+def _falling(config: RunConfig, num_examples: int, rise: int) -> optax.Schedule:
+  """The learning rate without its warm-up."""
+  first, end = config.learning_rate, config.lr_end or 0.0
+  if config.lr_schedule in DECAYS:
+    steps = total_steps(config, num_examples) - rise
+    if steps < 1:
+      raise ValueError(
+        f'--warmup_epochs={config.warmup_epochs} are {rise} steps, as long as '
+        f'the run; --lr_schedule={config.lr_schedule} has no step left'
+      )
+    if config.lr_schedule == 'linear':
+      return optax.linear_schedule(first, end, steps, rise)
+    cosine = optax.cosine_decay_schedule(first, steps, end / first)
+    return lambda step: cosine(jnp.maximum(step - rise, 0))
+  drops: dict[int, float] = {}
+  for epochs in config.learning_rate_drops:
+    step = steps_of_epochs(config, num_examples, epochs)
+    drops[step] = 0.1 * drops.get(step, 1.0)
+  return optax.piecewise_constant_schedule(first, drops)

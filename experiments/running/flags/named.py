@@ -1,0 +1,361 @@
+"""Objects that a flag names: a word, and numbers after colons.
+
+`erdos_renyi:0.5` is a mixing, `feedback:top_k:0.1` a codec, `doubling:4` a
+schedule, `sgp:ring` a local step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax.base import Schedule
+from prsgd_jax.mixing import codecs
+
+
+class Run(NamedTuple):
+  """What a schedule may depend on besides the numbers of its flag.
+
+  Attributes:
+    num_steps: length of the run.
+    learning_rate: of the engine's step.
+    warmup_steps: steps in which the learning rate rises.
+    seed: of the run.
+  """
+
+  num_steps: int
+  learning_rate: optax.Schedule
+  warmup_steps: int = 0
+  seed: int = 0
+
+
+def _whole(number: Any) -> Any:
+  """A whole number as an int; any other as it is, for the library to refuse."""
+  is_whole = isinstance(number, float) and number.is_integer()
+  return int(number) if is_whole else number
+
+
+def _qsr(run: Run, alpha: float, base_period: float) -> Schedule:
+  return pr.schedules.qsr(
+    run.learning_rate,
+    alpha=alpha,
+    base_period=_whole(base_period),
+    num_steps=run.num_steps,
+    warmup_steps=run.warmup_steps,
+  )
+
+
+MIXINGS: dict[str, Callable[..., pr.mixing.Mixing]] = {
+  'ring': pr.graphs.ring,
+  'torus': lambda num_rows=None: pr.graphs.torus(_whole(num_rows)),
+  'exponential': pr.graphs.exponential,
+  'hypercube': pr.graphs.hypercube,
+  'star': pr.graphs.star,
+  'complete': pr.graphs.complete,
+  'erdos_renyi': lambda p, seed=0: pr.graphs.erdos_renyi(p, seed=_whole(seed)),
+  'one_peer_exponential': pr.graphs.one_peer_exponential,
+  'base_graph': lambda max_degree=1: pr.graphs.base_graph(_whole(max_degree)),
+  'random_matching': pr.graphs.random_matching,
+  'random_neighbor': pr.graphs.random_neighbor,
+  'independent_neighbors': pr.graphs.independent_neighbors,
+  'group_mean': lambda group_size: pr.mixing.group_mean(_whole(group_size)),
+  'mean': pr.mixing.mean,
+}
+COMPRESSORS: dict[str, Callable[..., codecs.Compressor]] = {
+  'uncompressed': codecs.uncompressed,
+  'stochastic_levels': lambda levels: codecs.stochastic_levels(_whole(levels)),
+  'ternary': codecs.ternary,
+  'signs': codecs.signs,
+  'top_k': lambda fraction, *, values=None: codecs.top_k(fraction, values),
+  'chunked_top_k': lambda num_kept=64, chunk=64, *, values=None: (
+    codecs.chunked_top_k(_whole(num_kept), chunk=_whole(chunk), values=values)
+  ),
+  'random_k': codecs.random_k,
+  'small_float': lambda exponent_bits, mantissa_bits: codecs.small_float(
+    _whole(exponent_bits), _whole(mantissa_bits)
+  ),
+  'e3m0': codecs.e3m0,
+  'bin_means': lambda bins=4, sigmas=6.0: codecs.bin_means(
+    _whole(bins), sigmas=sigmas
+  ),
+}
+# Compressors that another one may follow: it codes the values they keep.
+OF_VALUES = ('top_k', 'chunked_top_k')
+# Codecs of a compressor, which stands after their numbers.
+CODECS: dict[str, Callable[..., pr.codecs.Codec]] = {
+  'feedback': pr.codecs.feedback,
+  'difference': pr.codecs.difference,
+  'among_senders': pr.codecs.among_senders,
+  'frequencies': lambda codec, chunk=64: pr.codecs.frequencies(
+    codec, chunk=_whole(chunk)
+  ),
+}
+# Those in which a codec with memory may stand, too.
+OF_CODECS = ('among_senders', 'frequencies')
+OUTER: dict[str, Callable[..., optax.GradientTransformation]] = {
+  'sgd': lambda rate=1.0, momentum=0.0: optax.sgd(rate, momentum or None),
+  'nesterov': lambda rate=0.7, momentum=0.9: optax.sgd(
+    rate, momentum, nesterov=True
+  ),
+  'adam': lambda rate=1e-2: optax.adam(rate, b2=0.99, eps=1e-3),
+  'yogi': lambda rate=1e-2: optax.yogi(rate, b2=0.99, eps=1e-3),
+  'adagrad': lambda rate=1e-2: optax.adagrad(rate, eps=1e-3),
+}
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+  'every': lambda run, period: pr.schedules.every(_whole(period)),
+  'doubling': lambda run, first, rounds_each=1: pr.schedules.doubling(
+    _whole(first), num_steps=run.num_steps, rounds_each=_whole(rounds_each)
+  ),
+  'linear_growth': lambda run, first, increment: pr.schedules.linear_growth(
+    _whole(first), increment=_whole(increment), num_steps=run.num_steps
+  ),
+  'with_probability': lambda run, probability: pr.schedules.with_probability(
+    probability, num_steps=run.num_steps, seed=run.seed
+  ),
+  'qsr': _qsr,
+  'post_local': lambda run, switch_step, period: pr.schedules.post_local(
+    _whole(switch_step), _whole(period)
+  ),
+  'at': lambda run, *steps: pr.schedules.at_steps(
+    [_whole(step) for step in steps]
+  ),
+  'intervals': lambda run, *lengths: pr.schedules.intervals(
+    [_whole(length) for length in lengths]
+  ),
+}
+# Schedules whose numbers are a list of any length, with + or a comma between.
+LISTED = ('at', 'intervals')
+# Schedules whose first T steps are others if the run is longer than T.
+OF_LENGTH = ('qsr',)
+# Algorithms that other algorithms may have as their local step.
+LOCAL: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
+  'k_avg': pr.k_avg,
+  'd_psgd': pr.d_psgd,
+  'diffusion': pr.diffusion,
+  'sgp': pr.sgp,
+}
+
+
+def mixing(flag: str, given: str) -> pr.mixing.Mixing:
+  """Returns the mixing that a flag names, such as 'erdos_renyi:0.5'.
+
+  Args:
+    flag: whose value it is.
+    given: its value.
+
+  Raises:
+    ValueError: if there is none of that name, or its numbers are wrong.
+  """
+  return _made(flag, given, MIXINGS, given)
+
+
+def compressor(flag: str, given: str) -> codecs.Compressor:
+  """Returns the compressor that a flag names, such as 'top_k:0.1'.
+
+  In 'top_k:0.1:e3m0' the second one codes the values that the first one keeps.
+
+  Args:
+    flag: whose value it is.
+    given: its value.
+
+  Raises:
+    ValueError: if there is none of that name, or its numbers are wrong.
+  """
+  return _compressor(flag, given, given)
+
+
+def _compressor(flag: str, given: str, text: str) -> codecs.Compressor:
+  name, *parts = text.split(':')
+  make = _choose(flag, given, name, COMPRESSORS)
+  if name not in OF_VALUES:
+    return _call(flag, given, make, *_numbers(flag, parts))
+  numbers, rest = _split(parts)
+  if not rest:
+    return _call(flag, given, make, *numbers)
+  values = _compressor(flag, given, rest)
+  return _call(flag, given, make, *numbers, values=values)
+
+
+def codec(flag: str, given: str) -> pr.codecs.Codec | codecs.Compressor:
+  """Returns the codec that a flag names.
+
+  A compressor is one; 'feedback:top_k:0.1' and, with a decay,
+  'feedback:0.9:top_k:0.1' have a memory; 'among_senders:feedback:top_k:0.1' is
+  a codec of a codec.
+
+  Args:
+    flag: whose value it is.
+    given: its value.
+
+  Raises:
+    ValueError: if there is none of that name, or its numbers are wrong.
+  """
+  return _codec(flag, given, given)
+
+
+def _codec(
+  flag: str, given: str, text: str
+) -> pr.codecs.Codec | codecs.Compressor:
+  name, *parts = text.split(':')
+  if name not in CODECS:
+    _choose(flag, given, name, {**COMPRESSORS, **CODECS})
+    return _compressor(flag, given, text)
+  numbers, rest = _split(parts)
+  if not rest:
+    raise ValueError(
+      f'--{flag}={given}: {name} needs a compressor, such as {name}:top_k:0.1'
+    )
+  inside = (_codec if name in OF_CODECS else _compressor)(flag, given, rest)
+  return _call(flag, given, CODECS[name], inside, *numbers)
+
+
+def outer(flag: str, given: str) -> optax.GradientTransformation:
+  """Returns the outer optimizer that a flag names, such as 'nesterov:0.7'.
+
+  Args:
+    flag: whose value it is.
+    given: its value.
+
+  Raises:
+    ValueError: if there is none of that name, or its numbers are wrong.
+  """
+  name, *texts = given.split(':')
+  _choose(flag, given, name, OUTER)
+  numbers = _numbers(flag, texts)
+  if not all(number > 0 for number in numbers):
+    raise ValueError(f'--{flag}={given}: the numbers must be > 0')
+  return _call(flag, given, OUTER[name], *numbers)
+
+
+def schedule(flag: str, given: str, run: Run) -> Schedule:
+  """Returns the schedule that a flag names, such as 'doubling:4'.
+
+  Args:
+    flag: whose value it is.
+    given: its value.
+    run: what the schedule may depend on.
+
+  Raises:
+    ValueError: if there is none of that name, or its numbers are wrong.
+  """
+  name, colon, rest = given.partition(':')
+  _choose(flag, given, name, SCHEDULES)
+  separator = '[,+]' if name in LISTED else ':'
+  if name in LISTED and not colon:
+    raise ValueError(
+      f'--{flag}={given}: {name} needs a list, such as {name}:3+7+11'
+    )
+  numbers = _numbers(flag, re.split(separator, rest) if colon else [])
+  return _call(flag, given, SCHEDULES[name], run, *numbers)
+
+
+def depends_on_length(given: str) -> bool:
+  """Whether a longer run would have another schedule from the start."""
+  return given.partition(':')[0] in OF_LENGTH
+
+
+def local(
+  flag: str, given: str, tx: optax.GradientTransformation
+) -> pr.base.ReplicaTransformation:
+  """Returns the local step that a flag names.
+
+  It is an algorithm, then its period and its mixing if they are not the default
+  ones: 'sgp', 'sgp:ring', 'k_avg:2:group_mean:4'.
+
+  Args:
+    flag: whose value it is.
+    given: its value.
+    tx: the optimizer of the local step.
+
+  Raises:
+    ValueError: if there is none of that name, or its numbers are wrong.
+  """
+  name, *parts = given.split(':')
+  make = _choose(flag, given, name, LOCAL)
+  numbers, rest = _split(parts)
+  keywords: dict[str, Any] = dict(zip(('period',), map(_whole, numbers)))
+  if rest:
+    found = _made(flag, given, MIXINGS, rest)
+    if 'mixing' in inspect.signature(make).parameters:
+      keywords['mixing'] = found
+    else:
+      keywords['average'] = pr.sync(found)
+  return _call(flag, given, make, tx, *numbers[1:], **keywords)
+
+
+# The type of a keyword -> what reads its flag, and the names there are.
+READERS: dict[Any, tuple[Callable[[str, str], Any], Sequence[str]]] = {
+  pr.mixing.Mixing: (mixing, tuple(MIXINGS)),
+  codecs.Compressor: (compressor, tuple(COMPRESSORS)),
+  pr.codecs.Codec: (codec, (*COMPRESSORS, *CODECS)),
+  optax.GradientTransformation: (outer, tuple(OUTER)),
+}
+
+
+def _choose(
+  flag: str, given: str, name: str, table: Mapping[str, Callable[..., Any]]
+) -> Callable[..., Any]:
+  if name not in table:
+    raise ValueError(f'unknown --{flag}={given}; use one of {", ".join(table)}')
+  return table[name]
+
+
+def _made(
+  flag: str, given: str, table: Mapping[str, Callable[..., Any]], text: str
+) -> Any:
+  """What `text`, a name with numbers, makes; `given` is for the messages."""
+  name, *texts = text.split(':')
+  make = _choose(flag, given, name, table)
+  return _call(flag, given, make, *_numbers(flag, texts))
+
+
+def _call(
+  flag: str, given: str, make: Callable[..., Any], *args: Any, **keywords: Any
+) -> Any:
+  try:
+    inspect.signature(make).bind(*args, **keywords)
+  except TypeError as error:
+    raise ValueError(f'--{flag}={given}: {error}') from None
+  return make(*args, **keywords)
+
+
+def _split(parts: Sequence[str]) -> tuple[list[float], str]:
+  """The numbers that come first, and the rest as text."""
+  count = 0
+  while count < len(parts) and _is_number(parts[count]):
+    count += 1
+  return [float(part) for part in parts[:count]], ':'.join(parts[count:])
+
+
+def _numbers(flag: str, texts: Sequence[str]) -> list[float]:
+  return [number(flag, float, text) for text in texts]
+
+
+def _is_number(text: str) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
+
+
+def number(flag: str, kind: type, text: str) -> Any:
+  """Returns a number that a flag holds as text.
+
+  Args:
+    flag: whose value it is.
+    kind: int or float.
+    text: the number.
+
+  Raises:
+    ValueError: if it is not one.
+  """
+  try:
+    return kind(text)
+  except ValueError:
+    raise ValueError(
+      f'--{flag} expects {kind.__name__} numbers, got {text!r}'
+    ) from None

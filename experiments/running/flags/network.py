@@ -1,0 +1,72 @@
+"""The machines and links that the time of a run is modeled on, by flags."""
+
+from absl import flags
+
+import prsgd_jax as pr
+from prsgd_jax.checks import check_number
+from prsgd_jax.ledger.network import LEAST, MOST, NETWORK, Link, check_time
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_float(
+  'step_time', NETWORK.step_time, 'Modeled seconds of a gradient at speed 1.'
+)
+flags.DEFINE_list(
+  'replica_speeds', [], 'Modeled speed of each replica, as numbers [all 1].'
+)
+flags.DEFINE_float(
+  'jitter',
+  NETWORK.jitter,
+  "Modeled standard deviation of a step time's logarithm.",
+)
+flags.DEFINE_float(
+  'latency', NETWORK.links['global'].latency, 'Modeled seconds per message.'
+)
+flags.DEFINE_float(
+  'bandwidth', NETWORK.links['global'].bandwidth, 'Modeled bytes per second.'
+)
+flags.DEFINE_float(
+  'group_latency',
+  NETWORK.links['group'].latency,
+  'Modeled seconds per message inside a group.',
+)
+flags.DEFINE_float(
+  'group_bandwidth',
+  NETWORK.links['group'].bandwidth,
+  'Modeled bytes per second of a link inside a group.',
+)
+
+
+def from_flags(
+  values: flags.FlagValues, num_replicas: int
+) -> pr.ledger.Network:
+  """The network that the flags describe.
+
+  Raises:
+    ValueError: if it is not one of so many replicas.
+  """
+  for name in ('step_time', 'jitter', 'latency', 'group_latency'):
+    check_time(f'--{name}', getattr(values, name))
+  for name in ('bandwidth', 'group_bandwidth'):
+    # Finite, as the numbers of a JSON file are.
+    check_number(
+      f'--{name}', getattr(values, name), lambda x: LEAST <= x <= MOST,
+      f'> 0, in [{LEAST:g}, {MOST:g}] bytes per second',
+    )  # fmt: skip
+  between = Link(values.latency, values.bandwidth)
+  inside = Link(values.group_latency, values.group_bandwidth)
+  try:
+    speeds = tuple(float(s) for s in values.replica_speeds)
+  except ValueError:
+    given = ','.join(values.replica_speeds)
+    raise ValueError(
+      f'--replica_speeds expects numbers, got {given!r}'
+    ) from None
+  network = pr.ledger.Network(
+    links={'global': between, 'group': inside, 'neighbor': between},
+    step_time=values.step_time,
+    speeds=speeds,
+    jitter=values.jitter,
+  )
+  network.check(num_replicas)
+  return network

@@ -1,0 +1,150 @@
+"""A run as a value, and what follows from it: its name, its length."""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.running.flags import algorithm_flags, averages, named
+from experiments.running.records import slugs
+from prsgd_jax.checks import MAX_STEPS
+from prsgd_jax.data.datasets import Dataset
+
+# Flags of the algorithms, and those that stand for an argument of many: when
+# they average, their local step, what an average does.
+OPTIONS = (
+  *algorithm_flags.FLAG_KINDS,
+  'when',
+  'local',
+  *averages.OPTIONS,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+  """What determines the trajectory of a run, and how long it is.
+
+  Attributes:
+    options: of the algorithm, by the names of the flags; those given only. A
+      keyword of the user's own algorithm has its own name.
+    model_options: of the model, by name, as text; None for none.
+  """
+
+  algorithm: str
+  options: Mapping[str, Any]
+  dataset: str
+  text_file: str | None = None
+  sequence_length: int | None = None
+  model: str
+  model_options: Mapping[str, str] | None = None
+  num_replicas: int
+  batch_size: int
+  partition: str
+  dirichlet_alpha: float | None
+  augment: bool
+  learning_rate: float
+  learning_rate_drops: tuple[float, ...]
+  warmup_epochs: float = 0.0
+  lr_schedule: str | None = None
+  lr_end: float | None = None
+  optimizer: str
+  momentum: float
+  nesterov: bool
+  adam_b1: float | None = None
+  adam_b2: float | None = None
+  adam_eps: float | None = None
+  clip_norm: float | None = None
+  weight_decay: float
+  label_smoothing: float | None = None
+  dtype: str
+  seed: int
+  num_epochs: float
+  num_steps: int | None
+
+  def description(self, dataset: Dataset) -> dict[str, Any]:
+    """Returns what a checkpoint is compared by: all but the run's length.
+
+    The length counts where the steps of the algorithm, of its schedule or of
+    the learning rate depend on it. Data count by their contents, not by the
+    path of a file.
+    """
+    fields = dataclasses.asdict(self)
+    of_length = named.depends_on_length(self.options.get('when', ''))
+    of_length |= 'num_steps' in algorithm_flags.keywords(self.algorithm)
+    of_length |= self.lr_schedule not in (None, 'constant')
+    if not of_length:
+      del fields['num_epochs'], fields['num_steps']
+    del fields['text_file']
+    data = fingerprint((dataset.train, dataset.test))
+    return {**fields, 'data': data}
+
+  def own(self) -> tuple[str, ...]:
+    """The names that may be of the user's own objects."""
+    return (self.algorithm, self.model, self.dataset)
+
+  def label(self) -> str:
+    """Short and telling, such as 'pr_sgd period=4'."""
+    names = [n for n in OPTIONS if n in self.options]
+    names += [n for n in self.options if n not in OPTIONS]
+    options = [f'{n}={self.options[n]}' for n in names]
+    return ' '.join([self.algorithm, *options]).replace(',', '+')
+
+  def slug(self) -> str:
+    """The label as the name of a directory; a long one ends in a hash."""
+    return slugs.shorten(self.label().replace(' ', '-').replace('=', ''))
+
+
+def total_steps(config: RunConfig, num_examples: int) -> int:
+  """Length of the run in steps.
+
+  Raises:
+    ValueError: if its epochs are more steps than a run can have.
+  """
+  if config.num_steps is not None:
+    return config.num_steps
+  steps = _steps(config, num_examples, config.num_epochs)
+  if steps > MAX_STEPS:
+    raise ValueError(
+      f'--num_epochs must be at most 2**31 - 1 = {MAX_STEPS} steps, got '
+      f'{config.num_epochs}, which is {steps:.3g} steps'
+    )
+  return int(steps)
+
+
+def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
+  """Returns the first step by which that many epochs are done.
+
+  It is 2^31 - 1, the end of the longest run, if that is before.
+  """
+  return int(min(_steps(config, num_examples, epochs), MAX_STEPS))
+
+
+def _steps(config: RunConfig, num_examples: int, epochs: float) -> float:
+  per_step = config.num_replicas * config.batch_size
+  steps = epochs * num_examples / per_step  # infinite for 1e308 epochs
+  return max(1, math.ceil(round(steps, 6))) if steps < 2**53 else steps
+
+
+def warmup_steps(config: RunConfig, num_examples: int) -> int:
+  """Returns the number of steps in which the learning rate rises."""
+  if not config.warmup_epochs:
+    return 0
+  return steps_of_epochs(config, num_examples, config.warmup_epochs)
+
+
+def fingerprint(data: Any) -> str:
+  """A digest of arrays by their shapes and contents.
+
+  Args:
+    data: tree of arrays.
+  """
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(data):
+    array = np.asarray(leaf)
+    digest.update(str(array.shape).encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()[:16]

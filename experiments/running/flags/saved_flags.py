@@ -1,0 +1,155 @@
+"""The flags of a run, as its directory keeps them and gives them back."""
+
+from collections.abc import Mapping
+import os
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from experiments.running.flags import config as configs
+from experiments.running.flags import dotted
+from experiments.running.flags.run_config import OPTIONS, RunConfig
+from experiments.running.records import differences, json_files, records
+
+# What a resumed run may have otherwise than before.
+MAY_CHANGE = (
+  *differences.MAY_CHANGE,
+  'checkpoint_every',
+  'data_dir',
+  'eval_every',
+  'keep',
+  'logger',
+  'num_devices',
+  'num_epochs',
+  'num_steps',
+  'progress',
+  'workdir',
+)
+_LENGTHS = ('num_steps', 'num_epochs')
+
+
+def of_run(config: RunConfig) -> dict[str, Any]:
+  """Returns the flags that make a run, None for those that it does not use.
+
+  Args:
+    config: the run, which may differ from the flags of the program.
+  """
+  found = {
+    **configs.all_flags(),
+    **_option_flags(config.algorithm, config.options),
+    'algorithm': config.algorithm,
+    'momentum': config.momentum,
+    'num_steps': config.num_steps,
+    'num_epochs': None if config.num_steps is not None else config.num_epochs,
+  }
+  if found['init_from'] is not None:
+    found['init_from'] = os.path.abspath(found['init_from'])
+  return found
+
+
+def _option_flags(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """The flags that give an algorithm its options, None for the others.
+
+  Keywords of the user's own algorithm may have no flag, the name of another
+  flag, or one of another type. --algorithm_options gives those.
+  """
+  found: dict[str, Any] = dict.fromkeys(OPTIONS)
+  if not dotted.is_dotted(algorithm):
+    return {**found, **options}
+  rest = []
+  for name, value in options.items():
+    if name in OPTIONS and _is_of(flags.FLAGS[name].flag_type(), value):
+      found[name] = value
+    else:
+      rest.append(f'{name}={value}')
+  return {**found, 'algorithm_options': rest or None}
+
+
+# What flags of a type are in JSON.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+  'bool': bool,
+  'comma separated list of strings': list,
+  'float': (int, float),
+  'int': int,
+  'string': str,
+  'string enum': str,
+}
+
+
+def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
+  """Sets the flags to those of the run in a directory.
+
+  Args:
+    values: the flags; those given stay as they are.
+    workdir: of the run.
+
+  Raises:
+    ValueError: if there is no run, or a flag is given that cannot change, or
+      the file has a value of another kind.
+  """
+  if not (workdir / records.CONFIG).exists():
+    raise ValueError(f'there is no run in {workdir}; leave out --resume')
+  config = records.read_config(workdir)
+  description = config['description']
+  algorithm = description.get('algorithm', values.algorithm)
+  options = _open_options(values, description.get('options', {}))
+  saved = {
+    **config['flags'],
+    **_option_flags(algorithm, options),
+    'algorithm': algorithm,
+  }
+  given = {name for name in saved if name in values and values[name].present}
+  if 'algorithm_options' in given:
+    given.remove('algorithm_options')
+    # Compared with those of the run when both are parsed.
+    own = [*values.algorithm_options, *(saved['algorithm_options'] or ())]
+    saved['algorithm_options'] = own
+  for name in sorted(given - set(MAY_CHANGE)):
+    if _plain(values[name].value) != _plain(saved[name]):
+      text = (saved[name], values[name].value)
+      raise ValueError(differences.refusal(workdir, name, *text))
+  if given & set(_LENGTHS):
+    given |= set(_LENGTHS)
+  for name, value in saved.items():
+    if name in values and name not in given and value is not None:
+      flag = values[name]
+      if not _is_of(flag.flag_type(), value):
+        raise json_files.damaged(
+          workdir / records.CONFIG,
+          f'{name}: expected {flag.flag_type()}, got {value!r}',
+        )
+      if name != 'workdir' and _plain(flag.value) != _plain(value):
+        flag.value = value
+        flag.present = 1
+        flag.using_default_value = False
+
+
+def _is_of(kind: str, value: Any) -> bool:
+  """Whether a value is what flags of a type are in JSON; True is no number."""
+  if isinstance(value, bool):
+    return kind == 'bool'
+  if isinstance(value, list) and not all(isinstance(x, str) for x in value):
+    return False
+  return isinstance(value, _KINDS.get(kind, object))
+
+
+def _open_options(
+  values: flags.FlagValues, options: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The options of a run but for those that --algorithm_options gives."""
+  texts = values.algorithm_options or ()
+  given = {text.partition('=')[0] for text in texts}
+  return {n: v for n, v in options.items() if n not in given}
+
+
+def _plain(value: Any) -> Any:
+  """A value of a flag to compare: numbers in lists as such, paths absolute."""
+  if isinstance(value, list | tuple):
+    return [_plain(inner) for inner in value]
+  if isinstance(value, str):
+    try:
+      return float(value)
+    except ValueError:
+      return os.path.abspath(value) if os.sep in value else value
+  return value

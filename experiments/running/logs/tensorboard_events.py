@@ -1,0 +1,128 @@
+"""TensorBoard's event files, written by the process that has the values.
+
+tensorboardX's own writers put events into a queue for a thread. Where a disk is
+full the thread dies, the queue fills up, and the program waits for ever. Here
+each record is one write, so that an error is an error.
+"""
+
+import os
+import platform
+import struct
+import time
+
+from tensorboardX import record_writer, summary
+from tensorboardX.proto import event_pb2, summary_pb2
+
+from experiments.running.logs import loggers
+from experiments.running.records import records, writing
+
+DIRECTORY = 'tensorboard'
+# The measures to compare runs by, in TensorBoard's table of hyperparameters.
+MEASURES = ('test/accuracy', 'test/loss', 'train/loss', 'comm/bytes_sent')
+_COMMUNICATION = (
+  'rounds',
+  'bytes_sent',
+  'modeled_seconds',
+  'consensus_distance',
+)
+
+
+def tensorboard(run: loggers.Run) -> loggers.Logger:
+  """Writes the records, and at the start the flags, as TensorBoard reads them.
+
+  Points of an interrupted run that are made again are not shown twice: the new
+  file tells TensorBoard to drop those after the step that it starts from.
+
+  Raises:
+    WriteError: if they cannot be written, also by `write`.
+  """
+  directory = (run.workdir / DIRECTORY).absolute()
+  with writing.reported(directory):
+    directory.mkdir(exist_ok=True)
+    first = not any(directory.iterdir()) or run.start == 0
+    path = directory / _file_name(run)
+    file = open(path, 'ab', buffering=0)  # noqa: SIM115
+
+  def put(event: event_pb2.Event) -> None:
+    event.wall_time = time.time()
+    with writing.reported(path):
+      writing.append(file, _framed(event.SerializeToString()))
+
+  def write(record: records.Record) -> None:
+    values = [
+      summary_pb2.Summary.Value(tag=tag, simple_value=value)
+      for tag, value in scalars(record).items()
+    ]
+    shown = summary_pb2.Summary(value=values)
+    put(event_pb2.Event(step=record['step'], summary=shown))
+
+  def close() -> None:
+    with writing.reported(path):
+      file.close()
+
+  put(event_pb2.Event(file_version='brain.Event:2'))
+  began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+  # Drops what is at this step or later; at the start, all there is.
+  again_from = run.start + 1 if run.start else 0
+  put(event_pb2.Event(step=again_from, session_log=began))
+  if first:
+    for shown in _described(run):
+      put(event_pb2.Event(summary=shown))
+  return loggers.Logger(write, close)
+
+
+def scalars(record: records.Record) -> dict[str, float]:
+  """The numbers of a record, by tags that TensorBoard shows in groups.
+
+  Example:
+
+    >>> scalars({'step': 5, 'loss': 0.5, 'test_loss': 1.0, 'rounds': 2})
+    {'train/loss': 0.5, 'test/loss': 1.0, 'comm/rounds': 2}
+    >>> scalars({'bytes_by_tier': {'group': 96.0}})
+    {'comm/bytes_sent/group': 96.0}
+  """
+  found: dict[str, float] = {}
+  for name, value in record.items():
+    if name == 'bytes_by_tier':
+      found |= {f'comm/bytes_sent/{tier}': v for tier, v in value.items()}
+    elif name != 'step' and isinstance(value, float | int):
+      found[_tag(name)] = value
+  return found
+
+
+def _tag(name: str) -> str:
+  if name in _COMMUNICATION:
+    return f'comm/{name}'
+  if name.startswith('test_'):
+    return f'test/{name.removeprefix("test_")}'
+  return f'train/{name}'
+
+
+def _described(run: loggers.Run) -> list[summary_pb2.Summary]:
+  """The flags: as hyperparameters, and as text."""
+  flags = {
+    name: value if isinstance(value, bool | int | float | str) else str(value)
+    for name, value in run.flags.items()
+    if value is not None and value != []
+  }
+  rows = ''.join(
+    f'| {name} | {str(value).replace("|", "&#124;")} |\n'
+    for name, value in flags.items()
+  )
+  text = f'{run.label}\n\n| flag | value |\n|---|---|\n{rows}'
+  hyperparameters = summary.hparams(flags, dict.fromkeys(MEASURES, 0.0))
+  return [*hyperparameters, summary.text('flags', text)]
+
+
+def _file_name(run: loggers.Run) -> str:
+  """A name of its own: a run may be resumed within one second, or at once."""
+  place = f'{platform.node()}.{os.getpid()}.{time.time_ns() % 10**9}'
+  return f'events.out.tfevents.{int(time.time())}.{place}'
+
+
+def _framed(data: bytes) -> bytes:
+  """One record of a TFRecord file: length and data, each with its check sum."""
+  length = struct.pack('<Q', len(data))
+  sums = (record_writer.masked_crc32c(x) for x in (length, data))
+  first, second = (struct.pack('<I', x) for x in sums)
+  return length + first + data + second

@@ -1,0 +1,1 @@
+"""Figures and tables, and the programs that write those of the project."""

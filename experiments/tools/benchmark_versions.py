@@ -1,0 +1,168 @@
+"""Measures the engine of this checkout against that of an older one.
+
+  git worktree add ../before COMMIT
+  python experiments/tools/benchmark_versions.py --before=../before
+
+Both run in this process, in turn, on the same batches. The older package is
+copied under another name. A ratio is of the medians of steps per second, so
+that 1 is as fast as before, and of the bytes that the compiled programs ask for
+on one device. `--control` measures the older one against itself: how far from 1
+a ratio is by noise.
+"""
+
+from experiments.running.process import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
+from collections.abc import Callable, Mapping
+import importlib
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import benchmark
+from experiments.running.flags import cli
+from experiments.running.records import records
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string(
+  'before', None, 'Root of the older checkout.', required=True
+)
+flags.DEFINE_list(
+  'algorithms',
+  ['pr_sgd', 'k_avg', 'slowmo', 'scaffold', 'choco_sgd', 'sgp'],
+  'Which of pr_sgd, k_avg, slowmo, scaffold, choco_sgd and sgp.',
+)
+flags.DEFINE_list(
+  'devices', ['2', '8'], 'Numbers of devices, one replica each.'
+)
+flags.DEFINE_integer('repeats', 51, 'Measurements of each version.')
+flags.DEFINE_bool('control', False, 'Measure the older one against itself.')
+flags.adopt_module_key_flags(cli)
+
+RATE = 0.01
+OPTIMIZER = optax.sgd(RATE, momentum=0.9)
+# Both versions spell these the same.
+ALGORITHMS: Mapping[str, Callable[[ModuleType], Any]] = {
+  'pr_sgd': lambda pr: pr.pr_sgd(OPTIMIZER, period=4),
+  'k_avg': lambda pr: pr.k_avg(OPTIMIZER, period=4),
+  'slowmo': lambda pr: pr.slowmo(
+    OPTIMIZER, period=4, learning_rate=RATE, slow_momentum=0.5
+  ),
+  'scaffold': lambda pr: pr.scaffold(
+    optax.sgd(RATE), period=4, learning_rate=RATE
+  ),
+  'choco_sgd': lambda pr: pr.choco_sgd(
+    OPTIMIZER,
+    mixing=pr.graphs.ring(),
+    compressor=pr.codecs.top_k(0.1),
+    consensus_step_size=0.3,
+  ),
+  'sgp': lambda pr: pr.sgp(OPTIMIZER),
+}
+
+
+def load(root: pathlib.Path, name: str) -> ModuleType:
+  """The package of a checkout, imported under another name."""
+  copy = pathlib.Path(tempfile.mkdtemp()) / name
+  for path in (root / 'prsgd_jax').rglob('*'):
+    there = copy / path.relative_to(root / 'prsgd_jax')
+    if path.suffix == '.py':
+      there.parent.mkdir(parents=True, exist_ok=True)
+      there.write_text(path.read_text().replace('prsgd_jax', name))
+    elif path.suffix == '.gz':
+      there.parent.mkdir(parents=True, exist_ok=True)
+      there.write_bytes(path.read_bytes())
+  sys.path.insert(0, str(copy.parent))
+  return importlib.import_module(name)
+
+
+def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
+  """One version's compiled loop over the digits."""
+  classification = importlib.import_module(f'{pr.__name__}.classification')
+  mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
+  task = classification.classifier(case.model)
+  sampler = pr.shared(
+    len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
+  )
+  algorithm = ALGORITHMS[name](pr)
+  image = jnp.zeros((1, *case.data['image'].shape[1:]))
+  params, model_state = task.init(jax.random.key(0), {'image': image})
+  state = pr.engine.create_train_state(mesh, algorithm, params, model_state)
+  train_steps = pr.engine.make_resident_train_steps(
+    mesh,
+    algorithm,
+    task.loss_fn,
+    pr.engine.make_batch_fn(mesh, sampler, _to_float),
+  )
+  data = mesh.replicate(case.data)
+  steps = case.steps_per_dispatch
+  memory = benchmark.memory_of(train_steps, state, data, steps)
+  return benchmark.make_loop(train_steps, state, data, steps, memory)
+
+
+def _to_float(key: jax.Array, batch: Any) -> Any:
+  del key
+  return {**batch, 'image': batch['image'] / jnp.float32(16)}
+
+
+def measure(
+  before: ModuleType, after: ModuleType, name: str, case: benchmark.Case
+) -> dict[str, float]:
+  """The two in turn: (ratio of the rates, ratio of the memory, steps/s)."""
+  loops = [make_loop(pr, name, case) for pr in (before, after)]
+  rates: tuple[list[float], list[float]] = ([], [])
+  for i in range(FLAGS.repeats):
+    for which in (0, 1) if i % 2 else (1, 0):
+      begun = time.perf_counter()
+      for _ in range(case.dispatches):
+        metrics = loops[which].run()
+      jax.block_until_ready(metrics)
+      steps = case.dispatches * case.steps_per_dispatch
+      rates[which].append(steps / (time.perf_counter() - begun))
+  medians = [statistics.median(r) for r in rates]
+  return {
+    'speed': medians[1] / medians[0],
+    'memory': loops[1].bytes_per_device / loops[0].bytes_per_device,
+    'steps_per_second': medians[1],
+  }
+
+
+def main() -> None:
+  cli.make_fake_devices(8)
+  before = load(pathlib.Path(FLAGS.before), 'prsgd_before')
+  if FLAGS.control:
+    after = load(pathlib.Path(FLAGS.before), 'prsgd_again')
+  else:
+    after = importlib.import_module('prsgd_jax')
+  found = {}
+  print(
+    '| algorithm | devices | speed | memory | steps/s |\n|---|---|---|---|---|'
+  )
+  for devices in FLAGS.devices:
+    case = benchmark.make_case('mlp2', FLAGS.data_dir)
+    case = case._replace(num_devices=int(devices))
+    for name in FLAGS.algorithms:
+      row = found[f'{name}_{devices}'] = measure(before, after, name, case)
+      print(
+        f'| {name} | {devices} | {row["speed"]:.3f} | {row["memory"]:.3f} '
+        f'| {row["steps_per_second"]:.0f} |',
+        flush=True,
+      )
+  print(f'\n{json.dumps({"machine": records.machine(), "cases": found})}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,92 @@
+"""Runs the notebooks and writes their outputs into them.
+
+  python experiments/tools/execute_notebooks.py [NOTEBOOK ...]
+
+Without names, all of `experiments/notebooks`. Each runs from the start, in a
+kernel and in the directory of its own; one that fails is left as it was. What
+is written is what the code says and shows, without times, versions and
+warnings (which go to stderr), so that the same outputs are the same file. A
+digest of the code lets the tests tell outputs that are stale.
+"""
+
+from experiments.running.process import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
+import hashlib
+import pathlib
+
+import nbclient
+from nbclient.exceptions import CellTimeoutError
+import nbformat
+
+from experiments.running.flags import cli
+from experiments.running.process import messages
+from experiments.running.records import writing
+
+NOTEBOOKS = pathlib.Path(__file__).parents[1] / 'notebooks'
+# As Colab and Jupyter name it.
+METADATA = {
+  'kernelspec': {
+    'display_name': 'Python 3',
+    'language': 'python',
+    'name': 'python3',
+  },
+  'language_info': {'name': 'python'},
+}
+CELL_SECONDS = 600
+
+
+def main(*paths: str) -> None:
+  for path in map(pathlib.Path, paths or sorted(NOTEBOOKS.glob('*.ipynb'))):
+    print(f'== {path.name}', flush=True)
+    with cli.one_line_errors(OSError, nbformat.reader.NotJSONError):
+      notebook = nbformat.read(path, as_version=4)
+    # An error of a cell keeps its traceback: that is the notebook's own code.
+    with cli.one_line_errors(CellTimeoutError):
+      warnings = execute(notebook, path.parent)
+    if warnings:
+      messages.warn(f'{path.name}: {warnings}')
+    writing.write_text(path, nbformat.writes(notebook) + '\n')
+
+
+def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> str:
+  """Runs all cells in order and keeps what they say on stdout and show.
+
+  Returns:
+    What they said on stderr.
+
+  Raises:
+    nbclient.exceptions.CellExecutionError: if a cell fails.
+    nbclient.exceptions.CellTimeoutError: if one does not end.
+  """
+  client = nbclient.NotebookClient(
+    notebook,
+    timeout=CELL_SECONDS,
+    kernel_name=METADATA['kernelspec']['name'],
+    record_timing=False,
+    coalesce_streams=True,
+    extra_arguments=['--log-level=ERROR'],
+    resources={'metadata': {'path': str(directory)}},
+  )
+  client.execute()
+  warnings = []
+  for cell in notebook.cells:
+    cell.metadata.clear()
+    if cell.cell_type == 'code':
+      warnings += [o.text for o in cell.outputs if o.get('name') == 'stderr']
+      cell.outputs = [o for o in cell.outputs if o.get('name') != 'stderr']
+  digest = {'prsgd_jax': {'code': code_digest(notebook)}}
+  notebook.metadata = nbformat.from_dict({**METADATA, **digest})
+  return ''.join(warnings)
+
+
+def code_digest(notebook: nbformat.NotebookNode) -> str:
+  """Of the code, in its order: what the outputs are of."""
+  code = [cell.source for cell in notebook.cells if cell.cell_type == 'code']
+  return hashlib.sha256('\0'.join(code).encode()).hexdigest()
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,94 @@
+"""Figures in files; a PNG has a digest of what it shows.
+
+The digest is of the words, styles and data, not of the pixels, which differ
+with the fonts of a machine and with the release of matplotlib. So a test can
+see whether a kept picture is the one that the code draws.
+"""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+import numpy as np
+from PIL import Image
+
+from experiments.running.records import writing
+from experiments.tools import drawing
+from prsgd_jax import system_errors
+
+DPI = 110
+
+
+def content(figure: Figure) -> list[dict[str, Any]]:
+  """What a figure shows, panel by panel: its words, scales, styles and data.
+
+  The data have four digits, so that other machines get the same.
+  """
+  return [_panel(axis) for axis in figure.axes]
+
+
+def _panel(axis: Axes) -> dict[str, Any]:
+  legends = [*axis.figure.legends, axis.get_legend()]
+  bands = [c for c in axis.collections if isinstance(c, PolyCollection)]
+  return {
+    'words': [
+      axis.get_title(),
+      axis.get_xlabel(),
+      axis.get_ylabel(),
+      *(text.get_text() for text in axis.texts),
+      *(text.get_text() for each in legends if each for text in each.texts),
+    ],
+    'scales': [axis.get_xscale(), axis.get_yscale()],
+    'lines': [
+      {
+        'style': [line.get_color(), line.get_marker(), line.get_linestyle()],
+        'data': [_rounded(line.get_xdata()), _rounded(line.get_ydata())],
+      }
+      for line in axis.lines
+    ],
+    'bands': [
+      [_rounded(side) for side in np.transpose(np.asarray(path.vertices))]
+      for band in bands
+      for path in band.get_paths()
+    ],
+  }
+
+
+def _rounded(values: Any) -> list[str]:
+  return [f'{v:.4g}' for v in np.asarray(values, float)]
+
+
+def digest(figure: Figure) -> str:
+  """A name for the content of a figure; PNG files have it as `Content`."""
+  text = json.dumps(content(figure), default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_digest(path: pathlib.Path) -> str | None:
+  """The digest in a PNG file, None if it has none."""
+  with Image.open(path) as picture:
+    return picture.info.get('Content')
+
+
+def save(figure: Figure, path: pathlib.Path, *, dpi: int = DPI) -> None:
+  """Writes a figure to a file, in the format of its ending.
+
+  Raises:
+    ValueError: if the format is unknown or the file cannot be written.
+  """
+  png = path.suffix.lower() in ('.png', '')
+  metadata = {'Content': digest(figure)} if png else None
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with drawing.look(), writing.whole(path) as staging:
+      kind = path.suffix[1:] or 'png'
+      figure.savefig(staging, dpi=dpi, metadata=metadata, format=kind)
+  except OSError as error:
+    why = system_errors.reason(error)
+    raise ValueError(
+      f'{path} cannot be written ({why}); pass another --output'
+    ) from error

@@ -1,0 +1,188 @@
+"""Runs the presets of the results table and writes the table.
+
+  python experiments/tools/results.py --data_dir=DIR
+
+Each preset is a comparison, run by compare.py once per seed. Its outcome is
+kept in experiments/results/, and the table in experiments/README.md is written
+from those files alone. What was stopped goes on where it was.
+"""
+
+from experiments.running.process import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
+from collections.abc import Iterable, Sequence
+import itertools
+import pathlib
+import subprocess
+import sys
+
+from absl import flags
+
+from experiments.running.flags import cli
+from experiments.running.records import json_files, records, writing
+
+FLAGS = flags.FLAGS
+
+HERE = pathlib.Path(__file__).parents[1]
+README = HERE / 'README.md'
+RESULTS = HERE / 'results'
+BEGIN, END = '<!-- results: begin -->\n', '<!-- results: end -->\n'
+
+# Stands for the presets of one digits run each, one for every algorithm.
+EACH = 'digits_each'
+# Preset -> its seeds: one where a run takes minutes.
+SEEDS = {
+  EACH: (0,),
+  'digits_mlp': (0, 1, 2),
+  'digits_lenet': (0, 1, 2),
+  'mnist_lenet': (0,),
+  'cifar10_resnet20': (0,),
+  'text_diloco': (0,),
+}
+
+flags.adopt_module_key_flags(cli)
+flags.DEFINE_list('presets', list(SEEDS), 'Which presets to run.')
+flags.DEFINE_bool(
+  'train', True, 'Run what is missing; or write the table only.'
+)
+
+
+def main() -> None:
+  with cli.one_line_errors(ValueError):
+    for preset in FLAGS.presets:
+      if preset not in SEEDS:
+        raise ValueError(
+          f'unknown preset {preset!r}; use some of {", ".join(SEEDS)}'
+        )
+  if FLAGS.train:
+    for preset in FLAGS.presets:
+      for seed in SEEDS[preset]:
+        with cli.one_line_errors(json_files.DamagedFile):
+          _run(preset, seed)
+  with cli.one_line_errors(json_files.DamagedFile):
+    found = read_results()
+  writing.write_text(README, with_table(README.read_text(), found))
+  print(f'table: {README}')
+
+
+def single_runs() -> list[str]:
+  """The presets of one digits run each."""
+  return [
+    path.stem
+    for path in sorted((HERE / 'presets').glob('digits_*.flags'))
+    if '\n--algorithm=' in path.read_text()
+  ]
+
+
+def _run(preset: str, seed: int) -> None:
+  """Runs a preset and keeps its outcome: a list of summaries."""
+  name = f'{preset}-seed{seed}'
+  workdir = pathlib.Path(FLAGS.workdir or 'runs/results') / name
+  RESULTS.mkdir(exist_ok=True)
+  if preset != EACH:
+    _call('compare.py', preset, seed, workdir)
+    found = (workdir / 'comparison.json').read_text()
+    writing.write_text(RESULTS / f'{name}.json', found)
+    return
+  summaries = []
+  for single in single_runs():
+    again = (workdir / single / records.CONFIG).exists()
+    _call('train.py', single, seed, workdir / single, *['--resume'] * again)
+    summaries.append(records.read_summary(workdir / single))
+  writing.write_text(RESULTS / f'{name}.json', writing.to_json(summaries))
+
+
+def _call(
+  program: str, preset: str, seed: int, workdir: pathlib.Path, *more: str
+) -> None:
+  """Runs a binary with a preset."""
+  command = [
+    sys.executable,
+    str(HERE / program),
+    f'--flagfile={HERE / "presets" / preset}.flags',
+    f'--seed={seed}',
+    f'--workdir={workdir}',
+    *more,
+  ]
+  if FLAGS.data_dir is not None:
+    command.append(f'--data_dir={FLAGS.data_dir}')
+  done = subprocess.run(command, check=False)
+  if done.returncode:
+    cli.fail(f'{preset} with seed {seed} did not end; see above')
+
+
+def read_results() -> dict[str, list[list[records.Record]]]:
+  """Preset -> for each of its seeds the summaries of its runs.
+
+  Raises:
+    DamagedFile: if a file has another form.
+  """
+  return {
+    preset: [
+      writing.with_nan(found)
+      for seed in seeds
+      if (found := _read(RESULTS / f'{preset}-seed{seed}.json')) is not None
+    ]
+    for preset, seeds in SEEDS.items()
+  }
+
+
+def _read(path: pathlib.Path) -> list[records.Record] | None:
+  return json_files.read(path, json_files.list_of(records.SUMMARY_FORM))
+
+
+def with_table(
+  text: str, results: dict[str, list[list[records.Record]]]
+) -> str:
+  """The text with the table between its two marks made anew."""
+  before, _, rest = text.partition(BEGIN)
+  _, _, after = rest.partition(END)
+  return before + BEGIN + format_table(results) + END + after
+
+
+def format_table(results: dict[str, list[list[records.Record]]]) -> str:
+  """Markdown: one row for each preset and algorithm, over its seeds."""
+  head = (
+    '| preset | algorithm | seeds | epochs | train loss | test accuracy '
+    '| rounds | bytes sent per replica | machine | commit |\n'
+    '|---|---|---|---|---|---|---|---|---|---|\n'
+  )
+  rows = []
+  for preset, by_seed in results.items():
+    by_label: dict[str, list[records.Record]] = {}
+    for summary in itertools.chain.from_iterable(by_seed):
+      by_label.setdefault(summary['label'], []).append(summary)
+    rows += [_row(preset, same) for same in by_label.values()]
+  return head + ''.join(rows)
+
+
+def _row(preset: str, summaries: Sequence[records.Record]) -> str:
+  first = summaries[0]
+  cells = [
+    preset,
+    first['label'],
+    str(len(summaries)),
+    f'{first["epoch"]:.0f}',
+    _spread((s['loss'] for s in summaries), '.4f'),
+    _spread((s['test_accuracy'] for s in summaries), '.2%'),
+    str(first['rounds']),
+    records.format_bytes(first['bytes_sent']),
+    f'{first["cpus"]} {first["device"]} cores, JAX {first["jax"]}',
+    ', '.join(sorted({s['commit'] for s in summaries})),
+  ]
+  return f'| {" | ".join(cells)} |\n'
+
+
+def _spread(values: Iterable[float], form: str) -> str:
+  """'0.97', or over several seeds the mean with '(least to most)'."""
+  listed = list(values)
+  mean = format(sum(listed) / len(listed), form)
+  if len(listed) == 1:
+    return mean
+  return f'{mean} ({min(listed):{form}} to {max(listed):{form}})'
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,15 @@
+"""Who gets which examples, and the data sets that need no other library."""
+
+from prsgd_jax.data.datasets import (
+  Dataset,
+  load_dataset,
+)
+from prsgd_jax.data.input_pipeline import (
+  from_shards,
+)
+
+__all__ = (
+  'Dataset',
+  'from_shards',
+  'load_dataset',
+)

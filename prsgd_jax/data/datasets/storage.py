@@ -1,0 +1,245 @@
+"""Prepared TFDS directories: where they are, and how to read them.
+
+Nothing here touches the network or imports tensorflow. `tensorflow_datasets`
+itself is imported when a directory is read, not before.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import logging
+import os
+import pathlib
+import re
+from typing import Any
+
+from absl import logging as absl_logging
+import numpy as np
+
+Split = dict[str, np.ndarray]
+
+SPLITS = ('train', 'test')
+_KINDS = ({'image', 'label'}, {'text'})
+_METADATA = ('dataset_info.json', 'features.json')
+
+
+class DatasetError(ValueError):
+  """A dataset cannot be had: one line on why, and on what to type."""
+
+
+class DamagedError(Exception):
+  """A prepared directory is not what its metadata promises: the reason."""
+
+
+def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+  """Returns `data_dir`, or TFDS' own default, as an absolute path.
+
+  Raises:
+    DatasetError: `data_dir` is a URL, or in a home directory that is unknown.
+  """
+  # TFDS reads the variable once, when it is imported; here it counts always.
+  default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
+  data_dir = os.fspath(data_dir or default)
+  if '://' in data_dir:
+    raise DatasetError(
+      f'data_dir must be a local directory, got {data_dir}; copy the dataset'
+      ' to a local directory and pass that'
+    )
+  return expand(data_dir, 'data_dir, as --data_dir=DIRECTORY').absolute()
+
+
+def expand(path: str, instead: str) -> pathlib.Path:
+  """Returns a path whose leading `~` or `~user` is the home directory.
+
+  Args:
+    path: As the user gives it.
+    instead: What to pass where there is no such directory.
+
+  Raises:
+    DatasetError: There is none: the user is unknown, or HOME is not set and
+      the process' user id has no entry, as in some containers.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise DatasetError(
+      f'the home directory of {path} is unknown; pass another {instead}'
+    ) from error
+
+
+def find_prepared(
+  builder_name: str, data_dir: pathlib.Path
+) -> pathlib.Path | None:
+  """Returns the directory of the newest version, which may be damaged.
+
+  Raises:
+    DatasetError: `data_dir` cannot be listed.
+  """
+  parent = data_dir / builder_name
+  try:
+    names = os.listdir(parent)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except OSError as error:
+    raise DatasetError(
+      f'cannot read {parent}: {one_line(error)}; pass a data_dir that can be'
+      ' read'
+    ) from error
+  # TFDS builds in `incomplete.*_<version>`, which this leaves out.
+  versions = [n for n in names if re.fullmatch(r'\d+\.\d+\.\d+', n)]
+  if not versions:
+    return None
+  return parent / max(versions, key=lambda v: [int(x) for x in v.split('.')])
+
+
+def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
+  """Reads all of a prepared dataset, of images or of one text, into memory.
+
+  Args:
+    directory: `<data_dir>/<name>/<version>`.
+
+  Returns:
+    The splits by name, each `{'image': uint8[n, h, w, c], 'label': int32[n]}`,
+    and the number of classes; or each `{'text': uint8[1, n]}`, one example of n
+    bytes, of which there are 256.
+
+  Raises:
+    DamagedError: The directory is half-prepared, damaged, of another file
+      format, or holds something other than labeled images, or a text.
+    DatasetError: A file cannot be read, or a package is missing.
+  """
+  for name in _METADATA:
+    if not (directory / name).is_file():
+      raise DamagedError(f'it has no {name}')
+  _check_readable(directory)
+  tfds = import_tfds()
+  try:
+    with without_tfds_logs():
+      builder = tfds.builder_from_directory(directory)
+      _check_info(builder.info)
+      if 'text' in builder.info.features:
+        return {s: _read_text(builder, s) for s in SPLITS}, 256
+      num_classes = builder.info.features['label'].num_classes
+      splits = {s: _read_split(builder, s, num_classes) for s in SPLITS}
+  except (DamagedError, MemoryError):
+    raise
+  # What TFDS, protobuf, array_record and PIL raise on damaged files has no
+  # common class, and is not documented.
+  except Exception as error:
+    raise DamagedError(one_line(error)) from error
+  return splits, num_classes
+
+
+def one_line(error: BaseException) -> str:
+  """Returns the message of an exception on one short line."""
+  text = getattr(error, 'strerror', None) or str(error)
+  text = ' '.join(str(text).split()) or type(error).__name__
+  return text if len(text) <= 160 else text[:157] + '...'
+
+
+def import_tfds() -> Any:
+  """Returns `tensorflow_datasets`, with all that it needs to read images.
+
+  Raises:
+    DatasetError: A package is missing.
+  """
+  try:
+    # TFDS imports these two only once it decodes.
+    from array_record.python import array_record_data_source  # noqa: F401
+    from PIL import Image  # noqa: F401
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise DatasetError(
+      f'datasets need a package that cannot be imported ({one_line(error)});'
+      ' run: pip install tensorflow-datasets array_record importlib_resources'
+      ' pillow'
+    ) from error
+  return tfds
+
+
+def _check_readable(directory: pathlib.Path) -> None:
+  # array_record reports a file without permission as a damaged one.
+  for path in sorted(directory.iterdir()):
+    if path.is_file() and not os.access(path, os.R_OK):
+      raise DatasetError(
+        f'cannot read {path}: Permission denied; run: chmod +r {path}'
+      )
+
+
+def _check_info(info: Any) -> None:
+  file_format = info.file_format.value if info.file_format else None
+  if file_format != 'array_record':
+    raise DamagedError(
+      f'its file format is {file_format}, which needs tensorflow, not'
+      ' array_record'
+    )
+  if not any(kind <= set(info.features) for kind in _KINDS):
+    raise DamagedError(
+      f'it holds {sorted(info.features)}, not images with labels, or text'
+    )
+  for split in SPLITS:
+    if split not in info.splits:
+      raise DamagedError(f'it has no split {split}')
+    if not info.splits[split].num_examples:
+      raise DamagedError(f'its split {split} is empty')
+    paths = map(pathlib.Path, info.splits[split].filepaths)
+    for path, length in zip(paths, info.splits[split].shard_lengths):
+      _check_shard(path, length)
+
+
+def _check_shard(path: pathlib.Path, length: int) -> None:
+  from array_record.python import array_record_module
+
+  if not path.is_file():
+    raise DamagedError(f'it lacks {path.name}')
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    num_records = reader.num_records()
+    reader.close()
+  except Exception as error:  # its errors are undocumented too
+    raise DamagedError(f'{path.name} is damaged: {one_line(error)}') from error
+  if num_records != length:
+    raise DamagedError(
+      f'{path.name} has {num_records} examples, the metadata says {length}'
+    )
+
+
+def _read_split(builder: Any, split: str, num_classes: int) -> Split:
+  source = builder.as_data_source(split)
+  # One call: half the time of a loop over `source`.
+  examples = source.__getitems__(range(len(source)))
+  image = np.stack([example['image'] for example in examples])
+  label = np.array([example['label'] for example in examples], np.int32)
+  shape = builder.info.features['image'].shape
+  if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1:] != shape:
+    raise DamagedError(
+      f'its images are {image.dtype}{list(image.shape)}, not uint8[n, h, w, c]'
+      f' with the [h, w, c] of the metadata, {list(shape)}'
+    )
+  if label.shape != (len(image),) or not np.all(
+    (label >= 0) & (label < num_classes)
+  ):
+    raise DamagedError(f'its labels are not one of 0..{num_classes - 1} each')
+  return {'image': image, 'label': label}
+
+
+def _read_text(builder: Any, split: str) -> Split:
+  source = builder.as_data_source(split)
+  if len(source) != 1:
+    raise DamagedError(f'its split {split} has {len(source)} texts, not one')
+  return {'text': np.frombuffer(source[0]['text'], np.uint8)[np.newaxis]}
+
+
+@contextlib.contextmanager
+def without_tfds_logs() -> Iterator[None]:
+  """Drops what TFDS logs, and nothing else that goes to absl's logger."""
+  inside = f'{os.sep}tensorflow_datasets{os.sep}'
+
+  def keep(record: logging.LogRecord) -> bool:
+    return inside not in record.pathname
+
+  logger = absl_logging.get_absl_logger()
+  logger.addFilter(keep)
+  try:
+    yield
+  finally:
+    logger.removeFilter(keep)

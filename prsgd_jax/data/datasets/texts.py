@@ -1,0 +1,109 @@
+"""Text as sequences of characters; Tiny Shakespeare, which needs no network.
+
+The text is a million characters of Shakespeare's plays as they were put
+together for char-rnn, and is shipped in the package, compressed. A character is
+a token, and the vocabulary is that of this text, fixed.
+
+Reference: Karpathy, The unreasonable effectiveness of recurrent neural
+networks, 2015, https://github.com/karpathy/char-rnn.
+"""
+
+import functools
+import gzip
+import hashlib
+import importlib.resources
+import string
+
+import numpy as np
+
+from prsgd_jax.data.datasets import storage
+
+VOCABULARY = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
+
+# The sum that TFDS publishes for its `tiny_shakespeare`.
+_SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
+_FILE = 'tiny_shakespeare.txt.gz'
+
+
+@functools.cache
+def shakespeare_splits() -> dict[str, storage.Split]:
+  """Returns the splits by name, consecutive: 90, 5 and 5 % of the text.
+
+  These are those of the stock TFDS builder.
+
+  Returns:
+    `train`, `validation` and `test`, each `{'text': uint8[1, n]}`, one example
+    of n ASCII codes, with n = 1003854, 55770 and 55770.
+
+  Raises:
+    DatasetError: The text is not in the package, or damaged.
+  """
+  file = importlib.resources.files('prsgd_jax.data.datasets') / _FILE
+  try:
+    text = gzip.decompress(file.read_bytes())
+    if hashlib.sha256(text).hexdigest() != _SHA256:
+      raise ValueError('it has another SHA-256 sum')
+  # gzip and zlib raise several things on damaged bytes.
+  except Exception as error:
+    raise storage.DatasetError(
+      f'{_FILE} of the package cannot be read ({storage.one_line(error)});'
+      ' install prsgd_jax again'
+    ) from error
+  codes = np.frombuffer(text, np.uint8)[np.newaxis]
+  train = int(len(text) * 0.9)
+  validation = train + (len(text) - train) // 2
+  parts = np.split(codes, [train, validation], axis=1)
+  names = ('train', 'validation', 'test')
+  return {name: {'text': part} for name, part in zip(names, parts)}
+
+
+def encode(text: str) -> np.ndarray:
+  """Characters -> uint8[n], their places in `VOCABULARY`.
+
+  Raises:
+    DatasetError: A character is not in the vocabulary.
+  """
+  codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+  known = np.array([ord(c) for c in VOCABULARY], np.uint32)
+  found = np.searchsorted(known, codes).clip(max=len(known) - 1)
+  if (wrong := known[found] != codes).any():
+    raise storage.DatasetError(
+      f'the vocabulary has no {text[int(wrong.argmax())]!r}; it has'
+      f' {VOCABULARY!r}'
+    )
+  return found.astype(np.uint8)
+
+
+def decode(tokens: np.ndarray) -> str:
+  """What `encode` was given."""
+  return ''.join(VOCABULARY[token] for token in tokens)
+
+
+def cut(tokens: np.ndarray, length: int) -> np.ndarray:
+  """Cuts a text into sequences of `length` predictions.
+
+  Each begins with the character that the one before ended with, so that every
+  character but the first is predicted once. A rest at the end is left out.
+
+  Example:
+    >>> cut(np.arange(8, dtype=np.uint8), length=3)
+    array([[0, 1, 2, 3],
+           [3, 4, 5, 6]], dtype=uint8)
+
+  Args:
+    tokens: uint8[n], n > `length`.
+    length: Of what a model reads.
+
+  Returns:
+    uint8[(n - 1) // length, length + 1].
+
+  Raises:
+    DatasetError: `length` is not in 1..n - 1.
+  """
+  if not 1 <= length < len(tokens):
+    raise storage.DatasetError(
+      f'the length of the sequences must be in 1..{len(tokens) - 1}, got'
+      f' {length}'
+    )
+  windows = np.lib.stride_tricks.sliding_window_view(tokens, length + 1)
+  return np.ascontiguousarray(windows[::length])

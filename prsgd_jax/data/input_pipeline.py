@@ -1,0 +1,322 @@
+"""Who gets which examples, and batches made on the device.
+
+The data set in memory is the common case: it lies on every device once, as
+uint8, and `batch_fn` gathers and augments inside the scan, with no work of the
+host per step. Which example a replica sees is a pure function of (seed,
+replica, step), so it does not depend on the devices, and a resumed run goes on
+where it was. What does not fit streams through `engine.stack_batches`.
+
+An epoch is as many examples as the data set has, over all replicas together.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array
+from prsgd_jax.checks import (
+  check_positive,
+  check_positive_int,
+  check_seed,
+  check_step,
+)
+from prsgd_jax.tracing.tree_types import describe
+
+Transform = Callable[[Array, Any], Any]
+
+# Position arithmetic in uint32 is exact up to this many examples.
+MAX_RESIDENT = 2**23
+_SHUFFLE_ROUNDS = 32
+# Below this a share of a class is drawn by its logarithm.
+_TAIL = 1e-12
+
+
+class Sampler(NamedTuple):
+  """Who gets which examples.
+
+  Attributes:
+    rows: `(step, replica) -> int32[batch_size]`, the rows of a replica's batch.
+    num_replicas: N.
+    num_examples: of the data that the rows are of.
+  """
+
+  rows: Callable[[Array, Array], Array]
+  num_replicas: int
+  num_examples: int
+
+
+def shared(
+  num_examples: int, num_replicas: int, batch_size: int, *, seed: int
+) -> Sampler:
+  """A common pool: every replica draws from all examples.
+
+  The pool is shuffled anew for every epoch and dealt out in turn, so that in an
+  epoch all replicas together see every example once.
+
+  Args:
+    num_examples: n.
+    num_replicas: N.
+    batch_size: examples per replica and step.
+    seed: of the shuffles, an integer in 0 .. 2^32 - 1.
+
+  Raises:
+    ValueError: if there are no examples, or a batch of all replicas is larger
+      than the data set.
+  """
+  _check_sizes(num_examples, num_replicas, batch_size)
+  seed = check_seed('seed', seed)
+  global_batch = num_replicas * batch_size
+  if global_batch > num_examples:
+    raise ValueError(
+      f'the batch of all replicas, {num_replicas} x {batch_size} = '
+      f'{global_batch}, is larger than the {num_examples} examples; use '
+      'smaller batches or fewer replicas'
+    )
+
+  def rows(step: Array, replica: Array) -> Array:
+    row = replica * batch_size + jnp.arange(batch_size)
+    epoch, position = _locate(step, global_batch, row, num_examples)
+    return shuffled_index(seed, epoch, position, num_examples)
+
+  return Sampler(rows, num_replicas, num_examples)
+
+
+def sharded(
+  num_examples: int, num_replicas: int, batch_size: int, *, seed: int
+) -> Sampler:
+  """Disjoint shards: the examples are dealt out once, at random.
+
+  Shards differ in size by one at the most; each is shuffled anew whenever its
+  replica has gone through it.
+
+  Args and Raises: as for `shared`; a batch must fit the smallest shard.
+  """
+  _check_sizes(num_examples, num_replicas, batch_size)
+  rng = np.random.default_rng(check_seed('seed', seed))
+  order = rng.permutation(num_examples)
+  shards = np.array_split(order, num_replicas)
+  return from_shards(num_examples, shards, batch_size, seed=seed)
+
+
+def dirichlet(
+  labels: np.ndarray,
+  num_replicas: int,
+  batch_size: int,
+  *,
+  alpha: float,
+  seed: int,
+) -> Sampler:
+  """Disjoint shards with label skew: the replicas' f_i differ.
+
+  Replica i draws its share of the classes q_i from Dirichlet(alpha p), p the
+  shares in the whole, and fills a shard of n / N examples by q_i from what is
+  left. Small alpha is skewed, large alpha is alike: at 1e-300 a shard has one
+  class until that is used up, then the next one; at 1e300 shards have the
+  shares of the whole.
+
+  Args:
+    labels: int[n], the class of every example.
+    num_replicas: N.
+    batch_size: examples per replica and step.
+    alpha: concentration, > 0 and finite.
+    seed: of the draws and shuffles, an integer in 0 .. 2^32 - 1.
+
+  Raises:
+    ValueError: if an argument is out of its range, or a batch is larger than a
+      shard.
+
+  Reference:
+    Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
+    distribution for federated visual classification (arXiv 1909.06335).
+  """
+  labels = _check_labels(labels)
+  _check_sizes(len(labels), num_replicas, batch_size)
+  alpha = check_positive('alpha', alpha)
+  rng = np.random.default_rng(check_seed('seed', seed))
+  tails = np.random.default_rng([seed, 1])
+  classes, counts = np.unique(labels, return_counts=True)
+  pools = [rng.permutation(np.flatnonzero(labels == c)) for c in classes]
+  taken = np.zeros(len(classes), int)
+  shards = []
+  for size in _split_sizes(len(labels), num_replicas):
+    wish = _log_dirichlet(alpha, counts / counts.sum(), rng, tails)
+    quota = np.zeros(len(classes), int)
+    while (missing := size - quota.sum()) > 0:
+      left = counts - taken - quota
+      open_wish = np.where(left > 0, wish, -np.inf)
+      share = np.exp(open_wish - open_wish.max())
+      draw = rng.multinomial(missing, share / share.sum())
+      quota += np.minimum(draw, left)
+    picked = [
+      pool[t : t + q] for pool, t, q in zip(pools, taken, quota, strict=True)
+    ]
+    taken += quota
+    shards.append(np.concatenate(picked))
+  return from_shards(len(labels), shards, batch_size, seed=seed)
+
+
+def _check_labels(labels: Any) -> np.ndarray:
+  """Labels as an array, also those of a list; texts may be labels too."""
+  listed = np.asarray(labels)
+  is_known = listed.dtype.kind in 'biufUS' and (listed == listed).all()
+  if listed.ndim != 1 or not is_known:
+    raise ValueError(
+      'labels must be one number or text for each example, such as int[n], got '
+      f'{describe(listed)}; of one-hot rows take labels.argmax(-1)'
+    )
+  return listed
+
+
+def _log_dirichlet(
+  alpha: float,
+  shares: np.ndarray,
+  rng: np.random.Generator,
+  tails: np.random.Generator,
+) -> np.ndarray:
+  """Draws log q of q ~ Dirichlet(alpha p), where q may underflow.
+
+  Below a small b a share has the distribution function (q / b)^a, a = alpha p:
+  there log q = log b + log(U) / a, whatever was drawn.
+
+  Args:
+    alpha: > 0.
+    shares: p.
+    rng: of the shares.
+    tails: of U, so that as much is drawn by `rng` whatever underflows.
+  """
+  # Beyond these the shards are the same, and their logarithms overflow.
+  a = np.clip(alpha, 1e-290, 1e18) * shares
+  drawn = rng.dirichlet(a)
+  small = np.log(_TAIL) + np.log1p(-tails.random(len(a))) / a
+  return np.where(drawn < _TAIL, small, np.log(np.maximum(drawn, _TAIL)))
+
+
+def from_shards(
+  num_examples: int,
+  shards: Sequence[np.ndarray],
+  batch_size: int,
+  *,
+  seed: int,
+) -> Sampler:
+  """Any assignment of examples: replica i draws from the rows `shards[i]`.
+
+  Args:
+    num_examples: of the data that the rows are of.
+    shards: one int array of rows per replica, of any lengths.
+    batch_size: examples per replica and step.
+    seed: of the shuffles, an integer in 0 .. 2^32 - 1.
+
+  Raises:
+    ValueError: if a batch is larger than a shard, or a row is no row of the
+      data.
+  """
+  _check_sizes(num_examples, len(shards), batch_size)
+  seed = check_seed('seed', seed)
+  sizes = np.array([len(shard) for shard in shards])
+  smallest = int(sizes.argmin())
+  if sizes[smallest] < batch_size:
+    raise ValueError(
+      f'the batch of {batch_size} is larger than the shard of replica '
+      f'{smallest}, {sizes[smallest]} examples; use a smaller batch or fewer '
+      'replicas'
+    )
+  table = np.zeros((len(shards), sizes.max()), np.int32)
+  for i, shard in enumerate(map(np.asarray, shards)):
+    is_int = np.issubdtype(shard.dtype, np.integer)
+    if shard.ndim != 1:
+      raise ValueError(
+        f'shards expects one list of rows for each replica, int[n], got '
+        f'{describe(shard)} for replica {i}'
+      )
+    if not is_int or shard.min() < 0 or shard.max() >= num_examples:
+      raise ValueError(
+        f'shards expects integer rows in 0 .. {num_examples - 1}, got '
+        f'{shard.dtype} {shard.min()} .. {shard.max()} for replica {i}'
+      )
+    table[i, : len(shard)] = shard
+
+  def rows(step: Array, replica: Array) -> Array:
+    size = jnp.asarray(sizes, jnp.uint32)[replica]
+    row = jnp.arange(batch_size)
+    epoch, position = _locate(step, batch_size, row, size)
+    # Every replica shuffles by its own draws: a stream per (replica, epoch).
+    stream = epoch * np.uint32(len(shards)) + replica.astype(jnp.uint32)
+    index = shuffled_index(seed, stream, position, size)
+    return jnp.asarray(table)[replica, index]
+
+  return Sampler(rows, len(shards), num_examples)
+
+
+def shuffled_index(
+  seed: int, stream: Array, position: Array, size: Array | int
+) -> Array:
+  """Where a shuffle of 0 .. size - 1 puts a position: a cipher of the index.
+
+  For each (seed, stream) a permutation, computed element by element without a
+  table: the swap-or-not shuffle. In each round x and K - x are one pair, and a
+  hash of the pair says whether it is swapped.
+
+  Args:
+    seed: static.
+    stream: uint32, which shuffle (the epoch); broadcast against `position`.
+    position: uint32[...], in [0, size).
+    size: the number of examples, at most 2**23.
+
+  Reference:
+    Hoang, Morris, Rogaway 2012, An enciphering scheme based on a card shuffle
+    (arXiv 1208.1176), section 3.
+  """
+  words = np.random.default_rng(seed).integers(
+    2**32, size=(_SHUFFLE_ROUNDS, 2), dtype=np.uint32
+  )
+  size = jnp.asarray(size, jnp.uint32)
+  x = jnp.asarray(position, jnp.uint32)
+  for pivot_word, swap_word in words:
+    pivot = _hash(stream ^ pivot_word) % size
+    partner = pivot + jnp.where(pivot < x, size, np.uint32(0)) - x
+    swap = _hash(jnp.maximum(x, partner) ^ _hash(stream ^ swap_word)) & 1
+    x = jnp.where(swap == 1, partner, x)
+  return x.astype(jnp.int32)
+
+
+def _hash(x: Array) -> Array:
+  """Mixes the bits of uint32 (the finalizer of MurmurHash3)."""
+  x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def _locate(
+  step: Array, per_step: int, row: Array, size: Array | int
+) -> tuple[Array, Array]:
+  """Epoch and position of a row of a step: divmod(step * per_step + row, size).
+
+  Long division in base 256, because the product overflows: exact in uint32 as
+  long as `per_step` and `size` are at most 2**23.
+  """
+  size = jnp.asarray(size, jnp.uint32)
+  step = step.astype(jnp.uint32)
+  epoch = remainder = jnp.zeros((), jnp.uint32)
+  for place in (24, 16, 8, 0):
+    digit = (step >> place) & 0xFF
+    value = remainder * 256 + digit * np.uint32(per_step)
+    epoch = epoch * 256 + value // size
+    remainder = value % size
+  position = remainder + row.astype(jnp.uint32)
+  return epoch + position // size, position % size
+
+
+def _check_sizes(num_examples: int, num_replicas: int, batch_size: int) -> None:
+  check_positive_int('num_replicas', num_replicas)
+  check_positive_int('batch_size', batch_size)
+  if not 1 <= check_step('num_examples', num_examples) <= MAX_RESIDENT:
+    raise ValueError(
+      f'data on the device must have 1 to {MAX_RESIDENT} examples, got '
+      f'{num_examples}; stream larger data through stack_batches'
+    )
+
+
+def _split_sizes(total: int, parts: int) -> list[int]:
+  return [len(part) for part in np.array_split(np.arange(total), parts)]

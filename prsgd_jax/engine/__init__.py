@@ -1,0 +1,47 @@
+"""What a trainer is made of: mesh, state, training, evaluation, checkpoints.
+
+Each works on blocks of replicas, leaves `[D, V, ...]`: D devices, V replicas on
+each.
+"""
+
+from prsgd_jax.engine.batch_statistics import (
+  make_reestimate,
+)
+from prsgd_jax.engine.evaluation import (
+  make_evaluate,
+  make_evaluate_replicas,
+  shard_examples,
+)
+from prsgd_jax.engine.feeding import (
+  make_batch_fn,
+  stack_batches,
+)
+from prsgd_jax.engine.replica_mesh import (
+  ReplicaMesh,
+)
+from prsgd_jax.engine.train_state import (
+  TrainState,
+  consensus,
+  create_train_state,
+  replica_shapes,
+)
+from prsgd_jax.engine.training import (
+  make_resident_train_steps,
+  make_train_steps,
+)
+
+__all__ = (
+  'ReplicaMesh',
+  'TrainState',
+  'consensus',
+  'create_train_state',
+  'make_batch_fn',
+  'make_evaluate',
+  'make_evaluate_replicas',
+  'make_reestimate',
+  'make_resident_train_steps',
+  'make_train_steps',
+  'replica_shapes',
+  'shard_examples',
+  'stack_batches',
+)

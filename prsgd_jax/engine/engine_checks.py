@@ -1,0 +1,41 @@
+"""Checks of what the engine is given: the commonest slips, by their names."""
+
+from typing import Any
+
+import jax
+
+from prsgd_jax.base import ArrayTree, ReplicaTransformation
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.tracing.tree_types import describe, is_array, path_name
+
+
+def check_setting(who: str, mesh: Any, algorithm: Any) -> None:
+  """Checks the first two arguments of the engine's factories.
+
+  Raises:
+    ValueError: if they are not a mesh and an algorithm, in this order.
+  """
+  if not isinstance(mesh, ReplicaMesh) or not isinstance(
+    algorithm, ReplicaTransformation
+  ):
+    raise ValueError(
+      f'{who} expects (mesh, algorithm, ...), such as '
+      '(pr.engine.ReplicaMesh(8), '
+      'pr.k_avg(optax.sgd(0.1), period=4), ...), got '
+      f'{describe((mesh, algorithm))}'
+    )
+
+
+def check_arrays(**trees: ArrayTree) -> None:
+  """Raises ValueError where something else than an array is a leaf."""
+  for name, tree in trees.items():
+    for path, x in jax.tree.flatten_with_path(tree)[0]:
+      if not is_array(x):
+        raise ValueError(
+          f'{name} must be a tree of arrays, got {describe(x)} in '
+          f"{path_name(path) or name}; pass what a model's init returns"
+        )
+  if not jax.tree.leaves(trees['params']):
+    raise ValueError(
+      f'params must have an array at least, got {describe(trees["params"])}'
+    )

@@ -1,0 +1,250 @@
+"""Evaluation of the averaged model, or of every replica by itself.
+
+What is measured is a pure function of one model,
+
+  eval_fn(params, model_state, batch) -> dict of values [batch]
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import (
+  AXIS_NAME,
+  Array,
+  ArrayTree,
+  ReplicaTransformation,
+)
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.engine.engine_checks import check_setting
+from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
+from prsgd_jax.engine.train_state import TrainState, check_fits, check_state
+from prsgd_jax.mixing import analysis, collectives
+from prsgd_jax.mixing.payload import is_inexact, wire_dtype
+from prsgd_jax.tracing.caller_functions import (
+  EVAL,
+  check_signature,
+  checked_values,
+)
+from prsgd_jax.tracing.isolation import completing, isolated
+from prsgd_jax.tracing.keys import from_data, to_data
+from prsgd_jax.tracing.tree_types import describe, is_array
+
+EvalFn = Callable[[ArrayTree, ArrayTree, Any], dict[str, Array]]
+
+
+def make_evaluate(
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  eval_fn: EvalFn,
+  *,
+  refresh: Callable[[Any], Any] | None = None,
+) -> Callable[[TrainState, Any], dict[str, float]]:
+  """Evaluation of the averaged output, the examples shared by the devices.
+
+  Args:
+    mesh: where the replicas live.
+    algorithm: whose output is averaged.
+    eval_fn: values `[batch]` of one model on a batch.
+    refresh: what is done to the averaged (params, model_state), leaves
+      `[D, ...]`, before; such as `make_reestimate`'s on the training data.
+
+  Returns:
+    `(state, examples) -> dict of means` over the examples, which
+    `shard_examples` prepares, with `consensus_distance` of the replicas'
+    parameters (not of their outputs).
+
+  Raises:
+    ValueError: if the arguments are not a mesh, an algorithm and a function of
+      three arguments; from the result, if the state or the examples are not as
+      described, or `eval_fn` does not return a dict of values `[batch]`.
+  """
+  check_setting('make_evaluate', mesh, algorithm)
+  values_fn = _values(eval_fn)
+
+  def average(state: TrainState) -> tuple[Any, Array]:
+    check_fits(algorithm, state, mesh.num_replicas)
+    replica = algorithm.output(state.replica(), state.algorithm_state)
+    point = (replica.params, replica.model_state)
+    averaged = jax.tree.map(_average, to_data(point))
+    return from_data(averaged, point), analysis.consensus_distance(state.params)
+
+  def batch_sums(point: Any, batch: Any) -> Any:
+    return _weighted_sums(values_fn, point, batch)
+
+  mapped_average = mesh.map(average)
+  mapped_sums = completing(mesh.map(batch_sums), functions=1)
+
+  def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
+    check_state('evaluate', mesh, state)
+    check_examples(mesh, examples)
+    point, distance = mapped_average(state)
+    if refresh is not None:
+      point = refresh(point)
+    sums = [mapped_sums(point, batch) for batch in _batches(examples)]
+    # [D] of each batch; on the host, so that no loop is around `eval_fn`.
+    means = _means([jax.tree.map(np.sum, jax.device_get(s)) for s in sums])
+    if 'consensus_distance' in means:
+      raise ValueError(
+        "the value 'consensus_distance' is the engine's own; give that of "
+        'eval_fn another name'
+      )
+    scalars = {name: float(value) for name, value in means.items()}
+    return {**scalars, 'consensus_distance': float(first(distance))}
+
+  return evaluate
+
+
+def _average(x: Array) -> Array:
+  """`[V, ...] -> [...]` as `train_state.consensus` has it, on every device."""
+  if is_inexact(x):
+    mean = x.astype(wire_dtype(x)).mean(axis=0)
+    return lax.pmean(mean, AXIS_NAME).astype(x.dtype)
+  is_first = lax.axis_index(AXIS_NAME) == 0
+  own = jnp.where(is_first, x[0], jnp.zeros_like(x[0]))
+  return lax.psum(own, AXIS_NAME).astype(x.dtype)
+
+
+def make_evaluate_replicas(
+  mesh: ReplicaMesh, algorithm: ReplicaTransformation, eval_fn: EvalFn
+) -> Callable[[TrainState, Any], dict[str, np.ndarray]]:
+  """Evaluation of every replica's output by itself, on all examples.
+
+  Returns:
+    `(state, examples) -> dict of float[N]`, with examples as `shard_examples`
+    prepares them.
+
+  Raises:
+    ValueError: as `make_evaluate` and its result do.
+  """
+  check_setting('make_evaluate_replicas', mesh, algorithm)
+  values_fn = _values(eval_fn)
+
+  def output(state: TrainState) -> Any:
+    check_fits(algorithm, state, mesh.num_replicas)
+    replica = algorithm.output(state.replica(), state.algorithm_state)
+    return replica.params, replica.model_state
+
+  def batch_sums(points: Any, batch: Any) -> Any:
+    everything = collectives.all_gather(batch)
+
+    def one(*point: Any) -> Any:
+      return _weighted_sums(values_fn, point, everything)
+
+    return mesh.map_block(one)(*points)
+
+  mapped_output = mesh.map(output)
+  mapped_sums = completing(mesh.map(batch_sums), functions=1)
+
+  def evaluate(state: TrainState, examples: Any) -> dict[str, np.ndarray]:
+    check_state('evaluate', mesh, state)
+    check_examples(mesh, examples)
+    points = mapped_output(state)
+    sums = []
+    for batch in _batches(examples):
+      # Awaited one by one: they have a collective (`training.MAX_IN_FLIGHT`).
+      sums.append(mesh.gather(mapped_sums(points, batch)))
+    return _means(sums)
+
+  return evaluate
+
+
+def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
+  """Places examples for evaluation, cut into batches on every device.
+
+  Args:
+    mesh: the devices that share the examples.
+    examples: tree of host arrays `[n, ...]`.
+    batch_size: examples per device in one call of `eval_fn`.
+
+  Returns:
+    (examples, weights) on the devices, leaves `[D, batches, batch, ...]`; the
+    last batches are filled up with examples of weight 0.
+
+  Raises:
+    ValueError: if there are no examples, or `batch_size` is not an integer of
+      at least 1.
+  """
+  check_positive_int('batch_size', batch_size)
+  sizes = {np.shape(x)[:1] for x in jax.tree.leaves(examples)}
+  if len(sizes) != 1 or sizes & {(), (0,)}:
+    raise ValueError(
+      'examples must be a tree of arrays of one length >= 1, got lengths '
+      f'{sorted(x[0] if x else 0 for x in sizes)}'
+    )
+  ((size,),) = sizes
+  batch_size = min(batch_size, -(-size // mesh.num_devices))
+  num_batches = -(-size // (mesh.num_devices * batch_size))
+  shape = (mesh.num_devices, num_batches, batch_size)
+  row = np.arange(np.prod(shape))
+  weights = (row < size).astype(np.float32)
+  index = np.minimum(row, size - 1)
+
+  def cut(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x)[index].reshape(shape + np.shape(x)[1:])
+
+  return mesh.place_per_device(
+    (jax.tree.map(cut, examples), weights.reshape(shape))
+  )
+
+
+def check_examples(mesh: ReplicaMesh, examples: Any) -> None:
+  """Checks that examples have the form that `shard_examples` gives them.
+
+  Raises:
+    ValueError: if they have not, or there are none.
+  """
+  is_pair = isinstance(examples, tuple | list) and len(examples) == 2
+  weights: Any = examples[1] if is_pair else None
+  cut: tuple[int, ...] = np.shape(weights) if is_array(weights) else ()
+  shapes = [np.shape(x)[:3] for x in jax.tree.leaves(examples)]
+  fits = len(cut) == 3 and cut[0] == mesh.num_devices and set(shapes) == {cut}
+  if not fits or not cut[1] * cut[2]:
+    raise ValueError(
+      'evaluate expects (state, examples) with the examples that '
+      'pr.engine.shard_examples(mesh, examples, batch_size) returns, got '
+      f'{describe(examples)}'
+    )
+
+
+def _values(eval_fn: Any) -> Callable[..., dict[str, Array]]:
+  """`eval_fn` with its result checked, without the axis of replicas."""
+  check_signature(EVAL, eval_fn)
+  return isolated('eval_fn', checked_values(eval_fn))
+
+
+def _batches(examples: Any) -> Iterator[Any]:
+  """The batches `[D, batch, ...]` of what `shard_examples` made."""
+  for i in range(jax.tree.leaves(examples)[0].shape[1]):
+    yield jax.tree.map(lambda x, i=i: x[:, i], examples)
+
+
+def _weighted_sums(
+  values_fn: EvalFn, point: tuple[ArrayTree, ArrayTree], batch: Any
+) -> tuple[dict[str, Array], Array]:
+  """Weighted sums of `eval_fn` over a batch, and the sum of the weights."""
+  inputs, weights = batch
+  values = values_fn(*point, inputs)
+  for name, value in values.items():
+    if jnp.shape(value) != weights.shape:
+      raise ValueError(
+        f'eval_fn must give {name} for each example, shape {weights.shape}, '
+        f'got shape {jnp.shape(value)}'
+      )
+  sums = {
+    name: jnp.where(weights > 0, value * weights, 0).sum()
+    for name, value in values.items()
+  }
+  return sums, weights.sum()
+
+
+def _means(sums: list[tuple[dict[str, Any], Any]]) -> dict[str, Any]:
+  """Means over the batches from their sums and weights, in float64."""
+  total, weight = jax.tree.map(
+    lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *sums
+  )
+  return {name: value / weight for name, value in total.items()}

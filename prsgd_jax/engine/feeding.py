@@ -1,0 +1,182 @@
+"""Batches on the devices: rows gathered there, or streamed from the host."""
+
+from collections.abc import Callable, Iterator
+import itertools
+import operator
+from typing import Any
+
+import jax
+import numpy as np
+
+from prsgd_jax.base import Array
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.data.input_pipeline import Sampler, Transform
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.tracing.tree_types import describe, difference
+
+
+def make_batch_fn(
+  mesh: ReplicaMesh, sampler: Sampler, transform: Transform | None = None
+) -> Callable[[Any, Array, Array, Array], Any]:
+  """The `batch_fn` of `training.make_resident_train_steps`.
+
+  Args:
+    mesh: where the replicas live.
+    sampler: which rows a replica takes at a step.
+    transform: `(key, batch) -> batch`, such as augmentation.
+
+  Returns:
+    `(data, step, replica, key) -> batch`: the rows of every leaf of `data`.
+
+  Raises:
+    ValueError: if the arguments are not a mesh and a sampler, or the sampler is
+      of another number of replicas; from the result, if the data has another
+      number of examples.
+  """
+  if not isinstance(mesh, ReplicaMesh) or not isinstance(sampler, Sampler):
+    raise ValueError(
+      'make_batch_fn expects (mesh, sampler), such as pr.shared(...), got '
+      f'{describe((mesh, sampler))}'
+    )
+  if sampler.num_replicas != mesh.num_replicas:
+    raise ValueError(
+      f'the sampler must be of the {mesh.num_replicas} replicas of the mesh, '
+      f'got one of {sampler.num_replicas}'
+    )
+
+  def batch_fn(data: Any, step: Array, replica: Array, key: Array) -> Any:
+    for x in jax.tree.leaves(data):
+      if x.shape[:1] != (sampler.num_examples,):
+        raise ValueError(
+          f'the sampler is of {sampler.num_examples} examples, got data of '
+          f'{x.shape[0] if x.shape else describe(x)}'
+        )
+    rows = sampler.rows(step, replica)
+    batch = jax.tree.map(lambda x: x[rows], data)
+    return batch if transform is None else transform(key, batch)
+
+  return batch_fn
+
+
+def stack_batches(
+  mesh: ReplicaMesh,
+  batches: Iterator[Any],
+  num_steps: int,
+  *,
+  global_batch: bool = False,
+) -> Any:
+  """Takes the next steps from an iterator and places them on the devices.
+
+  Args:
+    mesh: where the replicas live.
+    batches: an iterator over host batches of one step each, leaves `[N, batch,
+      ...]`. Make it once, before the loop; where a loader ends after an epoch,
+      by a generator that starts it again.
+    num_steps: how many steps to take, an integer >= 1.
+    global_batch: whether the leaves are `[N * batch, ...]`, the batches of all
+      replicas one after the other, as most loaders give them.
+
+  Returns:
+    A tree of `[D, steps, V, batch, ...]` for `training.make_train_steps`.
+
+  Raises:
+    ValueError: if `batches` is not an iterator, or ends too early; if the
+      batches differ in structure or shape, or cannot be split among the N
+      replicas.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> mesh = pr.engine.ReplicaMesh(num_replicas=2, num_devices=1)
+    >>> loader = [np.arange(6), np.arange(6, 12)]  # starts again if iterated
+    >>> def epochs():
+    ...   while True:
+    ...     yield from loader
+    >>> stream = epochs()
+    >>> pr.engine.stack_batches(mesh, stream, 3, global_batch=True).shape
+    (1, 3, 2, 3)
+  """
+  num_steps = check_positive_int('num_steps', num_steps)
+  blocks = (mesh.num_devices, mesh.block_size)
+
+  def cut(x: np.ndarray) -> np.ndarray:
+    x = x.reshape((num_steps, *blocks, *x.shape[2:]))
+    return np.moveaxis(x, 1, 0)
+
+  rows = (
+    _of_replicas(mesh.num_replicas, batch, global_batch)
+    for batch in _take(batches, num_steps)
+  )
+  return mesh.place_per_device(jax.tree.map(cut, _stack(rows, num_steps)))
+
+
+def _stack(batches: Iterator[Any], num_steps: int) -> Any:
+  """Copies each batch as it comes: a loader may write the next in its place."""
+  first = next(batches)
+  stacked = jax.tree.map(
+    lambda x: np.empty((num_steps, *x.shape), x.dtype), first
+  )
+  types = jax.tree.map(operator.itemgetter(0), stacked)
+  for i, batch in enumerate(itertools.chain([first], batches)):
+    _check_alike(types, batch)
+    for into, x in zip(*map(jax.tree.leaves, (stacked, batch)), strict=True):
+      into[i] = x
+  return stacked
+
+
+def _take(batches: Any, num_steps: int) -> Iterator[Any]:
+  if not isinstance(batches, Iterator):
+    raise ValueError(
+      f'batches must be an iterator, got {describe(batches)}, which would be '
+      'read from its start at every call; make one by iter(...), once, before '
+      'the loop'
+    )
+  for i in range(num_steps):
+    # Not by a for loop or islice: those call iter, by which some loaders that
+    # are their own iterators start again.
+    try:
+      batch = next(batches)
+    except StopIteration:
+      raise ValueError(
+        f'expected {num_steps} more batches, the iterator ended after {i}, '
+        'which are lost; pass a generator that starts the loader again for '
+        'each epoch: while True: yield from loader'
+      ) from None
+    yield batch
+
+
+def _check_alike(first: Any, batch: Any) -> None:
+  change = difference(first, batch)
+  if change:
+    raise ValueError(
+      f'all batches must have the same structure and shapes, but {change}; '
+      'drop the last, smaller batch of an epoch (drop_last or '
+      'drop_remainder=True)'
+    )
+
+
+def _of_replicas(n: int, batch: Any, global_batch: bool) -> Any:
+  """A batch with leaves `[N, batch, ...]`."""
+
+  def split(x: Any) -> np.ndarray:
+    x = np.asarray(x)
+    if x.dtype.kind in 'OSU':
+      raise ValueError(f'a batch must be of numbers, got {describe(x)}')
+    if not global_batch:
+      if x.shape[:1] != (n,):
+        raise ValueError(
+          f'a batch must have a leading axis of {n} replicas, got an array of '
+          f'shape {x.shape}; for batches of all replicas [N * batch, ...] pass '
+          'global_batch=True'
+        )
+      return x
+    if not x.shape or not x.shape[0] or x.shape[0] % n:
+      raise ValueError(
+        f'a batch of all replicas must have a multiple of {n} examples, got an '
+        f'array of shape {x.shape}; drop the last, smaller batch of an epoch '
+        '(drop_last or drop_remainder=True)'
+      )
+    return x.reshape((n, x.shape[0] // n, *x.shape[1:]))
+
+  if not jax.tree.leaves(batch):
+    raise ValueError(f'a batch must have an array, got {describe(batch)}')
+  return jax.tree.map(split, batch)

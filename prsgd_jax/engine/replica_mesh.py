@@ -1,0 +1,231 @@
+"""N replicas on D devices, and the only `jax.pmap`.
+
+Arrays on a mesh have the shape `[D, V, ...]`: D devices, each with a block of
+V = N / D replicas. Replica r is row r mod V of device r // V.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import operator
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
+from prsgd_jax.checks import check_live, check_positive_int
+from prsgd_jax.tracing.keys import from_data, to_data
+from prsgd_jax.tracing.tree_types import describe
+
+# On CPU, the largest block whose replicas are written out one by one.
+WRITTEN_OUT = 128
+
+
+def first(x: Array) -> np.ndarray:
+  """Fetches the row of the first device of `[D, ...]`, the same on all devices.
+
+  Not `x[0]`: indexing a sharded array is a program with a collective, which may
+  meet those of dispatches in flight in another order.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> int(first(jnp.arange(3)[None] + 4)[0])
+    4
+  """
+  return np.array(np.asarray(x.addressable_shards[0].data)[0])
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ReplicaMesh:
+  """The placement of N replicas on D devices.
+
+  Args:
+    num_replicas: N.
+    num_devices: D, which must divide N; if None, the largest number of the
+      devices there are that does.
+    devices: the devices to choose from; all of JAX's if None.
+
+  Raises:
+    ValueError: if N is not an integer >= 1, D does not divide N, or there are
+      fewer than D devices.
+
+  Example:
+    >>> print(ReplicaMesh(num_replicas=8, num_devices=1))
+    8 replicas on 1 cpu device (8 on each)
+  """
+
+  num_replicas: int
+  devices: tuple[jax.Device, ...]
+
+  def __init__(
+    self,
+    num_replicas: int,
+    num_devices: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+  ):
+    if jax.process_count() > 1:
+      raise ValueError(
+        'ReplicaMesh places replicas on the devices of one process, got '
+        f'{jax.process_count()} processes; start a single one'
+      )
+    num_replicas = check_positive_int('num_replicas', num_replicas)
+    there = tuple(jax.devices() if devices is None else devices)
+    if not there:
+      raise ValueError('devices expects at least one device, got none')
+    if num_devices is None:
+      num_devices = max(
+        d for d in range(1, len(there) + 1) if num_replicas % d == 0
+      )
+    num_devices = check_positive_int('num_devices', num_devices)
+    if num_replicas % num_devices:
+      raise ValueError(
+        f'num_devices must divide the {num_replicas} replicas, got '
+        f'{num_devices}; use one of '
+        f'{[d for d in range(1, num_replicas + 1) if num_replicas % d == 0]}'
+      )
+    if num_devices > len(there):
+      raise ValueError(
+        f'num_devices must be at most the {len(there)} {there[0].platform} '
+        f'device(s) there are, got {num_devices}; for fake CPU devices set '
+        f"jax.config.update('jax_num_cpu_devices', {num_devices}) first"
+      )
+    object.__setattr__(self, 'num_replicas', num_replicas)
+    object.__setattr__(self, 'devices', there[:num_devices])
+
+  @property
+  def num_devices(self) -> int:
+    """D."""
+    return len(self.devices)
+
+  @property
+  def block_size(self) -> int:
+    """V = N / D."""
+    return self.num_replicas // self.num_devices
+
+  def __str__(self) -> str:
+    plural = 's' if self.num_devices > 1 else ''
+    return (
+      f'{self.num_replicas} replicas on {self.num_devices} '
+      f'{self.devices[0].platform} device{plural} ({self.block_size} on each)'
+    )
+
+  def map(
+    self,
+    fn: Callable[..., Any],
+    *,
+    donate_argnums: Sequence[int] = (),
+    static_argnums: Sequence[int] = (),
+  ) -> Callable[..., Any]:
+    """Compiles `fn` to run on every device, on its `[V, ...]` blocks.
+
+    The arguments and results outside have the leading axis D; inside, the
+    collectives of `prsgd_jax.mixing.collectives` may be used.
+    """
+    return jax.pmap(
+      fn,
+      axis_name=AXIS_NAME,
+      devices=self.devices,
+      donate_argnums=tuple(donate_argnums),
+      static_broadcasted_argnums=tuple(static_argnums),
+    )
+
+  def map_block(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps `fn` of one replica over its block, the fastest way known.
+
+    On CPU a vmap over convolutions' weights becomes a grouped convolution, five
+    times slower than one replica after the other, and a loop around
+    convolutions is slower still: the block is written out, unless it is so
+    large that this would take long to compile.
+    """
+    on_cpu = self.devices[0].platform == 'cpu'
+
+    def mapped(*args: Any) -> Any:
+      if self.block_size > (WRITTEN_OUT if on_cpu else 1):
+        return jax.vmap(fn)(*args)
+      once = jax.jit(fn, inline=True)  # traced once for the rows
+      rows = [
+        once(*jax.tree.map(operator.itemgetter(i), args))
+        for i in range(self.block_size)
+      ]
+      return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+
+    return mapped
+
+  def replica_index(self) -> Array:
+    """int32[V], inside a mapped function: the block's replicas."""
+    first = lax.axis_index(AXIS_NAME) * self.block_size
+    return (first + jnp.arange(self.block_size)).astype(jnp.int32)
+
+  def place(self, tree: ArrayTree) -> ArrayTree:
+    """Puts host arrays `[N, ...]` on the devices as `[D, V, ...]`.
+
+    Like all that places, it copies: the caller may write to the arrays again.
+    Typed keys stay typed.
+
+    Raises:
+      ValueError: if an array lacks the leading axis N.
+    """
+    blocks = (self.num_devices, self.block_size)
+
+    def cut(x: np.ndarray) -> np.ndarray:
+      x = np.asarray(x)
+      if x.shape[:1] != (self.num_replicas,):
+        raise ValueError(
+          f'expected a leading axis of {self.num_replicas} replicas, got an '
+          f'array of shape {x.shape}'
+        )
+      return x.reshape(blocks + x.shape[1:])
+
+    data = self.place_per_device(jax.tree.map(cut, to_data(tree)))
+    return from_data(data, tree)
+
+  def place_per_device(self, tree: ArrayTree) -> ArrayTree:
+    """Puts host arrays `[D, ...]` on the devices, a row on each."""
+    data = self._put(jax.tree.map(np.array, to_data(tree)))
+    return from_data(data, tree)
+
+  def replicate(self, tree: ArrayTree) -> ArrayTree:
+    """Puts host arrays on every device, as `[D, ...]`."""
+
+    def rows(x: np.ndarray) -> np.ndarray:
+      # One copy, which fake CPU devices may share.
+      return np.broadcast_to(np.array(x), (self.num_devices, *np.shape(x)))
+
+    return from_data(self._put(jax.tree.map(rows, to_data(tree))), tree)
+
+  def check_replicated(self, tree: ArrayTree) -> None:
+    """Checks that data has the form that `replicate` gives it, `[D, ...]`.
+
+    Raises:
+      ValueError: if it has not.
+    """
+    for x in jax.tree.leaves(tree):
+      if np.shape(x)[:1] != (self.num_devices,):
+        raise ValueError(
+          f'data must have leaves [D, ...] = [{self.num_devices}, ...], got '
+          f'{describe(x)}; place it by mesh.replicate(data) first'
+        )
+
+  def _put(self, tree: ArrayTree) -> ArrayTree:
+    """Places arrays `[D, ...]`, whose memory a CPU device may go on using."""
+    mesh = Mesh(np.asarray(self.devices), (AXIS_NAME,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
+
+  def gather(self, tree: ArrayTree) -> ArrayTree:
+    """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`.
+
+    Of typed keys, which NumPy does not have, it fetches the uint32 data.
+
+    Raises:
+      ValueError: if an array was donated to a dispatch.
+    """
+
+    def fetch(x: Array) -> np.ndarray:
+      check_live(x)
+      host = np.asarray(x)
+      return host.reshape((self.num_replicas, *host.shape[2:]))
+
+    return jax.tree.map(fetch, to_data(tree))

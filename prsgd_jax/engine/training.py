@@ -1,0 +1,340 @@
+"""The engine: scanned training steps.
+
+The engine knows pure functions of one replica only:
+
+  loss_fn(params, model_state, batch, key) -> (loss, (model_state, metrics))
+  batch_fn(data, step, replica, key) -> batch
+
+A dispatch runs many steps by `lax.scan` inside the mapped function, and each
+step is one `algorithm.update`.
+"""
+
+import collections
+from collections.abc import Callable
+import operator
+from typing import Any
+
+import jax
+from jax import lax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
+from prsgd_jax.checks import check_num_steps
+from prsgd_jax.engine.engine_checks import check_setting
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.engine.train_state import TrainState, check_fits, check_state
+from prsgd_jax.tracing.caller_functions import (
+  BATCH,
+  LOSS,
+  check_floats,
+  check_signature,
+  checked_loss,
+)
+from prsgd_jax.tracing.isolation import completing, isolated
+from prsgd_jax.tracing.keys import renew
+from prsgd_jax.tracing.tree_types import describe
+
+LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
+BatchFn = Callable[[Any, Array, Array, Array], Any]
+
+# Un-awaited dispatches of a program with a collective dead-lock on CPU.
+MAX_IN_FLIGHT = 2
+
+
+def make_train_steps(
+  mesh: ReplicaMesh, algorithm: ReplicaTransformation, loss_fn: LossFn
+) -> Callable[[TrainState, Any], tuple[TrainState, ArrayTree]]:
+  """Training on batches that the caller brings.
+
+  Args:
+    mesh: where the replicas live.
+    algorithm: the chain to run.
+    loss_fn: the loss of one replica, without collectives over the replicas.
+
+  Returns:
+    `(state, batches) -> (state, metrics)`. The batches' leaves are `[D, steps,
+    V, batch, ...]` (`feeding.stack_batches` makes them); the metrics'
+    are `[D, steps, V, ...]`: `loss`, what `loss_fn` reports, and `active` where
+    `where` lets replicas sit out. The state given is donated: use the one that
+    is returned. Batches of 0 steps do nothing. At most two dispatches are in
+    flight. Its attribute `lower` is that of a function that JAX compiles.
+
+  Raises:
+    ValueError: if the arguments are not a mesh, an algorithm and a function of
+      four arguments; from the result, if the state, the batches or what
+      `loss_fn` returns is not as described.
+  """
+  check_setting('make_train_steps', mesh, algorithm)
+  grad_fn = _gradient(loss_fn)
+
+  def run(state: TrainState, batches: Any) -> tuple[TrainState, ArrayTree]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, ArrayTree]:
+      return _step(mesh, algorithm, grad_fn, state, lambda keys: batch)
+
+    num_steps = jax.tree.leaves(batches)[0].shape[0]
+    return _scan(step, state, batches, num_steps)
+
+  dispatch, lower = _compile(mesh, algorithm, run, functions=1)
+
+  def train_steps(
+    state: TrainState, batches: Any
+  ) -> tuple[TrainState, ArrayTree]:
+    """Trains for as many steps as there are batches."""
+    num_steps = _count_batches(mesh, batches)
+
+    def piece(i: int) -> tuple[Any]:
+      if not num_steps:  # only the shapes matter
+        return (jax.tree.map(_one_step_like, batches),)
+      return (jax.tree.map(lambda x: x[:, i : i + 1], batches),)
+
+    return dispatch(state, (batches,), num_steps, piece)
+
+  train_steps.lower = lower  # type: ignore[attr-defined]
+  return train_steps
+
+
+def _one_step_like(x: Array) -> np.ndarray:
+  return np.zeros((x.shape[0], 1, *x.shape[2:]), x.dtype)
+
+
+def _count_batches(mesh: ReplicaMesh, batches: Any) -> int:
+  """The number of steps of stacked batches.
+
+  Raises:
+    ValueError: if a leaf is not `[D, steps, V, ...]`.
+  """
+  num_devices, block_size = mesh.num_devices, mesh.block_size
+  shapes = [np.shape(x) for x in jax.tree.leaves(batches)]
+  counts = {x[1] if len(x) > 2 else None for x in shapes}
+  fits = all(x[:1] + x[2:3] == (num_devices, block_size) for x in shapes)
+  if len(counts) != 1 or not fits:
+    raise ValueError(
+      f'batches must have leaves [D, steps, V, ...] = [{num_devices}, steps, '
+      f'{block_size}, ...], got {describe(batches)}; make them by '
+      'pr.engine.stack_batches(mesh, iterator, num_steps)'
+    )
+  return shapes[0][1]
+
+
+def make_resident_train_steps(
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  loss_fn: LossFn,
+  batch_fn: BatchFn,
+) -> Callable[[TrainState, Any, int], tuple[TrainState, ArrayTree]]:
+  """Training on data that stays on the devices.
+
+  Args:
+    mesh: where the replicas live.
+    algorithm: the chain to run.
+    loss_fn: the loss of one replica, without collectives over the replicas.
+    batch_fn: one replica's batch of a step, made inside the scan; a function of
+      (data, step, replica, key) and of nothing else.
+
+  Returns:
+    `(state, data, num_steps) -> (state, metrics)`, with data as
+    `ReplicaMesh.replicate` places it, and the rest as in `make_train_steps`.
+
+  Raises:
+    ValueError: if the arguments are not a mesh, an algorithm and two functions
+      of four arguments; from the result, if `num_steps` is not an integer >= 0,
+      or the state, the data or what `loss_fn` returns is not as described.
+  """
+  check_setting('make_resident_train_steps', mesh, algorithm)
+  check_signature(BATCH, batch_fn)
+  grad_fn, draw_fn = _gradient(loss_fn), isolated('batch_fn', batch_fn)
+
+  def run(
+    state: TrainState, data: Any, num_steps: int
+  ) -> tuple[TrainState, ArrayTree]:
+    def step(state: TrainState, _: None) -> tuple[TrainState, ArrayTree]:
+      def draw(keys: Array) -> Any:
+        per_replica = jax.vmap(draw_fn, in_axes=(None, None, 0, 0))
+        return per_replica(data, state.step, mesh.replica_index(), keys)
+
+      return _step(mesh, algorithm, grad_fn, state, draw)
+
+    return _scan(step, state, None, num_steps)
+
+  dispatch, lower = _compile(
+    mesh, algorithm, run, functions=2, static_argnums=(2,)
+  )
+
+  def train_steps(
+    state: TrainState, data: Any, num_steps: int
+  ) -> tuple[TrainState, ArrayTree]:
+    """Trains for `num_steps` steps on the data."""
+    num_steps = check_num_steps(num_steps)
+    mesh.check_replicated(data)
+    inputs = (data, num_steps)
+    return dispatch(state, inputs, num_steps, lambda i: (data, 1))
+
+  train_steps.lower = lower  # type: ignore[attr-defined]
+  return train_steps
+
+
+def _gradient(loss_fn: LossFn) -> Callable[..., Any]:
+  """`loss_fn` with its gradient, of one replica."""
+  check_signature(LOSS, loss_fn)
+  grad_fn = jax.value_and_grad(checked_loss(loss_fn), has_aux=True)
+
+  def checked(params: ArrayTree, *args: Any) -> Any:
+    check_floats(params)  # before JAX refuses them, naming no leaf
+    return grad_fn(params, *args)
+
+  return isolated('loss_fn', checked)
+
+
+def _step(
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  grad_fn: Callable[..., Any],
+  state: TrainState,
+  draw: Callable[[Array], Any],
+) -> tuple[TrainState, ArrayTree]:
+  """One step of the block: its batch, its keys, one `algorithm.update`."""
+  replica_index = mesh.replica_index()
+  shared_root, replica_root = jax.random.split(state.key)
+  shared_key = jax.random.fold_in(shared_root, state.step)
+  step_key = jax.random.fold_in(replica_root, state.step)
+  keys = jax.vmap(
+    lambda r: jax.random.split(jax.random.fold_in(step_key, r), 4)
+  )(replica_index)
+  batch = draw(keys[:, 0])
+  block_grad_fn = mesh.map_block(grad_fn)
+  context = Context(
+    step=state.step,
+    replica=replica_index,
+    key=keys[:, 1],
+    shared_key=shared_key,
+    value_and_grad=lambda p, s: block_grad_fn(
+      p, renew(s, keys[:, 3]), batch, keys[:, 2]
+    ),
+  )
+  replica, algorithm_state = algorithm.update(
+    state.replica(), state.algorithm_state, context
+  )
+  return state.advance(replica, algorithm_state), replica.metrics
+
+
+def _scan(
+  step: Callable[..., Any], state: TrainState, xs: Any, length: int
+) -> tuple[TrainState, ArrayTree]:
+  """`lax.scan`, which would be a loop for a single step too."""
+  if length > 1:
+    return lax.scan(step, state, xs, length=length)
+  state, metrics = step(state, jax.tree.map(operator.itemgetter(0), xs))
+  return state, jax.tree.map(lambda x: x[None], metrics)
+
+
+class _SlowLoop(Exception):
+  """A program that must not be a loop."""
+
+
+def _compile(
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  run: Callable[..., tuple[TrainState, ArrayTree]],
+  functions: int,
+  static_argnums: tuple[int, ...] = (),
+) -> tuple[
+  Callable[..., tuple[TrainState, ArrayTree]], Callable[..., jax.stages.Lowered]
+]:
+  """Maps `run` over the devices and bounds the dispatches in flight.
+
+  XLA's CPU backend runs a convolution inside a loop 20 to 40 times slower than
+  outside of one (measured with ResNet-20), so there a loss with convolutions is
+  dispatched step by step.
+
+  Args:
+    mesh, algorithm: as in `make_train_steps`.
+    run: `(state, *inputs) -> (state, metrics)` of a block.
+    functions: how many isolated functions it calls.
+    static_argnums: which of its arguments are no arrays.
+
+  Returns:
+    `(state, inputs, num_steps, piece) -> (state, metrics)`, where `inputs` are
+    the further arguments of `run` for all steps, and `piece(i)` those for the
+    i-th; `piece(0)` gives their shapes where there are no steps. And the
+    program of all steps, lowered, as a function of the arguments of `run`.
+  """
+
+  def with_token(state: TrainState, *inputs: Any) -> Any:
+    check_fits(algorithm, state, mesh.num_replicas)
+    state, metrics = run(state, *inputs)
+    # What can be waited for: the state is gone with the next dispatch, and a
+    # chain without a gradient has no metrics.
+    return state, metrics, state.step + 0
+
+  by_steps = False
+
+  def watch(jaxpr: Any) -> None:
+    on_cpu = mesh.devices[0].platform == 'cpu'
+    if on_cpu and not by_steps and _has_convolution(jaxpr):
+      raise _SlowLoop
+
+  program = mesh.map(
+    with_token, donate_argnums=(0,), static_argnums=static_argnums
+  )
+  mapped = completing(program, functions, watch)
+  unwatched = completing(program, functions)
+  in_flight: collections.deque = collections.deque()
+
+  def advance(state: TrainState, *inputs: Any) -> tuple[TrainState, ArrayTree]:
+    while len(in_flight) >= MAX_IN_FLIGHT:
+      jax.block_until_ready(in_flight.popleft())
+    state, metrics, token = mapped(state, *inputs)
+    in_flight.append(token)
+    return state, metrics
+
+  def dispatch(
+    state: TrainState,
+    inputs: tuple[Any, ...],
+    num_steps: int,
+    piece: Callable[[int], tuple[Any, ...]],
+  ) -> tuple[TrainState, ArrayTree]:
+    nonlocal by_steps
+    check_state('train_steps', mesh, state)
+    if not num_steps:
+      one_step = jax.eval_shape(lambda s: unwatched(s, *piece(0)), state)
+      return state, _without_steps(mesh, one_step[1])
+    if not by_steps:
+      try:
+        return advance(state, *inputs)
+      except _SlowLoop:
+        by_steps = True
+    collected = []
+    for i in range(num_steps):
+      state, metrics = advance(state, *piece(i))
+      collected.append(metrics)
+    return state, jax.tree.map(lambda *xs: jnp.concatenate(xs, 1), *collected)
+
+  def lower(*args: Any) -> jax.stages.Lowered:
+    return completing(program.lower, 0)(*args)  # type: ignore[attr-defined]
+
+  return dispatch, lower
+
+
+def _without_steps(mesh: ReplicaMesh, metrics: ArrayTree) -> ArrayTree:
+  """Metrics `[D, 0, V, ...]` of the types of those of some steps."""
+
+  def empty(x: jax.ShapeDtypeStruct) -> np.ndarray:
+    return np.zeros((x.shape[0], 0, *x.shape[2:]), x.dtype)
+
+  return mesh.place_per_device(jax.tree.map(empty, metrics))
+
+
+def _has_convolution(jaxpr: Any) -> bool:
+  return 'conv_general_dilated' in _primitives(jaxpr)
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+  """The names of all primitives of a jaxpr and of those inside it."""
+  names = set()
+  for eqn in jaxpr.eqns:
+    names.add(eqn.primitive.name)
+    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+      names |= _primitives(inner)
+  return names

@@ -1,0 +1,436 @@
+"""Rounds, bytes and modeled time of an algorithm, from the objects that run.
+
+Replicas are counted as machines, however many share a device. A ring all-reduce
+of P bytes over n replicas sends 2 (n - 1) / n P per replica in 2 (n - 1)
+latencies; gathering sends (n - 1) P; a neighbor costs P. Bytes are those of
+the floating leaves as they are sent, at least four for each number, or those of
+the codes.
+
+Time is that of a model, not measured: see `clocks`. `account` gives the totals
+after every step of a run. A `meter` gives them one after the other, in memory
+that does not grow with the run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from prsgd_jax.base import (
+  ArrayTree,
+  Cost,
+  Decided,
+  Replica,
+  ReplicaTransformation,
+  Work,
+)
+from prsgd_jax.checks import check_step
+from prsgd_jax.ledger import clocks
+from prsgd_jax.ledger.network import NETWORK, Network
+
+# Numbers that are held at once, one for each replica and step: of the costs,
+# and of the times, which stay in a processor's cache.
+HELD = 2**22
+TIMED = 2**17
+# Steps of which the costs are asked first. Each further span is as long as all
+# before it, so that no more is asked than was done.
+FIRST = 2**12
+# Steps that stand for a long run where the share of working replicas is asked.
+SAMPLED = 2**14
+
+
+class Account(NamedTuple):
+  """What one replica has spent after t steps, t = 0 .. num_steps.
+
+  What the data decide is not in the totals: `with_decided` adds it.
+
+  Attributes:
+    gradients: int64[num_steps + 1], those of all replicas together.
+    rounds: int64[num_steps + 1], communications.
+    bytes_sent: float64[num_steps + 1].
+    bytes_by_tier: tier -> float64[num_steps + 1]; they add up to `bytes_sent`.
+    seconds: float64[num_steps + 1], modeled: when the last replica is done.
+    decided: what a round costs that the data decide, (tier, bytes, seconds)
+      for each stage that has such, in the order of the chain.
+  """
+
+  gradients: np.ndarray
+  rounds: np.ndarray
+  bytes_sent: np.ndarray
+  bytes_by_tier: dict[str, np.ndarray]
+  seconds: np.ndarray
+  decided: tuple[tuple[str, float, float], ...]
+
+
+class Spent(NamedTuple):
+  """What one replica has spent so far.
+
+  Attributes:
+    gradients: those of all replicas together.
+    rounds: communications.
+    bytes_sent: bytes, in all and by tier.
+    seconds: modeled, when the last replica is done.
+  """
+
+  gradients: int
+  rounds: int
+  bytes_sent: float
+  bytes_by_tier: dict[str, float]
+  seconds: float
+
+
+class Position(NamedTuple):
+  """Where a meter is.
+
+  Attributes:
+    step: steps done.
+    counts: for each cost the gradients of all replicas, or the rounds.
+    clock: of the replicas.
+  """
+
+  step: int
+  counts: tuple[int, ...]
+  clock: clocks.Clock
+
+
+class Meter(NamedTuple):
+  """The running totals of a run: pure functions of a position.
+
+  Attributes:
+    init: `() -> Position`, before the first step.
+    advance: `(position, step) -> Position`, after that many steps. Raises
+      ValueError if they are fewer than those of the position, or more than the
+      run has.
+    spent: `(position, algorithm_state=()) -> Spent`. With the state of the
+      algorithm at that step it includes the rounds that the data decided. Their
+      time is that of the messages: how long replicas waited for them is not
+      known.
+    decided: as in `Account`.
+  """
+
+  init: Callable[[], Position]
+  advance: Callable[[Position, int], Position]
+  spent: Callable[..., Spent]
+  decided: tuple[tuple[str, float, float], ...]
+
+
+def meter(
+  algorithm: ReplicaTransformation,
+  shapes: Replica,
+  num_replicas: int,
+  num_steps: int,
+  network: Network = NETWORK,
+) -> Meter:
+  """Returns the running totals of what the stages of an algorithm spend.
+
+  To make it and to advance it to a step cost no more for a longer run.
+
+  Args:
+    algorithm: the chain that runs.
+    shapes: one replica's shapes (`train_state.replica_shapes`).
+    num_replicas: N.
+    num_steps: T, the length of the run.
+    network: for the modeled time.
+
+  Raises:
+    ValueError: if the network is not one of that many replicas.
+
+  Example:
+    >>> import jax, numpy as np, optax, prsgd_jax as pr
+    >>> shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    >>> run = meter(
+    ...     pr.k_avg(optax.sgd(0.1), period=4), shapes, 8, num_steps=10**9)
+    >>> run.spent(run.advance(run.init(), 10)).rounds
+    2
+  """
+  run = _run(algorithm, shapes, num_replicas, num_steps, network)
+  decided = _decided(run)
+
+  def advance(position: Position, step: int) -> Position:
+    if not position.step <= step <= num_steps:
+      raise ValueError(
+        f'step must be in {position.step} .. {num_steps}, between the steps '
+        f'done and those of the run, got {step}'
+      )
+    for after, _, _ in _walk(run, position, step):
+      position = after
+    return position
+
+  def spent(position: Position, algorithm_state: ArrayTree = ()) -> Spent:
+    gradients, rounds, by_tier = _totals(run.costs, position.counts)
+    known = Spent(
+      int(gradients),
+      int(rounds),
+      float(sum(by_tier.values())),
+      {tier: float(sent) for tier, sent in by_tier.items()},
+      float(position.clock.times.max()),
+    )
+    return _plus_decided(known, decided, algorithm_state)
+
+  return Meter(lambda: _start(run), advance, spent, decided)
+
+
+def spent_at(meter: Meter, steps: Iterable[int]) -> Iterator[Spent]:
+  """Iterates over what was spent after some numbers of steps, ascending."""
+  position = meter.init()
+  for step in steps:
+    position = meter.advance(position, step)
+    yield meter.spent(position)
+
+
+def account(
+  algorithm: ReplicaTransformation,
+  shapes: Replica,
+  num_replicas: int,
+  num_steps: int,
+  network: Network = NETWORK,
+) -> Account:
+  """Adds up what the stages of an algorithm spend.
+
+  Args:
+    algorithm: the chain that runs.
+    shapes: one replica's shapes (`train_state.replica_shapes`).
+    num_replicas: N.
+    num_steps: T, the length of the run.
+    network: for the modeled time.
+
+  Returns:
+    Running totals, whose entry t is what was spent in the first t steps.
+
+  Raises:
+    ValueError: if the network is not one of that many replicas.
+  """
+  run = _run(algorithm, shapes, num_replicas, num_steps, network)
+  start = _start(run)
+  counts = [[np.zeros(1, np.int64)] for _ in run.costs]
+  seconds = [np.zeros(1)]
+  for _, in_block, ends in _walk(run, start, num_steps):
+    seconds.append(ends)
+    for parts, count in zip(counts, in_block, strict=True):
+      parts.append(count)
+  done = [np.cumsum(np.concatenate(p), dtype=np.int64) for p in counts]
+  gradients, rounds, by_tier = _totals(run.costs, done)
+  zeros = np.zeros(num_steps + 1, np.int64)
+  return Account(
+    zeros + gradients,
+    zeros + rounds,
+    sum(by_tier.values(), np.zeros(num_steps + 1)),
+    by_tier,
+    np.concatenate(seconds),
+    _decided(run),
+  )
+
+
+def working_share(
+  algorithm: ReplicaTransformation,
+  shapes: Replica,
+  num_replicas: int,
+  num_steps: int,
+) -> float:
+  """Returns the share of replicas that take a gradient, a mean over the steps.
+
+  It is exact for runs of up to 2^14 steps. A longer one is sampled there, with
+  an error of at most 0.5% (one standard deviation), and none where all replicas
+  always work.
+
+  Args:
+    algorithm: the chain that runs.
+    shapes: one replica's shapes (`train_state.replica_shapes`).
+    num_replicas: N.
+    num_steps: T, the length of the run.
+  """
+  steps = np.arange(min(num_steps, SAMPLED))
+  if num_steps > SAMPLED:
+    drawn = np.random.default_rng(0).integers(num_steps, size=SAMPLED)
+    steps = np.sort(drawn)
+  costs = algorithm.cost(shapes, num_replicas, steps)
+  return sum(float(c.active.mean()) for c in costs if isinstance(c, Work))
+
+
+class _Run(NamedTuple):
+  """The costs of a run, asked for in spans of steps.
+
+  Attributes:
+    costs: of the first span.
+    costs_of: (first, stop) of a span -> its costs.
+    num_replicas: N.
+    num_steps: T.
+    network: the machines.
+  """
+
+  costs: tuple[Cost, ...]
+  costs_of: Callable[[int, int], tuple[Cost, ...]]
+  num_replicas: int
+  num_steps: int
+  network: Network
+
+
+def _run(
+  algorithm: ReplicaTransformation,
+  shapes: Replica,
+  num_replicas: int,
+  num_steps: int,
+  network: Network,
+) -> _Run:
+  network.check(num_replicas)
+  check_step('num_steps', num_steps)
+
+  # A pure function, of which the span where a run is need not be asked twice.
+  @functools.lru_cache(1)
+  def costs_of(first: int, stop: int) -> tuple[Cost, ...]:
+    return algorithm.cost(shapes, num_replicas, np.arange(first, stop))
+
+  span = _span(0, num_replicas, num_steps)
+  return _Run(costs_of(*span), costs_of, num_replicas, num_steps, network)
+
+
+def _span(step: int, num_replicas: int, num_steps: int) -> tuple[int, int]:
+  """(first, stop) of the span of steps in which a step is.
+
+  FIRST steps, then as many as before, and in the end HELD / N.
+  """
+  longest = max(HELD // num_replicas, 1)
+  size = min(FIRST, longest)
+  first, stop = 0, size
+  while stop <= step and 2 * stop <= longest:
+    first, stop = stop, 2 * stop
+  if stop <= step:
+    first = stop + (step - stop) // longest * longest
+    stop = first + longest
+  return first, min(stop, num_steps)
+
+
+def _start(run: _Run) -> Position:
+  clock = clocks.start(run.network, run.num_replicas)
+  return Position(0, (0,) * len(run.costs), clock)
+
+
+def _walk(
+  run: _Run, position: Position, stop: int
+) -> Iterator[tuple[Position, list[np.ndarray], np.ndarray]]:
+  """(position, counts, seconds) after each block of steps."""
+
+  def before() -> Iterator[clocks.Block]:
+    return _blocks(run, 0, position.step, _start(run).counts)
+
+  clock = position.clock
+  for block in _blocks(run, position.step, stop, position.counts):
+    clock, ends = clocks.advance(clock, block, run.network, before)
+    counts = map(_sum, block.turns, block.counts)
+    position = Position(position.step + block.size, tuple(counts), clock)
+    yield position, block.counts, ends
+
+
+def _sum(before: int, counts: np.ndarray) -> int:
+  return before + int(counts.sum(dtype=np.int64))
+
+
+def _blocks(
+  run: _Run, first: int, stop: int, turns: tuple[int, ...]
+) -> Iterator[clocks.Block]:
+  """The steps from `first` to `stop`, as many at once as TIMED allows."""
+  work = sum(isinstance(cost, Work) for cost in run.costs)
+  size = max(TIMED // (run.num_replicas * max(work, 1)), 1)
+  while first < stop:
+    begin, end = _span(first, run.num_replicas, run.num_steps)
+    costs = run.costs_of(begin, end)
+    end = min(end, stop, first + size)
+    part = slice(first - begin, end - begin)
+    active = [c.active[part] for c in costs if isinstance(c, Work)]
+    counts = [_count(cost, part, end - first) for cost in costs]
+    yield clocks.Block(end - first, run.costs, active, counts, turns)
+    turns = tuple(map(_sum, turns, counts))
+    first = end
+
+
+def _count(cost: Cost, part: slice, size: int) -> np.ndarray:
+  """How many replicas work, or whether a round is, at each step of a part."""
+  if isinstance(cost, Work):
+    active = cost.active[part]
+    if active.all():  # the common case, and much faster
+      return np.full(size, active.shape[1])
+    return active.sum(axis=1)
+  return np.zeros(size, bool) if cost.fires is None else cost.fires[part]
+
+
+def _totals(
+  costs: tuple[Cost, ...], counts: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+  """(gradients, rounds, bytes by tier), from a number or an array by cost."""
+  gradients: Any = 0
+  rounds: Any = 0
+  by_tier: dict[str, Any] = {}
+  for sent, count in zip(costs, counts, strict=True):
+    if isinstance(sent, Work):
+      gradients = gradients + count
+    elif sent.fires is not None and sent.bytes_sent:  # not in a group of one
+      rounds = rounds + count
+      spent = by_tier.get(sent.tier, 0.0) + count * float(sent.bytes_sent)
+      by_tier[sent.tier] = spent
+  return gradients, rounds, by_tier
+
+
+def _decided(run: _Run) -> tuple[tuple[str, float, float], ...]:
+  return tuple(
+    (cost.tier, cost.bytes_sent, run.network.seconds(cost))
+    for cost in run.costs
+    if not isinstance(cost, Work) and cost.fires is None
+  )
+
+
+def with_decided(
+  spent: Account, step: int, algorithm_state: ArrayTree
+) -> Spent:
+  """What was spent after so many steps, with the rounds that the data decided.
+
+  Args:
+    spent: the account of the run.
+    step: steps done.
+    algorithm_state: of the train state then; the rounds are in it. Their time
+      is that of the messages: how long replicas waited for them is not known.
+  """
+  by_tier = {
+    tier: float(sent[step]) for tier, sent in spent.bytes_by_tier.items()
+  }
+  known = Spent(
+    int(spent.gradients[step]),
+    int(spent.rounds[step]),
+    float(spent.bytes_sent[step]),
+    by_tier,
+    float(spent.seconds[step]),
+  )
+  return _plus_decided(known, spent.decided, algorithm_state)
+
+
+def _plus_decided(
+  known: Spent,
+  decided: tuple[tuple[str, float, float], ...],
+  algorithm_state: ArrayTree,
+) -> Spent:
+  if isinstance(algorithm_state, tuple) and not algorithm_state:
+    return known
+  counts = [
+    int(np.ravel(jax.device_get(node.rounds))[0])
+    for node in jax.tree.leaves(algorithm_state, is_leaf=_is_decided)
+    if _is_decided(node)
+  ]
+  by_tier = dict(known.bytes_by_tier)
+  rounds, seconds = known.rounds, known.seconds
+  for count, (tier, size, lasts) in zip(counts, decided, strict=True):
+    if not size:
+      continue  # of one replica
+    rounds += count
+    by_tier[tier] = by_tier.get(tier, 0.0) + count * size
+    seconds += count * lasts
+  return known._replace(
+    rounds=rounds,
+    bytes_sent=sum(by_tier.values()),
+    bytes_by_tier=by_tier,
+    seconds=seconds,
+  )
+
+
+def _is_decided(node: Any) -> bool:
+  return isinstance(node, Decided)

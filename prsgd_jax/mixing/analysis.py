@@ -1,0 +1,62 @@
+"""What is measured of the replicas along a run."""
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
+from prsgd_jax.mixing import collectives
+from prsgd_jax.mixing.matrices import sums_to_one
+from prsgd_jax.mixing.mixings import Mixing
+from prsgd_jax.mixing.payload import is_inexact, wire_dtype
+
+
+def consensus_distance(params: ArrayTree) -> Array:
+  """(1/N) sum_i |x_i - xbar|^2 over all replicas, inside a mapped function.
+
+  Args:
+    params: a block, leaves `[V, ...]`.
+
+  Returns:
+    A scalar, the same on every device.
+  """
+  total = jnp.zeros((), jnp.float32)
+  for x in jax.tree.leaves(params):
+    if is_inexact(x):
+      x = x.astype(wire_dtype(x))
+      drift = x - collectives.replica_mean(x)
+      total += jnp.square(jnp.abs(drift)).sum() / x.shape[0]
+  return lax.pmean(total, AXIS_NAME)
+
+
+def spectral_gap(mixing: Mixing, num_replicas: int) -> float:
+  """How fast a mixing brings the replicas to their mean: 1 - sqrt(lambda).
+
+  lambda is the largest eigenvalue of E[(W - J)'(W - J)], J = 11'/N, over the
+  mixing's matrices: each round leaves at most lambda of E |x - xbar|^2. It is
+  1 - |lambda_2(W)| for one symmetric W, 1 for the mean, and 0 where some
+  direction is not mixed at all. Matrices that take turns are counted as if they
+  were drawn, which says nothing of what they reach together.
+
+  Raises:
+    ValueError: if the mixing is not doubly stochastic, or does not fit the
+      number of replicas.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> round(spectral_gap(pr.graphs.ring(), 8), 3)
+    0.195
+
+  Reference:
+    Boyd, Ghosh, Prabhakar, Shah 2006, Randomized gossip algorithms.
+  """
+  matrices = mixing.matrices(num_replicas)
+  if not (sums_to_one(matrices, -1) and sums_to_one(matrices, -2)):
+    raise ValueError(
+      'spectral_gap expects a doubly stochastic mixing, got one whose rows or '
+      'columns do not sum to 1'
+    )
+  apart = matrices - 1 / num_replicas
+  left = (apart.swapaxes(-1, -2) @ apart).mean(axis=0)
+  return float(1 - np.sqrt(max(np.linalg.eigvalsh(left)[-1], 0)))

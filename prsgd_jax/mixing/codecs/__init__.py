@@ -1,0 +1,66 @@
+"""HOW SMALL: compressors of what one replica sends, Q(v).
+
+A compressor turns a tree into codes, a tree of the arrays that travel, and the
+codes into a tree again. It sees one replica's tree (`base.over_block` maps it)
+and works leaf by leaf: a norm, a scale or a share of entries is that of a leaf,
+a "layer" or "bucket" of the papers. Codes are as small as they are counted:
+levels, signs and small floats are packed to the bits that they need.
+
+Unbiased, E Q(v) = v: `stochastic_levels` and `ternary`. Contractions,
+E|Q(v) - v|^2 <= (1 - delta)|v|^2, for error feedback and CHOCO: `top_k`,
+`chunked_top_k`, `random_k`, `signs`, `bin_means` and `small_float`.
+"""
+
+from prsgd_jax.mixing.codecs.compressor import (
+  Compressor,
+  PackedCode as PackedCode,
+  check_compressor as check_compressor,
+  coded_bytes,
+  pack as pack,
+  unpack as unpack,
+)
+from prsgd_jax.mixing.codecs.memory import (
+  Codec,
+  among_senders,
+  as_codec as as_codec,
+  difference,
+  feedback,
+  frequencies,
+)
+from prsgd_jax.mixing.codecs.quantizers import (
+  bare_signs as bare_signs,
+  bin_means,
+  e3m0,
+  signs,
+  small_float,
+  stochastic_levels,
+  ternary,
+  uncompressed,
+)
+from prsgd_jax.mixing.codecs.sparsifiers import (
+  chunked_top_k,
+  drawn_places as drawn_places,
+  num_kept as num_kept,
+  random_k,
+  top_k,
+)
+
+__all__ = (
+  'Codec',
+  'Compressor',
+  'among_senders',
+  'bin_means',
+  'chunked_top_k',
+  'coded_bytes',
+  'difference',
+  'e3m0',
+  'feedback',
+  'frequencies',
+  'random_k',
+  'signs',
+  'small_float',
+  'stochastic_levels',
+  'ternary',
+  'top_k',
+  'uncompressed',
+)

@@ -1,0 +1,255 @@
+"""Quantizers: every entry travels, in few bits."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array
+from prsgd_jax.checks import check_number, check_positive_int, check_step
+from prsgd_jax.mixing.codecs.compressor import (
+  Compressor,
+  PackedCode,
+  by_vector,
+  pack,
+  unpack,
+)
+
+MAX_LEVELS = 2**15 - 1  # 16 bits with the sign
+
+
+def uncompressed() -> Compressor:
+  """Q(v) = v, in float32 or wider."""
+  return by_vector(lambda key, v: v, lambda code, like: code)
+
+
+def stochastic_levels(levels: int) -> Compressor:
+  """QSGD's quantizer: Q(v)_i = |v| sgn(v_i) xi_i, xi_i in {0, 1/s, ..., 1}.
+
+  With l = floor(s |v_i| / |v|), xi_i is (l + 1) / s with probability
+  s |v_i| / |v| - l, else l / s. Unbiased; of an n-vector, E|Q(v) - v|^2 <=
+  min(n / s^2, sqrt(n) / s) |v|^2. An entry takes ceil(log2(2 s + 1)) bits; the
+  paper goes on to code them at variable lengths, which arrays have not.
+
+  Args:
+    levels: s, positive levels.
+
+  Raises:
+    ValueError: if `levels` is not an integer in [1, 32767].
+
+  Reference:
+    Alistarh, Grubic, Li, Tomioka, Vojnovic 2017, QSGD: communication-efficient
+    SGD via gradient quantization and encoding (arXiv 1610.02132), section 3.1.
+  """
+  levels = check_positive_int('levels', levels)
+  if levels > MAX_LEVELS:
+    raise ValueError(
+      f'levels must be <= {MAX_LEVELS}, got {levels}; use '
+      'pr.codecs.uncompressed()'
+    )
+  return _levels_of(levels, jnp.linalg.norm)
+
+
+def ternary() -> Compressor:
+  """TernGrad's quantizer: Q(v)_i = s sgn(v_i) b_i, P(b_i = 1) = |v_i| / s.
+
+  s = max|v|. Unbiased, two bits an entry. It is `stochastic_levels(1)` with the
+  largest entry for the norm, without the paper's clipping and sharing of s.
+
+  Reference:
+    Wen, Xu, Yan, Wu, Wang, Chen, Li 2017, TernGrad: ternary gradients to reduce
+    communication in distributed deep learning (arXiv 1705.07878), equation 3.
+  """
+  return _levels_of(1, lambda v: jnp.abs(v).max(initial=0))
+
+
+def _levels_of(levels: int, norm: Callable[[Array], Array]) -> Compressor:
+  """Stochastic rounding of v / norm(v) to multiples of 1 / levels."""
+  bits = (2 * levels).bit_length()
+
+  def encode(key: Array, v: Array) -> PackedCode:
+    scale = norm(v)
+    share = levels * (jnp.abs(v) / jnp.where(scale > 0, scale, 1))
+    below = jnp.floor(share)
+    up = jax.random.uniform(key, v.shape, v.dtype) < share - below
+    # A lone entry over its own norm can be 1 and a bit.
+    level = jnp.minimum(below + up.astype(v.dtype), levels).astype(jnp.int32)
+    signed = jnp.where(v < 0, levels - level, levels + level)
+    return PackedCode(pack(signed, bits), scale)
+
+  def decode(code: PackedCode, like: jax.ShapeDtypeStruct) -> Array:
+    level = unpack(code.planes, like.size).astype(code.scale.dtype) - levels
+    return code.scale * (level / levels)
+
+  return by_vector(encode, decode)
+
+
+def signs() -> Compressor:
+  """Scaled signs: Q(v) = mean|v| sgn(v), one bit an entry, sgn(0) = 1.
+
+  |Q(v) - v|^2 = |v|^2 - (sum|v_i|)^2 / n: a contraction, not unbiased.
+
+  Reference:
+    Karimireddy, Rebjock, Stich, Jaggi 2019, Error feedback fixes signSGD and
+    other gradient compression schemes (arXiv 1901.09847), section 4.
+  """
+
+  def encode(key: Array, v: Array) -> PackedCode:
+    del key
+    scale = jnp.abs(v).mean() if v.size else jnp.zeros((), v.dtype)
+    return PackedCode(pack(v >= 0, 1), scale)
+
+  def decode(code: PackedCode, like: jax.ShapeDtypeStruct) -> Array:
+    positive = unpack(code.planes, like.size) > 0
+    return jnp.where(positive, code.scale, -code.scale)
+
+  return by_vector(encode, decode)
+
+
+def bare_signs() -> Compressor:
+  """Q(v) = sgn(v) without a scale, one bit an entry, sgn(0) = 1."""
+
+  def decode(planes: Array, like: jax.ShapeDtypeStruct) -> Array:
+    return jnp.where(unpack(planes, like.size) > 0, 1.0, -1.0)
+
+  return by_vector(lambda key, v: pack(v >= 0, 1), decode)
+
+
+def e3m0() -> Compressor:
+  """Returns the 4-bit floats of a sign and three exponent bits.
+
+  Q(v)_i is the nearest of 0 and +-s 2^-e, e = 0 .. 6, with s = max|v| of a
+  leaf: `small_float(3, 0)`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> v = jnp.array([8.0, -3.1, 0.3, 0.05])
+    >>> codes = e3m0().encode(jax.random.key(0), v)
+    >>> e3m0().decode(codes, v).tolist()
+    [8.0, -4.0, 0.25, 0.0]
+
+  Reference:
+    Douillard et al. 2025, Streaming DiLoCo with overlapping communication
+    (arXiv 2501.18512), which sends outer gradients as E3M0 and adds them in
+    float32. How the paper rounds, scales and codes zero was not verified.
+  """
+  return small_float(3, 0)
+
+
+def small_float(exponent_bits: int, mantissa_bits: int) -> Compressor:
+  """Floats of a few bits: a sign, an exponent, a mantissa; a scale by leaf.
+
+    Q(v)_i = s sgn(v_i) r(|v_i| / s),  s = max|v|
+
+  r rounds to the nearest of the numbers that the bits can express, in value; a
+  number in the middle goes up. As in IEEE 754 the smallest exponent has no
+  leading one, so that zero can be expressed; there is no infinity, and the
+  largest number is 1. With E and M bits these are 2^e (1 + m / 2^M) and 2^e' m
+  / 2^M, multiplied by one constant. An entry takes 1 + E + M bits.
+
+  Args:
+    exponent_bits: E, an integer >= 1.
+    mantissa_bits: M, an integer >= 0. E + M is at most 7.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> v = jnp.array([6.0, 5.2, -0.9])
+    >>> q = small_float(2, 1)
+    >>> q.decode(q.encode(jax.random.key(0), v), v).tolist()
+    [6.0, 6.0, -1.0]
+  """
+  check_positive_int('exponent_bits', exponent_bits)
+  check_step('mantissa_bits', mantissa_bits)
+  if exponent_bits + mantissa_bits > 7:
+    raise ValueError(
+      'exponent_bits + mantissa_bits must be <= 7, so that a number fits a '
+      f'byte, got {exponent_bits} + {mantissa_bits}'
+    )
+  table = _magnitudes(exponent_bits, mantissa_bits)
+  middles = (table[1:] + table[:-1]) / 2
+  bits = exponent_bits + mantissa_bits
+
+  def encode(key: Array, v: Array) -> PackedCode:
+    del key
+    scale = jnp.abs(v).max(initial=0)
+    share = jnp.abs(v) / jnp.where(scale > 0, scale, 1)
+    size = jnp.searchsorted(jnp.asarray(middles, v.dtype), share, side='right')
+    negative = (v < 0).astype(size.dtype)
+    return PackedCode(pack(size + negative * 2**bits, bits + 1), scale)
+
+  def decode(code: PackedCode, like: jax.ShapeDtypeStruct) -> Array:
+    number = unpack(code.planes, like.size)
+    size = jnp.asarray(table, like.dtype)[number % 2**bits]
+    return code.scale * jnp.where(number < 2**bits, size, -size)
+
+  return by_vector(encode, decode)
+
+
+def _magnitudes(exponent_bits: int, mantissa_bits: int) -> np.ndarray:
+  """The numbers >= 0 that the bits express, ascending; the largest is 1."""
+  exponent, mantissa = np.divmod(
+    np.arange(2 ** (exponent_bits + mantissa_bits)), 2**mantissa_bits
+  )
+  part = mantissa / 2**mantissa_bits
+  normal = np.exp2(exponent) * (1 + part)
+  table = np.where(exponent > 0, normal, 2 * part)
+  return table / table[-1]
+
+
+def bin_means(bins: int = 4, *, sigmas: float = 6.0) -> Compressor:
+  """Sorts entries into a few equal bins and sends the mean of each bin.
+
+    b_i = clip(round((v_i - mean v) / w) + bins // 2, 0, bins - 1)
+    Q(v)_i = mean of all v_j with b_j = b_i,  w = sigmas std(v) / bins
+
+  std divides by n - 1. An entry takes ceil(log2(bins)) bits, and a leaf the
+  means of its bins. It is made for the values that `chunked_top_k` keeps, which
+  are far from zero: with an even number of bins one of them has zero in its
+  middle, and small values of both signs become one number.
+
+  Args:
+    bins: their number, an integer in [2, 256]; 4 by default.
+    sigmas: width of all bins together, in standard deviations, > 0; 6 by
+      default. The outer bins have no outer end.
+
+  Raises:
+    ValueError: if an argument is out of range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> v = jnp.array([-8.0, -7.0, 7.0, 8.0])
+    >>> q = bin_means()
+    >>> q.decode(q.encode(jax.random.key(0), v), v).tolist()
+    [-7.5, -7.5, 7.5, 7.5]
+
+  Reference:
+    The authors' code of SparseLoCo (arXiv 2508.15706), tplr-ai/templar,
+    src/tplr/compress.py. There a bin takes a byte in memory.
+  """
+  bins = check_positive_int('bins', bins)
+  if not 2 <= bins <= 256:
+    raise ValueError(f'bins must be in [2, 256], got {bins}')
+  sigmas = check_number('sigmas', sigmas, lambda x: x > 0, '> 0')
+
+  def encode(key: Array, v: Array) -> PackedCode:
+    del key
+    centered = v - v.sum() / max(v.size, 1)
+    std = jnp.sqrt(jnp.square(centered).sum() / max(v.size - 1, 1))
+    width = jnp.where(std > 0, sigmas * std / bins, 1)
+    bin_of = jnp.round(centered / width) + bins // 2
+    bin_of = jnp.clip(bin_of, 0, bins - 1).astype(jnp.int32)
+    total = jnp.zeros(bins, v.dtype).at[bin_of].add(v)
+    count = jnp.zeros(bins, v.dtype).at[bin_of].add(1)
+    means = total / jnp.maximum(count, 1)
+    # No integer is NaN, so the means have to show that one was there.
+    means = jnp.where(jnp.isfinite(std), means, jnp.nan)
+    return PackedCode(pack(bin_of, (bins - 1).bit_length()), means)
+
+  def decode(code: PackedCode, like: jax.ShapeDtypeStruct) -> Array:
+    return code.scale[unpack(code.planes, like.size)]
+
+  return by_vector(encode, decode)

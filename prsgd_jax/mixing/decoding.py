@@ -1,0 +1,85 @@
+"""Sums of what codes stand for, which every receiver decodes by itself."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax.base import Array, ArrayTree, Context, over_block
+from prsgd_jax.mixing import collectives
+
+# One replica's codes -> its tree of floats.
+Decode = Callable[[ArrayTree], ArrayTree]
+
+
+def combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
+  """`rows[r] . decoded` with all replicas' codes, decoded one by one."""
+  gathered = collectives.all_gather(codes)
+
+  def code(j: Array | int) -> ArrayTree:
+    return jax.tree.map(
+      lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), gathered
+    )
+
+  zero = jax.tree.map(
+    lambda x: jnp.zeros((rows.shape[0], *x.shape), x.dtype),
+    jax.eval_shape(lambda: decode(code(0))),
+  )
+  return add_weighted(rows, lambda j: decode(code(j)), zero)
+
+
+def add_weighted(
+  rows: Array, nth: Callable[[Array], ArrayTree], zero: ArrayTree
+) -> ArrayTree:
+  """sum_j rows[:, j] nth(j), where a weight of 0 gives 0, whatever it is of.
+
+  Args:
+    rows: `[V, N]`.
+    nth: `j -> tree` of one replica.
+    zero: what the sum begins with, leaves `[V, ...]`.
+  """
+
+  def add(j: Array, total: ArrayTree) -> ArrayTree:
+    def weighted(x: Array) -> Array:
+      return jax.vmap(lambda w: jnp.where(w != 0, w.astype(x.dtype) * x, 0))(
+        rows[:, j]
+      )
+
+    return jax.tree.map(lambda y, x: y + weighted(x), total, nth(j))
+
+  return lax.fori_loop(0, rows.shape[1], add, zero)
+
+
+def combine_codes_alike(
+  row: np.ndarray, codes: ArrayTree, context: Context, decode: Decode
+) -> ArrayTree:
+  """`row . decoded`, the same on all replicas of the block."""
+  once = combine_codes(jnp.asarray(row[None]), codes, decode)
+  block = context.replica.shape[0]
+  return jax.tree.map(
+    lambda x: jnp.broadcast_to(x, (block, *x.shape[1:])), once
+  )
+
+
+def mean_codes(
+  codes: ArrayTree, size: int, context: Context, decode: Decode
+) -> ArrayTree:
+  """The mean of each group of `size` replicas, of what its codes stand for."""
+  gathered, starts, group = collectives.group_gather(
+    codes, context.replica, size
+  )
+
+  def nth(j: Array | int) -> ArrayTree:
+    each = jax.tree.map(lambda x: x[starts + j], gathered)
+    return over_block(decode)(each)
+
+  def add(j: Array, total: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda y, x: y + x / size, total, nth(j))
+
+  zero = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: nth(0))
+  )
+  means = lax.fori_loop(0, size, add, zero)
+  return jax.tree.map(lambda x: x[group], means)

@@ -1,0 +1,451 @@
+"""WITH WHOM: mixings of the replicas, x_i <- sum_j W_ij x_j.
+
+A mixing knows three things of itself: how to apply W inside the mapped program,
+W as a sparse matrix, and what one application sends. Some have several W, which
+take turns or are drawn by chance. The graphs with names are in `graphs.py`.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import operator
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+from scipy.sparse import csr_array
+
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+  Context,
+  Senders,
+  Traffic,
+  over_block,
+)
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.mixing import collectives
+from prsgd_jax.mixing.decoding import (
+  Decode,
+  add_weighted,
+  combine_codes,
+  combine_codes_alike,
+  mean_codes,
+)
+from prsgd_jax.mixing.matrices import (
+  Weights,
+  busiest,
+  check_stochastic,
+  entries,
+  from_groups,
+  listed,
+  of_size,
+  permutations,
+  senders,
+)
+
+# Matrices whose links the ledger keeps at once.
+KEPT = 1024
+
+
+class Message(NamedTuple):
+  """What one replica sends when a payload is mixed once.
+
+  Where they do not all send the same, what the one that sends most does; of
+  links that are drawn, the expected number.
+  """
+
+  bytes_sent: float
+  latencies: float
+  tier: str
+
+
+class Apply(Protocol):
+  """x_i <- sum_j W_ij x_j on a block, leaves `[V, ...]` of floats.
+
+  With `decode` the tree holds codes instead, of any dtype, which travel as they
+  are: x_i <- sum_j W_ij decode(code_j).
+  """
+
+  def __call__(
+    self, tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree: ...
+
+
+class Mixing(NamedTuple):
+  """A linear combination of the replicas.
+
+  Attributes:
+    apply: applies W; of the context it reads `replica`, and where there are
+      several W `shared_key`, or `round`.
+    weights: `num_replicas -> Weights`, the W that `apply` uses, sparse and made
+      when they are asked for; raises `ValueError` where the mixing does not fit
+      that many replicas.
+    message: `(payload_bytes, num_replicas) -> Message`, replicas counted as
+      machines.
+    coded_message: the same for codes, which cannot be added up on the way.
+    random: whether each round draws one of the W; otherwise they take turns.
+  """
+
+  apply: Apply
+  weights: Callable[[int], Weights]
+  message: Callable[[float, int], Message]
+  coded_message: Callable[[float, int], Message]
+  random: bool = False
+
+  def matrices(self, num_replicas: int) -> np.ndarray:
+    """Returns all W, float64[K, N, N]; in turn, or equally likely if random.
+
+    Raises:
+      ValueError: as `weights`, or if the W are too many to list.
+    """
+    return self.weights(num_replicas).dense()
+
+
+def mean() -> Mixing:
+  """The mean of all replicas: W = 11'/N.
+
+  The message is a ring all-reduce: 2 (N - 1) / N payloads in 2 (N - 1)
+  latencies. Codes are gathered: N - 1 payloads in N - 1 latencies.
+  """
+
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if decode is None:
+      return collectives.replica_mean(tree)
+    n = collectives.num_replicas(tree)
+    return combine_codes_alike(np.full(n, 1 / n), tree, context, decode)
+
+  def weights(num_replicas: int) -> Weights:
+    return _groups(num_replicas, num_replicas)
+
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_reduce(payload_bytes, num_replicas, 'global')
+
+  def coded_message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_gather(payload_bytes, num_replicas, 'global')
+
+  return Mixing(apply, weights, message, coded_message)
+
+
+def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
+  """A weighted mean of all replicas: W = 1 w' / sum w.
+
+  Every row of W is w' / sum w: all replicas agree afterwards, on a point that
+  is not their mean unless the weights are equal. The message is a ring
+  all-reduce of the weighted models, as that of `mean`.
+
+  Args:
+    weights: w, float[N], positive; only their ratios matter.
+
+  Raises:
+    ValueError: if a weight is not a finite number > 0; from `Mixing.weights`,
+      if there is not one for each replica.
+
+  Example:
+    >>> weighted_mean([1, 3]).matrices(2)[0].tolist()
+    [[0.25, 0.75], [0.25, 0.75]]
+  """
+  given = np.array(weights, np.float64)
+  positive = np.isfinite(given) & (given > 0)
+  if given.ndim != 1 or not given.size or not positive.all():
+    raise ValueError(
+      f'weights expects one number > 0 for each replica, got {weights!r}'
+    )
+  row = given / given.sum()
+
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if decode is not None:
+      return combine_codes_alike(row, tree, context, decode)
+    mine = jnp.asarray(row)[context.replica]
+    weighted = jax.tree.map(
+      lambda x: over_block(operator.mul)(mine.astype(x.dtype), x), tree
+    )
+    return collectives.replica_sum(weighted)
+
+  def of_number(num_replicas: int) -> Weights:
+    if len(row) != num_replicas:
+      raise ValueError(
+        f'weights must have one number for each of the {num_replicas} '
+        f'replicas, got {len(row)}'
+      )
+    return Weights(
+      lambda turn: csr_array(np.tile(row, (num_replicas, 1))),
+      sums=(True, np.allclose(num_replicas * row, 1, rtol=0, atol=1e-6)),
+      waits=num_replicas,
+    )
+
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_reduce(payload_bytes, num_replicas, 'global')
+
+  def coded_message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_gather(payload_bytes, num_replicas, 'global')
+
+  return Mixing(apply, of_number, message, coded_message)
+
+
+def group_mean(size: int) -> Mixing:
+  """The mean of each group of `size` consecutive replicas (Hier-AVG's S).
+
+  The message is a ring all-reduce on the links inside a group; that of a group
+  of all replicas is that of `mean`. Codes are gathered inside a group: S - 1
+  payloads in S - 1 latencies.
+
+  Raises:
+    ValueError: if `size` is not an integer >= 1; from `Mixing.weights`, if it
+      does not divide the number of replicas.
+  """
+  size = check_positive_int('group_size', size)
+
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if decode is None:
+      return collectives.replica_group_mean(tree, size)
+    return mean_codes(tree, size, context, decode)
+
+  def weights(num_replicas: int) -> Weights:
+    if num_replicas % size:
+      raise ValueError(
+        f'group_size must divide the {num_replicas} replicas, got {size}; '
+        f'use one of {_divisors(num_replicas)}'
+      )
+    return _groups(num_replicas, size)
+
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_reduce(payload_bytes, size, _tier(size, num_replicas))
+
+  def coded_message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_gather(payload_bytes, size, _tier(size, num_replicas))
+
+  return Mixing(apply, weights, message, coded_message)
+
+
+def dense(matrix: np.ndarray) -> Mixing:
+  """Any matrix W, by gathering all replicas.
+
+  The message is a ring all-gather: N - 1 payloads in N - 1 latencies, whatever
+  the zeros of W; `graphs.graph` sends what W needs. Only a doubly stochastic W
+  keeps the mean of the replicas.
+
+  Args:
+    matrix: float[N, N]; replica i becomes sum_j matrix[i, j] x_j.
+
+  Raises:
+    ValueError: if the matrix is not square, not finite, or neither its rows nor
+      its columns sum to one; from `Mixing.weights`, if it is not of the number
+      of replicas.
+  """
+  weights = check_stochastic(matrix)
+
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if decode is not None:
+      return combine_codes(jnp.asarray(weights)[context.replica], tree, decode)
+
+    rows = jnp.asarray(weights)[context.replica]
+    combine = _product if weights.all() else _combine
+    return jax.tree.map(
+      functools.partial(combine, rows), collectives.all_gather(tree)
+    )
+
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    return _all_gather(payload_bytes, num_replicas, 'neighbor')
+
+  return Mixing(apply, of_size(weights), message, message)
+
+
+def _product(rows: Array, gathered: Array) -> Array:
+  """rows . gathered, `[V, N]` and `[N, ...]`."""
+  return jnp.tensordot(
+    rows.astype(gathered.dtype), gathered, 1, precision=lax.Precision.HIGHEST
+  )
+
+
+def _combine(rows: Array, gathered: Array) -> Array:
+  """rows . gathered, where a weight of 0 gives 0, whatever it is of."""
+
+  def one_by_one(rows: Array, gathered: Array) -> Array:
+    shape = (len(rows), *gathered.shape[1:])
+    zero = jnp.zeros(shape, gathered.dtype)
+    return add_weighted(rows, lambda j: gathered[j], zero)
+
+  # A matrix product is the faster one, but 0 times NaN is NaN.
+  finite = jnp.isfinite(gathered).all()
+  return lax.cond(finite, _product, one_by_one, rows, gathered)
+
+
+def sparse(
+  weights: Callable[[int], Weights | np.ndarray | Sequence[csr_array]],
+  *,
+  random: bool = False,
+) -> Mixing:
+  """Matrices W applied by sending along their non-zero entries alone.
+
+  A round is at most as many messages as a replica has neighbors: the entries
+  of W besides the diagonal are a bipartite graph of receivers and senders,
+  which König's theorem splits into as many partial permutations as its largest
+  degree. Several W are a switch over the static ones.
+
+  Args:
+    weights: `num_replicas -> Weights` with a `number`, or -> the W themselves,
+      such as float64[K, N, N].
+    random: whether each round draws one of the K, or they take turns.
+  """
+
+  @functools.cache
+  def made(num_replicas: int) -> Weights:
+    found = weights(num_replicas)
+    return found if isinstance(found, Weights) else listed(found)
+
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if not jax.tree.leaves(tree):
+      return tree
+    branches = [
+      functools.partial(_send_and_add, matrix, context.replica, decode)
+      for matrix in made(collectives.num_replicas(tree)).each()
+    ]
+    if len(branches) == 1:
+      return branches[0](tree)
+    turn: Array | int = context.round % len(branches)
+    if random:
+      turn = draw_turn(context.shared_key, len(branches))
+    return lax.switch(turn, branches, tree)
+
+  @functools.cache
+  def most(num_replicas: int) -> tuple[int, int]:
+    counts = [busiest(matrix) for matrix in made(num_replicas).each()]
+    sent, received = np.max(counts, axis=0).tolist()
+    return sent, max(sent, received)
+
+  def message(payload_bytes: float, num_replicas: int) -> Message:
+    sent, messages = most(num_replicas)
+    return Message(sent * payload_bytes, messages, 'neighbor')
+
+  return Mixing(apply, made, message, message, random)
+
+
+def draw_turn(key: Array, count: int, shape: tuple[int, ...] = ()) -> Array:
+  """Returns one of 0 .. count - 1, all equally likely."""
+  # int32 whether or not x64 is enabled, or the draws would differ.
+  return jax.random.randint(key, shape, 0, count, jnp.int32)
+
+
+def _send_and_add(
+  weights: csr_array,
+  replica: Array,
+  decode: Decode | None,
+  tree: ArrayTree,
+) -> ArrayTree:
+  """sum_j W_ij x_j of this block, one message after the other."""
+  unpack = over_block(decode) if decode is not None else lambda tree: tree
+
+  def weighted(tree: ArrayTree, present: np.ndarray) -> ArrayTree:
+    return scaled_rows(unpack(tree), present, replica)
+
+  terms = [
+    weighted(collectives.permute(tree, source), entries(weights, source))
+    for source in permutations(weights)
+  ]
+  own = weights.diagonal()
+  if own.any() or not terms:
+    terms = [weighted(tree, own), *terms]
+  return jax.tree.map(lambda *xs: functools.reduce(operator.add, xs), *terms)
+
+
+def scaled_rows(
+  tree: ArrayTree, scale: np.ndarray, replica: Array
+) -> ArrayTree:
+  """Multiplies what each replica holds by its own number of float64[N].
+
+  Where that is 0 the result is 0, whatever the replica holds: what nobody sent
+  need not be finite once decoded.
+  """
+  if len(set(scale.tolist())) == 1:
+    return jax.tree.map(functools.partial(operator.mul, float(scale[0])), tree)
+  mine = jnp.asarray(scale)[replica]
+
+  def scale_own(x: Array) -> Array:
+    scaled = over_block(operator.mul)(mine.astype(x.dtype), x)
+    return over_block(jnp.where)(mine != 0, scaled, jnp.zeros_like(x))
+
+  return jax.tree.map(scale_own, tree)
+
+
+def traffic(
+  mixing: Mixing,
+  payload: float,
+  num_replicas: int,
+  steps: np.ndarray,
+  *,
+  coded: bool = False,
+) -> Traffic:
+  """Returns what mixing a payload at each of the steps sends.
+
+  Args:
+    mixing: with whom.
+    payload: bytes of one replica's message.
+    num_replicas: N.
+    steps: the steps, an integer array.
+    coded: whether the payload is codes, which are not added up on the way.
+  """
+  message = mixing.coded_message if coded else mixing.message
+  sent = message(payload, num_replicas)
+  return Traffic(np.ones(len(steps), bool), *sent, _waits(mixing, num_replicas))
+
+
+def _waits(
+  mixing: Mixing, num_replicas: int
+) -> int | Callable[[int, np.random.Generator], Senders]:
+  made = mixing.weights(num_replicas)
+  if made.waits is not None:
+    return made.waits
+  if made.number == 1:
+    fixed = made.matrix(0)
+    if fixed.nnz == num_replicas**2:
+      return num_replicas
+    table = senders(fixed)
+    return lambda turn, generator: table
+
+  def of(turn: Any) -> Senders:
+    return senders(made.matrix(turn))
+
+  number = made.number
+  if number is None:
+    return lambda turn, generator: of(made.draw_turn(generator))
+  kept = functools.lru_cache(KEPT)(of)
+  if mixing.random:
+    return lambda turn, generator: kept(made.draw_turn(generator))
+  return lambda turn, generator: kept(turn % number)
+
+
+def _groups(num_replicas: int, size: int) -> Weights:
+  """W of the mean of each group of `size` consecutive replicas."""
+  return Weights(
+    lambda turn: from_groups(np.arange(num_replicas).reshape(-1, size)),
+    sums=(True, True),
+    waits=size,
+  )
+
+
+def _tier(size: int, num_replicas: int) -> str:
+  return 'global' if size == num_replicas else 'group'
+
+
+def _all_reduce(payload: float, size: int, tier: str) -> Message:
+  return Message(2 * (size - 1) / size * payload, 2 * (size - 1), tier)
+
+
+def _all_gather(payload: float, size: int, tier: str) -> Message:
+  return Message((size - 1) * payload, size - 1, tier)
+
+
+def _divisors(n: int) -> list[int]:
+  return [d for d in range(1, n + 1) if n % d == 0]

@@ -1,0 +1,236 @@
+"""Preconditioners of a replica's own gradient: optax transformations."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from prsgd_jax.base import Array, ArrayTree
+from prsgd_jax.checks import check_number, check_positive_int
+from prsgd_jax.mixing.payload import cast_like, widen, wire_dtype
+
+# The identity's part of a factor, at least this much of the largest eigenvalue:
+# Kaldi's delta.
+RELATIVE_FLOOR = 5e-4
+
+
+class FisherFactor(NamedTuple):
+  """F = R' diag(d) R + rho I over one axis of size D of one parameter.
+
+  Attributes:
+    basis: R, [rank, D], orthonormal rows.
+    eigenvalues: d, [rank], >= 0.
+    scale: rho; 0 until there was a gradient.
+  """
+
+  basis: Array
+  eigenvalues: Array
+  scale: Array
+
+
+class NaturalGradientState(NamedTuple):
+  """For each parameter, as they are flattened, a factor for each axis."""
+
+  factors: tuple[tuple[FisherFactor, ...], ...]
+
+
+def scale_by_natural_gradient(
+  *, rank: int = 20, smoothing: float = 4.0, update_rate: float = 0.1
+) -> optax.GradientTransformation:
+  """Kaldi's online natural gradient, from the gradient alone.
+
+  For every axis of every parameter the gradient is read as a matrix X of M
+  vectors of the axis's size D, and their scatter is estimated as a matrix of
+  low rank plus a multiple of the identity:
+
+    F_t = R_t' D_t R_t + rho_t I,      S_t = X_t' X_t / M
+    T_t = eta S_t + (1 - eta) F_t,     Y_t = R_t T_t
+    Y_t Y_t' = U_t C_t U_t',           R_{t+1} = C_t^{-1/2} U_t' Y_t
+    rho_{t+1} = (tr T_t - tr C_t^{1/2}) / (D - rank)
+    D_{t+1} = C_t^{1/2} - rho_{t+1} I
+
+  one step of the power method that keeps the trace. Along each axis the
+  gradient is multiplied by (F_t + alpha tr(F_t) / D I)^{-1}, F_t the estimate
+  before this gradient; then it is scaled back to the 2-norm it had, parameter
+  by parameter: the direction changes, the length does not.
+
+  Differences from Kaldi:
+  - Kaldi sees, for each example of the minibatch, the input of a layer and the
+    derivative of its output, and preconditions those. A chain sees their summed
+    product alone: here the other axes are in the examples' place, as in the
+    PyTorch version by Kaldi's first author. A bias is one vector.
+  - F_0 is the multiple of the identity with the trace of the first scatter, so
+    that the first gradient is left as it is. Kaldi begins with three updates on
+    it.
+  - Kaldi floors rho after it has set D, here before; so with trace and
+    eigenvalues where the floor is at work. D is floored at 0. rho_t is floored
+    too by what the new scatter is, so that a gradient a hundred times as long
+    as those before leaves R_{t+1} well determined.
+  - Rows of R are normalized by their own length, which is C_t^{1/2}, and made
+    orthonormal at every step.
+  - The factors are updated at every step; Kaldi's may skip some to save time.
+
+  The cost for each axis at each step is that of four products of [rank, D] with
+  the gradient and an eigenvalue decomposition [rank, rank]. Computed in float32
+  or wider.
+
+  Args:
+    rank: of the part beside the identity, at most D - 1.
+    smoothing: alpha, >= 0: how much of its mean eigenvalue is added to F.
+    update_rate: eta, in (0, 1): how fast F forgets.
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Reference:
+    Povey, Zhang, Khudanpur 2015, Parallel training of DNNs with natural
+    gradient and parameter averaging (arXiv 1410.7455), section on the online
+    method, in the notation of Kaldi's src/nnet3/natural-gradient-online.h.
+  """
+  rank = check_positive_int('rank', rank)
+  alpha = check_number(
+    'smoothing', smoothing, lambda x: 0 <= x < math.inf, '>= 0 and finite'
+  )
+  eta = check_number(
+    'update_rate', update_rate, lambda x: 0 < x < 1, 'in (0, 1)'
+  )
+
+  def init(params: ArrayTree) -> NaturalGradientState:
+    return NaturalGradientState(
+      tuple(
+        tuple(_first_factor(x, x.shape[axis], rank) for axis in _axes(x))
+        for x in jax.tree.leaves(params)
+      )
+    )
+
+  def precondition(
+    gradient: Array, factors: tuple[FisherFactor, ...]
+  ) -> tuple[Array, tuple[FisherFactor, ...]]:
+    given = gradient.astype(wire_dtype(gradient))
+    direction, renewed = given, []
+    for axis, factor in zip(_axes(gradient), factors, strict=True):
+      examples = jnp.moveaxis(given, axis, -1).reshape(-1, given.shape[axis])
+      # Accelerators' short products would cost R its orthonormal rows.
+      with jax.default_matmul_precision('highest'):
+        vectors = _solve(factor, alpha, jnp.moveaxis(direction, axis, -1))
+        renewed.append(_renew(factor, eta, examples))
+      direction = jnp.moveaxis(vectors, -1, axis)
+    size, wanted = jnp.linalg.norm(direction), jnp.linalg.norm(given)
+    direction *= jnp.where(size > 0, wanted / jnp.where(size > 0, size, 1), 1)
+    return direction.astype(gradient.dtype), tuple(renewed)
+
+  def update(
+    updates: ArrayTree,
+    state: NaturalGradientState,
+    params: ArrayTree | None = None,
+  ) -> tuple[ArrayTree, NaturalGradientState]:
+    del params
+    leaves, treedef = jax.tree.flatten(updates)
+    pairs = [
+      precondition(*pair) for pair in zip(leaves, state.factors, strict=True)
+    ]
+    directions = jax.tree.unflatten(treedef, [pair[0] for pair in pairs])
+    return directions, NaturalGradientState(tuple(pair[1] for pair in pairs))
+
+  return optax.GradientTransformation(init, update)
+
+
+def _axes(x: Array) -> list[int]:
+  """Axes along which there is something to precondition."""
+  return [axis for axis, size in enumerate(x.shape) if size > 1 and x.size]
+
+
+def _first_factor(x: Array, size: int, rank: int) -> FisherFactor:
+  """Nothing seen yet; R as Kaldi begins it.
+
+  Row r of R is 1.1, 1, 1, ... at r, r + rank, r + 2 rank, ..., normalized:
+  every column is met, and no row is a vector of equal entries, to which
+  gradients are orthogonal where an axis is normalized by a softmax.
+  """
+  rank, dtype = min(rank, size - 1), wire_dtype(x)
+  basis = np.zeros((rank, size))
+  basis[np.arange(size) % rank, np.arange(size)] = 1
+  basis[np.arange(rank), np.arange(rank)] = 1.1
+  basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+  return FisherFactor(
+    jnp.asarray(basis, dtype), jnp.zeros(rank, dtype), jnp.zeros((), dtype)
+  )
+
+
+def _solve(factor: FisherFactor, alpha: float, vectors: Array) -> Array:
+  """beta (F + alpha tr(F) / D I)^{-1} x of every vector [..., D].
+
+  With beta = rho + alpha tr(F) / D and e = d / (beta + d) that is
+  x - R' diag(e) R x, by Woodbury's identity.
+  """
+  basis, d, rho = factor
+  size = basis.shape[1]
+  beta = rho + alpha / size * (d.sum() + size * rho)
+  e = jnp.where(beta > 0, d / jnp.where(beta > 0, beta + d, 1), 0)
+  return vectors - (vectors @ basis.T * e) @ basis
+
+
+def _renew(factor: FisherFactor, eta: float, examples: Array) -> FisherFactor:
+  """F_{t+1} from F_t and X_t, [M, D]; a zero gradient teaches nothing."""
+  basis, d, rho = factor
+  rank, size = basis.shape
+  trace = jnp.square(examples).sum() / len(examples)
+  rho = jnp.where(rho > 0, rho, trace / size)
+  rho = jnp.maximum(rho, RELATIVE_FLOOR * eta * trace)
+  y = eta / len(examples) * (basis @ examples.T) @ examples
+  y += (1 - eta) * (d + rho)[:, None] * basis
+  total = eta * trace + (1 - eta) * (d.sum() + size * rho)
+  # Relative to its trace, or the fourth power of small gradients is lost.
+  y /= jnp.where(total > 0, total, 1)
+  vectors = jnp.linalg.eigh(y @ y.T)[1].T[::-1] @ y
+  norms = jnp.linalg.norm(vectors, axis=1)
+  basis = _orthonormal(vectors / jnp.where(norms > 0, norms, 1)[:, None])
+  rho = total * (1 - norms.sum()) / (size - rank)
+  values = total * norms
+  rho = jnp.maximum(rho, RELATIVE_FLOOR * values[0])
+  new = FisherFactor(basis, jnp.maximum(values - rho, 0), rho)
+  return jax.tree.map(lambda x, old: jnp.where(trace > 0, x, old), new, factor)
+
+
+def _orthonormal(rows: Array) -> Array:
+  """Rows that nearly are, made so from the first on, as Kaldi does."""
+  factor, eye = jnp.linalg.cholesky(rows @ rows.T), jnp.eye(len(rows))
+  # The small inverse: solving for the long rows was 100 times slower on CPU.
+  inverse = jax.scipy.linalg.solve_triangular(
+    factor, eye.astype(rows.dtype), lower=True
+  )
+  return inverse @ rows
+
+
+def limit_change(max_change: float) -> optax.GradientTransformation:
+  """Scales a whole step so that its 2-norm is at most the cap.
+
+  u <- u min(1, max_change / |u|) over all parameters together, in float32 or
+  wider. Chained last, after the learning rate: it is the parameters' change
+  that is limited, not the gradient. (Kaldi's max-param-change, 2.0 by default,
+  is the same per minibatch; it has a further one for each layer.)
+
+  Args:
+    max_change: the largest norm, > 0.
+
+  Raises:
+    ValueError: if `max_change` is not a number > 0.
+  """
+  cap = check_number(
+    'max_change', max_change, lambda x: x > 0, '> 0', infinite=True
+  )
+
+  def update(
+    updates: ArrayTree, state: ArrayTree, params: ArrayTree | None = None
+  ) -> tuple[ArrayTree, ArrayTree]:
+    del params
+    wide = widen(updates)
+    norm = optax.tree.norm(wide)
+    scale = jnp.where(norm > cap, cap / norm, 1)
+    limited = jax.tree.map(lambda u: u * scale.astype(u.dtype), wide)
+    return cast_like(limited, updates), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

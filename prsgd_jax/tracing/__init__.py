@@ -1,0 +1,1 @@
+"""How functions of callers and of one replica are traced, checked and keyed."""
