@@ -9,6 +9,13 @@ in turn; a ratio is of the medians of steps per second, to the better of the two
 by hand. Memory is what the compiled programs ask for on one device.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
@@ -16,7 +23,6 @@ if __name__ == '__main__':
 
 from collections.abc import Callable
 import functools
-import pathlib
 import resource
 import statistics
 import time

@@ -11,6 +11,13 @@ The same command resumes an interrupted comparison; finished runs are read, not
 repeated.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import signals
 
 if __name__ == '__main__':
@@ -20,7 +27,6 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import difflib
-import pathlib
 from typing import Any
 
 from absl import flags

@@ -12,6 +12,13 @@ replica has done its steps. The speeds of the replicas are those of
 --replica_speeds, not of the presets; AD-PSGD has its own.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
@@ -21,7 +28,6 @@ from collections.abc import Callable, Sequence
 import csv
 import io
 import json
-import pathlib
 from typing import Any, NamedTuple
 
 from absl import flags

@@ -9,12 +9,18 @@ says which. The ending of --output is the format: .png, .pdf, .svg and others of
 matplotlib.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
-import pathlib
 
 from absl import flags
 

@@ -29,6 +29,13 @@ is there already is never changed. Afterwards:
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':

@@ -11,6 +11,13 @@ experiments/results/reproduce, a .json with the claims and the .png of the same
 name each.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
@@ -23,7 +30,6 @@ import hashlib
 import html
 import io
 import math
-import pathlib
 import tempfile
 from typing import Any
 

@@ -9,6 +9,13 @@ whose JSON is there is not run again unless --again. The page is written from
 those files alone.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import signals
 
 if __name__ == '__main__':
@@ -16,7 +23,6 @@ if __name__ == '__main__':
 
 import importlib
 import json
-import pathlib
 import pkgutil
 import time
 

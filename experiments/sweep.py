@@ -20,6 +20,13 @@ read, others resume from their checkpoints. The row of a diverged run says so.
 --jobs=4 runs four at a time, each on its own GPU where there are enough.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import signals
 
 if __name__ == '__main__':
@@ -28,8 +35,6 @@ if __name__ == '__main__':
 from collections.abc import Sequence
 import csv
 import os
-import pathlib
-import sys
 from typing import NamedTuple
 
 from absl import flags

@@ -13,13 +13,19 @@ Named runs are presets:
   python experiments/train.py --flagfile=experiments/presets/digits_pr_sgd.flags
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from experiments.running.process import signals
 
 if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
 
 import contextlib
-import pathlib
 import time
 
 from absl import flags

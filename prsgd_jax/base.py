@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from prsgd_jax.names import FIELDS, Names, check_writes, joined
+from prsgd_jax.names import names as names
 
 # The axis of devices, and the only name of it: every collective uses it.
 AXIS_NAME = 'replica'

@@ -122,7 +122,7 @@ class MeetingsTest(parameterized.TestCase):
     for k, pairs in enumerate((((0, 1), (2, 3)), ((0, 2), (1, 3)))):
       for i, j in pairs:
         fixed[k][np.ix_([i, j], [i, j])] = 0.5
-    mixing = pr.mixing.sparse(lambda n: fixed)
+    mixing = pr.mixing.mixings.sparse(lambda n: fixed)
     # Gradients of 1, 9, 2 and 4 ticks.
     x = self.run_from_units(mixing, (36, 4, 18, 9), 3, num_devices)
     want = np.eye(N)
@@ -136,7 +136,7 @@ class MeetingsTest(parameterized.TestCase):
     # Gradients of 2, 2, 3 and 3 ticks: the first tick is no round.
     halves = [np.kron(np.eye(2), np.full((2, 2), 0.5))]
     halves.append(halves[0][np.ix_([0, 2, 1, 3], [0, 2, 1, 3])])
-    mixing = pr.mixing.sparse(lambda n: np.stack(halves))
+    mixing = pr.mixing.mixings.sparse(lambda n: np.stack(halves))
     x = self.run_from_units(mixing, (3, 3, 2, 2), 3)
     np.testing.assert_array_equal(x[0], np.eye(N))
     first = np.eye(N)

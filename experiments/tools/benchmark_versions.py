@@ -10,6 +10,13 @@ on one device. `--control` measures the older one against itself: how far from 1
 a ratio is by noise.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
@@ -18,9 +25,7 @@ if __name__ == '__main__':
 from collections.abc import Callable, Mapping
 import importlib
 import json
-import pathlib
 import statistics
-import sys
 import tempfile
 import time
 from types import ModuleType

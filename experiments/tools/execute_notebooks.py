@@ -9,13 +9,19 @@ warnings (which go to stderr), so that the same outputs are the same file. A
 digest of the code lets the tests tell outputs that are stale.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
 import hashlib
-import pathlib
 
 import nbclient
 from nbclient.exceptions import CellTimeoutError

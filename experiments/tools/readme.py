@@ -3,10 +3,15 @@
 python experiments/tools/readme.py
 """
 
-import inspect
 import pathlib
-import re
 import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
+import inspect
+import re
 
 from experiments.running.flags import algorithm_flags
 from experiments.running.records import writing

@@ -7,6 +7,13 @@ kept in experiments/results/, and the table in experiments/README.md is written
 from those files alone. What was stopped goes on where it was.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
 from experiments.running.process import interrupts
 
 if __name__ == '__main__':
@@ -14,9 +21,7 @@ if __name__ == '__main__':
 
 from collections.abc import Iterable, Sequence
 import itertools
-import pathlib
 import subprocess
-import sys
 
 from absl import flags
 

@@ -13,22 +13,34 @@ E|Q(v) - v|^2 <= (1 - delta)|v|^2, for error feedback and CHOCO: `top_k`,
 
 from prsgd_jax.mixing.codecs.compressor import (
   Compressor,
-  PackedCode as PackedCode,
-  check_compressor as check_compressor,
   coded_bytes,
+)
+from prsgd_jax.mixing.codecs.compressor import (
+  PackedCode as PackedCode,
+)
+from prsgd_jax.mixing.codecs.compressor import (
+  check_compressor as check_compressor,
+)
+from prsgd_jax.mixing.codecs.compressor import (
   pack as pack,
+)
+from prsgd_jax.mixing.codecs.compressor import (
   unpack as unpack,
 )
 from prsgd_jax.mixing.codecs.memory import (
   Codec,
   among_senders,
-  as_codec as as_codec,
   difference,
   feedback,
   frequencies,
 )
+from prsgd_jax.mixing.codecs.memory import (
+  as_codec as as_codec,
+)
 from prsgd_jax.mixing.codecs.quantizers import (
   bare_signs as bare_signs,
+)
+from prsgd_jax.mixing.codecs.quantizers import (
   bin_means,
   e3m0,
   signs,
@@ -39,10 +51,14 @@ from prsgd_jax.mixing.codecs.quantizers import (
 )
 from prsgd_jax.mixing.codecs.sparsifiers import (
   chunked_top_k,
-  drawn_places as drawn_places,
-  num_kept as num_kept,
   random_k,
   top_k,
+)
+from prsgd_jax.mixing.codecs.sparsifiers import (
+  drawn_places as drawn_places,
+)
+from prsgd_jax.mixing.codecs.sparsifiers import (
+  num_kept as num_kept,
 )
 
 __all__ = (
