@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint faults benchmark results reproduce report \
-  notebooks browser clean
+.PHONY: help install demo test lint wheel faults benchmark results reproduce \
+  report notebooks browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
 	@echo 'make test       all tests (12 minutes; more with JAX 0.12)'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make wheel      a wheel in build/wheel, installed apart and run'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
@@ -41,6 +42,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Installed apart and run, because a file that the wheel forgot is missed only there.
+wheel: $(INSTALLED)
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir=build/wheel .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target=build/wheel/installed build/wheel/*.whl
+	cd build/wheel && PYTHONPATH=installed ../../$(BIN)/python installed/bin/prsgd-train --version
+	cd build/wheel && PYTHONPATH=installed ../../$(BIN)/python installed/bin/prsgd-train \
+	  --flagfile=installed/prsgd_jax/_programs/experiments/presets/digits_ssgd.flags \
+	  --num_steps=8 --log_every=8 --eval_every=8 --workdir=run
 
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults.py
