@@ -231,8 +231,8 @@ def check_live(x: Any) -> None:
     return
   if x.is_deleted():
     raise ValueError(
-      'this state was used up by the train_steps call that took it; use the '
-      'state that the call returned'
+      'this state was used up by the call that trained it; use the state that '
+      'the call returned'
     )
 
 

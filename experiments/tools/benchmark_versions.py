@@ -96,10 +96,13 @@ def load(root: pathlib.Path, name: str) -> ModuleType:
 
 def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
   """One version's compiled loop over the digits."""
-  classification = importlib.import_module(f'{pr.__name__}.classification')
+  classification, input_pipeline = (
+    importlib.import_module(f'{pr.__name__}.{name}')
+    for name in ('classification', 'input_pipeline')
+  )
   mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
   task = classification.classifier(case.model)
-  sampler = pr.shared(
+  sampler = input_pipeline.shared(
     len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
   )
   algorithm = ALGORITHMS[name](pr)

@@ -35,7 +35,8 @@ def make_batch_fn(
   """
   if not isinstance(mesh, ReplicaMesh) or not isinstance(sampler, Sampler):
     raise ValueError(
-      'make_batch_fn expects (mesh, sampler), such as pr.shared(...), got '
+      'make_batch_fn expects (mesh, sampler), such as that of '
+      'input_pipeline.shared(...), got '
       f'{describe((mesh, sampler))}'
     )
   if sampler.num_replicas != mesh.num_replicas:
@@ -136,12 +137,17 @@ def _take(batches: Any, num_steps: int) -> Iterator[Any]:
     try:
       batch = next(batches)
     except StopIteration:
-      raise ValueError(
-        f'expected {num_steps} more batches, the iterator ended after {i}, '
-        'which are lost; pass a generator that starts the loader again for '
-        'each epoch: while True: yield from loader'
-      ) from None
+      raise ended(num_steps, i) from None
     yield batch
+
+
+def ended(num_steps: int, i: int) -> ValueError:
+  """Returns the error of an iterator that ended after i of so many batches."""
+  return ValueError(
+    f'expected {num_steps} more batches, the iterator ended after {i}, which '
+    'are lost; pass a generator that starts the loader again for each epoch: '
+    'while True: yield from loader'
+  )
 
 
 def _check_alike(first: Any, batch: Any) -> None:

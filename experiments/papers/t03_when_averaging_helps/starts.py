@@ -13,7 +13,7 @@ from experiments.papers.target import Claim, Setting, verdict
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 from prsgd_jax import models
-from prsgd_jax.data import augmentation
+from prsgd_jax.data import augmentation, input_pipeline
 from prsgd_jax.data.datasets import load_dataset
 from prsgd_jax.models.classification import classifier
 
@@ -42,7 +42,7 @@ def measure(setting: Setting) -> dict[str, Any]:
   task = classifier(models.LeNet5(dataset.num_classes))
   n, steps = TRAINING['num_replicas'], TRAINING['steps']
   mesh = pr.engine.ReplicaMesh(n, 1)
-  sampler = pr.shared(EXAMPLES, n, TRAINING['batch_size'], seed=0)
+  sampler = input_pipeline.shared(EXAMPLES, n, TRAINING['batch_size'], seed=0)
   data = mesh.replicate(train)
   held_out = pr.engine.shard_examples(mesh, test, 500)
   keys = jax.random.split(jax.random.key(0, impl='threefry2x32'), n)
