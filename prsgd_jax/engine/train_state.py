@@ -246,6 +246,41 @@ def replica_shapes(state: TrainState) -> Replica:
   )
 
 
+def initial_shapes(
+  algorithm: ReplicaTransformation,
+  num_replicas: int,
+  params: ArrayTree,
+  model_state: ArrayTree = (),
+) -> Replica:
+  """Returns one replica's shapes before there is a state.
+
+  Args:
+    algorithm: what will update the state.
+    num_replicas: N.
+    params: of one model, arrays or their shapes.
+    model_state: of one model, in the same form.
+
+  Returns:
+    What `replica_shapes` returns of the state.
+
+  Raises:
+    ValueError: if the algorithm does not fit the number of replicas.
+
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.k_avg(optax.sgd(0.1), period=4)
+    >>> initial_shapes(algorithm, 8, np.zeros(3, np.float32)).params
+    ShapeDtypeStruct(shape=(3,), dtype=float32)
+  """
+
+  def create(point: tuple[ArrayTree, ArrayTree]) -> TrainState:
+    block = jax.tree.map(lambda x: jnp.asarray(x)[None], point)
+    state = _create(algorithm, num_replicas, 0, block)
+    return jax.tree.map(lambda x: x[None], state)
+
+  return replica_shapes(jax.eval_shape(create, (params, model_state)))
+
+
 def consensus(
   algorithm: ReplicaTransformation, state: TrainState
 ) -> tuple[ArrayTree, ArrayTree]:

@@ -1,0 +1,80 @@
+"""STACKING: the batches of an iterator, those of many steps in one dispatch.
+
+A long run would not fit in memory as one stack, so it is cut into pieces. The
+host stacks the next piece while the devices work on the one before.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.data.values import Stream
+from prsgd_jax.engine import feeding
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.mixing.chunks import piece
+
+# Of one stack, at most.
+MAX_STEPS = 64
+MAX_BYTES = 2**28
+
+
+def stacked(mesh: ReplicaMesh, data: Stream, num_steps: int) -> Iterator[Any]:
+  """Iterates over the next batches, as many at once as the bounds allow.
+
+  Args:
+    mesh: where the replicas are.
+    data: an iterator over batches. No more than `num_steps` are taken.
+    num_steps: how many batches, an integer >= 1.
+
+  Returns:
+    An iterator over trees `[D, steps, V, batch, ...]` on the devices.
+
+  Raises:
+    ValueError: when the iterator ends too early, or a batch does not fit.
+
+  Example:
+    >>> import itertools
+    >>> from prsgd_jax.data import values
+    >>> mesh = ReplicaMesh(num_replicas=2, num_devices=1)
+    >>> data = data_values.stream(itertools.repeat(np.zeros((2, 16))))
+    >>> [x.shape for x in stacked(mesh, data, 80)]
+    [(1, 40, 2, 16), (1, 40, 2, 16)]
+  """
+  num_steps = check_positive_int('num_steps', num_steps)
+  batches = _taken(data.iterator, num_steps)
+  head = next(batches)
+  rest = _after(head, batches)
+  size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(head))
+  most = min(max(MAX_BYTES // max(size, 1), 1), MAX_STEPS)
+  # Pieces of one length, if they need not be short, are one program.
+  length = piece(num_steps, most)
+  length = length if 2 * length > most else most
+  for begun in range(0, num_steps, length):
+    yield feeding.stack_batches(
+      mesh,
+      rest,
+      min(length, num_steps - begun),
+      global_batch=data.global_batch,
+    )
+
+
+def _taken(iterator: Iterator[Any], num_steps: int) -> Iterator[Any]:
+  """The next batches of an iterator, and no more.
+
+  Not by a for loop or `islice`, because those call `iter`, by which some
+  loaders that are their own iterators start again.
+  """
+  for i in range(num_steps):
+    try:
+      batch = next(iterator)
+    except StopIteration:
+      raise feeding.ended(num_steps, i) from None
+    yield batch
+
+
+def _after(head: Any, rest: Iterator[Any]) -> Iterator[Any]:
+  yield head
+  yield from rest

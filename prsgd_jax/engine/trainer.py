@@ -1,0 +1,392 @@
+"""TRAINER: the one way to train, an algorithm and a loss on N replicas.
+
+A trainer joins what the engine keeps apart: the mesh, the compiled steps, the
+placement of data, evaluation, averages, the ledger and checkpoints.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prsgd_jax import ledger
+from prsgd_jax.base import ArrayTree, Replica, ReplicaTransformation
+from prsgd_jax.data.values import Data, Resident, Stream
+from prsgd_jax.engine.evaluation import (
+  EvalFn,
+  make_evaluate,
+  make_evaluate_replicas,
+)
+from prsgd_jax.engine.memo import PLACEMENTS, Memo, make_memo
+from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
+from prsgd_jax.engine.run_state import State, by_step, check_own
+from prsgd_jax.engine.stacking import stacked
+from prsgd_jax.engine.train_state import (
+  consensus,
+  create_train_state,
+  initial_shapes,
+  replica_shapes,
+)
+from prsgd_jax.engine.training import LossFn
+from prsgd_jax.ledger.network import NETWORK, Network
+from prsgd_jax.names import check_complete
+from prsgd_jax.tracing.caller_functions import LOSS, check_signature
+from prsgd_jax.tracing.keys import from_data, to_data
+from prsgd_jax.tracing.tree_types import describe
+
+EVAL_BATCH = 500
+
+
+class Trainer(NamedTuple):
+  """Pure functions of a state, which `trainer` makes.
+
+  Attributes:
+    init: `(params, model_state=(), *, seed=0, per_replica=False) -> State`, all
+      replicas at one point, or with `per_replica` at N points `[N, ...]`.
+    run: `(state, data, num_steps) -> (state, metrics)`, with metrics `[steps,
+      N, ...]`: `loss` and what `loss_fn` reports. The state passed is used up:
+      continue with the one returned. It returns before the devices are done.
+    evaluate: `(state, arrays, *, batch_size=500, reestimate=None) -> dict of
+      floats`, means of `eval_fn` of the averaged model over the examples
+      `[n, ...]`, and `consensus_distance`, the mean squared distance of the
+      replicas from their average.
+    evaluate_replicas: `(state, arrays, *, batch_size=500) -> dict of float[N]`,
+      the same means of each replica.
+    average: `(state, *, reestimate=None) -> (params, model_state)`, the
+      averaged model in NumPy arrays.
+    account: `(state, num_steps, network=NETWORK) -> ledger.Account`, gradients,
+      rounds, bytes and modeled seconds after every step of a run of that
+      length. Instead of a state it takes what `shapes` returns.
+    spent: `(state, network=NETWORK) -> ledger.Spent`, the totals of the steps
+      done, with the rounds that depended on the data.
+    shapes: `(params, model_state=()) -> Replica` of shapes, without devices.
+    save: `(directory, state, description={}) -> path`, a checkpoint of all
+      replicas in `directory/<step>`.
+    restore: `(directory, like, description={}, step=None) -> State`, the newest
+      checkpoint, or that of a step. `like` is a state that `init` made.
+      `description` must equal the one that was saved.
+    lower: `(state, data, num_steps) -> jax.stages.Lowered`, the program of
+      `run` on resident data.
+    mesh: where the replicas are.
+  """
+
+  init: Callable[..., State]
+  run: Callable[[State, Data, int], tuple[State, ArrayTree]]
+  evaluate: Callable[..., dict[str, float]]
+  evaluate_replicas: Callable[..., dict[str, np.ndarray]]
+  average: Callable[..., tuple[ArrayTree, ArrayTree]]
+  account: Callable[..., ledger.Account]
+  spent: Callable[..., ledger.Spent]
+  shapes: Callable[..., Replica]
+  save: Callable[..., pathlib.Path]
+  restore: Callable[..., State]
+  lower: Callable[[State, Data, int], jax.stages.Lowered]
+  mesh: ReplicaMesh
+
+  def __repr__(self) -> str:
+    """The replicas in place of the addresses of functions."""
+    return f'Trainer({self.mesh})'
+
+
+def trainer(
+  algorithm: ReplicaTransformation,
+  loss_fn: LossFn,
+  *,
+  num_replicas: int,
+  eval_fn: EvalFn | None = None,
+  num_devices: int | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Trainer:
+  """Joins an algorithm and a loss for training on N replicas.
+
+  `run` places the arrays of its data on the devices once, and compiles once for
+  each kind of data and each `num_steps`. It recognizes arrays by identity, so a
+  loop may call `trainer.run(state, pr.shared(arrays, batch_size=16), 50)`. It
+  remembers the newest 4 sets of arrays and 16 programs.
+
+  Args:
+    algorithm: such as `pr.pr_sgd(optax.sgd(0.1), period=4)`.
+    loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
+      metrics))` of one replica, without collectives. `metrics` is a dict of
+      arrays.
+    num_replicas: N, >= 1.
+    eval_fn: `(params, model_state, batch) -> dict of values [batch]` of one
+      model. Default: none; `evaluate` needs one.
+    num_devices: D, which must divide N. Default: the largest number of
+      available devices that does.
+    devices: the devices to choose from. Default: all of JAX's.
+
+  Returns:
+    The functions of a run.
+
+  Raises:
+    ValueError: if an argument is not as described.
+
+  Example:
+    >>> import jax.numpy as jnp, numpy as np, optax, prsgd_jax as pr
+    >>> def loss_fn(params, model_state, batch, key):
+    ...   return jnp.square(params - batch).mean(), (model_state, {})
+    >>> algorithm = pr.pr_sgd(optax.sgd(0.1), period=4)
+    >>> trainer = pr.trainer(algorithm, loss_fn, num_replicas=4, num_devices=1)
+    >>> trainer
+    Trainer(4 replicas on 1 cpu device (4 on each))
+    >>> state = trainer.init(np.zeros(3, np.float32), seed=0)
+    >>> data = pr.shared(np.ones((32, 3), np.float32), batch_size=2)
+    >>> state, metrics = trainer.run(state, data, num_steps=8)
+    >>> state.step, metrics['loss'].shape
+    (8, (8, 4))
+    >>> params, _ = trainer.average(state)
+    >>> params.shape
+    (3,)
+  """
+  _check(algorithm, loss_fn)
+  mesh = ReplicaMesh(num_replicas, num_devices, devices)
+  setting = _Setting(mesh, algorithm, make_memo(mesh, algorithm, loss_fn))
+  evaluate, evaluate_replicas = _evaluation(setting, eval_fn)
+  account, spent, shapes = _ledger(setting)
+  save, restore = _checkpoints(mesh)
+  return Trainer(
+    init=_init(setting),
+    run=_run(setting),
+    evaluate=evaluate,
+    evaluate_replicas=evaluate_replicas,
+    average=_average(setting),
+    account=account,
+    spent=spent,
+    shapes=shapes,
+    save=save,
+    restore=restore,
+    lower=_lower(setting),
+    mesh=mesh,
+  )
+
+
+class _Setting(NamedTuple):
+  """What the functions of a trainer are made of."""
+
+  mesh: ReplicaMesh
+  algorithm: ReplicaTransformation
+  memo: Memo
+
+
+def _check(algorithm: Any, loss_fn: Any) -> None:
+  if not isinstance(algorithm, ReplicaTransformation):
+    raise ValueError(
+      'trainer expects (algorithm, loss_fn, num_replicas=...), such as '
+      'pr.trainer(pr.k_avg(optax.sgd(0.1), period=4), loss_fn, '
+      f'num_replicas=8), got {describe(algorithm)} as the algorithm'
+    )
+  check_signature(LOSS, loss_fn)
+  check_complete(algorithm.names)
+
+
+def _check_resident(who: str, data: Any) -> Resident:
+  if not isinstance(data, Resident):
+    raise ValueError(
+      f'{who} expects data such as pr.shared(arrays, batch_size=16), got '
+      f'{describe(data)}'
+    )
+  return data
+
+
+def _init(setting: _Setting) -> Callable[..., State]:
+  mesh, algorithm, _ = setting
+
+  def init(
+    params: ArrayTree,
+    model_state: ArrayTree = (),
+    *,
+    seed: int = 0,
+    per_replica: bool = False,
+  ) -> State:
+    made = create_train_state(
+      mesh, algorithm, params, model_state, seed=seed, per_replica=per_replica
+    )
+    return State(made, mesh)
+
+  return init
+
+
+def _run(
+  setting: _Setting,
+) -> Callable[[State, Data, int], tuple[State, ArrayTree]]:
+  mesh, _, memo = setting
+  views = by_step(mesh)
+  latest: list[Any] = [None]
+
+  def settle(program: Any, state: Any) -> None:
+    """Waits if another program ran last: each bounds only its own dispatches.
+
+    Too many dispatches with a collective dead-lock on CPU.
+    """
+    if latest[0] is not program:
+      jax.block_until_ready(state)
+      latest[0] = program
+
+  def run(state: State, data: Data, num_steps: int) -> tuple[State, ArrayTree]:
+    """Trains for `num_steps` steps on the data."""
+    own = check_own('run', mesh, state)
+    if isinstance(data, Stream):
+      train_steps = memo.streamed_steps()
+      collected = []
+      settle(train_steps, own)
+      for batches in stacked(mesh, data, num_steps):
+        own, metrics = train_steps(own, batches)
+        collected.append(views(metrics))
+      metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), *collected)
+      return State(own, mesh), metrics
+    data = _check_resident('run', data)
+    train_steps = memo.resident_steps(data.recipe)
+    placed = memo.place(data.arrays)
+    settle(train_steps, own)
+    own, metrics = train_steps(own, placed, num_steps)
+    return State(own, mesh), views(metrics)
+
+  return run
+
+
+def _evaluation(
+  setting: _Setting, eval_fn: EvalFn | None
+) -> tuple[Callable[..., dict[str, float]], Callable[..., dict[str, Any]]]:
+  mesh, algorithm, memo = setting
+  if eval_fn is None:
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+      del args, kwargs
+      raise ValueError(
+        'evaluate needs pr.trainer(..., eval_fn=...), a function (params, '
+        'model_state, batch) -> dict of values [batch]'
+      )
+
+    return refuse, refuse
+  average = make_evaluate(mesh, algorithm, eval_fn)
+  replicas = make_evaluate_replicas(mesh, algorithm, eval_fn)
+
+  @functools.lru_cache(PLACEMENTS)
+  def refreshed(refresh: Callable[[Any], Any]) -> Callable[..., Any]:
+    return make_evaluate(mesh, algorithm, eval_fn, refresh=refresh)
+
+  def evaluate(
+    state: State,
+    arrays: ArrayTree,
+    *,
+    batch_size: int = EVAL_BATCH,
+    reestimate: Resident | None = None,
+  ) -> dict[str, float]:
+    """Evaluates the averaged model."""
+    own = check_own('evaluate', mesh, state)
+    examples = memo.place_examples(arrays, batch_size)
+    if reestimate is None:
+      return average(own, examples)
+    data = _check_resident('reestimate', reestimate)
+    return refreshed(memo.refresh(data))(own, examples)
+
+  def evaluate_replicas(
+    state: State, arrays: ArrayTree, *, batch_size: int = EVAL_BATCH
+  ) -> dict[str, np.ndarray]:
+    """Evaluates every replica."""
+    own = check_own('evaluate_replicas', mesh, state)
+    return replicas(own, memo.place_examples(arrays, batch_size))
+
+  return evaluate, evaluate_replicas
+
+
+def _average(
+  setting: _Setting,
+) -> Callable[..., tuple[ArrayTree, ArrayTree]]:
+  mesh, algorithm, memo = setting
+
+  def average(
+    state: State, *, reestimate: Resident | None = None
+  ) -> tuple[ArrayTree, ArrayTree]:
+    """Averages the replicas."""
+    point = consensus(algorithm, check_own('average', mesh, state))
+    if reestimate is None:
+      return point
+    refresh = memo.refresh(_check_resident('reestimate', reestimate))
+    moved = refresh(mesh.replicate(point))
+    return from_data(jax.tree.map(first, to_data(moved)), point)
+
+  return average
+
+
+def _ledger(
+  setting: _Setting,
+) -> tuple[
+  Callable[..., ledger.Account],
+  Callable[..., ledger.Spent],
+  Callable[..., Replica],
+]:
+  mesh, algorithm, _ = setting
+  n = mesh.num_replicas
+
+  def account(
+    state: State | Replica, num_steps: int, network: Network = NETWORK
+  ) -> ledger.Account:
+    """Counts what a run of `num_steps` steps spends."""
+    known = state
+    if not isinstance(known, Replica):
+      known = replica_shapes(check_own('account', mesh, state))
+    return ledger.account(algorithm, known, n, num_steps, network)
+
+  def spent(state: State, network: Network = NETWORK) -> ledger.Spent:
+    """Counts what was spent so far."""
+    own = check_own('spent', mesh, state)
+    meter = ledger.meter(algorithm, replica_shapes(own), n, state.step, network)
+    position = meter.advance(meter.init(), state.step)
+    return meter.spent(position, own.algorithm_state)
+
+  def shapes(params: ArrayTree, model_state: ArrayTree = ()) -> Replica:
+    """Returns the shapes of one replica."""
+    return initial_shapes(algorithm, n, params, model_state)
+
+  return account, spent, shapes
+
+
+def _checkpoints(
+  mesh: ReplicaMesh,
+) -> tuple[Callable[..., pathlib.Path], Callable[..., State]]:
+  def save(
+    directory: str | pathlib.Path,
+    state: State,
+    description: Mapping[str, Any] = {},
+  ) -> pathlib.Path:
+    """Saves all replicas."""
+    from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
+
+    own = check_own('save', mesh, state)
+    return checkpoints.save(directory, mesh, own, description)
+
+  def restore(
+    directory: str | pathlib.Path,
+    like: State,
+    description: Mapping[str, Any] = {},
+    step: int | None = None,
+  ) -> State:
+    """Restores all replicas."""
+    from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
+
+    own = check_own('restore', mesh, like)
+    found = checkpoints.restore(directory, mesh, own, description, step)
+    return State(found, mesh)
+
+  return save, restore
+
+
+def _lower(
+  setting: _Setting,
+) -> Callable[[State, Data, int], jax.stages.Lowered]:
+  mesh, _, memo = setting
+
+  def lower(state: State, data: Data, num_steps: int) -> jax.stages.Lowered:
+    """Lowers the program of `run`."""
+    own = check_own('lower', mesh, state)
+    data = _check_resident('lower', data)
+    train_steps: Any = memo.resident_steps(data.recipe)
+    return train_steps.lower(own, memo.place(data.arrays), num_steps)
+
+  return lower
