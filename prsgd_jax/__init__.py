@@ -82,7 +82,8 @@ from prsgd_jax.algorithms import (
 )
 from prsgd_jax.base import chain
 from prsgd_jax.data.datasets import load_dataset
-from prsgd_jax.data.input_pipeline import dirichlet, sharded, shared
+from prsgd_jax.data.values import dirichlet, sharded, shared, stream
+from prsgd_jax.engine.trainer import trainer
 from prsgd_jax.mixing import codecs, graphs
 from prsgd_jax.stages import (
   algorithm,
@@ -189,11 +190,13 @@ __all__ = (
   'ssgd',
   'stages',
   'step',
+  'stream',
   'streaming_diloco',
   'sync',
   'tail_averaging',
   'terngrad',
   'testing',
+  'trainer',
   'weighted_averaging',
   'where',
   'wp_sgd',

@@ -67,7 +67,7 @@ def first_rows(data, step, replica, key):
 
 def data(arrays=DATA):
   """A value that is written again at every call."""
-  return data_values.drawn(arrays, first_rows)
+  return pr.data.drawn(arrays, first_rows)
 
 
 def shuffled(**kwargs):
@@ -137,7 +137,7 @@ VALUES = {
   'shared': lambda: shuffled(),
   'sharded': lambda: pr.sharded(DATA, batch_size=2),
   'dirichlet': lambda: pr.dirichlet(DATA, alpha=1.0, batch_size=2),
-  'shards': lambda: data_values.from_shards(DATA, [*SHARDS], batch_size=2),
+  'shards': lambda: pr.data.from_shards(DATA, [*SHARDS], batch_size=2),
   'drawn': lambda: data(),
   'transform': lambda: shuffled(transform=shifted),
   'seed': lambda: shuffled(seed=2),
@@ -223,7 +223,7 @@ class DataTest(parameterized.TestCase):
       return (params * batch).sum(), (model_state, {})
 
     trainer = make(2, loss)
-    steps = data_values.drawn((), lambda data, step, replica, key: 1.0 * step)
+    steps = pr.data.drawn((), lambda data, step, replica, key: 1.0 * step)
     state, _ = trainer.run(trainer.init(np.float32(0)), steps, 4)
     self.assertEqual(state.step, 4)
 
@@ -494,12 +494,12 @@ ERRORS = {
   ),
   'shards': (
     lambda: known().run(
-      start(known()), data_values.from_shards(DATA, SHARDS[:3], batch_size=2), 1
+      start(known()), pr.data.from_shards(DATA, SHARDS[:3], batch_size=2), 1
     ),
     'the sampler must be of the 8 replicas of the mesh, got one of 3$',
   ),
   'batch_fn': (
-    lambda: data_values.drawn(DATA, lambda data: data),
+    lambda: pr.data.drawn(DATA, lambda data: data),
     'batch_fn is called as',
   ),
   'transform': (

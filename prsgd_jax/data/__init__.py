@@ -4,12 +4,11 @@ from prsgd_jax.data.datasets import (
   Dataset,
   load_dataset,
 )
-from prsgd_jax.data.input_pipeline import (
-  from_shards,
-)
+from prsgd_jax.data.values import drawn, from_shards
 
 __all__ = (
   'Dataset',
+  'drawn',
   'from_shards',
   'load_dataset',
 )

@@ -39,7 +39,7 @@ def stacked(mesh: ReplicaMesh, data: Stream, num_steps: int) -> Iterator[Any]:
     >>> import itertools
     >>> from prsgd_jax.data import values
     >>> mesh = ReplicaMesh(num_replicas=2, num_devices=1)
-    >>> data = data_values.stream(itertools.repeat(np.zeros((2, 16))))
+    >>> data = values.stream(itertools.repeat(np.zeros((2, 16))))
     >>> [x.shape for x in stacked(mesh, data, 80)]
     [(1, 40, 2, 16), (1, 40, 2, 16)]
   """
