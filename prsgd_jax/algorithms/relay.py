@@ -1,12 +1,11 @@
 """Sums of all models that travel along a tree."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.sparse import csr_array
 
 from prsgd_jax.base import Array, ReplicaTransformation
 from prsgd_jax.checks import check_listed, check_step
@@ -22,6 +21,9 @@ from prsgd_jax.stages import (
   zeros,
 )
 from prsgd_jax.stages.rules import Rule
+
+if TYPE_CHECKING:
+  from scipy.sparse import csr_array
 
 
 def relay_sgd(
@@ -126,10 +128,10 @@ class _Tree(NamedTuple):
       found[color, [child, parent]] = parent, child
     return found
 
-  def swaps(self, color: int) -> Callable[[int], list[csr_array]]:
+  def swaps(self, color: int) -> Callable[[int], list['csr_array']]:
     """`num_replicas -> [W]`, which swaps along a color."""
 
-    def matrices(num_replicas: int) -> list[csr_array]:
+    def matrices(num_replicas: int) -> list['csr_array']:
       partner = self.partners(num_replicas)[color]
       index, ones = np.arange(num_replicas), np.ones(num_replicas)
       return [from_links(num_replicas, index, partner, ones)]

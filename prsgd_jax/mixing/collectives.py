@@ -16,7 +16,6 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
 
@@ -308,6 +307,8 @@ def _matchings(
     row that every device sends, and the row where the received one goes; and
     bool[D], whether it receives anything.
   """
+  from scipy.optimize import linear_sum_assignment
+
   received = source >= 0
   source = source.copy()
   source[~received] = np.setdiff1d(np.arange(len(source)), source)

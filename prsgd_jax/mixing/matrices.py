@@ -5,14 +5,14 @@ and made one at a time: a mixing of many replicas may have as many matrices.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from prsgd_jax.base import Senders
+
+if TYPE_CHECKING:
+  from scipy.sparse import csr_array
 
 # Senders are a table where it has at most so many times the links there are.
 PADDING = 4
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
     waits: S, if a replica receives from all of its group of S consecutive ones.
   """
 
-  matrix: Callable[[Any], csr_array]
+  matrix: Callable[[Any], 'csr_array']
   number: int | None = 1
   draw: Callable[[np.random.Generator], Any] | None = None
   sums: tuple[bool, bool] | None = None
@@ -50,7 +50,7 @@ class Weights(NamedTuple):
       return self.draw(generator)
     return int(generator.integers(self.number))  # type: ignore[arg-type]
 
-  def each(self) -> Iterable[csr_array]:
+  def each(self) -> Iterable['csr_array']:
     """Yields the K matrices.
 
     Raises:
@@ -73,14 +73,18 @@ class Weights(NamedTuple):
     return np.stack([weights.toarray() for weights in self.each()])
 
 
-def listed(matrices: np.ndarray | Sequence[np.ndarray | csr_array]) -> Weights:
+def listed(
+  matrices: 'np.ndarray | Sequence[np.ndarray | csr_array]',
+) -> Weights:
   """Returns the `Weights` of matrices that are all at hand."""
+  from scipy.sparse import csr_array
+
   sparse = [csr_array(weights, dtype=np.float64) for weights in matrices]
   return Weights(lambda turn: sparse[turn], len(sparse))
 
 
 def of_size(
-  matrices: np.ndarray | Sequence[np.ndarray | csr_array],
+  matrices: 'np.ndarray | Sequence[np.ndarray | csr_array]',
 ) -> Callable[[int], Weights]:
   """Returns `num_replicas -> Weights` of the W given, for their own N only."""
   if isinstance(matrices, np.ndarray) and matrices.ndim == 2:
@@ -99,7 +103,7 @@ def of_size(
   return weights
 
 
-def circulant(num_replicas: int, shifts: dict[int, float]) -> csr_array:
+def circulant(num_replicas: int, shifts: dict[int, float]) -> 'csr_array':
   """Replica i takes weight w_k of replica i - k (mod N), for each k."""
   index = np.arange(num_replicas)
   return from_links(
@@ -110,8 +114,10 @@ def circulant(num_replicas: int, shifts: dict[int, float]) -> csr_array:
   )
 
 
-def pairs(partner: np.ndarray) -> csr_array:
+def pairs(partner: np.ndarray) -> 'csr_array':
   """Replica i takes the mean of itself and `partner[i]`, perhaps itself."""
+  from scipy.sparse import csr_array
+
   n = len(partner)
   columns = np.stack([np.arange(n), partner], axis=1).ravel()
   made = csr_array(
@@ -122,7 +128,7 @@ def pairs(partner: np.ndarray) -> csr_array:
   return made
 
 
-def from_groups(groups: np.ndarray) -> csr_array:
+def from_groups(groups: np.ndarray) -> 'csr_array':
   """The mean of each of the groups, int[G, S], with every replica in one."""
   num_groups, size = groups.shape
   return from_links(
@@ -135,8 +141,10 @@ def from_groups(groups: np.ndarray) -> csr_array:
 
 def from_links(
   num_replicas: int, to: np.ndarray, origin: np.ndarray, weight: np.ndarray
-) -> csr_array:
+) -> 'csr_array':
   """The matrix W[to, origin] = weight; the weights of equal links add up."""
+  from scipy.sparse import csr_array
+
   shape = (num_replicas, num_replicas)
   made = csr_array((weight, (to, origin)), shape=shape, dtype=np.float64)
   made.eliminate_zeros()
@@ -170,13 +178,16 @@ def check_stochastic(matrix: np.ndarray) -> np.ndarray:
   return weights
 
 
-def sums_to_one(matrices: np.ndarray | csr_array, axis: int) -> bool:
+def sums_to_one(matrices: 'np.ndarray | csr_array', axis: int) -> bool:
   """Whether the sums over an axis of a matrix are 1: rows for 1 or -1."""
   return np.allclose(matrices.sum(axis=axis), 1, rtol=0, atol=1e-6)
 
 
-def check_connected(matrices: Iterable[np.ndarray | csr_array]) -> None:
+def check_connected(matrices: Iterable['np.ndarray | csr_array']) -> None:
   """Raises ValueError unless all replicas reach each other, over all W."""
+  from scipy.sparse import csr_array
+  from scipy.sparse.csgraph import connected_components
+
   linked = sum((abs(csr_array(weights)) for weights in matrices), start=0)
   count, part = connected_components(linked, connection='strong')
   if count > 1:
@@ -187,11 +198,13 @@ def check_connected(matrices: Iterable[np.ndarray | csr_array]) -> None:
     )
 
 
-def links(weights: np.ndarray | csr_array) -> tuple[np.ndarray, np.ndarray]:
+def links(weights: 'np.ndarray | csr_array') -> tuple[np.ndarray, np.ndarray]:
   """Returns (int[E], int[E]), who receives from whom, row after row.
 
   Those are the entries of W besides the diagonal that are not zero.
   """
+  from scipy.sparse import csr_array
+
   sparse = csr_array(weights)
   sparse.sort_indices()
   to, origin = sparse.nonzero()
@@ -199,7 +212,7 @@ def links(weights: np.ndarray | csr_array) -> tuple[np.ndarray, np.ndarray]:
   return to[other], origin[other]
 
 
-def busiest(weights: csr_array) -> tuple[int, int]:
+def busiest(weights: 'csr_array') -> tuple[int, int]:
   """Returns the largest numbers of messages that one sends, and receives."""
   to, origin = links(weights)
   sent, received = (
@@ -208,7 +221,7 @@ def busiest(weights: csr_array) -> tuple[int, int]:
   return int(sent), int(received)
 
 
-def senders(weights: csr_array) -> Senders:
+def senders(weights: 'csr_array') -> Senders:
   """Returns whom each replica waits for: itself, and whom it receives from."""
   n = weights.shape[0]
   row_sizes = np.diff(weights.indptr)
@@ -227,7 +240,7 @@ def senders(weights: csr_array) -> Senders:
   return table
 
 
-def entries(weights: csr_array, source: np.ndarray) -> np.ndarray:
+def entries(weights: 'csr_array', source: np.ndarray) -> np.ndarray:
   """Returns float64[N], the W_ij of replica i and j = source[i]; 0 for -1."""
   n = len(source)
   weights.sum_duplicates()
@@ -238,13 +251,15 @@ def entries(weights: csr_array, source: np.ndarray) -> np.ndarray:
   return np.where(found, weights.data[place], 0.0)
 
 
-def permutations(weights: np.ndarray | csr_array) -> list[np.ndarray]:
+def permutations(weights: 'np.ndarray | csr_array') -> list[np.ndarray]:
   """Splits the links of W into partial permutations.
 
   Returns:
     int[N] each: whom replica i receives from, -1 for nobody. Where W looks the
     same from every replica, these are shifts.
   """
+  from scipy.optimize import linear_sum_assignment
+
   n = weights.shape[0]
   to, origin = links(weights)
   if len(to) == 0:

@@ -8,13 +8,12 @@ take turns or are drawn by chance. The graphs with names are in `graphs.py`.
 from collections.abc import Callable, Sequence
 import functools
 import operator
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
-from scipy.sparse import csr_array
 
 from prsgd_jax.base import (
   Array,
@@ -44,6 +43,9 @@ from prsgd_jax.mixing.matrices import (
   permutations,
   senders,
 )
+
+if TYPE_CHECKING:
+  from scipy.sparse import csr_array
 
 # Matrices whose links the ledger keeps at once.
 KEPT = 1024
@@ -168,6 +170,8 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
     return collectives.replica_sum(weighted)
 
   def of_number(num_replicas: int) -> Weights:
+    from scipy.sparse import csr_array
+
     if len(row) != num_replicas:
       raise ValueError(
         f'weights must have one number for each of the {num_replicas} '
@@ -281,7 +285,7 @@ def _combine(rows: Array, gathered: Array) -> Array:
 
 
 def sparse(
-  weights: Callable[[int], Weights | np.ndarray | Sequence[csr_array]],
+  weights: Callable[[int], 'Weights | np.ndarray | Sequence[csr_array]'],
   *,
   random: bool = False,
 ) -> Mixing:
@@ -339,7 +343,7 @@ def draw_turn(key: Array, count: int, shape: tuple[int, ...] = ()) -> Array:
 
 
 def _send_and_add(
-  weights: csr_array,
+  weights: 'csr_array',
   replica: Array,
   decode: Decode | None,
   tree: ArrayTree,

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 import numpy as np
-from scipy.optimize import nnls
 
 from prsgd_jax.base import Array, ArrayTree
 
@@ -154,6 +153,8 @@ def variance_envelope(
     (arXiv 1606.07365), the model of the variance (its equation's number was not
     verified).
   """
+  from scipy.optimize import nnls
+
   distance = np.asarray(square_distances, np.float64)
   variance = np.asarray(variances, np.float64)
   if (

@@ -7,13 +7,16 @@ edges leave.
 from collections.abc import Iterator
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from prsgd_jax.checks import check_positive_int
 from prsgd_jax.mixing.matrices import from_links
 from prsgd_jax.mixing.mixings import Mixing, sparse
+
+if TYPE_CHECKING:
+  from scipy.sparse import csr_array
 
 Round = list[tuple[int, int, float]]
 
@@ -48,7 +51,7 @@ def base_graph(max_degree: int = 1) -> Mixing:
   """
   k = check_positive_int('max_degree', max_degree)
 
-  def matrices(num_replicas: int) -> list[csr_array]:
+  def matrices(num_replicas: int) -> list['csr_array']:
     rounds = base_rounds(num_replicas, k) or [[]]
     return [_matrix(num_replicas, edges) for edges in rounds]
 
@@ -165,7 +168,7 @@ def _factors(n: int, k: int) -> list[int]:
   return factors[::-1]
 
 
-def _matrix(num_replicas: int, edges: Round) -> csr_array:
+def _matrix(num_replicas: int, edges: Round) -> 'csr_array':
   """W of a round: the weights of its edges, and what they leave."""
   index = np.arange(num_replicas)
   i, j = np.array([edge[:2] for edge in edges], int).reshape(-1, 2).T

@@ -9,10 +9,9 @@ are in `random_graphs.py`, exact ones for any number in `base_graphs.py`.
 
 from collections.abc import Callable
 import math
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
-from scipy.sparse import csr_array
 
 from prsgd_jax.checks import (
   check_fraction,
@@ -29,8 +28,12 @@ from prsgd_jax.mixing.matrices import (
 )
 from prsgd_jax.mixing.mixings import Mixing, sparse
 
+if TYPE_CHECKING:
+  import networkx as nx
+  from scipy.sparse import csr_array
 
-def graph(graph: nx.Graph | np.ndarray) -> Mixing:
+
+def graph(graph: 'nx.Graph | np.ndarray') -> Mixing:
   """Any static graph: a networkx graph, or the matrix W itself.
 
   Args:
@@ -42,6 +45,9 @@ def graph(graph: nx.Graph | np.ndarray) -> Mixing:
       its columns sum to one; if the graph is directed or does not connect all
       replicas; from `Mixing.weights`, if it is not of the number of replicas.
   """
+  import networkx as nx
+  from scipy.sparse import csr_array
+
   if isinstance(graph, nx.Graph):
     check_graph(graph)
     weights = _metropolis_hastings(graph)
@@ -51,7 +57,7 @@ def graph(graph: nx.Graph | np.ndarray) -> Mixing:
   return sparse(of_size([weights]))
 
 
-def metropolis_hastings(graph: nx.Graph) -> np.ndarray:
+def metropolis_hastings(graph: 'nx.Graph') -> np.ndarray:
   """W of an undirected graph, float64[N, N]: symmetric, doubly stochastic.
 
   Loops are left out, and parallel edges count once. The graph need not connect
@@ -73,7 +79,9 @@ def metropolis_hastings(graph: nx.Graph) -> np.ndarray:
   return _metropolis_hastings(graph).toarray()
 
 
-def _metropolis_hastings(graph: nx.Graph) -> csr_array:
+def _metropolis_hastings(graph: 'nx.Graph') -> 'csr_array':
+  from scipy.sparse import csr_array
+
   n, (i, j) = len(graph), undirected_links(graph)
   degree = np.bincount(i, minlength=n)
   weight = 1 / (1 + np.maximum(degree[i], degree[j]))
@@ -83,7 +91,7 @@ def _metropolis_hastings(graph: nx.Graph) -> csr_array:
   return csr_array(neighbors + own)
 
 
-def undirected_links(graph: nx.Graph) -> tuple[np.ndarray, np.ndarray]:
+def undirected_links(graph: 'nx.Graph') -> tuple[np.ndarray, np.ndarray]:
   """Returns (int[2 E], int[2 E]), each edge both ways, without loops."""
   index = {node: i for i, node in enumerate(graph)}
   edges = {frozenset((index[u], index[v])) for u, v in graph.edges() if u != v}
@@ -136,7 +144,9 @@ def torus(num_rows: int | None = None) -> Mixing:
   if num_rows is not None:
     num_rows = check_positive_int('num_rows', num_rows)
 
-  def make(num_replicas: int) -> nx.Graph:
+  def make(num_replicas: int) -> 'nx.Graph':
+    import networkx as nx
+
     rows = num_rows or max(
       d for d in range(1, math.isqrt(num_replicas) + 1) if num_replicas % d == 0
     )
@@ -156,7 +166,9 @@ def hypercube() -> Mixing:
     ValueError: from `Mixing.weights`, if N is not a power of two.
   """
 
-  def make(num_replicas: int) -> nx.Graph:
+  def make(num_replicas: int) -> 'nx.Graph':
+    import networkx as nx
+
     if num_replicas & (num_replicas - 1):
       raise ValueError(
         f'a hypercube has a power of two of replicas, got {num_replicas}'
@@ -173,7 +185,13 @@ def hypercube() -> Mixing:
 
 def star() -> Mixing:
   """Replica 0 with every other one, which have no other neighbor."""
-  return _static(lambda n: nx.star_graph(n - 1))
+
+  def make(num_replicas: int) -> 'nx.Graph':
+    import networkx as nx
+
+    return nx.star_graph(num_replicas - 1)
+
+  return _static(make)
 
 
 def complete() -> Mixing:
@@ -181,7 +199,13 @@ def complete() -> Mixing:
 
   What `mean` does with fewer bytes; it is here to compare with.
   """
-  return _static(nx.complete_graph)
+
+  def make(num_replicas: int) -> 'nx.Graph':
+    import networkx as nx
+
+    return nx.complete_graph(num_replicas)
+
+  return _static(make)
 
 
 def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
@@ -194,7 +218,9 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
   edge_probability = check_fraction('edge_probability', edge_probability)
   seed = check_seed('seed', seed)
 
-  def make(num_replicas: int) -> nx.Graph:
+  def make(num_replicas: int) -> 'nx.Graph':
+    import networkx as nx
+
     made = nx.gnp_random_graph(num_replicas, edge_probability, seed=seed)
     if not nx.is_connected(made):
       raise ValueError(
@@ -223,7 +249,9 @@ def one_peer_exponential() -> Mixing:
   return _circulants(lambda n: [_half(k) for k in _hops(n) or [0]])
 
 
-def check_graph(graph: nx.Graph) -> None:
+def check_graph(graph: 'nx.Graph') -> None:
+  import networkx as nx
+
   if not isinstance(graph, nx.Graph) or graph.is_directed():
     raise ValueError(
       'graph must be an undirected networkx graph, got '
@@ -240,8 +268,8 @@ def check_graph(graph: nx.Graph) -> None:
     )
 
 
-def _static(make: Callable[[int], nx.Graph]) -> Mixing:
-  def matrices(num_replicas: int) -> list[csr_array]:
+def _static(make: Callable[[int], 'nx.Graph']) -> Mixing:
+  def matrices(num_replicas: int) -> list['csr_array']:
     made = _metropolis_hastings(make(num_replicas))
     check_connected([made])
     return [made]

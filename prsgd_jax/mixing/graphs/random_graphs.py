@@ -4,13 +4,12 @@ All replicas draw alike, with the key that they share.
 """
 
 import operator
+from typing import TYPE_CHECKING
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-import networkx as nx
 import numpy as np
-from scipy.sparse import csr_array, eye_array
 
 from prsgd_jax.base import Array, ArrayTree, Context, over_block
 from prsgd_jax.checks import check_fraction
@@ -32,8 +31,12 @@ from prsgd_jax.mixing.mixings import (
   sparse,
 )
 
+if TYPE_CHECKING:
+  import networkx as nx
+  from scipy.sparse import csr_array
 
-def random_matching(graph: nx.Graph | None = None) -> Mixing:
+
+def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
   """Random pairs, each of which takes its mean; every pair equally likely.
 
   One of a few matchings is drawn in each round with the key that all replicas
@@ -91,8 +94,10 @@ def random_matching(graph: nx.Graph | None = None) -> Mixing:
   return Mixing(apply, weights, _one_payload, _one_payload, random=True)
 
 
-def edge_colors(graph: nx.Graph) -> list[np.ndarray]:
+def edge_colors(graph: 'nx.Graph') -> list[np.ndarray]:
   """Matchings that have each edge once, as partners: oneself for nobody."""
+  import networkx as nx
+
   index = {node: i for i, node in enumerate(graph)}
   simple = nx.Graph((index[u], index[v]) for u, v in graph.edges() if u != v)
   colors = nx.greedy_color(nx.line_graph(simple), 'DSATUR')
@@ -203,7 +208,7 @@ def _one_payload(payload_bytes: float, num_replicas: int) -> Message:
   return Message(sent * payload_bytes, sent, 'neighbor')
 
 
-def matcha(graph: nx.Graph, *, budget: float = 0.5) -> Mixing:
+def matcha(graph: 'nx.Graph', *, budget: float = 0.5) -> Mixing:
   """MATCHA: each matching of a graph is active with probability p in a round.
 
     W = I - alpha sum_j b_j L_j,  b_j = 1 with probability p, otherwise 0
@@ -255,7 +260,7 @@ def matcha(graph: nx.Graph, *, budget: float = 0.5) -> Mixing:
   sources = np.where(met, matchings, -1)
   scales = np.where(met, alpha, 0.0)
 
-  def matrix(turn: int) -> csr_array:
+  def matrix(turn: int) -> 'csr_array':
     active = [each for j, each in enumerate(laplacians) if turn >> j & 1]
     return _step(alpha, [0 * whole, *active])
 
@@ -319,7 +324,7 @@ def best_alpha(laplacian: np.ndarray, budget: float) -> float:
   return float(min(meet, 1 / (budget * low + 2 * rest)))
 
 
-def _laplacian(partner: np.ndarray) -> csr_array:
+def _laplacian(partner: np.ndarray) -> 'csr_array':
   """That of a matching, which has oneself for nobody."""
   index = np.arange(len(partner))
   met = np.flatnonzero(partner != index)
@@ -331,7 +336,9 @@ def _laplacian(partner: np.ndarray) -> csr_array:
   )
 
 
-def _step(alpha: float, laplacians: list[csr_array]) -> csr_array:
+def _step(alpha: float, laplacians: list['csr_array']) -> 'csr_array':
   """I - alpha sum_j L_j."""
+  from scipy.sparse import csr_array, eye_array
+
   total = sum(laplacians[1:], start=laplacians[0])
   return csr_array(eye_array(total.shape[0]) - alpha * total)
