@@ -4,8 +4,8 @@
 
 NAME is one of:
 
-  digits         8x8 digits that come with scikit-learn; no download. It is
-                 also prepared by itself the first time it is used.
+  digits         1797 images of digits, 8x8, in the package; no download. The
+                 first program that uses them prepares them, too.
   text           a million characters of Shakespeare, in the package.
   mnist          downloads 11 MB.
   fashion_mnist  downloads 30 MB.

@@ -17,7 +17,6 @@ LAZY = (
   'orbax',
   'pooch',
   'scipy',
-  'sklearn',
   'tensorflow_datasets',
 )
 

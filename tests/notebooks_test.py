@@ -22,7 +22,7 @@ MACHINE_PATH = re.compile(
   r'(?<![\w.:/])/(?:content|home|Users|root|tmp|work|opt|usr|var|mnt)\b'
 )
 # Import names of distributions that are called otherwise.
-DISTRIBUTIONS = {'sklearn': 'scikit-learn', 'orbax': 'orbax-checkpoint'}
+DISTRIBUTIONS = {'orbax': 'orbax-checkpoint'}
 
 
 def read(path):

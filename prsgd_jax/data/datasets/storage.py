@@ -6,6 +6,9 @@ itself is imported when a directory is read, not before.
 
 from collections.abc import Iterator
 import contextlib
+import gzip
+import hashlib
+import importlib.resources
 import logging
 import os
 import pathlib
@@ -127,6 +130,30 @@ def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
   except Exception as error:
     raise DamagedError(one_line(error)) from error
   return splits, num_classes
+
+
+def read_embedded(name: str, sha256: str) -> bytes:
+  """Returns the contents of a gzip file of this package.
+
+  Args:
+    name: The name of the file.
+    sha256: Of the contents.
+
+  Raises:
+    DatasetError: The file is missing or damaged.
+  """
+  file = importlib.resources.files(__package__) / name
+  try:
+    contents = gzip.decompress(file.read_bytes())
+    if hashlib.sha256(contents).hexdigest() != sha256:
+      raise ValueError('it has another SHA-256 sum')
+  # gzip and zlib raise several things on damaged bytes.
+  except Exception as error:
+    raise DatasetError(
+      f'{name} of the package cannot be read ({one_line(error)}); install'
+      ' prsgd_jax again'
+    ) from error
+  return contents
 
 
 def one_line(error: BaseException) -> str:

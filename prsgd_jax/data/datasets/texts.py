@@ -9,9 +9,6 @@ networks, 2015, https://github.com/karpathy/char-rnn.
 """
 
 import functools
-import gzip
-import hashlib
-import importlib.resources
 import string
 
 import numpy as np
@@ -36,19 +33,9 @@ def shakespeare_splits() -> dict[str, storage.Split]:
     of n ASCII codes, with n = 1003854, 55770 and 55770.
 
   Raises:
-    DatasetError: The text is not in the package, or damaged.
+    DatasetError: The file of the package is missing or damaged.
   """
-  file = importlib.resources.files('prsgd_jax.data.datasets') / _FILE
-  try:
-    text = gzip.decompress(file.read_bytes())
-    if hashlib.sha256(text).hexdigest() != _SHA256:
-      raise ValueError('it has another SHA-256 sum')
-  # gzip and zlib raise several things on damaged bytes.
-  except Exception as error:
-    raise storage.DatasetError(
-      f'{_FILE} of the package cannot be read ({storage.one_line(error)});'
-      ' install prsgd_jax again'
-    ) from error
+  text = storage.read_embedded(_FILE, _SHA256)
   codes = np.frombuffer(text, np.uint8)[np.newaxis]
   train = int(len(text) * 0.9)
   validation = train + (len(text) - train) // 2
