@@ -11,20 +11,22 @@ NAME is one of:
   fashion_mnist  downloads 30 MB.
   cifar10        downloads 163 MB.
 
-The official archive of a downloaded dataset is checked against the published
-MD5 sums, and written as the stock TFDS dataset in the array_record format.
+The official archive of a dataset is downloaded to DIR/downloads, checked
+against its published checksum, and written as the stock TFDS dataset in the
+array_record format. Remove DIR/downloads at any time.
 
-No network? Fetch the archive elsewhere and pass it:
+Without a network, fetch the archive elsewhere, from any mirror, and pass it:
 
-  python experiments/prepare_data.py cifar10 --from_archive=ARCHIVE
+  python experiments/prepare_data.py cifar10 --from_archive=FILE
   python experiments/prepare_data.py mnist --from_archive=DIRECTORY
 
-where ARCHIVE is cifar-10-binary.tar.gz, and DIRECTORY (or a tar or zip archive)
-holds the four files train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
-t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz.
+FILE is cifar-10-binary.tar.gz. DIRECTORY holds the four files
+train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
+t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz. If you have them packed
+otherwise, unpack them and pass the directory of the unpacked files.
 
-The dataset appears in DIR only once it is complete and was read back. One that
-is there already is never changed. Afterwards:
+The dataset appears in DIR only when it is complete and reads back. An existing
+one is never changed. Afterwards:
 
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
@@ -41,13 +43,12 @@ from experiments.running.process import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
+import pathlib
 import time
 
 from absl import flags
-import tqdm
 
 from experiments.running.flags import cli
-from experiments.running.process import messages
 from prsgd_jax.data.datasets import (
   DatasetError,
   archives,
@@ -64,23 +65,16 @@ flags.adopt_module_key_flags(cli)
 flags.DEFINE_string(
   'from_archive',
   None,
-  'The official archive (or a directory with its files) on this machine;'
-  ' by default it is downloaded.',
-)
-flags.DEFINE_bool(
-  'verify',
-  True,
-  'Accept only the published contents. --noverify takes what is there.',
+  'The official archive on this machine, or the directory of its files, packed'
+  ' or not [downloaded].',
 )
 
 
-def prepare(
-  name: str, data_dir: str | None, from_archive: str | None, verify: bool
-) -> None:
-  """Prepares a dataset, or says that it is prepared already.
+def prepare(name: str, data_dir: str | None, from_archive: str | None) -> None:
+  """Prepares a dataset, or reports that it is prepared already.
 
   Raises:
-    DatasetError: It cannot be prepared; or what is there is damaged.
+    DatasetError: It cannot be prepared, or the prepared one is damaged.
   """
   root = storage.resolve_data_dir(data_dir)
   if name in loading.INSTALLED and from_archive is not None:
@@ -94,7 +88,7 @@ def prepare(
   if name in loading.INSTALLED:
     directory = loading.prepare_installed(name, root)
   else:
-    splits = _read_splits(name, from_archive, verify)
+    splits = _read_splits(name, root, from_archive)
     _say(f'{name}: writing to {root}, about a minute')
     directory = preparing.prepare(
       stock_builders.make_builder(name, splits), splits, root
@@ -103,29 +97,14 @@ def prepare(
 
 
 def _read_splits(
-  name: str, from_archive: str | None, verify: bool
+  name: str, root: pathlib.Path, from_archive: str | None
 ) -> dict[str, storage.Split]:
-  if from_archive is None:
-    where = archives.ARCHIVES[name].base_url
-    _say(f'{name}: downloading from {where}')
-    members = archives.download_archive(name, tqdm.tqdm)
+  if from_archive is not None:
+    path = storage.expand(from_archive, '--from_archive=PATH')
   else:
-    where = from_archive
-    path = storage.expand(where, '--from_archive=PATH')
-    members = archives.read_archive(name, path)
-  wrong = ', '.join(archives.wrong_sums(name, members))
-  if wrong and verify:
-    raise DatasetError(
-      f'{wrong} from {where} does not have the published MD5 sum;'
-      f' {archives.how_to_fetch(name)}, or pass --noverify to take it as it is'
-    )
-  splits = archives.decode(name, members)
-  if wrong:
-    messages.warn(
-      f'WARNING: NOT THE PUBLISHED {name.upper()}: {wrong} from {where} does'
-      ' not have the published MD5 sum'
-    )
-  return splits
+    _say(f'{name}: downloading from {archives.ARCHIVES[name].base_url}')
+    path = archives.download(name, root / 'downloads')
+  return archives.read(name, path)
 
 
 def _say(message: str) -> None:
@@ -134,7 +113,7 @@ def _say(message: str) -> None:
 
 def main(name: str) -> None:
   with cli.one_line_errors(DatasetError):
-    prepare(name, FLAGS.data_dir, FLAGS.from_archive, FLAGS.verify)
+    prepare(name, FLAGS.data_dir, FLAGS.from_archive)
 
 
 if __name__ == '__main__':

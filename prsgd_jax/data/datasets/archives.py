@@ -1,20 +1,19 @@
-"""The official archives of image datasets, read by the standard library.
+"""The official archives of image datasets, downloaded or given, as arrays.
 
-What they are called, where they are published, the MD5 sums of what is in them,
-and how their formats (CIFAR's binary batches, MNIST's idx) become arrays.
+A file is unpacked only after its checksum proved to be the published one,
+because an archive from an unknown source can unpack to anything. For the same
+reason the decoders check nothing.
 """
 
-from collections.abc import Callable
-import hashlib
-import http.client
-import io
+import gzip
 import pathlib
+import sys
+import tarfile
 from typing import Any, NamedTuple
-import urllib.request
 
 import numpy as np
 
-from prsgd_jax.data.datasets import storage, unpacking
+from prsgd_jax.data.datasets import storage
 from prsgd_jax.data.datasets.storage import DatasetError
 
 _TIMEOUT = 10.0  # seconds, to connect and between two pieces
@@ -25,245 +24,216 @@ class Archive(NamedTuple):
   """An official archive.
 
   Attributes:
-    base_url: The directory it is published in.
-    files: What to fetch from there.
-    md5: The published MD5 sum of each (uncompressed) file in it.
-    sizes: The bytes of each of these files.
+    base_url: The directory where it is published.
+    packed: The published files, each with its SHA-256 sum.
+    plain: The files in them, each with its published MD5 sum.
   """
 
   base_url: str
-  files: tuple[str, ...]
-  md5: dict[str, str]
-  sizes: dict[str, int]
+  packed: dict[str, str]
+  plain: dict[str, str]
 
 
-def _idx_archive(base_url: str, *md5: str) -> Archive:
-  members = tuple(
+def _idx_archive(base_url: str, packed: list[str], plain: list[str]) -> Archive:
+  names = [
     f'{split}-{kind}-ubyte'
     for split in ('train', 't10k')
     for kind in ('images-idx3', 'labels-idx1')
-  )
-  # A header, then a byte for each pixel or label.
-  sizes = [
-    header + num_examples * values
-    for num_examples in (60_000, 10_000)
-    for header, values in ((16, 28 * 28), (8, 1))
   ]
   return Archive(
     base_url,
-    tuple(f'{m}.gz' for m in members),
-    dict(zip(members, md5)),
-    dict(zip(members, sizes)),
+    dict(zip([f'{name}.gz' for name in names], packed)),
+    dict(zip(names, plain)),
   )
-
-
-_CIFAR10_MD5 = {
-  'data_batch_1.bin': '5dd7e06a14cb22eb9f671a540d1b7c25',
-  'data_batch_2.bin': '5ea93a67294ea407fff1d09f752e9692',
-  'data_batch_3.bin': '942cd6a4bcdd0dd3c604fbe906cb4421',
-  'data_batch_4.bin': 'ae636b3ba5c66a11e91e8cb52e771fcb',
-  'data_batch_5.bin': '53f37980c15c3d472c316c40844f3f0d',
-  'test_batch.bin': '803d5f7f4d78ea53de84dbe85f74fb6d',
-}
 
 
 ARCHIVES = {
   'cifar10': Archive(
     'https://www.cs.toronto.edu/~kriz/',
-    ('cifar-10-binary.tar.gz',),
-    _CIFAR10_MD5,
-    dict.fromkeys(_CIFAR10_MD5, 10_000 * (1 + 3 * 32 * 32)),
+    {
+      'cifar-10-binary.tar.gz': (
+        'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
+      )
+    },
+    {
+      'data_batch_1.bin': '5dd7e06a14cb22eb9f671a540d1b7c25',
+      'data_batch_2.bin': '5ea93a67294ea407fff1d09f752e9692',
+      'data_batch_3.bin': '942cd6a4bcdd0dd3c604fbe906cb4421',
+      'data_batch_4.bin': 'ae636b3ba5c66a11e91e8cb52e771fcb',
+      'data_batch_5.bin': '53f37980c15c3d472c316c40844f3f0d',
+      'test_batch.bin': '803d5f7f4d78ea53de84dbe85f74fb6d',
+    },
   ),
   'fashion_mnist': _idx_archive(
     'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
-    'f4a8712d7a061bf5bd6d2ca38dc4d50a',
-    '9018921c3c673c538a1fc5bad174d6f9',
-    '8181f5470baa50b63fa0f6fddb340f0a',
-    '15d484375f8d13e6eb1aabb0c3f46965',
+    [
+      '3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84',
+      'a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845',
+      '346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073',
+      '67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5',
+    ],
+    [
+      'f4a8712d7a061bf5bd6d2ca38dc4d50a',
+      '9018921c3c673c538a1fc5bad174d6f9',
+      '8181f5470baa50b63fa0f6fddb340f0a',
+      '15d484375f8d13e6eb1aabb0c3f46965',
+    ],
   ),
   'mnist': _idx_archive(
     'https://storage.googleapis.com/cvdf-datasets/mnist/',
-    '6bbc9ace898e44ae57da46a324031adb',
-    'a25bea736e30d166cdddb491f175f624',
-    '2646ac647ad5339dbf082846283269ea',
-    '27ae3e4e09519cfbb04c329615203637',
+    [
+      '440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609',
+      '3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c',
+      '8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6',
+      'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6',
+    ],
+    [
+      '6bbc9ace898e44ae57da46a324031adb',
+      'a25bea736e30d166cdddb491f175f624',
+      '2646ac647ad5339dbf082846283269ea',
+      '27ae3e4e09519cfbb04c329615203637',
+    ],
   ),
 }
 
 
-def read_archive(name: str, path: pathlib.Path) -> dict[str, bytes]:
-  """Returns the files of an archive that lies on this machine.
+def download(name: str, directory: pathlib.Path) -> pathlib.Path:
+  """Downloads an archive, unless an earlier call did.
 
   Args:
     name: A key of `ARCHIVES`.
-    path: A tar (of any compression) or zip archive of the files, or a directory
-      holding them. Each may be compressed by gzip. No more is read of a file
-      than the official one has.
+    directory: Where downloads are kept.
+
+  Returns:
+    The directory of its files, `<directory>/<name>`.
 
   Raises:
-    DatasetError: There is none, it is damaged, or it lacks a file.
+    DatasetError: A file cannot be downloaded, or differs from the published
+      one.
   """
-  if not path.exists():
-    raise DatasetError(f'there is no archive {path}; {how_to_fetch(name)}')
-  try:
-    members = unpacking.unpack(path, ARCHIVES[name].sizes)
-  except PermissionError as error:
-    raise DatasetError(
-      f'cannot read {path}: Permission denied; make it readable'
-    ) from error
-  except (OSError, unpacking.UnpackError) as error:
-    raise DatasetError(
-      f'{path} is damaged, cut short, or neither a tar nor a zip archive'
-      f' ({storage.one_line(error)}); {how_to_fetch(name)}'
-    ) from error
-  return _complete(name, members, str(path))
-
-
-def download_archive(
-  name: str, progress: Callable[..., Any]
-) -> dict[str, bytes]:
-  """Returns the files of an archive, fetched from where it is published.
-
-  Args:
-    name: A key of `ARCHIVES`.
-    progress: As `tqdm.tqdm`: makes a progress bar.
-
-  Raises:
-    DatasetError: It cannot be fetched, or what came is damaged.
-  """
-  archive = ARCHIVES[name]
-  members: dict[str, bytes] = {}
-  for file in archive.files:
+  pooch = _import_pooch()
+  archive, path = ARCHIVES[name], directory / name
+  for file, sha256 in archive.packed.items():
     url = archive.base_url + file
+    downloader = pooch.HTTPDownloader(
+      progressbar=sys.stderr.isatty(), chunk_size=_PIECE, timeout=_TIMEOUT
+    )
     try:
-      data = io.BytesIO(_download(url, archive, progress))
-      if file.endswith('.tar.gz'):
-        members |= unpacking.unpack_file(data, archive.sizes)
-      else:
-        member = file.removesuffix('.gz')
-        size = archive.sizes[member]
-        members[member] = unpacking.content(data, file, size)
-    # A Content-Length that is no number is a ValueError.
-    except (
-      OSError, ValueError, http.client.HTTPException, unpacking.UnpackError
-    ) as error:  # fmt: skip
-      reason = storage.one_line(getattr(error, 'reason', None) or error)
+      pooch.retrieve(url, sha256, file, path, downloader=downloader)
+    # pooch raises ValueError for a wrong checksum.
+    except (OSError, ValueError) as error:
       raise DatasetError(
-        f'cannot download {url} ({reason}); {how_to_fetch(name)}'
+        f'cannot download {url} ({storage.one_line(_root_cause(error))});'
+        f' {how_to_fetch(name)}'
       ) from error
-  return _complete(name, members, archive.base_url)
+  return path
 
 
-def wrong_sums(name: str, members: dict[str, bytes]) -> list[str]:
-  """Returns the files whose MD5 sum is not the published one."""
-  return [
-    member
-    for member, md5 in ARCHIVES[name].md5.items()
-    if _md5(members[member]) != md5
-  ]
-
-
-def decode(name: str, members: dict[str, bytes]) -> dict[str, storage.Split]:
+def read(name: str, path: pathlib.Path) -> dict[str, storage.Split]:
   """Returns the splits that the files of an archive hold.
+
+  Args:
+    name: A key of `ARCHIVES`.
+    path: The directory of its published files, or of the files in them; or the
+      published file, if there is only one.
 
   Returns:
     `train` and `test`, each `{'image': uint8[n, h, w, c], 'label': int32[n]}`.
 
   Raises:
-    DatasetError: The files are not in the archive's format.
+    DatasetError: A file is missing or differs from the published one.
   """
+  try:
+    plain = _read_plain(name, path)
+  except OSError as error:
+    raise DatasetError(
+      f'cannot read {error.filename or path}: {storage.one_line(error)}; make'
+      ' it readable'
+    ) from error
   if name == 'cifar10':
-    train = [member for member in members if member.startswith('data_batch')]
-    splits = {
-      'train': _decode_cifar([(m, members[m]) for m in sorted(train)]),
-      'test': _decode_cifar([('test_batch.bin', members['test_batch.bin'])]),
+    batches = sorted(file for file in plain if file.startswith('data_batch'))
+    return {
+      'train': _decode_cifar([plain[file] for file in batches]),
+      'test': _decode_cifar([plain['test_batch.bin']]),
     }
-  else:
-    splits = {
-      'train': _decode_idx(members, 'train'),
-      'test': _decode_idx(members, 't10k'),
-    }
-  for split, arrays in splits.items():
-    if arrays['label'].size == 0:
-      raise DatasetError(
-        f'split {split} of {name} must have examples, got none;'
-        f' {how_to_fetch(name)}'
-      )
-    if arrays['label'].max() > 9:
-      raise DatasetError(
-        f'labels of {name} must be in 0..9, got {arrays["label"].max()} in'
-        f' split {split}; {how_to_fetch(name)}'
-      )
-  return splits
+  return {
+    'train': _decode_idx(plain, 'train'), 'test': _decode_idx(plain, 't10k')
+  }  # fmt: skip
 
 
 def how_to_fetch(name: str) -> str:
-  """Returns what to do to have the archive at hand."""
-  archive = ARCHIVES[name]
-  if len(archive.files) == 1:
-    return (
-      f'fetch {archive.base_url}{archive.files[0]} by hand and pass'
-      ' --from_archive=PATH'
-    )
+  """Returns what to type to prepare a dataset from its official files."""
+  base_url, packed, _ = ARCHIVES[name]
+  what, where = ', '.join(packed), 'FILE' if len(packed) == 1 else 'DIRECTORY'
   return (
-    f'fetch {", ".join(archive.files)} from {archive.base_url} by hand into a'
-    ' directory and pass --from_archive=DIRECTORY'
+    f'fetch {what} from {base_url} or a mirror, and pass --from_archive={where}'
   )
 
 
-def _md5(data: bytes) -> str:
-  return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _complete(
-  name: str, members: dict[str, bytes], where: str
-) -> dict[str, bytes]:
-  """Returns the files in the order of the archive.
-
-  Raises:
-    DatasetError: One is missing.
-  """
-  for member in ARCHIVES[name].md5:
-    if member not in members:
+def _read_plain(name: str, path: pathlib.Path) -> dict[str, bytes]:
+  """Returns the files in an archive, all of whose bytes are known."""
+  _, packed, plain = ARCHIVES[name]
+  if not path.exists():
+    raise DatasetError(f'there is no archive {path}; {how_to_fetch(name)}')
+  found: dict[str, bytes] = {}
+  for file, sha256 in packed.items():
+    source = path if path.is_file() else path / file
+    if source.is_file():
+      _check_sum(name, source, 'sha256', sha256)
+      found |= _unpack(source, file)
+  for file in [file for file in plain if file not in found]:
+    if not (path / file).is_file():
       raise DatasetError(
-        f'{where} lacks {member}: it is not the archive of {name};'
-        f' {how_to_fetch(name)}'
+        f'{path} lacks {file}, packed or not; {how_to_fetch(name)}'
       )
-  return {member: members[member] for member in ARCHIVES[name].md5}
+    _check_sum(name, path / file, 'md5', plain[file])
+    found[file] = (path / file).read_bytes()
+  return found
 
 
-def _download(
-  url: str, archive: Archive, progress: Callable[..., Any]
-) -> bytes:
-  data = io.BytesIO()
-  limit = sum(archive.sizes.values()) + unpacking.SLACK
-  with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
-    size = int(response.headers.get('Content-Length') or 0) or None
-    title = url.rsplit('/', 1)[-1]
-    # disable=None: no bar where stderr is not a terminal.
-    with progress(
-      total=size, desc=title, unit='B', unit_scale=True, disable=None
-    ) as bar:
-      while piece := response.read(_PIECE):
-        data.write(piece)
-        bar.update(len(piece))
-        if data.tell() > limit:
-          raise OSError(f'more than {limit} bytes came')
-  if size and data.tell() != size:
-    raise OSError(f'{data.tell()} of {size} bytes came')
-  return data.getvalue()
+def _check_sum(name: str, path: pathlib.Path, kind: str, known: str) -> None:
+  if _import_pooch().file_hash(str(path), kind) != known:
+    raise DatasetError(
+      f'{path} does not have the published {kind} sum; {how_to_fetch(name)}. If'
+      ' you packed it again, unpack it and pass the directory of'
+      f' {", ".join(ARCHIVES[name].plain)}. If the data are your own, train on'
+      ' them by --dataset=MODULE:NAME'
+    )
 
 
-def _decode_cifar(batches: list[tuple[str, bytes]]) -> storage.Split:
-  record = 1 + 3 * 32 * 32  # a label, then three planes
-  for member, data in batches:
-    if len(data) % record:
-      raise DatasetError(
-        f'{member} must have a multiple of {record} bytes, got {len(data)};'
-        f' {how_to_fetch("cifar10")}'
-      )
-  rows = np.frombuffer(b''.join(d for _, d in batches), np.uint8)
-  rows = rows.reshape(-1, record)
+def _unpack(path: pathlib.Path, file: str) -> dict[str, bytes]:
+  """Returns what is in one of the published files, given its official name."""
+  if not file.endswith('.tar.gz'):
+    return {file.removesuffix('.gz'): gzip.decompress(path.read_bytes())}
+  found = {}
+  with tarfile.open(path) as tar:
+    for entry in tar:
+      if content := tar.extractfile(entry):  # None for a directory
+        found[pathlib.PurePath(entry.name).name] = content.read()
+  return found
+
+
+def _import_pooch() -> Any:
+  try:
+    import pooch
+  except ImportError as error:
+    raise DatasetError(
+      f'archives need pooch ({storage.one_line(error)}); run: pip install pooch'
+    ) from error
+  pooch.get_logger().setLevel('WARNING')  # it announces each download
+  return pooch
+
+
+def _root_cause(error: BaseException) -> BaseException:
+  """Returns the first error of a chain; requests wraps it three times."""
+  while cause := error.__cause__ or error.__context__:
+    error = cause
+  return error
+
+
+def _decode_cifar(batches: list[bytes]) -> storage.Split:
+  # A record is a label, then a plane for each color.
+  rows = np.frombuffer(b''.join(batches), np.uint8).reshape(-1, 1 + 3 * 32**2)
   planes = rows[:, 1:].reshape(-1, 3, 32, 32)
   return {
     'image': np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
@@ -271,27 +241,12 @@ def _decode_cifar(batches: list[tuple[str, bytes]]) -> storage.Split:
   }
 
 
-def _decode_idx(members: dict[str, bytes], prefix: str) -> storage.Split:
-  image = _idx_array(members, f'{prefix}-images-idx3-ubyte')
-  label = _idx_array(members, f'{prefix}-labels-idx1-ubyte')
-  if image.shape != (len(label), 28, 28):
-    raise DatasetError(
-      f'{prefix}-images-idx3-ubyte must hold [{len(label)}, 28, 28] for as many'
-      f' labels, got {list(image.shape)}; pass the files of one archive'
-    )
-  return {'image': image[..., np.newaxis], 'label': label.astype(np.int32)}
-
-
-def _idx_array(members: dict[str, bytes], member: str) -> np.ndarray:
-  """Reads idx: two zeros, type (8: uint8), rank, the sizes, the values."""
-  data = members[member]
-  rank = 3 if 'idx3' in member else 1
-  start = 4 + 4 * rank
-  if len(data) >= start and data[:4] == bytes([0, 0, 8, rank]):
-    shape = np.frombuffer(data[4:start], '>u4').tolist()
-    if np.prod(shape, dtype=object) == len(data) - start:
-      return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-  raise DatasetError(
-    f'{member} must be an idx file of uint8 with {rank} dimensions, got other'
-    f' bytes, or too few ({len(data)}); pass the official files'
+def _decode_idx(plain: dict[str, bytes], split: str) -> storage.Split:
+  # Headers hold a magic number and the sizes, 4 bytes each.
+  image, label = (
+    np.frombuffer(plain[f'{split}-{kind}-ubyte'], np.uint8, offset=header)
+    for kind, header in (('images-idx3', 16), ('labels-idx1', 8))
   )
+  return {
+    'image': image.reshape(-1, 28, 28, 1), 'label': label.astype(np.int32)
+  }  # fmt: skip
