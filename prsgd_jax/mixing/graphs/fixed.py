@@ -9,6 +9,7 @@ are in `random_graphs.py`, exact ones for any number in `base_graphs.py`.
 
 from collections.abc import Callable
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,10 +46,11 @@ def graph(graph: 'nx.Graph | np.ndarray') -> Mixing:
       its columns sum to one; if the graph is directed or does not connect all
       replicas; from `Mixing.weights`, if it is not of the number of replicas.
   """
-  import networkx as nx
   from scipy.sparse import csr_array
 
-  if isinstance(graph, nx.Graph):
+  # Imported if the graph is one of networkx, which a matrix does not need.
+  networkx = sys.modules.get('networkx')
+  if networkx is not None and isinstance(graph, networkx.Graph):
     check_graph(graph)
     weights = _metropolis_hastings(graph)
   else:
