@@ -351,6 +351,24 @@ def stream(iterator: Iterator[Any], *, global_batch: bool = False) -> Stream:
   return Stream(iterator, check_bool('global_batch', global_batch))
 
 
+def check_resident(who: str, data: Any) -> Resident:
+  """Returns data that stay on the devices.
+
+  Args:
+    who: what they were passed to.
+    data: what was passed.
+
+  Raises:
+    ValueError: if it is something else, such as bare arrays.
+  """
+  if not isinstance(data, Resident):
+    raise ValueError(
+      f'{who} expects data such as pr.shared(arrays, batch_size=16), got '
+      f'{describe(data)}'
+    )
+  return data
+
+
 def _check(arrays: ArrayTree, batch_size: int, seed: int) -> tuple[int, int]:
   """(the number of examples, the seed) of checked arguments."""
   check_positive_int('batch_size', batch_size)

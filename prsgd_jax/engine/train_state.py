@@ -142,7 +142,7 @@ def check_fits(
     ValueError: if it is of another algorithm.
   """
   fresh = jax.eval_shape(
-    functools.partial(_create, algorithm, num_replicas, 0),
+    functools.partial(create_block, algorithm, num_replicas, 0),
     (state.params, state.model_state),
   )
   expected, found = _named(fresh), _named(state)
@@ -200,17 +200,24 @@ def create_train_state(
     )
     point = from_data(copies, point)
 
-  create = functools.partial(_create, algorithm, mesh.num_replicas, seed)
+  create = functools.partial(create_block, algorithm, mesh.num_replicas, seed)
   return mesh.map(create)(mesh.place(point))
 
 
-def _create(
+def create_block(
   algorithm: ReplicaTransformation,
   num_replicas: int,
-  seed: int,
+  seed: int | Array,
   point: tuple[ArrayTree, ArrayTree],
 ) -> TrainState:
-  """The state of a block at a point, leaves `[V, ...]`."""
+  """Makes the state of a block, leaves `[V, ...]`.
+
+  Args:
+    algorithm: what will update the state.
+    num_replicas: N.
+    seed: of all randomness.
+    point: (params, model_state) of the block.
+  """
   replica = Replica(params=point[0], model_state=point[1])
   replica, algorithm_state = algorithm.init(replica, num_replicas)
   replica = lasting(algorithm, replica)
@@ -275,7 +282,7 @@ def initial_shapes(
 
   def create(point: tuple[ArrayTree, ArrayTree]) -> TrainState:
     block = jax.tree.map(lambda x: jnp.asarray(x)[None], point)
-    state = _create(algorithm, num_replicas, 0, block)
+    state = create_block(algorithm, num_replicas, 0, block)
     return jax.tree.map(lambda x: x[None], state)
 
   return replica_shapes(jax.eval_shape(create, (params, model_state)))

@@ -15,7 +15,7 @@ import numpy as np
 
 from prsgd_jax import ledger
 from prsgd_jax.base import ArrayTree, Replica, ReplicaTransformation
-from prsgd_jax.data.values import Data, Resident, Stream
+from prsgd_jax.data.values import Data, Resident, Stream, check_resident
 from prsgd_jax.engine.evaluation import (
   EvalFn,
   make_evaluate,
@@ -184,15 +184,6 @@ def _check(algorithm: Any, loss_fn: Any) -> None:
   check_complete(algorithm.names)
 
 
-def _check_resident(who: str, data: Any) -> Resident:
-  if not isinstance(data, Resident):
-    raise ValueError(
-      f'{who} expects data such as pr.shared(arrays, batch_size=16), got '
-      f'{describe(data)}'
-    )
-  return data
-
-
 def _init(setting: _Setting) -> Callable[..., State]:
   mesh, algorithm, _ = setting
 
@@ -239,7 +230,7 @@ def _run(
         collected.append(views(metrics))
       metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), *collected)
       return State(own, mesh), metrics
-    data = _check_resident('run', data)
+    data = check_resident('run', data)
     train_steps = memo.resident_steps(data.recipe)
     placed = memo.place(data.arrays)
     settle(train_steps, own)
@@ -282,7 +273,7 @@ def _evaluation(
     examples = memo.place_examples(arrays, batch_size)
     if reestimate is None:
       return average(own, examples)
-    data = _check_resident('reestimate', reestimate)
+    data = check_resident('reestimate', reestimate)
     return refreshed(memo.refresh(data))(own, examples)
 
   def evaluate_replicas(
@@ -307,7 +298,7 @@ def _average(
     point = consensus(algorithm, check_own('average', mesh, state))
     if reestimate is None:
       return point
-    refresh = memo.refresh(_check_resident('reestimate', reestimate))
+    refresh = memo.refresh(check_resident('reestimate', reestimate))
     moved = refresh(mesh.replicate(point))
     return from_data(jax.tree.map(first, to_data(moved)), point)
 
@@ -385,7 +376,7 @@ def _lower(
   def lower(state: State, data: Data, num_steps: int) -> jax.stages.Lowered:
     """Lowers the program of `run`."""
     own = check_own('lower', mesh, state)
-    data = _check_resident('lower', data)
+    data = check_resident('lower', data)
     train_steps: Any = memo.resident_steps(data.recipe)
     return train_steps.lower(own, memo.place(data.arrays), num_steps)
 

@@ -12,7 +12,7 @@ step is one `algorithm.update`.
 import collections
 from collections.abc import Callable
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -67,7 +67,7 @@ def make_train_steps(
       `loss_fn` returns is not as described.
   """
   check_setting('make_train_steps', mesh, algorithm)
-  grad_fn = _gradient(loss_fn)
+  grad_fn = gradient_of(loss_fn)
 
   def run(state: TrainState, batches: Any) -> tuple[TrainState, ArrayTree]:
     def step(state: TrainState, batch: Any) -> tuple[TrainState, ArrayTree]:
@@ -144,7 +144,7 @@ def make_resident_train_steps(
   """
   check_setting('make_resident_train_steps', mesh, algorithm)
   check_signature(BATCH, batch_fn)
-  grad_fn, draw_fn = _gradient(loss_fn), isolated('batch_fn', batch_fn)
+  grad_fn, draw_fn = gradient_of(loss_fn), isolated('batch_fn', batch_fn)
 
   def run(
     state: TrainState, data: Any, num_steps: int
@@ -175,8 +175,15 @@ def make_resident_train_steps(
   return train_steps
 
 
-def _gradient(loss_fn: LossFn) -> Callable[..., Any]:
-  """`loss_fn` with its gradient, of one replica."""
+def gradient_of(loss_fn: LossFn) -> Callable[..., Any]:
+  """Returns `loss_fn` with its gradient, of one replica, isolated.
+
+  Args:
+    loss_fn: the loss of one replica, without collectives over the replicas.
+
+  Raises:
+    ValueError: if it is not a function of four arguments.
+  """
   check_signature(LOSS, loss_fn)
   grad_fn = jax.value_and_grad(checked_loss(loss_fn), has_aux=True)
 
@@ -187,6 +194,76 @@ def _gradient(loss_fn: LossFn) -> Callable[..., Any]:
   return isolated('loss_fn', checked)
 
 
+class StepKeys(NamedTuple):
+  """The random keys of a block in one step.
+
+  Attributes:
+    batch, stage, loss, renewal: key[V], for `batch_fn`, the stages, `loss_fn`,
+      and the keys inside model states.
+    shared: key, for the stages, the same on all replicas.
+  """
+
+  batch: Array
+  stage: Array
+  loss: Array
+  renewal: Array
+  shared: Array
+
+
+def step_keys(root: Array, step: Array, replica_index: Array) -> StepKeys:
+  """Returns the keys of a step, a function of (seed, replica, step) only.
+
+  Args:
+    root: the key made of the seed.
+    step: int32 scalar.
+    replica_index: int32[V].
+  """
+  shared_root, replica_root = jax.random.split(root)
+  shared_key = jax.random.fold_in(shared_root, step)
+  step_key = jax.random.fold_in(replica_root, step)
+  keys = jax.vmap(
+    lambda r: jax.random.split(jax.random.fold_in(step_key, r), 4)
+  )(replica_index)
+  batch, stage, loss, renewal = (keys[:, i] for i in range(4))
+  return StepKeys(batch, stage, loss, renewal, shared_key)
+
+
+def one_step(
+  algorithm: ReplicaTransformation,
+  block_grad_fn: Callable[..., Any],
+  state: TrainState,
+  replica_index: Array,
+  keys: StepKeys,
+  batch: Any,
+) -> tuple[TrainState, ArrayTree]:
+  """Takes one step of a block: one `algorithm.update` on one batch.
+
+  Args:
+    algorithm: the chain to run.
+    block_grad_fn: `gradient_of(loss_fn)`, mapped over the block.
+    state: of a block, leaves `[V, ...]`.
+    replica_index: int32[V].
+    keys: of this step.
+    batch: of this step, leaves `[V, batch, ...]`.
+
+  Returns:
+    The state after the step, and its metrics, `[V, ...]`.
+  """
+  context = Context(
+    step=state.step,
+    replica=replica_index,
+    key=keys.stage,
+    shared_key=keys.shared,
+    value_and_grad=lambda p, s: block_grad_fn(
+      p, renew(s, keys.renewal), batch, keys.loss
+    ),
+  )
+  replica, algorithm_state = algorithm.update(
+    state.replica(), state.algorithm_state, context
+  )
+  return state.advance(replica, algorithm_state), replica.metrics
+
+
 def _step(
   mesh: ReplicaMesh,
   algorithm: ReplicaTransformation,
@@ -194,29 +271,12 @@ def _step(
   state: TrainState,
   draw: Callable[[Array], Any],
 ) -> tuple[TrainState, ArrayTree]:
-  """One step of the block: its batch, its keys, one `algorithm.update`."""
+  """One step of a device's block, with its keys and its batch."""
   replica_index = mesh.replica_index()
-  shared_root, replica_root = jax.random.split(state.key)
-  shared_key = jax.random.fold_in(shared_root, state.step)
-  step_key = jax.random.fold_in(replica_root, state.step)
-  keys = jax.vmap(
-    lambda r: jax.random.split(jax.random.fold_in(step_key, r), 4)
-  )(replica_index)
-  batch = draw(keys[:, 0])
+  keys = step_keys(state.key, state.step, replica_index)
   block_grad_fn = mesh.map_block(grad_fn)
-  context = Context(
-    step=state.step,
-    replica=replica_index,
-    key=keys[:, 1],
-    shared_key=shared_key,
-    value_and_grad=lambda p, s: block_grad_fn(
-      p, renew(s, keys[:, 3]), batch, keys[:, 2]
-    ),
-  )
-  replica, algorithm_state = algorithm.update(
-    state.replica(), state.algorithm_state, context
-  )
-  return state.advance(replica, algorithm_state), replica.metrics
+  batch = draw(keys.batch)
+  return one_step(algorithm, block_grad_fn, state, replica_index, keys, batch)
 
 
 def _scan(

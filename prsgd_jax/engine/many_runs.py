@@ -1,0 +1,157 @@
+"""MANY RUNS: an algorithm mapped over settings and seeds, in one program.
+
+Toy problems need thousands of short runs, which the engine would start one by
+one. Here all replicas of a run are one block on one device, settings and seeds
+are mapped over it, and a step is that of the engine.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from prsgd_jax.base import AXIS_NAME, Array, ArrayTree, ReplicaTransformation
+from prsgd_jax.checks import check_positive_int
+from prsgd_jax.data.values import Resident, check_resident
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.engine.train_state import TrainState, create_block
+from prsgd_jax.engine.training import (
+  LossFn,
+  StepKeys,
+  gradient_of,
+  one_step,
+  step_keys,
+)
+from prsgd_jax.tracing.isolation import completing, isolated
+
+
+def map_runs(
+  make: Callable[[Array], ReplicaTransformation],
+  settings: Sequence[float],
+  seeds: Sequence[int],
+  *,
+  loss_fn: LossFn,
+  data: Resident,
+  start: ArrayTree,
+  num_replicas: int,
+  num_steps: int,
+  observe: Callable[[ArrayTree], ArrayTree],
+  model_state: ArrayTree = (),
+  every: int = 1,
+  per_replica: bool = False,
+  keys_fn: Callable[[Array, Array, Array], StepKeys] = step_keys,
+) -> ArrayTree:
+  """Runs an algorithm once for every setting and seed.
+
+  A run equals that of a trainer with the same algorithm, seed and data, up to
+  rounding.
+
+  Args:
+    make: the algorithm of a setting, such as a learning rate. The algorithms of
+      all settings communicate at the same steps.
+    settings: K numbers.
+    seeds: S seeds of all randomness but that of the data.
+    loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
+      metrics))` of one replica.
+    data: such as `pr.shared(arrays, batch_size=16)`; the same for all runs.
+    start: the parameters from which all replicas start; or a function of a key
+      that returns them.
+    num_replicas: N.
+    num_steps: T, a multiple of `every`.
+    observe: what to keep of the outputs, a function of parameters `[N, ...]`.
+    model_state: of one model at the start. Default: none.
+    every: steps between observations. Default: 1.
+    per_replica: whether `start` and `model_state` have the leading axis N.
+      Default: False.
+    keys_fn: `(root, step, replica_index) -> StepKeys`. Default: the engine's.
+
+  Returns:
+    What was observed after every `every` steps, NumPy leaves `[K, S, T / every,
+    ...]`.
+
+  Raises:
+    ValueError: if `every` does not divide `num_steps`, or an argument is not as
+      described.
+
+  Example:
+    >>> import jax.numpy as jnp, numpy as np, optax, prsgd_jax as pr
+    >>> def loss_fn(params, model_state, batch, key):
+    ...   return jnp.square(params - batch).mean(), (model_state, {})
+    >>> found = map_runs(
+    ...     lambda rate: pr.k_avg(optax.sgd(rate), period=4), [0.1, 0.2], [0],
+    ...     loss_fn=loss_fn, data=pr.shared(np.ones(64), batch_size=2),
+    ...     start=jnp.zeros(()), num_replicas=4, num_steps=8, every=8,
+    ...     observe=jnp.mean)
+    >>> found.shape
+    (2, 1, 1)
+  """
+  every = check_positive_int('every', every)
+  if check_positive_int('num_steps', num_steps) % every:
+    raise ValueError(
+      f'num_steps must be a multiple of every={every}, got {num_steps}'
+    )
+  data = check_resident('map_runs', data)
+  mesh = ReplicaMesh(num_replicas, 1)
+  grad_fn = jax.vmap(gradient_of(loss_fn))
+  batch_fn = isolated('batch_fn', data.recipe.make(mesh))
+  draw_fn = jax.vmap(batch_fn, in_axes=(None, None, 0, 0))
+  index = jnp.arange(num_replicas, dtype=jnp.int32)
+
+  def run(setting: Array, seed: Array, arrays: ArrayTree) -> ArrayTree:
+    algorithm = make(setting)
+
+    def step(state: TrainState, _: None) -> tuple[TrainState, None]:
+      keys = keys_fn(state.key, state.step, index)
+      batch = draw_fn(arrays, state.step, index, keys.batch)
+      return one_step(algorithm, grad_fn, state, index, keys, batch)[0], None
+
+    def stretch(state: TrainState, _: None) -> tuple[TrainState, ArrayTree]:
+      state, _ = lax.scan(step, state, length=every)
+      output = algorithm.output(state.replica(), state.algorithm_state)
+      return state, observe(output.params)
+
+    root = jax.random.key(seed, impl='threefry2x32')
+    begin = start
+    if callable(start):
+      begin = start(jax.random.fold_in(root, num_steps))
+    point = (begin, model_state)
+    if not per_replica:
+      point = jax.tree.map(functools.partial(_copies, num_replicas), point)
+    state = create_block(algorithm, num_replicas, seed, point)
+    return lax.scan(stretch, state, length=num_steps // every)[1]
+
+  found = completing(_mapped(run), functions=2)(
+    jnp.asarray(settings, float),
+    jnp.asarray(seeds),
+    jax.tree.map(jnp.asarray, data.arrays),
+  )
+  return jax.tree.map(lambda x: jax.device_get(x)[0], found)
+
+
+def _copies(num_replicas: int, x: Array) -> Array:
+  return jnp.broadcast_to(x, (num_replicas, *jnp.shape(x))) * 1
+
+
+def _mapped(run: Callable[..., ArrayTree]) -> Callable[..., ArrayTree]:
+  """Maps a run over settings and seeds, on one device with all replicas."""
+  over_seeds = jax.vmap(run, in_axes=(None, 0, None))
+  over_all = jax.vmap(over_seeds, in_axes=(0, None, None))
+  alone: Callable[..., Any] = jax.vmap(
+    over_all, in_axes=None, axis_name=AXIS_NAME, axis_size=1
+  )
+  return jax.jit(alone, compiler_options=_compiler_options())
+
+
+def _compiler_options() -> dict[str, str] | None:
+  """Turns off what is wrong in jaxlib.
+
+  From 0.10.2 on, its sums of products may be wrong on a CPU: runs of several
+  seeds took all their gradients at the start. The cause is what is handed to
+  YNNPACK (jax-ml/jax, issue 39103), so nothing is.
+  """
+  if jax.default_backend() == 'cpu' and jax.__version_info__ >= (0, 10, 2):
+    return {'xla_cpu_experimental_ynn_fusion_type': ''}
+  return None

@@ -1,0 +1,83 @@
+"""MANY RUNS: each is the run of a trainer."""
+
+from absl.testing import absltest, parameterized
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax.engine import many_runs
+
+N, T = 4, 6
+ARRAYS = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+START = np.ones(3, np.float32)
+
+
+def loss_fn(params, model_state, batch, key):
+  """Drawn to the batch, with noise of the key."""
+  noise = jax.random.normal(key, params.shape)
+  loss = jnp.square(params - batch.mean(0)).sum() / 2 + noise @ params
+  return loss, ({'steps': model_state['steps'] + 1}, {})
+
+
+def draw(data, step, replica, key):
+  """A batch of two rows, which depend on all three."""
+  row = (5 * replica + step + jax.random.randint(key, (2,), 0, 8)) % 32
+  return data[row]
+
+
+DATA = pr.data.drawn(ARRAYS, draw)
+
+
+def make(rate):
+  """Random pairs, so that the stages draw, too; and a memory."""
+  tx = optax.sgd(rate, momentum=0.5)
+  return pr.chain(
+    pr.step(tx), pr.sync(pr.graphs.random_matching()), pr.remember(x0='params')
+  )
+
+
+def run(settings, seeds, **kwargs):
+  arguments = {
+    'loss_fn': loss_fn, 'data': DATA, 'start': START, 'num_replicas': N,
+    'num_steps': T, 'observe': lambda x: x,
+    'model_state': {'steps': np.int32(0)}, **kwargs,
+  }  # fmt: skip
+  return many_runs.map_runs(make, settings, seeds, **arguments)
+
+
+class MapRunsTest(parameterized.TestCase):
+  def test_each_is_the_run_of_a_trainer(self):
+    rates, seeds = (0.1, 0.3), (0, 7)
+    found = run(rates, seeds, every=T)
+    self.assertEqual(found.shape, (2, 2, 1, N, 3))
+    for k, (rate, seed) in enumerate(zip(rates, seeds)):
+      trainer = pr.trainer(make(rate), loss_fn, num_replicas=N, num_devices=2)
+      state = trainer.init(START, {'steps': np.int32(0)}, seed=seed)
+      state, _ = trainer.run(state, DATA, T)
+      np.testing.assert_allclose(
+        found[k, k, 0], state.params, rtol=1e-5, atol=1e-6
+      )
+
+  def test_replicas_cannot_be_joined_in_the_loss(self):
+    def joined(params, model_state, batch, key):
+      loss, rest = loss_fn(params, model_state, batch, key)
+      return lax.pmean(loss, pr.base.AXIS_NAME), rest
+
+    with self.assertRaisesRegex(ValueError, 'loss_fn is of one replica'):
+      run((0.1,), (0,), loss_fn=joined)
+
+  @parameterized.parameters(
+    ({'every': 4}, 'num_steps must be a multiple of every=4, got 6'),
+    ({'every': 0}, 'every must be an integer >= 1, got 0'),
+    ({'data': ARRAYS}, 'map_runs expects data such as'),
+  )
+  def test_slips_are_one_line(self, change, wanted):
+    with self.assertRaisesRegex(ValueError, wanted):
+      run((0.1,), (0,), **change)
+
+
+if __name__ == '__main__':
+  absltest.main()
