@@ -16,6 +16,7 @@ from prsgd_jax.engine.feeding import (
   make_batch_fn,
   stack_batches,
 )
+from prsgd_jax.engine.many_runs import map_runs
 from prsgd_jax.engine.replica_mesh import (
   ReplicaMesh,
 )
@@ -41,6 +42,7 @@ __all__ = (
   'make_reestimate',
   'make_resident_train_steps',
   'make_train_steps',
+  'map_runs',
   'replica_shapes',
   'shard_examples',
   'stack_batches',
