@@ -21,7 +21,7 @@ from experiments.running.process import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import resource
 import statistics
@@ -38,6 +38,8 @@ import optax
 
 from experiments.running.flags import cli
 from experiments.running.records import records, writing
+from experiments.tools import tables
+from experiments.tools.tables import Column
 import prsgd_jax as pr
 from prsgd_jax import models
 from prsgd_jax.data import augmentation, input_pipeline
@@ -269,22 +271,11 @@ def main() -> None:
   with cli.one_line_errors(ValueError):
     cases = {n: make_case(n, FLAGS.data_dir) for n in FLAGS.cases}
   results = {}
-  print(
-    '| case | engine, steps/s | scanned by hand | stepped by hand | ratio '
-    '| first step, s | memory per device, MiB |\n|---|---|---|---|---|---|---|'
-  )
   for name, case in cases.items():
-    found = results[name] = measure(case)
-    rate, first = found['steps_per_second'], found['seconds_to_first_step']
-    memory = found['bytes_per_device']
-    cells = (
-      name,
-      *(f'{rate[loop]:.1f}' for loop in rate),
-      f'{found["ratio"]:.3f}',
-      ' / '.join(f'{first[loop]:.1f}' for loop in rate),
-      ' / '.join(f'{memory[loop] / 2**20:.1f}' for loop in rate),
-    )
-    print(f'| {" | ".join(cells)} |', flush=True)
+    print(f'{name} ...', flush=True)  # because a case takes minutes
+    results[name] = measure(case)
+  rows = [_row(name, found) for name, found in results.items()]
+  print(f'\n{tables.aligned(rows, COLUMNS)}')
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   whole = {'machine': records.machine(), 'peak_rss_mib': peak, 'cases': results}
   print(f'\n{records.machine()}, peak resident memory {peak:.0f} MiB')
@@ -292,6 +283,34 @@ def main() -> None:
     path = pathlib.Path(FLAGS.json)
     path.parent.mkdir(parents=True, exist_ok=True)
     writing.write_text(path, writing.to_json(whole))
+
+
+def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+  """One case: speeds of the three loops, their first steps, and memory."""
+  first = found['seconds_to_first_step'].values()
+  memory = found['bytes_per_device'].values()
+  return {
+    'case': name,
+    **found['steps_per_second'],
+    'ratio': found['ratio'],
+    'first': ' / '.join(f'{seconds:.1f}' for seconds in first),
+    'memory': ' / '.join(f'{count / 2**20:.1f}' for count in memory),
+  }
+
+
+def _speed(name: str, title: str) -> Column:
+  return Column(name, f'{title}, steps/s', '{:.1f}'.format, is_number=True)
+
+
+COLUMNS = (
+  Column('case'),
+  _speed('engine', 'engine'),
+  _speed('scanned_by_hand', 'scanned by hand'),
+  _speed('stepped_by_hand', 'stepped by hand'),
+  Column('ratio', show='{:.3f}'.format, is_number=True),
+  Column('first', 'first step, s', is_number=True),
+  Column('memory', 'memory per device, MiB', is_number=True),
+)
 
 
 if __name__ == '__main__':

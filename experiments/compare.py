@@ -31,6 +31,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import units
 from experiments.running.execution import experiment, runs, warm_start
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
@@ -48,7 +49,8 @@ from experiments.running.logs import loggers
 from experiments.running.process import locks, messages
 from experiments.running.records import records, writing
 from experiments.running.records.json_files import DamagedFile
-from experiments.tools import figures
+from experiments.tools import figures, tables
+from experiments.tools.tables import Column
 from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
@@ -96,12 +98,13 @@ def _compare(
   summaries = [
     _run(p, d, intervals, more_loggers) for p, d in zip(assembled, run_dirs)
   ]
-  table = format_table(summaries)
-  writing.write_text(workdir / 'comparison.md', table)
+  table = rows(summaries)
+  page = tables.markdown(table, COLUMNS)
+  writing.write_text(workdir / 'comparison.md', page)
   writing.write_text(workdir / 'comparison.json', writing.to_json(summaries))
   with cli.one_line_errors(ValueError):
     figures.draw(figures.read_runs(run_dirs), workdir / 'comparison.png')
-  print(f'\n{table}')
+  print(f'\n{tables.aligned(table, COLUMNS)}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')
   failed = [s['label'] for s in summaries if 'failed' in s]
@@ -213,29 +216,22 @@ def _run_held(
       return {'label': label, 'failed': str(error)}
 
 
-def format_table(summaries: Sequence[records.Record]) -> str:
-  """A markdown table, one row per run."""
-  head = (
-    '| algorithm | steps | train loss | test loss | test accuracy | rounds '
-    '| bytes sent per replica |\n|---|---|---|---|---|---|---|\n'
-  )
-  return head + ''.join(map(_row, summaries))
+COLUMNS = (
+  Column('label', 'algorithm'),
+  Column('step', 'steps', is_number=True),
+  Column('loss', 'train loss', '{:.4f}'.format, is_number=True),
+  Column('test_loss', 'test loss', '{:.4f}'.format, is_number=True),
+  Column('test_accuracy', 'test accuracy', units.percent, is_number=True),
+  Column('rounds', is_number=True),
+  Column('bytes_sent', 'bytes sent per replica', units.size, is_number=True),
+)
 
 
-def _row(summary: records.Record) -> str:
-  if 'failed' in summary:
-    return f'| {summary["label"]} | not finite | | | | | |\n'
-  cells = (
-    summary['label'],
-    str(summary['step']),
-    f'{summary["loss"]:.4f}',
-    # The evaluation of a Task of one's own may have neither.
-    f'{summary["test_loss"]:.4f}' if 'test_loss' in summary else '',
-    f'{summary["test_accuracy"]:.2%}' if 'test_accuracy' in summary else '',
-    str(summary['rounds']),
-    records.format_bytes(summary['bytes_sent']),
-  )
-  return f'| {" | ".join(cells)} |\n'
+def rows(summaries: Sequence[records.Record]) -> list[records.Record]:
+  """The rows of the table; a run that diverged says so in place of steps."""
+  return [
+    {**s, 'step': 'not finite'} if 'failed' in s else s for s in summaries
+  ]
 
 
 if __name__ == '__main__':

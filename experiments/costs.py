@@ -25,16 +25,13 @@ if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
 from collections.abc import Callable, Sequence
-import csv
-import io
-import json
 from typing import Any, NamedTuple
 
 from absl import flags
 import jax
 import jax.numpy as jnp
 
-from experiments import compare
+from experiments import compare, units
 from experiments.running.execution import experiment
 from experiments.running.execution.parts import replica_shapes
 from experiments.running.flags import (
@@ -46,7 +43,9 @@ from experiments.running.flags import (
   tasks,
 )
 from experiments.running.process import messages
-from experiments.running.records import records
+from experiments.running.records import writing
+from experiments.tools import tables
+from experiments.tools.tables import Column
 import prsgd_jax as pr
 
 FLAGS = flags.FLAGS
@@ -55,14 +54,18 @@ flags.adopt_module_key_flags(compare)
 flags.DEFINE_enum(
   'sort',
   'given',
-  ['given', 'rounds', 'bytes_sent', 'modeled_seconds'],
-  'Order of the rows: as they are given, or ascending.',
-)
+  [
+    'given', 'algorithm', 'rounds', 'bytes_sent', 'bytes_between_groups',
+    'bytes_inside_groups', 'modeled_seconds',
+  ],
+  'Column by which to sort the rows in ascending order, or the order given.',
+)  # fmt: skip
 flags.DEFINE_enum(
   'format',
   'table',
-  ['table', 'csv', 'json'],
-  'Of what is printed: a Markdown table, or numbers without units.',
+  ['table', 'markdown', 'csv', 'json'],
+  'Form of the output: a table for a terminal or for a Markdown page, with '
+  'units, or exact numbers as CSV or JSON.',
 )
 
 PRESETS = pathlib.Path(__file__).parent / 'presets'
@@ -263,65 +266,31 @@ def _row(
   }
 
 
-def format_table(rows: Sequence[Row]) -> str:
-  """Markdown, aligned: one row for each algorithm."""
-  table: list[tuple[str, ...]] = [
-    (
-      'algorithm', 'rounds', 'sent per replica', 'between groups', 'inside',
-      'modeled time, s', 'each data-dependent round',
-    )
-  ]  # fmt: skip
-  table += map(_cells, rows)
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-
-  def line(cells: Sequence[str]) -> str:
-    first, *others, last = (
-      cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f'| {" | ".join([first, *others, last])} |\n'
-
-  rule = ['-' * width for width in widths]
-  rule[1:-1] = [f'{"-" * (width - 1)}:' for width in widths[1:-1]]
-  return line(table[0]) + line(rule) + ''.join(map(line, table[1:]))
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-  sizes = ('bytes_sent', 'bytes_between_groups', 'bytes_inside_groups')
-  decided = ', '.join(
-    f'{records.format_bytes(each["bytes_sent"])}, '
-    f'{each["modeled_seconds"]:.3g} s'
-    for each in row['decided']
-  )
-  seconds = row['modeled_seconds']
-  return (
-    row['algorithm'],
-    str(row['rounds']),
-    *(records.format_bytes(row[size]) for size in sizes),
-    f'{seconds:.2f}' if seconds < 1e12 else f'{seconds:.3g}',
-    decided,
+def _decided(rounds: Sequence[Row]) -> str:
+  return ', '.join(
+    f'{units.size(each["bytes_sent"])}, {each["modeled_seconds"]:.3g} s'
+    for each in rounds
   )
 
 
-def format_csv(rows: Sequence[Row]) -> str:
-  """CSV; what the data decide is a cell of JSON."""
-  out = io.StringIO()
-  writer = csv.DictWriter(out, rows[0], lineterminator='\n')
-  writer.writeheader()
-  for row in rows:
-    writer.writerow({**row, 'decided': json.dumps(row['decided'])})
-  return out.getvalue()
+def _seconds(value: float) -> str:
+  return f'{value:.2f}' if value < 1e12 else f'{value:.3g}'
 
 
-def format_json(rows: Sequence[Row]) -> str:
-  """A JSON list of one object for each algorithm."""
-  return json.dumps(list(rows), indent=1, allow_nan=False) + '\n'
-
-
+COLUMNS = (
+  Column('algorithm'),
+  Column('rounds', is_number=True),
+  Column('bytes_sent', 'sent per replica', units.size, is_number=True),
+  Column('bytes_between_groups', 'between groups', units.size, is_number=True),
+  Column('bytes_inside_groups', 'inside', units.size, is_number=True),
+  Column('modeled_seconds', 'modeled time, s', _seconds, is_number=True),
+  Column('decided', 'each data-dependent round', _decided),
+)
 FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
-  'table': format_table,
-  'csv': format_csv,
-  'json': format_json,
+  'table': lambda rows: tables.aligned(rows, COLUMNS),
+  'markdown': lambda rows: tables.markdown(rows, COLUMNS),
+  'csv': tables.csv,
+  'json': writing.to_json,
 }
 
 

@@ -33,7 +33,6 @@ if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
 
 from collections.abc import Sequence
-import csv
 import os
 from typing import NamedTuple
 
@@ -53,6 +52,7 @@ from experiments.running.flags import cli, config, data, grids, network
 from experiments.running.process import jobs, locks, messages
 from experiments.running.records import records, writing
 from experiments.running.records.json_files import DamagedFile
+from experiments.tools import tables
 from prsgd_jax.data.datasets import Dataset
 
 FLAGS = flags.FLAGS
@@ -293,13 +293,7 @@ def _flat(summary: records.Record) -> records.Record:
 
 def write_csv(path: pathlib.Path, rows: Sequence[records.Record]) -> None:
   """Writes a table whole or not at all; an empty cell is what a row has not."""
-  columns = dict.fromkeys(name for found in rows for name in found)
-  last = [name for name in ('directory', 'failed') if name in columns]
-  names = [name for name in columns if name not in last] + last
-  with writing.whole(path) as staging, open(staging, 'w', newline='') as file:
-    writer = csv.DictWriter(file, names, restval='')
-    writer.writeheader()
-    writer.writerows(rows)
+  writing.write_text(path, tables.csv(rows, last=('directory', 'failed')))
 
 
 def _write_records(

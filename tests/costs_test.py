@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -15,7 +16,7 @@ from tests import binaries
 
 class CostsTest(parameterized.TestCase):
   def cells(self, *args):
-    outcome = binaries.call(costs, *args)
+    outcome = binaries.call(costs, '--format=markdown', *args)
     self.assertEqual(outcome.code, 0, outcome.err)
     rows = outcome.out.splitlines()[2:]
     return [[cell.strip() for cell in row.split('|')[1:-1]] for row in rows]
@@ -97,10 +98,12 @@ class CostsTest(parameterized.TestCase):
     outcome = binaries.call(
       costs, '--run=ssgd', '--run=k_avg,period=2', '--num_steps=8'
     )
-    lines = outcome.out.splitlines()
-    self.assertLen({len(line) for line in lines}, 1)
-    bars = {tuple(i for i, c in enumerate(x) if c == '|') for x in lines}
-    self.assertLen(bars, 1)
+    head, rule, *rows = outcome.out.splitlines()
+    end = [match.end() for match in re.finditer('-+', rule)][1]
+    for line in (head, *rows):  # a number ends where its dashes end
+      self.assertNotEqual(line[end - 1], ' ')
+      self.assertEqual(line[end : end + 1].strip(), '')
+    self.assertLen(rows, 2)
 
   def test_sorted_numbers_as_json_and_csv(self):
     args = (

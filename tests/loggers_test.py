@@ -237,8 +237,8 @@ class TensorboardTest(LoggersTest):
     ]
     by_tag = {value.tag: value for value in summaries}
     (text,) = by_tag['flags/text_summary'].tensor.string_val
-    self.assertIn(b'| period | 4 |', text)
-    self.assertIn(b'| codec | a&#124;b |', text)
+    self.assertIn(b'\n    --period=4\n', text)
+    self.assertIn(b'\n    --codec=a|b\n', text)
     self.assertNotIn(b'when', text)
     start = by_tag['_hparams_/session_start_info'].metadata.plugin_data.content
     self.assertIn(b'learning_rate', start)

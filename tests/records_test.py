@@ -1,12 +1,11 @@
 """Tests of `experiments/running/records/records.py`."""
 
-import math
 import pathlib
 import subprocess
 import tempfile
 from unittest import mock
 
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from experiments.running.records import records
 
@@ -54,15 +53,6 @@ class CommitTest(absltest.TestCase):
     new.unlink()
     self.program.write_text('2\n')
     self.assertEqual(records.commit(), f'{clean}-dirty')
-
-
-class FormatTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (math.nan, 'nan'), (math.inf, 'inf'), (0, '0 B'), (1536.0, '1.5 KiB'),
-    (2.0**60, '1048576.0 TiB'),
-  )  # fmt: skip
-  def test_bytes(self, count, text):
-    self.assertEqual(records.format_bytes(count), text)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@ import pathlib
 
 from experiments.papers.target import Target
 from experiments.running.records import json_files, records, writing
+from experiments.tools import tables
+from experiments.tools.tables import Column
 
 PAGE = pathlib.Path(__file__).parents[1] / 'RESULTS.md'
 HEAD = """# Results
@@ -40,6 +42,21 @@ _FORM = json_files.object_of(
       )
     ),
   }
+)
+
+SUMMARY = (
+  Column('target'),
+  Column('title'),
+  Column('scale'),
+  Column('reproduced'),
+  Column('seconds', show='{:.0f}'.format),
+)
+NOT_RUN = (Column('target'), Column('title'), Column('command'))
+CLAIMS = (
+  Column('says', 'the paper'),
+  Column('measured'),
+  Column('reproduced'),
+  Column('tried', 'rule, or what was tried'),
 )
 
 # What the papers have, and what was not attempted for want of data or weights.
@@ -81,14 +98,16 @@ def format_page(
 ) -> str:
   """Markdown: a summary, what was not run, and a section for each outcome."""
   rows = [
-    f'| [{o["name"]}](#{_anchor(o)}) | {o["title"]} | {o["scale"]} '
-    f'| {_verdicts(o)} | {o["seconds"]:.0f} |\n'
-    for o in outcomes
+    {
+      **outcome,
+      'target': f'[{outcome["name"]}](#{_anchor(outcome)})',
+      'reproduced': _verdicts(outcome),
+    }
+    for outcome in outcomes
   ]
-  head = '| target | | scale | reproduced | seconds |\n|---|---|---|---|---|\n'
+  summary = tables.markdown(rows, SUMMARY)
   sections = [_section(o, figures) for o in outcomes]
-  parts = (HEAD, head, *rows, _not_run(outcomes, targets), *sections)
-  return ''.join(parts)
+  return ''.join((HEAD, summary, _not_run(outcomes, targets), *sections))
 
 
 def _not_run(
@@ -97,29 +116,27 @@ def _not_run(
   """The settings without an outcome, and what no target has."""
   done = {(o['name'], o['scale']) for o in outcomes}
   rows = [
-    f'| {name} | {target.title} '
-    f'| `python -m experiments.reproduce --targets={name} --scale={scale}` |\n'
+    {'target': name, 'title': target.title, 'command': _command(name, scale)}
     for name, target in targets.items()
     for scale in target.scales
     if (name, scale) not in done
   ]
-  table = (
+  head = (
     '\nWritten, and not run: no accelerator was at hand. The tests start each '
     'in small,\nand put together every run of it.\n\n'
-    '| target | | command |\n|---|---|---|\n'
   )
-  return (table + ''.join(rows) if rows else '') + OUT_OF_REACH
+  table = head + tables.markdown(rows, NOT_RUN) if rows else ''
+  return table + OUT_OF_REACH
+
+
+def _command(name: str, scale: str) -> str:
+  return f'`python -m experiments.reproduce --targets={name} --scale={scale}`'
 
 
 def _verdicts(outcome: records.Record) -> str:
   found = [claim['reproduced'] for claim in outcome['claims']]
   counts = [(v, found.count(v)) for v in ('yes', 'partly', 'no')]
   return ', '.join(f'{n} {v}' for v, n in counts if n)
-
-
-def _cell(text: str) -> str:
-  """The text as a cell of a table, which a bar would end."""
-  return text.replace('|', '\\|')
 
 
 def _title(outcome: records.Record) -> str:
@@ -132,19 +149,13 @@ def _anchor(outcome: records.Record) -> str:
 
 def _section(outcome: records.Record, figures: pathlib.Path) -> str:
   machine, seeds = outcome['machine'], outcome['seeds']
-  claims = ''.join(
-    f'| {_cell(c["says"])} | {_cell(c["measured"])} | {c["reproduced"]} '
-    f'| {_cell(c["tried"])} |\n'
-    for c in outcome['claims']
-  )
   figure = figures / f'{outcome["name"]}-{outcome["scale"]}.png'
   return (
     f'\n## {_title(outcome)}\n\n{outcome["title"]}. {outcome["paper"]}.\n\n'
     f'![{outcome["title"]}]({figure})\n\n'
-    '| the paper | measured | reproduced | rule, or what was tried |\n'
-    f'|---|---|---|---|\n{claims}\n'
-    f'`python -m experiments.reproduce --targets={outcome["name"]} '
-    f'--scale={outcome["scale"]}`: {outcome["seconds"]:.0f} s, '
+    f'{tables.markdown(outcome["claims"], CLAIMS)}\n'
+    f'{_command(outcome["name"], outcome["scale"])}: '
+    f'{outcome["seconds"]:.0f} s, '
     f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
     f'seeds {", ".join(map(str, seeds))}, commit {outcome["commit"]}.\n'
   )

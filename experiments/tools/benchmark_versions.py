@@ -39,6 +39,8 @@ import optax
 from experiments import benchmark
 from experiments.running.flags import cli
 from experiments.running.records import records
+from experiments.tools import tables
+from experiments.tools.tables import Column
 
 FLAGS = flags.FLAGS
 
@@ -155,21 +157,27 @@ def main() -> None:
     after = load(pathlib.Path(FLAGS.before), 'prsgd_again')
   else:
     after = importlib.import_module('prsgd_jax')
-  found = {}
-  print(
-    '| algorithm | devices | speed | memory | steps/s |\n|---|---|---|---|---|'
-  )
+  found: dict[str, dict[str, float]] = {}
+  rows = []
   for devices in FLAGS.devices:
     case = benchmark.make_case('mlp2', FLAGS.data_dir)
     case = case._replace(num_devices=int(devices))
     for name in FLAGS.algorithms:
-      row = found[f'{name}_{devices}'] = measure(before, after, name, case)
-      print(
-        f'| {name} | {devices} | {row["speed"]:.3f} | {row["memory"]:.3f} '
-        f'| {row["steps_per_second"]:.0f} |',
-        flush=True,
-      )
+      print(f'{name}, {devices} devices ...', flush=True)
+      measured = measure(before, after, name, case)
+      found[f'{name}_{devices}'] = measured
+      rows.append({'algorithm': name, 'devices': devices, **measured})
+  print(f'\n{tables.aligned(rows, COLUMNS)}')
   print(f'\n{json.dumps({"machine": records.machine(), "cases": found})}')
+
+
+COLUMNS = (
+  Column('algorithm'),
+  Column('devices', is_number=True),
+  Column('speed', show='{:.3f}'.format, is_number=True),
+  Column('memory', show='{:.3f}'.format, is_number=True),
+  Column('steps_per_second', 'steps/s', '{:.0f}'.format, is_number=True),
+)
 
 
 if __name__ == '__main__':

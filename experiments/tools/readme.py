@@ -15,6 +15,8 @@ import re
 
 from experiments.running.flags import algorithm_flags
 from experiments.running.records import writing
+from experiments.tools import tables
+from experiments.tools.tables import Column
 
 README = pathlib.Path(__file__).parents[2] / 'README.md'
 BEGIN = '<!-- algorithms: begin -->\n'
@@ -30,18 +32,19 @@ def with_table(text: str) -> str:
 
 def format_table() -> str:
   """Markdown: a table for every family, from signatures and docstrings."""
-  head = '| algorithm | what it does | reference |\n|---|---|---|\n'
-  families: dict[str, list[str]] = {}
+  columns = [Column(n) for n in ('algorithm', 'what it does', 'reference')]
+  families: dict[str, list[dict[str, str]]] = {}
   for name, algorithm in algorithm_flags.ALGORITHMS.items():
     module = sys.modules[algorithm.__module__]
     title = (inspect.getdoc(module) or '').split('\n')[0]
     families.setdefault(title, []).append(_row(name))
   return '\n'.join(
-    f'{title}\n\n{head}{"".join(rows)}' for title, rows in families.items()
+    f'{title}\n\n{tables.markdown(rows, columns)}'
+    for title, rows in families.items()
   )
 
 
-def _row(name: str) -> str:
+def _row(name: str) -> dict[str, str]:
   algorithm = algorithm_flags.ALGORITHMS[name]
   doc = inspect.getdoc(algorithm) or ''
   summary = doc.split('\n')[0].rstrip('.')
@@ -53,7 +56,11 @@ def _row(name: str) -> str:
     if parameter.kind == parameter.KEYWORD_ONLY and parameter.name != 'average'
   ]
   first = next(iter(inspect.signature(algorithm).parameters))
-  return f'| `{name}({first}{"".join(keywords)})` | {summary} | {papers} |\n'
+  return {
+    'algorithm': f'`{name}({first}{"".join(keywords)})`',
+    'what it does': summary,
+    'reference': papers,
+  }
 
 
 if __name__ == '__main__':

@@ -19,14 +19,17 @@ from experiments.running.process import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
-from collections.abc import Iterable, Sequence
 import itertools
 import subprocess
 
 from absl import flags
+import pandas as pd
 
+from experiments import units
 from experiments.running.flags import cli
 from experiments.running.records import json_files, records, writing
+from experiments.tools import tables
+from experiments.tools.tables import Column
 
 FLAGS = flags.FLAGS
 
@@ -149,44 +152,42 @@ def with_table(
 
 def format_table(results: dict[str, list[list[records.Record]]]) -> str:
   """Markdown: one row for each preset and algorithm, over its seeds."""
-  head = (
-    '| preset | algorithm | seeds | epochs | train loss | test accuracy '
-    '| rounds | bytes sent per replica | machine | commit |\n'
-    '|---|---|---|---|---|---|---|---|---|---|\n'
-  )
-  rows = []
-  for preset, by_seed in results.items():
-    by_label: dict[str, list[records.Record]] = {}
-    for summary in itertools.chain.from_iterable(by_seed):
-      by_label.setdefault(summary['label'], []).append(summary)
-    rows += [_row(preset, same) for same in by_label.values()]
-  return head + ''.join(rows)
-
-
-def _row(preset: str, summaries: Sequence[records.Record]) -> str:
-  first = summaries[0]
-  cells = [
-    preset,
-    first['label'],
-    str(len(summaries)),
-    f'{first["epoch"]:.0f}',
-    _spread((s['loss'] for s in summaries), '.4f'),
-    _spread((s['test_accuracy'] for s in summaries), '.2%'),
-    str(first['rounds']),
-    records.format_bytes(first['bytes_sent']),
-    f'{first["cpus"]} {first["device"]} cores, JAX {first["jax"]}',
-    ', '.join(sorted({s['commit'] for s in summaries})),
+  runs = [
+    {'preset': preset, **summary}
+    for preset, by_seed in results.items()
+    for summary in itertools.chain.from_iterable(by_seed)
   ]
-  return f'| {" | ".join(cells)} |\n'
+  groups = tables.over_seeds(runs, ('preset', 'label'))
+  return tables.markdown([_row(*group) for group in groups], COLUMNS)
 
 
-def _spread(values: Iterable[float], form: str) -> str:
-  """'0.97', or over several seeds the mean with '(least to most)'."""
-  listed = list(values)
-  mean = format(sum(listed) / len(listed), form)
-  if len(listed) == 1:
-    return mean
-  return f'{mean} ({min(listed):{form}} to {max(listed):{form}})'
+def _row(place: tuple[str, ...], seeds: pd.DataFrame) -> records.Record:
+  first = seeds.iloc[0]
+  return {
+    **dict(zip(('preset', 'label'), place, strict=True)),
+    'seeds': len(seeds),
+    'epoch': first['epoch'],
+    'loss': tables.spread(seeds['loss'], '{:.4f}'.format),
+    'test_accuracy': tables.spread(seeds['test_accuracy'], units.percent),
+    'rounds': first['rounds'],
+    'bytes_sent': first['bytes_sent'],
+    'machine': f'{first["cpus"]} {first["device"]} cores, JAX {first["jax"]}',
+    'commit': ', '.join(sorted(set(seeds['commit']))),
+  }
+
+
+COLUMNS = (
+  Column('preset'),
+  Column('label', 'algorithm'),
+  Column('seeds'),
+  Column('epoch', 'epochs', '{:.0f}'.format),
+  Column('loss', 'train loss'),
+  Column('test_accuracy', 'test accuracy'),
+  Column('rounds'),
+  Column('bytes_sent', 'bytes sent per replica', units.size),
+  Column('machine'),
+  Column('commit'),
+)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 from experiments.running.records import records
+from experiments.tools import tables
+from experiments.tools.tables import Column
 
 # Measure of the summaries -> whether more is better.
 MEASURES = {'loss': False, 'test_loss': False, 'test_accuracy': True}
@@ -108,14 +110,12 @@ def _at_edge(
 
 def format_table(chosen: Sequence[records.Record], measure: str) -> str:
   """Markdown: one row for every method, with all the values that were tried."""
-  head = (
-    f'| method | best | {measure} of every value (mean over seeds) |\n'
-    '|---|---|---|\n'
-  )
-  return head + ''.join(map(_row, chosen))
+  tried = f'{measure} of every value (mean over seeds)'
+  columns = [Column('method'), Column('best'), Column('tried', tried)]
+  return tables.markdown(map(_row, chosen), columns)
 
 
-def _row(method: records.Record) -> str:
+def _row(method: records.Record) -> dict[str, str]:
   settings = [f'{n}={v}' for n, v in method['settings'].items() if v != '']
   best = 'not all runs are done, or all diverged'
   if method['best'] is not None:
@@ -125,7 +125,8 @@ def _row(method: records.Record) -> str:
   tried = ', '.join(
     f'{_pairs(s["values"])}: {_shown(s)}' for s in method['scores']
   )
-  return f'| {" ".join([method["label"], *settings])} | {best} | {tried} |\n'
+  label = ' '.join([method['label'], *settings])
+  return {'method': label, 'best': best, 'tried': tried}
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import time
 
 import tqdm
 
+from experiments import units
 from experiments.running.logs import loggers
 from experiments.running.records import records
 
@@ -75,5 +76,5 @@ def format_line(
     parts.append(f'test accuracy {record["test_accuracy"]:.2%}')
   if rate is not None:
     parts.append(f'{rate:.4g} steps/s')
-  parts.append(f'{records.format_bytes(record["bytes_sent"])} sent')
+  parts.append(f'{units.size(record["bytes_sent"])} sent')
   return f'{run.label}: {", ".join(parts)}'

@@ -105,11 +105,9 @@ def _described(run: loggers.Run) -> list[summary_pb2.Summary]:
     for name, value in run.flags.items()
     if value is not None and value != []
   }
-  rows = ''.join(
-    f'| {name} | {str(value).replace("|", "&#124;")} |\n'
-    for name, value in flags.items()
-  )
-  text = f'{run.label}\n\n| flag | value |\n|---|---|\n{rows}'
+  # A flag file, because a name with a bar would end a cell of a table.
+  lines = ''.join(f'    --{name}={value}\n' for name, value in flags.items())
+  text = f'{run.label}\n\n{lines}'
   hyperparameters = summary.hparams(flags, dict.fromkeys(MEASURES, 0.0))
   return [*hyperparameters, summary.text('flags', text)]
 

@@ -8,7 +8,6 @@ earlier summary in `summary-<step>.json`.
 
 import itertools
 import json
-import math
 import os
 import pathlib
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 
 import jax
 
+from experiments import units
 from experiments.running.process import locks
 from experiments.running.records import differences, json_files, writing
 from prsgd_jax.engine import checkpoints
@@ -313,7 +313,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     f'  train loss     {summary["loss"]:.4f}',
     *_tested(summary),
     f'  rounds         {summary["rounds"]}',
-    f'  bytes sent     {format_bytes(summary["bytes_sent"])} per replica',
+    f'  bytes sent     {units.size(summary["bytes_sent"])} per replica',
     f'  time           {summary["seconds"]:.1f} s'
     + (f', {rate:.0f} steps/s once compiled' if rate else ''),
     f'  written to     {workdir}',
@@ -329,14 +329,3 @@ def _tested(summary: Record) -> list[str]:
   if 'test_accuracy' in summary:
     lines.append(f'  test accuracy  {summary["test_accuracy"]:.2%}')
   return lines
-
-
-def format_bytes(count: float) -> str:
-  """1536 -> '1.5 KiB'; what is no finite number is shown as it is."""
-  if not math.isfinite(count):
-    return str(count)
-  if count < 1:
-    return '0 B'
-  power = min(int(math.log(count, 1024)), 4)
-  unit = ('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]
-  return f'{count / 1024**power:.1f} {unit}'
