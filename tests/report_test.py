@@ -4,20 +4,27 @@ The browser is Chromium, by selenium (`make browser`); where there is none these
 are skipped.
 """
 
+import atexit
 import base64
+import functools
 import hashlib
 import html.parser
 import importlib.util
 import json
+import math
 import pathlib
 import re
 import shutil
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
+from PIL import Image
 
-from experiments import report, sweep
+from experiments import report, report_page, report_runs, sweep, units
+from experiments.report_page import Chip
 from experiments.tools import figures
+from experiments.tools.tables import Column
 from tests import binaries, written_runs
 
 REPRODUCTION = {
@@ -41,6 +48,26 @@ def why_no_browser():
     if not any(map(shutil.which, programs)):
       return f'there is no {" or ".join(programs)}: make browser'
   return None
+
+
+@functools.cache
+def browser():
+  """Chromium, until the tests of this process end."""
+  from selenium import webdriver
+
+  options = webdriver.ChromeOptions()
+  # Chromium's sandbox refuses to run as root, as in a container.
+  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu'):
+    options.add_argument(argument)
+  options.add_argument('--disable-dev-shm-usage')
+  options.binary_location = shutil.which('chromium') or shutil.which(
+    'google-chrome'
+  )
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+  service = webdriver.ChromeService(shutil.which('chromedriver'))
+  driver = webdriver.Chrome(options=options, service=service)
+  atexit.register(driver.quit)
+  return driver
 
 
 class PageTest(parameterized.TestCase):
@@ -89,14 +116,14 @@ class PageTest(parameterized.TestCase):
     directory.mkdir(exist_ok=True)
     path = directory / 't99-cpu.json'
     path.write_text(json.dumps(REPRODUCTION | changes))
-    runs = figures.read_runs(figures.find_runs([self.write_sweep()]))
-    figures.draw(runs, path.with_suffix('.png'))
+    Image.new('RGB', (300, 200)).save(path.with_suffix('.png'))
     return directory
 
 
 class ReportTest(PageTest):
   def test_page_of_a_sweep_holds_all_in_one_file(self):
-    outcome = self.report(str(self.write_sweep()))
+    path = self.write_sweep()
+    outcome = self.report(str(path))
     self.assertEqual(outcome.code, 0, outcome.err)
     text = self.output.read_text()
     (data,) = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
@@ -105,20 +132,69 @@ class ReportTest(PageTest):
     self.assertNotIn('http:', text)
     self.assertNotIn('https:', text)
     self.assertIn('data-value="0.7"', text)  # mean of the last losses of a, b
-    self.assertIn('0.6 to 0.8', text)
+    self.assertIn('<small>0.6 to 0.8</small>', text)
     self.assertIn('--grid=learning_rate=0.1,0.2', text)
-    self.assertIn('diverged', text)
+    self.assertIn('<span class="chip no">1 of 1 diverged</span>', text)
+    # The directory is in the heading, and where a row is pointed at.
+    self.assertEqual(text.count(f'>{path}<'), 1)
+    self.assertIn(f'title="{path / "a"}"', text)
+    self.assertRegex(text, '2 cpu cores(.|\n)*0.10.1(.|\n)*abc')
 
   def test_methods_have_the_spread_over_seeds(self):
     runs = figures.read_runs(figures.find_runs([self.write_sweep()]))
-    rows = {row['method']: row for row in report.method_rows(runs)}
+    rows = {row['method']: row for row in report_runs.method_rows(runs)}
     ssgd = rows['ssgd']
     self.assertEqual((ssgd['runs'], ssgd['done'], ssgd['diverged']), (2, 2, 0))
-    self.assertAlmostEqual(ssgd['loss'], 0.7)
-    self.assertEqual(ssgd['rounds'], 20)
+    self.assertAlmostEqual(ssgd['loss'].mean, 0.7)
+    self.assertEqual((ssgd['loss'].low, ssgd['loss'].high), (0.6, 0.8))
+    self.assertEqual(ssgd['rounds'].mean, 20)
     diverged = rows['k_avg period=4']
     self.assertEqual((diverged['done'], diverged['diverged']), (0, 1))
     self.assertNotIn('loss', diverged)
+
+  def test_what_a_target_costs_is_read_from_the_records(self):
+    path = self.root / 'runs'
+    losses_of = {'a': (0.9, 0.5, 0.4, 0.2), 'b': (0.9, 0.8, 0.7, 0.4)}
+    for name, losses in losses_of.items():
+      written_runs.write(path, name, label=name, losses=losses, own=name)
+    written_runs.write(path, 'c', label='c', failed='not finite')
+    runs = figures.read_runs(figures.find_runs([path]))
+    target = report_runs.target_of(runs)
+    # The test loss is in every second record: a reached 0.2, b 0.4.
+    self.assertEqual(target, ('test_loss', 0.4))
+    a, b, c = report_runs.method_rows(runs, target)
+    self.assertEqual(a['bytes_to_target'].mean, 40 * 2**20)
+    self.assertEqual(b['seconds_to_target'].mean, 20.0)
+    self.assertNotIn('bytes_to_target', c)
+    harder = report_runs.method_rows(runs, target._replace(value=0.3))
+    self.assertIn('bytes_to_target', harder[0])
+    self.assertNotIn('bytes_to_target', harder[1])
+
+  def test_the_figure_of_a_tuned_sweep_has_the_best_runs(self):
+    path = self.root / 'tuned'
+    rows = []
+    for name, rate in (('a', 0.1), ('b', 0.2)):
+      written_runs.write(path, name, losses=(0.9, rate), learning_rate=rate)
+      rows.append(
+        {'label': 'ssgd', 'learning_rate': str(rate), 'status': 'done',
+         'loss': rate, 'directory': str(path / name)}
+      )  # fmt: skip
+    sweep.write_csv(path / 'sweep.csv', rows)
+    chosen = sweep.tuning.choose(
+      rows, by=['learning_rate'], over=[], measure='loss'
+    )
+    best = {'by': ['learning_rate'], 'measure': 'loss', 'grid': []}
+    (path / 'best.json').write_text(json.dumps({**best, 'methods': chosen}))
+    with mock.patch.object(figures, 'draw', wraps=figures.draw) as draw:
+      made = report_runs.section(path, ['step'], ['loss'], 'none')
+    (drawn,) = draw.call_args[0][0]
+    self.assertEqual(drawn.history[-1]['loss'], 0.1)
+    caption = made.figures[0].caption
+    self.assertIn('its best learning_rate', caption)
+    self.assertIn('Training loss of the replicas against steps', caption)
+    methods, _, listed = made.tables
+    self.assertLen(methods.rows, 2)
+    self.assertLen(listed.rows, 2)
 
   def test_page_of_reproductions(self):
     directory = self.write_reproduction()
@@ -128,8 +204,13 @@ class ReportTest(PageTest):
     text = self.output.read_text()
     self.assertIn('Loss &lt;flat&gt; in I', text)
     self.assertIn('0.1 &amp; 0.1', text)
-    self.assertIn('<td class="no" data-value="no">no</td>', text)
-    self.assertIn('cpus: 2, device: cpu', text)
+    self.assertIn('<span class="chip no">not reproduced</span>', text)
+    self.assertIn('<article class="claim no">', text)
+    self.assertIn('<span class="chip yes">1 reproduced</span>', text)
+    self.assertIn('2 cpu cores', text)
+    self.assertIn('12.5 s', text)
+    self.assertIn('href="#t99-cpu"', text)
+    self.assertIn('id="t99-cpu"', text)
     self.assertNotIn('0.125', text)  # the data of the figure
 
   @parameterized.parameters(
@@ -193,7 +274,7 @@ class _Elements(html.parser.HTMLParser):
     self.tag = tag
 
   def handle_data(self, data):
-    if self.tag == 'script' and data.strip():
+    if self.tag in ('script', 'style') and data.strip():
       self.scripts.append(data)
     self.tag = None
 
@@ -207,9 +288,9 @@ class HostileTextTest(PageTest):
     return _Elements(self.output.read_text())
 
   def assert_text(self, plain, found):
-    self.assertEqual(found.found, plain.found)
+    self.assertLessEqual(found.found, plain.found)
     self.assertEqual(found.scripts, plain.scripts)
-    self.assertEqual(found.scripts, [report._SCRIPT])
+    self.assertLen(found.scripts, 2)  # the style and the script
     self.assertTrue(any(HOSTILE in value for value in found.values))
 
   def test_in_every_field_of_a_sweep(self):
@@ -244,51 +325,55 @@ class HostileTextTest(PageTest):
       file.rename(directory / f'{HOSTILE.replace("/", "")}{file.suffix}')
     self.assert_text(plain, self.elements(*args))
 
-  def test_a_verdict_that_is_none_is_no_class(self):
-    text = report.table([{'reproduced': HOSTILE}, {'reproduced': 'yes'}])
-    self.assertNotIn('<script>', text)
-    self.assertIn('<td class="yes" data-value="yes">yes</td>', text)
-    self.assertEqual(text.count('class='), 2)  # with that of the table
+  def test_the_browser_takes_no_script_or_style_but_ours(self):
+    found = self.elements(str(self.write_sweep()))
+    (policy,) = [v for v in found.values if v and v.startswith('default-src')]
+    for kind, text in zip(('style', 'script'), found.scripts, strict=True):
+      digest = base64.b64encode(hashlib.sha256(text.encode()).digest())
+      self.assertIn(f"{kind}-src 'sha256-{digest.decode()}'", policy)
+    self.assertStartsWith(policy, "default-src 'none'; img-src data:;")
+    self.assertNotIn('unsafe', policy)
+    self.assertFalse([e for e in found.found if 'style' in e[1:]])
 
-  def test_the_browser_runs_no_script_but_ours(self):
-    self.elements(str(self.write_sweep()))
-    text = self.output.read_text()
-    (named,) = re.findall("script-src '(sha256-[^']*)'", text)
-    (script,) = re.findall('(?s)<script>(.*?)</script>', text)
-    digest = hashlib.sha256(script.encode()).digest()
-    self.assertEqual(named, f'sha256-{base64.b64encode(digest).decode()}')
+
+class PageTableTest(absltest.TestCase):
+  """Tables as values, before the template."""
+
+  def test_what_all_rows_have_is_a_fact(self):
+    rows = [{'a': 'x', 'b': 1, 'c': 2.0}, {'a': 'y', 'b': 1, 'c': 3.0}]
+    rows.append({'a': 'z', 'b': None, 'd': ''})
+    columns = [Column(name, f'the {name}') for name in 'abcd']
+    different, facts = report_page.split_constant(rows, columns)
+    self.assertEqual([column.name for column in different], ['a', 'c'])
+    self.assertEqual(facts, [('the b', '1')])
+
+  def test_cells_are_sorted_by_exact_values(self):
+    rows = [{'x': 2.0**40 / 3}, {'x': math.nan}, {'x': Chip('no', '3 no', '3')}]
+    shown = report_page.table(rows, [Column('x', show=units.size)])
+    keys = [cell.key for (cell,) in shown.rows]
+    self.assertEqual(keys, [repr(2.0**40 / 3), '', '3'])
+    self.assertEqual(shown.rows[0][0].text, '341.3 GiB')
 
 
 class BrowserTest(PageTest):
-  """The page, opened."""
+  """The page, opened; one browser for all, because starting it takes long."""
 
-  def setUp(self):
-    super().setUp()
+  def open(self, width=1400):
     if missing := why_no_browser():
       self.skipTest(missing)
-
-  def open(self):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    # Chromium's sandbox refuses to run as root, as in a container.
-    for argument in ('--headless=new', '--no-sandbox', '--disable-gpu'):
-      options.add_argument(argument)
-    options.add_argument('--disable-dev-shm-usage')
-    options.binary_location = shutil.which('chromium') or shutil.which(
-      'google-chrome'
+    driver = browser()
+    driver.get_log('browser')  # forget what other pages said
+    driver.execute_cdp_cmd(
+      'Emulation.setDeviceMetricsOverride',
+      {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': False},
     )
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-    service = webdriver.ChromeService(shutil.which('chromedriver'))
-    driver = webdriver.Chrome(options=options, service=service)
-    self.addCleanup(driver.quit)
     driver.get(self.output.as_uri())
     return driver
 
   def test_opens_without_errors_and_with_its_images(self):
     directory = self.write_reproduction()
     where = f'--reproductions_dir={directory}'
-    outcome = self.report('--reproductions', where, str(self.root / 'sweep'))
+    outcome = self.report('--reproductions', where, str(self.write_sweep()))
     self.assertEqual(outcome.code, 0, outcome.err)
     driver = self.open()
     self.assertEqual(driver.title, 'Reproductions')
@@ -320,13 +405,45 @@ class BrowserTest(PageTest):
 
     two, four = 'k_avg period=2', 'k_avg period=4'
     # By number 0.7 < 10.5, which words would have the other way for "10.5".
-    self.assertEqual(click('loss'), (['ssgd', two, four], 'ascending'))
-    self.assertEqual(click('loss'), ([two, 'ssgd', four], 'descending'))
+    loss = 'training loss'
+    self.assertEqual(click(loss), (['ssgd', two, four], 'ascending'))
+    self.assertEqual(click(loss), ([two, 'ssgd', four], 'descending'))
     self.assertEqual(click('method'), ([two, four, 'ssgd'], 'ascending'))
-    self.assertEqual(click('runs')[0][-1], 'ssgd')
+    # The accuracy is empty where a method diverged: last in both orders.
+    self.assertEqual(click('test accuracy')[0][-1], four)
+    self.assertEqual(click('test accuracy')[0][-1], four)
     sorted_by = table.find_elements('css selector', '[aria-sort]')
     self.assertLen(sorted_by, 1)
     self.assertEqual(driver.get_log('browser'), [])
+
+  def test_filters_leave_the_rows_and_claims_that_match(self):
+    directory = self.write_reproduction()
+    self.report('--reproductions', f'--reproductions_dir={directory}')
+    driver = self.open()
+    (box,) = driver.find_elements('css selector', '.filter')
+    claims = driver.find_elements('css selector', '.claim')
+
+    def shown():
+      return [claim.is_displayed() for claim in claims]
+
+    self.assertEqual(shown(), [True, True])
+    box.find_element('css selector', '[value=yes]').click()
+    self.assertEqual(shown(), [False, True])
+    output = box.find_element('tag name', 'output')
+    self.assertEqual(output.text, '1 of 2 shown')
+    box.find_element('css selector', '[value=yes]').click()
+    box.find_element('css selector', '[type=search]').send_keys('FLAT')
+    self.assertEqual(shown(), [True, False])
+
+  def test_a_phone_shows_the_page_without_scrolling_sideways(self):
+    directory = self.write_reproduction()
+    where = f'--reproductions_dir={directory}'
+    self.report('--reproductions', where, str(self.write_sweep()))
+    driver = self.open(width=400)
+    width = driver.execute_script('return document.documentElement.scrollWidth')
+    self.assertLessEqual(width, 400)
+    for image in driver.find_elements('css selector', 'figure img'):
+      self.assertGreater(image.size['width'], 600)  # in a box that scrolls
 
 
 if __name__ == '__main__':

@@ -115,22 +115,30 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
   Raises:
     ValueError: if a run is there twice.
   """
-  values: dict[str, set[str]] = {}
-  for run in runs:
-    for name, value in run.settings.items():
-      values.setdefault(name, set()).add(json.dumps(value))
-  differ = [name for name, found in values.items() if len(found) > 1]
+  names = differing(runs)
   groups: dict[str, list[Run]] = {}
   for run in runs:
-    added = [
-      f'{n}={_text(run.settings[n])}' for n in differ if n in run.settings
-    ]
+    added = [f'{n}={v}' for n, v in settings_of(run, names).items()]
     label = ' '.join([run.label, *added])
     same = groups.setdefault(label, [])
     if run.seed in (other.seed for other in same):
       raise ValueError(f'{label!r} with seed {run.seed} is there twice')
     same.append(run)
   return groups
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+  """Return the names of the settings that are not the same in all runs."""
+  values: dict[str, set[str]] = {}
+  for run in runs:
+    for name, value in run.settings.items():
+      values.setdefault(name, set()).add(json.dumps(value))
+  return [name for name, found in values.items() if len(found) > 1]
+
+
+def settings_of(run: Run, names: Iterable[str]) -> dict[str, str]:
+  """Return some settings of a run, as the command line has them."""
+  return {n: _text(run.settings[n]) for n in names if n in run.settings}
 
 
 def _text(value: Any) -> str:
