@@ -25,29 +25,24 @@ if __name__ == '__main__':
 
 from collections.abc import Sequence
 import contextlib
-import dataclasses
-import difflib
-from typing import Any
 
 from absl import flags
 
-from experiments import units
 from experiments.running.execution import experiment, runs, warm_start
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import prepare
 from experiments.running.flags import (
-  algorithm_flags,
-  averages,
   cli,
   config,
   data,
   dotted,
   network,
+  run_specs,
 )
 from experiments.running.logs import loggers
 from experiments.running.process import locks, messages
-from experiments.running.records import records, writing
+from experiments.running.records import records, units, writing
 from experiments.running.records.json_files import DamagedFile
 from experiments.tools import figures, tables
 from experiments.tools.tables import Column
@@ -57,9 +52,7 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
-flags.DEFINE_multi_string(
-  'run', [], 'An algorithm and its options, such as pr_sgd,period=4; repeated.'
-)
+flags.adopt_module_key_flags(run_specs)
 
 
 def main() -> None:
@@ -71,7 +64,7 @@ def main() -> None:
     more_loggers = loggers.load(FLAGS.logger)
     # Before a module of the user's own may look at them.
     cli.make_fake_devices(FLAGS.num_devices)
-    run_configs = parse_runs(FLAGS.run)
+    run_configs = run_specs.parse_runs(FLAGS.run)
     dataset = data.load(run_configs[0], FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
     assembled = [  # before the first one runs
@@ -110,60 +103,6 @@ def _compare(
   failed = [s['label'] for s in summaries if 'failed' in s]
   if failed:
     cli.fail(f'{", ".join(failed)} did not end; see above')
-
-
-def parse_runs(
-  given: Sequence[str], values: flags.FlagValues = FLAGS
-) -> list[config.RunConfig]:
-  """One config for every run, given as --run has it.
-
-  Args:
-    given: an algorithm and its options each, such as 'pr_sgd,period=4'.
-    values: the flags that hold for all of them.
-
-  Raises:
-    ValueError: if there is none, or one is wrong.
-  """
-  if not given:
-    raise ValueError('there is no --run; pass some, as --run=pr_sgd,period=4')
-  for name in ('algorithm', 'algorithm_options', *config.OPTIONS):
-    if values[name].present:
-      raise ValueError(
-        f'--{name} belongs to one run; write --run=ALGORITHM,{name}=...'
-      )
-  common = config.from_flags(values, algorithm='ssgd')
-  run_configs = [_parse_run(text, common) for text in given]
-  labels = [c.label() for c in run_configs]
-  for label in labels:
-    if labels.count(label) > 1:
-      raise ValueError(f'--run={label!r} is given twice')
-  return run_configs
-
-
-def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
-  given, *pairs = text.split(',')
-  algorithm = algorithm_flags.find(given)
-  own = (*algorithm_flags.own_flags(algorithm), *averages.OPTIONS)
-  options: dict[str, Any] = {}
-  for pair in pairs:
-    name, _, value = pair.partition('=')
-    if name in options:
-      raise ValueError(f'--run={text}: {name} is given twice')
-    if name not in (*config.OPTIONS, *own) or not value:
-      close = difflib.get_close_matches(name, own, n=1) if value else []
-      meant = f'; did you mean {close[0]}?' if close else ''
-      raise ValueError(
-        f'--run={text}: expected option=value with an option of {algorithm}, '
-        f'one of {", ".join(own)}; got {pair!r}{meant}'
-      )
-    try:
-      is_flag = name in config.OPTIONS
-      options[name] = FLAGS[name].parser.parse(value) if is_flag else value
-    except ValueError as error:
-      raise ValueError(f'--run={text}: {name}: {error}') from None
-  options = algorithm_flags.canonical(algorithm, options)
-  changed = dataclasses.replace(common, algorithm=algorithm, options=options)
-  return config.check(changed)
 
 
 def _run(

@@ -31,7 +31,7 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from experiments import compare, units
+from experiments import compare
 from experiments.running.execution import experiment
 from experiments.running.execution.parts import replica_shapes
 from experiments.running.flags import (
@@ -40,10 +40,11 @@ from experiments.running.flags import (
   data,
   dotted,
   network,
+  run_specs,
   tasks,
 )
 from experiments.running.process import messages
-from experiments.running.records import writing
+from experiments.running.records import units, writing
 from experiments.tools import tables
 from experiments.tools.tables import Column
 import prsgd_jax as pr
@@ -108,7 +109,7 @@ class Start(NamedTuple):
 def main() -> None:
   with cli.one_line_errors(ValueError):
     if FLAGS.run:
-      made = [(c.label(), c) for c in compare.parse_runs(FLAGS.run)]
+      made = [(c.label(), c) for c in run_specs.parse_runs(FLAGS.run)]
     else:
       made = _of_presets()
     machines = network.from_flags(FLAGS, made[0][1].num_replicas)
@@ -125,7 +126,7 @@ def _of_presets() -> list[tuple[str, config.RunConfig]]:
   made, errors = [], []
   for name, run in runs.items():
     try:
-      made.append((name, compare.parse_runs([run])[0]))
+      made.append((name, run_specs.parse_runs([run])[0]))
     except ValueError as error:
       errors.append((name, error))
   _leave_out(errors, bool(made))

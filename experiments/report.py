@@ -27,10 +27,11 @@ import datetime
 
 from absl import flags
 
-from experiments import plot, report_claims, report_page, report_runs
-from experiments.report_page import Page
+from experiments import plot
 from experiments.running.flags import cli
 from experiments.running.records import writing
+from experiments.tools import report_claims, report_page, report_runs
+from experiments.tools.report_page import Page
 
 FLAGS = flags.FLAGS
 HERE = pathlib.Path(__file__).parent

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from prsgd_jax.names import CLOCK
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 # Steps and rounds are int32 in the compiled programs.
 MAX_STEPS = 2**31 - 1

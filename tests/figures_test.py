@@ -11,6 +11,7 @@ import matplotlib.image
 import numpy as np
 
 from experiments import compare
+from experiments.running.flags import run_specs
 from experiments.running.records import records
 from experiments.tools import figure_files, figures, styles
 from tests import looks, written_runs
@@ -216,7 +217,7 @@ class DemoTest(absltest.TestCase):
     values = copy.deepcopy(compare.FLAGS)
     preset = HERE / 'experiments' / 'presets' / 'demo.flags'
     values(['compare.py', f'--flagfile={preset}'])
-    self.configs = compare.parse_runs(values['run'].value, values)
+    self.configs = run_specs.parse_runs(values['run'].value, values)
     self.dirs = [KEPT / one.slug() for one in self.configs]
 
   def test_kept_runs_are_those_of_the_command(self):

@@ -3,9 +3,9 @@
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import compare, costs, train
+from experiments import costs, train
 from experiments.running.execution import experiment
-from experiments.running.flags import config
+from experiments.running.flags import config, run_specs
 
 FLAGS = flags.FLAGS
 del train  # whose flags presets may have
@@ -20,7 +20,7 @@ class PresetsTest(parameterized.TestCase):
       FLAGS[flag].present = 0
     FLAGS(['train.py', f'--flagfile={path}'])
     if FLAGS.run:
-      runs = compare.parse_runs(FLAGS.run)
+      runs = run_specs.parse_runs(FLAGS.run)
     else:
       runs = [config.from_flags(FLAGS, algorithm=FLAGS.algorithm)]
     for run in runs:

@@ -21,9 +21,10 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from experiments import report, report_page, report_runs, sweep, units
-from experiments.report_page import Chip
-from experiments.tools import figures
+from experiments import report, sweep
+from experiments.running.records import units
+from experiments.tools import figures, report_page, report_runs
+from experiments.tools.report_page import Chip
 from experiments.tools.tables import Column
 from tests import binaries, written_runs
 

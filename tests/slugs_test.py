@@ -7,8 +7,7 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from experiments import compare
-from experiments.running.flags import grids
+from experiments.running.flags import grids, run_specs
 from experiments.running.records import slugs
 
 LONG = '+'.join(map(str, range(1, 151)))
@@ -39,7 +38,7 @@ class ShortenTest(parameterized.TestCase):
       flags.FLAGS[flag].present = 0
     flags.FLAGS(['compare.py'])
     run = f'pr_sgd_time_varying,epoch_lengths={LONG}'
-    (run_config,) = compare.parse_runs([run])
+    (run_config,) = run_specs.parse_runs([run])
     self.assertLessEqual(len(run_config.slug()), 100)
     self.assertIn(LONG, run_config.label())
     found = grids.points([run], ['seed=0,1'], flags.FLAGS)

@@ -165,10 +165,10 @@ class ProgramsTest(parameterized.TestCase):
     self.assertLen(set(recipes.values()), len(VALUES))
 
   def test_different_values_are_different_batches(self):
-    mesh, key = pr.engine.ReplicaMesh(N, 1), jax.random.key(0)
+    key = jax.random.key(0)
     batches = [
       np.asarray(
-        value().recipe.make(mesh)(DATA, jnp.int32(3), jnp.int32(2), key)['x']
+        value().recipe.make(N)(DATA, jnp.int32(3), jnp.int32(2), key)['x']
       )
       for value in VALUES.values()
     ]
@@ -212,7 +212,7 @@ class DataTest(parameterized.TestCase):
     }
     step, replica = jnp.int32(5), jnp.int32(3)
     for name, sampler in samplers.items():
-      batch_fn = VALUES[name]().recipe.make(mesh)
+      batch_fn = VALUES[name]().recipe.make(mesh.num_replicas)
       rows = sampler.rows(step, replica)
       found = batch_fn(DATA, step, replica, key)
       assert_same(found, jax.tree.map(lambda x, rows=rows: x[rows], DATA))

@@ -1,11 +1,11 @@
-"""Tests of `experiments/units.py`."""
+"""Tests of `experiments/running/records/units.py`."""
 
 import doctest
 import math
 
 from absl.testing import absltest, parameterized
 
-from experiments import units
+from experiments.running.records import units
 
 
 class UnitsTest(parameterized.TestCase):

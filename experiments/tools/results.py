@@ -25,9 +25,8 @@ import subprocess
 from absl import flags
 import pandas as pd
 
-from experiments import units
 from experiments.running.flags import cli
-from experiments.running.records import json_files, records, writing
+from experiments.running.records import json_files, records, units, writing
 from experiments.tools import tables
 from experiments.tools.tables import Column
 

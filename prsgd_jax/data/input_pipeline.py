@@ -12,6 +12,7 @@ An epoch is as many examples as the data set has, over all replicas together.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,9 +23,10 @@ from prsgd_jax.checks import (
   check_seed,
   check_step,
 )
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 Transform = Callable[[Array, Any], Any]
+BatchFn = Callable[[Any, Array, Array, Array], Any]
 
 # Position arithmetic in uint32 is exact up to this many examples.
 MAX_RESIDENT = 2**23
@@ -247,6 +249,43 @@ def from_shards(
     return jnp.asarray(table)[replica, index]
 
   return Sampler(rows, len(shards), num_examples)
+
+
+def gather(
+  sampler: Sampler, num_replicas: int, transform: Transform | None = None
+) -> BatchFn:
+  """Returns the function that gathers the rows of a replica's batch.
+
+  Args:
+    sampler: which rows a replica takes at a step.
+    num_replicas: N.
+    transform: `(key, batch) -> batch`, such as augmentation. Default: none.
+
+  Returns:
+    `(data, step, replica, key) -> batch`, the rows of every leaf of `data`.
+
+  Raises:
+    ValueError: if the sampler has another number of replicas; from the result,
+      if the data have another number of examples.
+  """
+  if sampler.num_replicas != num_replicas:
+    raise ValueError(
+      f'the sampler must be of the {num_replicas} replicas of the mesh, got '
+      f'one of {sampler.num_replicas}'
+    )
+
+  def batch_fn(data: Any, step: Array, replica: Array, key: Array) -> Any:
+    for x in jax.tree.leaves(data):
+      if x.shape[:1] != (sampler.num_examples,):
+        raise ValueError(
+          f'the sampler is of {sampler.num_examples} examples, got data of '
+          f'{x.shape[0] if x.shape else describe(x)}'
+        )
+    rows = sampler.rows(step, replica)
+    batch = jax.tree.map(lambda x: x[rows], data)
+    return batch if transform is None else transform(key, batch)
+
+  return batch_fn
 
 
 def shuffled_index(

@@ -22,13 +22,9 @@ from prsgd_jax.checks import (
   check_seed,
 )
 from prsgd_jax.data import input_pipeline
-from prsgd_jax.data.input_pipeline import Sampler, Transform
-from prsgd_jax.engine import feeding
-from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.data.input_pipeline import BatchFn, Sampler, Transform
 from prsgd_jax.tracing.caller_functions import BATCH, check_signature
-from prsgd_jax.tracing.tree_types import describe, is_array
-
-BatchFn = Callable[[Any, Array, Array, Array], Any]
+from prsgd_jax.tree_types import describe, is_array
 
 
 class Held:
@@ -59,16 +55,14 @@ class Recipe:
     num_examples: n, None where the arrays need not be examples.
     settings: the arguments of the factory, by their names.
     held: the arguments that are compared by identity.
-    make: `mesh -> batch_fn`, a function of the other attributes only.
+    make: `num_replicas -> batch_fn`, a function of the other attributes only.
   """
 
   kind: str
   num_examples: int | None
   settings: tuple[tuple[str, Hashable], ...]
   held: tuple[Held, ...]
-  make: Callable[[ReplicaMesh], BatchFn] = dataclasses.field(
-    compare=False, repr=False
-  )
+  make: Callable[[int], BatchFn] = dataclasses.field(compare=False, repr=False)
 
 
 class Resident(NamedTuple):
@@ -313,7 +307,7 @@ def drawn(arrays: ArrayTree, batch_fn: BatchFn) -> Resident:
     drawn()
   """
   check_signature(BATCH, batch_fn)
-  recipe = Recipe('drawn', None, (), (Held(batch_fn),), lambda mesh: batch_fn)
+  recipe = Recipe('drawn', None, (), (Held(batch_fn),), lambda n: batch_fn)
   return Resident(arrays, recipe)
 
 
@@ -410,9 +404,9 @@ def _sampled(
   if transform is not None:
     check_signature('transform(key, batch)', transform)
 
-  def make(mesh: ReplicaMesh) -> BatchFn:
-    found = sampler(mesh.num_replicas)
-    return feeding.make_batch_fn(mesh, found, transform)
+  def make(num_replicas: int) -> BatchFn:
+    found = sampler(num_replicas)
+    return input_pipeline.gather(found, num_replicas, transform)
 
   n = _num_examples(arrays)
   held = (*held, Held(transform))

@@ -6,7 +6,7 @@ import jax
 
 from prsgd_jax.base import ArrayTree, ReplicaTransformation
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
-from prsgd_jax.tracing.tree_types import describe, is_array, path_name
+from prsgd_jax.tree_types import describe, is_array, path_name
 
 
 def check_setting(who: str, mesh: Any, algorithm: Any) -> None:

@@ -32,7 +32,7 @@ from prsgd_jax.tracing.caller_functions import (
 )
 from prsgd_jax.tracing.isolation import completing, isolated
 from prsgd_jax.tracing.keys import from_data, to_data
-from prsgd_jax.tracing.tree_types import describe, is_array
+from prsgd_jax.tree_types import describe, is_array
 
 EvalFn = Callable[[ArrayTree, ArrayTree, Any], dict[str, Array]]
 

@@ -1,6 +1,6 @@
 """Batches on the devices: rows gathered there, or streamed from the host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import itertools
 import operator
 from typing import Any
@@ -8,16 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from prsgd_jax.base import Array
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.data.input_pipeline import Sampler, Transform
+from prsgd_jax.data.input_pipeline import BatchFn, Sampler, Transform, gather
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
-from prsgd_jax.tracing.tree_types import describe, difference
+from prsgd_jax.tree_types import describe, difference
 
 
 def make_batch_fn(
   mesh: ReplicaMesh, sampler: Sampler, transform: Transform | None = None
-) -> Callable[[Any, Array, Array, Array], Any]:
+) -> BatchFn:
   """The `batch_fn` of `training.make_resident_train_steps`.
 
   Args:
@@ -39,24 +38,7 @@ def make_batch_fn(
       'input_pipeline.shared(...), got '
       f'{describe((mesh, sampler))}'
     )
-  if sampler.num_replicas != mesh.num_replicas:
-    raise ValueError(
-      f'the sampler must be of the {mesh.num_replicas} replicas of the mesh, '
-      f'got one of {sampler.num_replicas}'
-    )
-
-  def batch_fn(data: Any, step: Array, replica: Array, key: Array) -> Any:
-    for x in jax.tree.leaves(data):
-      if x.shape[:1] != (sampler.num_examples,):
-        raise ValueError(
-          f'the sampler is of {sampler.num_examples} examples, got data of '
-          f'{x.shape[0] if x.shape else describe(x)}'
-        )
-    rows = sampler.rows(step, replica)
-    batch = jax.tree.map(lambda x: x[rows], data)
-    return batch if transform is None else transform(key, batch)
-
-  return batch_fn
+  return gather(sampler, mesh.num_replicas, transform)
 
 
 def stack_batches(

@@ -96,7 +96,7 @@ def map_runs(
   data = check_resident('map_runs', data)
   mesh = ReplicaMesh(num_replicas, 1)
   grad_fn = jax.vmap(gradient_of(loss_fn))
-  batch_fn = isolated('batch_fn', data.recipe.make(mesh))
+  batch_fn = isolated('batch_fn', data.recipe.make(mesh.num_replicas))
   draw_fn = jax.vmap(batch_fn, in_axes=(None, None, 0, 0))
   index = jnp.arange(num_replicas, dtype=jnp.int32)
 

@@ -61,7 +61,7 @@ def make_memo(
 
   @functools.lru_cache(PROGRAMS)
   def resident_steps(recipe: Recipe) -> TrainSteps:
-    batch_fn = recipe.make(mesh)
+    batch_fn = recipe.make(mesh.num_replicas)
     return make_resident_train_steps(mesh, algorithm, loss_fn, batch_fn)
 
   @functools.lru_cache(1)
@@ -79,7 +79,9 @@ def make_memo(
   @functools.lru_cache(PLACEMENTS)
   def refresh(recipe: Recipe, *key: Any) -> Callable[[Any], Any]:
     placed = replicated(*key)
-    return make_reestimate(mesh, loss_fn, recipe.make(mesh), placed)
+    return make_reestimate(
+      mesh, loss_fn, recipe.make(mesh.num_replicas), placed
+    )
 
   return Memo(
     resident_steps=resident_steps,

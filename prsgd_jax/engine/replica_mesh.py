@@ -18,7 +18,7 @@ import numpy as np
 from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
 from prsgd_jax.checks import check_live, check_positive_int
 from prsgd_jax.tracing.keys import from_data, to_data
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 # On CPU, the largest block whose replicas are written out one by one.
 WRITTEN_OUT = 128

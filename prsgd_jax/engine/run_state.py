@@ -17,7 +17,7 @@ from prsgd_jax.checks import check_live
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.train_state import TrainState, check_state
 from prsgd_jax.tracing.keys import from_data
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 
 class State(struct.PyTreeNode):

@@ -23,7 +23,7 @@ from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.mixing.payload import is_inexact, wire_dtype
 from prsgd_jax.names import check_complete
 from prsgd_jax.tracing.keys import from_data, is_typed, to_data
-from prsgd_jax.tracing.tree_types import describe, difference
+from prsgd_jax.tree_types import describe, difference
 
 
 class TrainState(struct.PyTreeNode):

@@ -36,7 +36,7 @@ from prsgd_jax.ledger.network import NETWORK, Network
 from prsgd_jax.names import check_complete
 from prsgd_jax.tracing.caller_functions import LOSS, check_signature
 from prsgd_jax.tracing.keys import from_data, to_data
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 EVAL_BATCH = 500
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
 from prsgd_jax.checks import check_num_steps
+from prsgd_jax.data.input_pipeline import BatchFn
 from prsgd_jax.engine.engine_checks import check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.engine.train_state import TrainState, check_fits, check_state
@@ -34,10 +35,9 @@ from prsgd_jax.tracing.caller_functions import (
 )
 from prsgd_jax.tracing.isolation import completing, isolated
 from prsgd_jax.tracing.keys import renew
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
-BatchFn = Callable[[Any, Array, Array, Array], Any]
 
 # Un-awaited dispatches of a program with a collective dead-lock on CPU.
 MAX_IN_FLIGHT = 2

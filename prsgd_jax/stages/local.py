@@ -29,7 +29,7 @@ from prsgd_jax.optimizers.optimizer_clocks import (
 )
 from prsgd_jax.tracing.isolation import over_block_isolated
 from prsgd_jax.tracing.keys import renew
-from prsgd_jax.tracing.tree_types import describe
+from prsgd_jax.tree_types import describe
 
 
 def gradient(at: str = 'params') -> ReplicaTransformation:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from prsgd_jax.base import ArrayTree
-from prsgd_jax.tracing.tree_types import (
+from prsgd_jax.tree_types import (
   describe,
   difference,
   is_array,

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import compare
 from experiments.running.flags import (
   algorithm_flags,
   averages,
   config,
   dotted,
+  run_specs,
 )
 from experiments.running.records import slugs
 
@@ -160,7 +160,7 @@ def _points(
     ]
     others = {n: v for n, v in place.items() if not is_option(n)}
     changed = _set(values, others)
-    (run_config,) = compare.parse_runs([run + ''.join(options)], changed)
+    (run_config,) = run_specs.parse_runs([run + ''.join(options)], changed)
     found.append(Point(run_config, place, changed))
   return found
 

@@ -5,9 +5,8 @@ import time
 
 import tqdm
 
-from experiments import units
 from experiments.running.logs import loggers
-from experiments.running.records import records
+from experiments.running.records import records, units
 
 
 def console(run: loggers.Run) -> loggers.Logger:

@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 
-from experiments import units
 from experiments.running.process import locks
-from experiments.running.records import differences, json_files, writing
+from experiments.running.records import differences, json_files, units, writing
 from prsgd_jax.engine import checkpoints
 
 CONFIG = 'config.json'

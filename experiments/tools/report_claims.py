@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any, NamedTuple
 
-from experiments import report_page, units
-from experiments.report_page import Chip, Claim, Link, Section, Table
-from experiments.running.records import json_files
+from experiments.running.records import json_files, units
+from experiments.tools import report_page
+from experiments.tools.report_page import Chip, Claim, Link, Section, Table
 from experiments.tools.tables import Column
 
 # What a claim may be found to be -> how it is shown.

@@ -9,10 +9,16 @@ import re
 import tempfile
 from typing import Any, NamedTuple
 
-from experiments import report_page, units
-from experiments.report_page import Best, Chip, Section, Spread, Table, Titled
-from experiments.running.records import json_files, records
-from experiments.tools import figures, measures
+from experiments.running.records import json_files, records, units
+from experiments.tools import figures, measures, report_page
+from experiments.tools.report_page import (
+  Best,
+  Chip,
+  Section,
+  Spread,
+  Table,
+  Titled,
+)
 from experiments.tools.tables import Column
 
 _SCORE = {
