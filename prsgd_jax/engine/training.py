@@ -33,7 +33,7 @@ from prsgd_jax.tracing.caller_functions import (
   check_signature,
   checked_loss,
 )
-from prsgd_jax.tracing.isolation import completing, isolated
+from prsgd_jax.tracing.isolation import completing, isolated, types_of
 from prsgd_jax.tracing.keys import renew
 from prsgd_jax.tree_types import describe
 
@@ -321,8 +321,14 @@ def _compile(
     program of all steps, lowered, as a function of the arguments of `run`.
   """
 
+  fitting: set[Any] = set()
+
   def with_token(state: TrainState, *inputs: Any) -> Any:
-    check_fits(algorithm, state, mesh.num_replicas)
+    # Once, because `completing` traces again for each function it isolates.
+    types = types_of(state)
+    if types not in fitting:
+      check_fits(algorithm, state, mesh.num_replicas)
+      fitting.add(types)
     state, metrics = run(state, *inputs)
     # What can be waited for: the state is gone with the next dispatch, and a
     # chain without a gradient has no metrics.

@@ -50,7 +50,7 @@ def isolated(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
   def call(*args: Any) -> Any:
     leaves, treedef = jax.tree.flatten(args)
-    key = treedef, tuple(map(_type, leaves))
+    key = types_of(args)
 
     def make() -> Any:
       shapes = jax.tree.unflatten(treedef, key[1])
@@ -117,6 +117,12 @@ def _wide() -> bool:
 
 def _signature(x: Any) -> Any:
   return (x.shape, x.dtype) if hasattr(x, 'shape') else x
+
+
+def types_of(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...], bool]:
+  """Structure and types of a traced tree, and whether floats are of 64 bits."""
+  leaves, treedef = jax.tree.flatten(tree)
+  return treedef, tuple(map(_type, leaves)), _wide()
 
 
 def _type(x: Any) -> jax.ShapeDtypeStruct:
