@@ -252,11 +252,14 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     shapes: Replica, num_replicas: int, steps: np.ndarray
   ) -> tuple[Cost, ...]:
     spent: tuple[Cost, ...] = ()
-    for stage in stages:
+    for i, stage in enumerate(stages):
       entries = stage.cost(shapes, num_replicas, steps)
       _check_talks(stage, entries)
       spent += entries
-      shapes = _shapes_after(stage, shapes, num_replicas)
+      # Tracing `init` takes most of the time: only for the sake of a later
+      # stage, which may read a new register.
+      if i + 1 < len(stages) and _makes_registers(stage, shapes):
+        shapes = _shapes_after(stage, shapes, num_replicas)
     return spent
 
   def output(replica: Replica, states: ArrayTree) -> Replica:
@@ -272,6 +275,11 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     joined([stage.names for stage in stages]),
     tuple(sent for stage in stages for sent in stage.talks),
   )
+
+
+def _makes_registers(stage: ReplicaTransformation, shapes: Replica) -> bool:
+  made = stage.names.writes | stage.names.declares
+  return bool(made - shapes.registers.keys() - set(FIELDS))
 
 
 def _shapes_after(
