@@ -174,7 +174,7 @@ class WeightTest(parameterized.TestCase):
 
   def test_the_weight_is_sent_too(self):
     algorithm = pr.chain(pr.remember(weight=1.0), pr.sync(pr.mixing.mean()))
-    state = pr.engine.create_train_state(
+    state = harness.state_types(
       pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3, np.float32)
     )
     (sent,) = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(1))
@@ -217,7 +217,7 @@ class AssignedWeightTest(parameterized.TestCase):
       pr.compute(weight=lambda metrics: jnp.exp(-metrics['loss'])),
       pr.sync(pr.mixing.mean()),
     )
-    state = pr.engine.create_train_state(
+    state = harness.state_types(
       pr.engine.ReplicaMesh(N, 1), algorithm, np.zeros(3, np.float32)
     )
     cost = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(1))

@@ -292,9 +292,7 @@ class BytesTest(parameterized.TestCase):
   )
   def test_by_hand(self, algorithm, expected):
     mesh = pr.engine.ReplicaMesh(N, N)
-    state = jax.eval_shape(
-      lambda: pr.engine.create_train_state(mesh, algorithm, self.PARAMS)
-    )
+    state = harness.state_types(mesh, algorithm, self.PARAMS)
     got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 3)
     self.assertEqual(got.bytes_sent[-1], 3 * expected)
 
@@ -302,7 +300,7 @@ class BytesTest(parameterized.TestCase):
     algorithm = pr.qsparse_local_sgd(
       SGD, period=4, compressor=pr.codecs.signs()
     )
-    state = pr.engine.create_train_state(
+    state = harness.state_types(
       pr.engine.ReplicaMesh(N), algorithm, np.zeros(8)
     )
     got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 9)

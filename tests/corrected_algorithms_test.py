@@ -145,9 +145,7 @@ class ScaffoldTest(parameterized.TestCase):
   def test_two_models_are_sent_once_a_round(self):
     mesh = pr.engine.ReplicaMesh(N, N)
     algorithm = pr.scaffold(PLAIN, period=4, learning_rate=0.05)
-    state = pr.engine.create_train_state(
-      mesh, algorithm, np.zeros(5, np.float32)
-    )
+    state = harness.state_types(mesh, algorithm, np.zeros(5, np.float32))
     account = pr.ledger.account(
       algorithm, pr.engine.replica_shapes(state), N, 11
     )
@@ -346,9 +344,7 @@ class TailAveragingTest(parameterized.TestCase):
   def test_sends_nothing(self):
     mesh = pr.engine.ReplicaMesh(N)
     algorithm = pr.tail_averaging(SGD, start_step=self.START)
-    state = pr.engine.create_train_state(
-      mesh, algorithm, np.zeros(5, np.float32)
-    )
+    state = harness.state_types(mesh, algorithm, np.zeros(5, np.float32))
     account = pr.ledger.account(
       algorithm, pr.engine.replica_shapes(state), N, T
     )

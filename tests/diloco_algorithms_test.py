@@ -206,9 +206,7 @@ class TrafficTest(parameterized.TestCase):
   def test_sends_the_parameters(self, name, rounds, payload, messages):
     algorithm = ALGORITHMS[name]()
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
-    state = pr.engine.create_train_state(
-      pr.engine.ReplicaMesh(N), algorithm, params
-    )
+    state = harness.state_types(pr.engine.ReplicaMesh(N), algorithm, params)
     spent = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
     self.assertEqual(spent.rounds[-1], rounds)
     self.assertAlmostEqual(spent.bytes_sent[-1], messages * payload)

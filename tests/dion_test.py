@@ -1,7 +1,6 @@
 """Dion: what is sent is enough, and what the rank changes."""
 
 from absl.testing import absltest, parameterized
-import jax
 import numpy as np
 
 import prsgd_jax as pr
@@ -47,11 +46,7 @@ class DionTest(parameterized.TestCase):
   def test_two_messages_of_low_rank_are_sent(self):
     params = {'w': np.zeros((8, 5), np.float32), 'b': np.zeros(5, np.float32)}
     algorithm = pr.dion(PLAIN, rank=2)
-    state = jax.eval_shape(
-      lambda: pr.engine.create_train_state(
-        pr.engine.ReplicaMesh(N), algorithm, params
-      )
-    )
+    state = harness.state_types(pr.engine.ReplicaMesh(N), algorithm, params)
     spent = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
     self.assertEqual(spent.rounds[-1], 2 * T)
     numbers = (8 + 5) * 2 + 5

@@ -237,9 +237,7 @@ class FedAvgTest(parameterized.TestCase):
   def test_a_round_is_one_all_reduce(self, options, payload):
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
     algorithm = pr.fedavg(SGD, period=4, **options)
-    state = pr.engine.create_train_state(
-      pr.engine.ReplicaMesh(N), algorithm, params
-    )
+    state = harness.state_types(pr.engine.ReplicaMesh(N), algorithm, params)
     spent = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
     self.assertEqual(spent.rounds[-1], 6)
     self.assertAlmostEqual(spent.bytes_sent[-1], 6 * 2 * (N - 1) / N * payload)

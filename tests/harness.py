@@ -192,6 +192,13 @@ def stage_keys(num_steps, path, num_replicas=8, seed=0):
   return jax.vmap(at_step)(jnp.arange(num_steps))
 
 
+def state_types(mesh, algorithm, params, model_state=()):
+  """The state of a new run, shapes and types only: nothing is compiled."""
+  return jax.eval_shape(
+    lambda: pr.engine.create_train_state(mesh, algorithm, params, model_state)
+  )
+
+
 class Run(NamedTuple):
   """What was seen of a run: x `[T + 1, N, d]`, its state, metrics `[T, N]`."""
 

@@ -31,9 +31,7 @@ def shapes_of(algorithm):
   """One replica's shapes, as the ledger wants them."""
   start = harness.to_tree(laws.PROBLEMS['smooth'].start.astype(np.float32))
   mesh = pr.engine.ReplicaMesh(N, 2)
-  return pr.engine.replica_shapes(
-    jax.eval_shape(lambda: pr.engine.create_train_state(mesh, algorithm, start))
-  )
+  return pr.engine.replica_shapes(harness.state_types(mesh, algorithm, start))
 
 
 class LawsTest(parameterized.TestCase):

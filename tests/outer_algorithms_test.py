@@ -283,7 +283,7 @@ class TrafficTest(parameterized.TestCase):
   def account(self, algorithm):
     mesh = pr.engine.ReplicaMesh(N)
     params = {'b': np.zeros(4, np.float32), 'w': np.zeros(8, np.float32)}
-    state = pr.engine.create_train_state(mesh, algorithm, params)
+    state = harness.state_types(mesh, algorithm, params)
     return pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, T)
 
   def check(self, algorithm, rounds, payload):

@@ -8,7 +8,7 @@ import optax
 
 import prsgd_jax as pr
 from tests import algorithms_test as laws
-from tests import reference
+from tests import harness, reference
 from tests.compressed_algorithms_test import final, row, run
 from tests.rows import PLAIN, SGD, N, T
 from tests.rows.sparse import DECAY, LAYERS, first_factor
@@ -23,11 +23,7 @@ def apart(one, other):
 
 def bytes_sent(algorithm, params, num_steps=1):
   """Bytes that one replica sends."""
-  state = jax.eval_shape(
-    lambda: pr.engine.create_train_state(
-      pr.engine.ReplicaMesh(N), algorithm, params
-    )
-  )
+  state = harness.state_types(pr.engine.ReplicaMesh(N), algorithm, params)
   shapes = pr.engine.replica_shapes(state)
   return pr.ledger.account(algorithm, shapes, N, num_steps).bytes_sent[-1]
 
