@@ -6,6 +6,7 @@ import optax
 
 import prsgd_jax as pr
 from tests import algorithms_test as laws
+from tests import harness
 from tests.averaging_algorithms_test import points
 from tests.rows import PLAIN, SGD, N, T
 
@@ -80,7 +81,7 @@ class SpecialCasesTest(parameterized.TestCase):
 
 
 class AgreementTest(parameterized.TestCase):
-  @parameterized.parameters(*laws.LAYOUTS)
+  @parameterized.parameters(*laws.layouts('multi_level'))
   def test_groups_agree_bit_for_bit_when_their_level_is_due(self, num_devices):
     x = laws.trajectory('multi_level', num_devices).x
     for t in range(1, T + 1):
@@ -137,7 +138,7 @@ class CostTest(parameterized.TestCase):
     algorithm = pr.multi_level_avg(SGD, periods=(2, 4, 12), group_sizes=(2, 4))
     mesh = pr.engine.ReplicaMesh(N, 2)
     start = np.zeros(12, np.float32)
-    state = pr.engine.create_train_state(mesh, algorithm, start)
+    state = harness.state_types(mesh, algorithm, start)
     got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 12)
     self.assertEqual(got.rounds[-1], 6 + 3 + 1)
     pairs, fours = 6 * 2 * (1 / 2) * 48, 3 * 2 * (3 / 4) * 48
@@ -150,7 +151,7 @@ class CostTest(parameterized.TestCase):
       algorithm = pr.multi_level_avg(
         SGD, periods=(2, 4), group_sizes=group_sizes
       )
-      state = pr.engine.create_train_state(
+      state = harness.state_types(
         pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(12, np.float32)
       )
       got = pr.ledger.account(algorithm, pr.engine.replica_shapes(state), N, 4)
@@ -163,7 +164,7 @@ class CostTest(parameterized.TestCase):
     )
     mesh = pr.engine.ReplicaMesh(N, 2)
     start = np.zeros(12, np.float32)
-    state = pr.engine.create_train_state(mesh, algorithm, start)
+    state = harness.state_types(mesh, algorithm, start)
     costs = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(11))
     inside, outside = (c for c in costs if isinstance(c, pr.base.Traffic))
     self.assertEqual(np.flatnonzero(inside.fires).tolist(), [4, 6, 8, 10])

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from tests import harness, reference
+from tests import harness
 from tests.rows import TABLE
 
 N = 8
@@ -28,9 +28,7 @@ def loss(params, model_state, batch, key):
 
 def create(algorithm, num_devices=2, params=PARAMS):
   mesh = pr.engine.ReplicaMesh(N, num_devices)
-  return mesh, pr.engine.create_train_state(
-    mesh, algorithm, params, MODEL_STATE
-  )
+  return mesh, harness.state_types(mesh, algorithm, params, MODEL_STATE)
 
 
 def account(algorithm, num_steps, params=PARAMS):
@@ -515,63 +513,8 @@ class ManyReplicasTest(parameterized.TestCase):
     self.assertGreater(got.seconds[-1], 50 * pr.ledger.NETWORK.step_time)
 
 
-def program_bytes(jaxpr):
-  """Bytes that one replica sends in a program at V = 1, by the convention.
-
-  Of a conditional the branch that sends most counts: the one that communicates,
-  or any of those of graphs that take turns.
-  """
-  total = 0.0
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'cond':
-      total += max(program_bytes(b.jaxpr) for b in eqn.params['branches'])
-      continue
-    total += sent_bytes(eqn)
-    for value in eqn.params.values():
-      for inner in value if isinstance(value, tuple | list) else [value]:
-        inner = getattr(inner, 'jaxpr', inner)
-        if hasattr(inner, 'eqns'):
-          total += program_bytes(inner)
-  return total
-
-
-def sent_bytes(eqn):
-  """The convention of the ledger, from a collective and its operands."""
-  payload = sum(
-    v.aval.size * v.aval.dtype.itemsize
-    for v in eqn.invars
-    if hasattr(v.aval, 'size')
-  )
-  groups = eqn.params.get('axis_index_groups')
-  size = len(groups[0]) if groups else N
-  if eqn.primitive.name.startswith(('psum', 'pmean')):
-    return 2 * (size - 1) / size * payload
-  if eqn.primitive.name.startswith('all_gather'):
-    return (size - 1) * payload
-  return payload if eqn.primitive.name == 'ppermute' else 0.0
-
-
 class CollectivesTest(parameterized.TestCase):
-  """At V = 1 the bytes of the ledger are those of the collectives that run."""
-
-  @parameterized.parameters(*TABLE)
-  def test_one_round_of_every_stage(self, name):
-    # The program has each round once, however often its conditional is taken.
-    algorithm = TABLE[name].make()
-    mesh = pr.engine.ReplicaMesh(N, N)
-    start = harness.to_tree(np.zeros(6, np.float32))
-    state = pr.engine.create_train_state(mesh, algorithm, start)
-    problem = reference.make_problem(N, 1)
-    batch = harness.problem_batches(mesh, problem, [0], np.float32)
-    train_steps = pr.engine.make_train_steps(
-      mesh, algorithm, harness.problem_loss
-    )
-    program = jax.make_jaxpr(train_steps)(state, batch)
-    costs = algorithm.cost(pr.engine.replica_shapes(state), N, np.arange(1))
-    sent = sum(c.bytes_sent for c in costs if isinstance(c, pr.base.Traffic))
-    # The program has all matchings, and the ledger the expected half.
-    share = 0.5 if name == 'd_psgd_matcha' else 1.0
-    self.assertAlmostEqual(program_bytes(program.jaxpr) * share, sent)
+  """The collectives that run; `traced_programs_test` compares their bytes."""
 
   @parameterized.parameters(
     'pr_sgd', 'k_avg', 'hier_avg', 'diloco', 'post_local'

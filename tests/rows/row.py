@@ -29,7 +29,7 @@ class Row:
     momentum: of the local optimizer.
     full_sync: 1-based steps t at which all replicas are averaged.
     keeps_mean: whether xbar moves by the mean of the local steps alone.
-    every_layout: whether it runs on every D, or on ONE_LAYOUT only.
+    every_layout: whether it runs on several D, or on ONE_LAYOUT only.
   """
 
   make: Callable[[], pr.base.ReplicaTransformation]
