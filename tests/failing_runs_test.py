@@ -26,9 +26,23 @@ FATAL = (
 
 
 class FailingRunsTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    made = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.made = pathlib.Path(made) / 'run'
+    outcome = binaries.call(
+      train, *RUN, '--num_steps=8', f'--workdir={cls.made}'
+    )
+    assert outcome.code == 0, outcome.err
+
   def setUp(self):
     super().setUp()
     self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def copy_whole(self, workdir):
+    """Copy the run that nothing disturbed."""
+    shutil.copytree(self.made, self.root / workdir)
 
   def train(self, *args, workdir='run', steps=8):
     return binaries.call(
@@ -57,7 +71,7 @@ class FailingRunsTest(parameterized.TestCase):
     )
 
   def test_every_file(self):
-    self.assertEqual(self.train(workdir='whole').code, 0)
+    self.copy_whole('whole')
     for call, part, named, newest in FATAL:
       with self.subTest(call=call, part=part):
         shutil.rmtree(self.root / 'run', ignore_errors=True)
@@ -70,7 +84,7 @@ class FailingRunsTest(parameterized.TestCase):
         self.assertEqual(self.history(), self.history('whole'))
 
   def test_checkpoints_that_are_gone(self):
-    self.assertEqual(self.train().code, 0)
+    self.copy_whole('run')
     whole = self.history()
     shutil.rmtree(self.root / 'run' / records.CHECKPOINTS)
     outcome = self.train('--resume')
@@ -83,7 +97,7 @@ class FailingRunsTest(parameterized.TestCase):
     self.assertEqual((outcome.code, self.history()[:4]), (0, whole))
 
   def test_what_tensorstore_writes(self):
-    self.assertEqual(self.train(workdir='whole').code, 0)
+    self.copy_whole('whole')
     self.assertEqual(self.train(steps=4).code, 0)
     with failing_disk.limit(20_000):  # the parameters are larger
       outcome = self.train('--resume')
@@ -93,7 +107,7 @@ class FailingRunsTest(parameterized.TestCase):
     self.assertEqual(self.history(), self.history('whole'))
 
   def test_tensorboard_may_fail(self):
-    self.assertEqual(self.train(workdir='whole').code, 0)
+    self.copy_whole('whole')
     with failing_disk.refuse('mkdir', 'tensorboard'):
       outcome = self.train()
     self.assertEqual(outcome.code, 0)
