@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from prsgd_jax import models
 from prsgd_jax.engine import checkpoints
 from tests import binaries
 
-SHALLOW = functools.partial(models.ResNet20, blocks_per_stage=1)
+# A convolution, its batch statistics, and the readout.
+SHALLOW = functools.partial(models.ResNet20, blocks_per_stage=0)
 NARROW = functools.partial(models.Transformer, width=8, num_blocks=1)
 SCRIPT = pathlib.Path(train.__file__)
 OF_ALL = (
@@ -45,9 +47,23 @@ def saved(workdir, step):
 
 
 class TrainTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.made = pathlib.Path(
+      cls.enterClassContext(tempfile.TemporaryDirectory())
+    )
+
   def setUp(self):
     super().setUp()
     self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def copy(self, num_steps, workdir):
+    """Copy a small run that the tests of this class share."""
+    run = self.made / str(num_steps)
+    if not run.exists():
+      self.train(f'--num_steps={num_steps}', workdir=run)
+    return shutil.copytree(run, self.root / workdir)
 
   def train(self, *args, workdir='run', small=SMALL):
     outcome = binaries.call(
@@ -91,8 +107,8 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(kept, [80, 100, 110])
 
   def test_same_seed_is_the_same_run_and_another_seed_is_not(self):
-    one = self.train('--num_steps=20', '--seed=1', workdir='one')
-    two = self.train('--num_steps=20', '--seed=1', workdir='two')
+    one = self.copy(20, 'one')
+    two = self.train('--num_steps=20', workdir='two')
     other = self.train('--num_steps=20', '--seed=2', workdir='other')
     self.assert_same_run(one, two, 20)
     self.assertNotEqual(
@@ -101,13 +117,13 @@ class TrainTest(parameterized.TestCase):
     )
 
   def test_resumed_run_equals_the_uninterrupted_one(self):
-    whole = self.train('--num_steps=60', workdir='whole')
-    self.train('--num_steps=40', workdir='parts')
-    earlier = records.read_summary(self.root / 'parts')
-    parts = self.train('--num_steps=60', '--resume', workdir='parts')
-    self.assert_same_run(whole, parts, 60)
-    self.assertEqual(records.read_summary(parts)['step'], 60)
-    kept = json.loads((parts / 'summary-40.json').read_text())
+    whole = self.copy(40, 'whole')
+    parts = self.copy(20, 'parts')
+    earlier = records.read_summary(parts)
+    self.train('--num_steps=40', '--resume', workdir='parts')
+    self.assert_same_run(whole, parts, 40)
+    self.assertEqual(records.read_summary(parts)['step'], 40)
+    kept = json.loads((parts / 'summary-20.json').read_text())
     self.assertEqual(kept, earlier)
 
   def test_resumed_run_of_many_features_equals_the_uninterrupted_one(self):
@@ -171,8 +187,8 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(records.read_summary(workdir)['step'], 30)
 
   def test_resumed_run_may_record_at_other_steps(self):
-    whole = self.train('--num_steps=40', workdir='whole')
-    workdir = self.train('--num_steps=20', workdir='run')
+    whole = self.copy(40, 'whole')
+    workdir = self.copy(20, 'run')
     self.train('--resume', '--num_steps=40', '--log_every=20', small=())
     one, other = (records.read_records(w) for w in (whole, workdir))
     self.assertEqual([r['step'] for r in other], [10, 20, 40])
@@ -193,7 +209,7 @@ class TrainTest(parameterized.TestCase):
         self.assertEqual(outcome.err.count('\n'), 1)
 
   def test_new_runs_start_from_the_parameters_of_another(self):
-    source = self.train('--num_steps=20', workdir='source')
+    source = self.copy(20, 'source')
     flag = f'--init_from={source}'
     mean = self.train(
       '--algorithm=ssgd', '--num_replicas=2', '--num_steps=10', flag,
@@ -233,8 +249,8 @@ class TrainTest(parameterized.TestCase):
       self.assertEqual(outcome.err.count('\n'), 1)
 
   def test_resumed_on_other_devices_is_the_same_to_float_tolerance(self):
-    whole = self.train('--num_steps=40', workdir='whole')
-    self.train('--num_steps=20', workdir='parts')
+    whole = self.copy(40, 'whole')
+    self.copy(20, 'parts')
     parts = self.train(
       '--num_steps=40', '--resume', '--num_devices=4', workdir='parts'
     )
@@ -244,7 +260,7 @@ class TrainTest(parameterized.TestCase):
       np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
 
   def test_finished_run_is_read_and_not_repeated(self):
-    workdir = self.train('--num_steps=20')
+    workdir = self.copy(20, 'run')
     before = (workdir / 'metrics.jsonl').read_bytes()
     self.train('--num_steps=20', '--resume')
     self.assertEqual((workdir / 'metrics.jsonl').read_bytes(), before)
@@ -289,9 +305,8 @@ class TrainTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(value).all(), name)
 
   def test_partitions_dtype_and_buffers_are_used(self):
-    losses = set()
+    losses = {records.read_records(self.copy(20, 'plain'))[-1]['loss']}
     for args in (
-      (),
       ('--partition=sharded',),
       ('--partition=dirichlet', '--dirichlet_alpha=0.1'),
       ('--dtype=bfloat16',),
@@ -321,6 +336,7 @@ class TrainTest(parameterized.TestCase):
     workdir = self.train(
       '--dataset=text', '--model=transformer', '--optimizer=adamw',
       '--learning_rate=1e-2', '--num_steps=40', '--num_replicas=2',
+      '--eval_every=40', '--checkpoint_every=40',
     )  # fmt: skip
     history = records.read_records(workdir)
     last = history[-1]
