@@ -127,7 +127,17 @@ class ReadmeTest(parameterized.TestCase):
   def test_table_of_algorithms_is_that_of_the_code(self):
     self.assertEqual(readme.with_table(TEXT), TEXT)
     for name in algorithm_flags.ALGORITHMS:
-      self.assertRegex(TEXT, rf'`{name}\((tx|local)')
+      self.assertIn(f'| [`{name}`](docs/algorithms/{name}.md) |', TEXT)
+
+  @parameterized.parameters(
+    # Three authors or more, two, and a paper that is not on arXiv.
+    ('qsgd', '[Alistarh et al. 2017](https://arxiv.org/abs/1610.02132)'),
+    ('hier_avg', '[Zhou and Cong 2019](https://arxiv.org/abs/1903.05133)'),
+    ('bmuf', 'Chen and Huo 2016'),
+    ('local_sgd', '[Zhou and Cong 2018](https://arxiv.org/abs/1708.01012)'),
+  )
+  def test_paper_is_the_first_reference(self, name, paper):
+    self.assertEqual(readme.paper(name), paper)
 
   def test_table_of_results_is_that_of_the_files(self):
     text = (ROOT / 'experiments' / 'README.md').read_text()

@@ -1,6 +1,9 @@
-"""Writes the tables of algorithms in the README from the code.
+"""Writes the table of algorithms in the README.
 
 python experiments/tools/readme.py
+
+A row has the sentence below the title of the algorithm's page, and the first
+reference of its docstring.
 """
 
 import pathlib
@@ -19,48 +22,98 @@ from experiments.tools import tables
 from experiments.tools.tables import Column
 
 README = pathlib.Path(__file__).parents[2] / 'README.md'
+PAGES = 'docs/algorithms/'
 BEGIN = '<!-- algorithms: begin -->\n'
 END = '<!-- algorithms: end -->\n'
 
 
 def with_table(text: str) -> str:
-  """The text with the tables between their two marks made anew."""
+  """Returns the text with the table between its two marks written again."""
   before, _, rest = text.partition(BEGIN)
   _, _, after = rest.partition(END)
   return before + BEGIN + format_table() + END + after
 
 
 def format_table() -> str:
-  """Markdown: a table for every family, from signatures and docstrings."""
-  columns = [Column(n) for n in ('algorithm', 'what it does', 'reference')]
-  families: dict[str, list[dict[str, str]]] = {}
-  for name, algorithm in algorithm_flags.ALGORITHMS.items():
-    module = sys.modules[algorithm.__module__]
-    title = (inspect.getdoc(module) or '').split('\n')[0]
-    families.setdefault(title, []).append(_row(name))
-  return '\n'.join(
-    f'{title}\n\n{tables.markdown(rows, columns)}'
-    for title, rows in families.items()
-  )
-
-
-def _row(name: str) -> dict[str, str]:
-  algorithm = algorithm_flags.ALGORITHMS[name]
-  doc = inspect.getdoc(algorithm) or ''
-  summary = doc.split('\n')[0].rstrip('.')
-  reference = ' '.join(doc.partition('Reference:\n')[2].split())
-  papers = re.split(r'(?<!et al)\. ', reference)[0].rstrip('.')
-  keywords = [
-    f', {parameter.name}='
-    for parameter in inspect.signature(algorithm).parameters.values()
-    if parameter.kind == parameter.KEYWORD_ONLY and parameter.name != 'average'
+  """Returns Markdown: a row for every algorithm, family by family."""
+  rows = [
+    {
+      'algorithm': link(name, PAGES),
+      'what it does': summary(name),
+      'paper': paper(name),
+    }
+    for name in algorithm_flags.ALGORITHMS
   ]
-  first = next(iter(inspect.signature(algorithm).parameters))
-  return {
-    'algorithm': f'`{name}({first}{"".join(keywords)})`',
-    'what it does': summary,
-    'reference': papers,
-  }
+  return tables.markdown(rows, [Column(name) for name in rows[0]])
+
+
+def names() -> list[str]:
+  """Returns all names of algorithms, second names after the first ones."""
+  found: list[str] = []
+  for name in algorithm_flags.ALGORITHMS:
+    aliases = algorithm_flags.ALIASES
+    found += [name, *(n for n, first in aliases.items() if first == name)]
+  return found
+
+
+def link(name: str, pages: str = '') -> str:
+  """Returns a link to the page of an algorithm.
+
+  Args:
+    name: of the algorithm.
+    pages: path from the file with the link to the pages; '' from beside them.
+  """
+  return f'[`{name}`]({pages}{name}.md)'
+
+
+def family(name: str) -> str:
+  """Returns the title of an algorithm's family: the first line of its module.
+
+  Example:
+    >>> family('slowmo')
+    'Momentum of whole rounds: SlowMo and BMUF.'
+  """
+  made = algorithm_flags.ALGORITHMS[algorithm_flags.find(name)]
+  module = sys.modules[made.__module__]
+  return (inspect.getdoc(module) or '').split('\n')[0]
+
+
+def summary(name: str) -> str:
+  """Returns the sentence below the title of an algorithm's page.
+
+  Example:
+    >>> summary('muloco')
+    'DiLoCo whose inner optimizer is Muon.'
+  """
+  text = (README.parent / PAGES / f'{name}.md').read_text()
+  return text.split('\n\n')[1]
+
+
+def paper(name: str) -> str:
+  """Returns the first reference of an algorithm, short, and linked to arXiv.
+
+  Example:
+    >>> paper('qsgd')
+    '[Alistarh et al. 2017](https://arxiv.org/abs/1610.02132)'
+  """
+  reference = ' '.join(_docstring(name).partition('Reference:\n')[2].split())
+  found = re.match(r'(.+?) (\d{4})\b', reference)
+  if found is None:
+    return ''
+  authors, year = found.groups()
+  listed = authors.split(', ')
+  if len(listed) > 2:
+    authors = f'{listed[0]} et al.'
+  short = f'{authors.replace(", ", " and ")} {year}'
+  number = re.search(r'arXiv (\d{4}\.\d{4,5})', reference)
+  if number is None:
+    return short
+  return f'[{short}](https://arxiv.org/abs/{number.group(1)})'
+
+
+def _docstring(name: str) -> str:
+  made = algorithm_flags.ALGORITHMS[algorithm_flags.find(name)]
+  return inspect.getdoc(made) or ''
 
 
 if __name__ == '__main__':
