@@ -1,0 +1,102 @@
+"""What a paper says, what was measured of it, and the rule that judges it."""
+
+from typing import Any, NamedTuple
+
+from experiments.papers import quantities, rules
+from experiments.papers.quantities import Measured, Table
+from experiments.papers.rules import Rule, Verdict
+from experiments.running.records import json_files
+
+# Where a claim comes from.
+STATED = 'stated in the paper'
+DERIVED = 'derived here'
+RECALLED = 'recalled, not verified against the paper'
+OURS = 'a check of our own'
+
+
+class Claim(NamedTuple):
+  """One thing that a paper says, with the numbers and the rule that judge it.
+
+  Attributes:
+    text: what the paper says.
+    source: where it comes from, such as `STATED` or `DERIVED`.
+    measured: quantity -> its measured values.
+    rule: when the claim is reproduced.
+    setting: how the numbers were measured.
+    note: what else is worth knowing, such as what was tried.
+  """
+
+  text: str
+  source: str
+  measured: Measured
+  rule: Rule
+  setting: str = ''
+  note: str = ''
+
+  @property
+  def verdict(self) -> Verdict:
+    """The outcome of the rule for the measured numbers."""
+    return self.rule.verdict(self.measured)
+
+  @property
+  def sentence(self) -> str:
+    """The rule in words."""
+    return self.rule.sentence(self.measured)
+
+  def tables(self) -> list[Table]:
+    """Return the measured numbers as small tables of text."""
+    return quantities.tables(self.measured)
+
+
+def to_json(claim: Claim) -> dict[str, Any]:
+  """Encode a claim.
+
+  The verdict is for the eye only: it is not read back but evaluated again.
+  """
+  return {
+    'text': claim.text,
+    'source': claim.source,
+    'verdict': claim.verdict,
+    'rule': rules.to_json(claim.rule),
+    'measured': quantities.to_json(claim.measured),
+    'setting': claim.setting,
+    'note': claim.note,
+  }
+
+
+def from_json(value: Any) -> Claim:
+  """Decode a claim.
+
+  Raises:
+    ValueError: if it has another form, or the rule does not fit the numbers.
+  """
+  if reason := _TEXTS(value):
+    raise ValueError(reason)
+  claim = Claim(
+    value['text'],
+    value['source'],
+    quantities.from_json(value['measured']),
+    rules.from_json(value['rule']),
+    value.get('setting', ''),
+    value.get('note', ''),
+  )
+  claim.verdict  # noqa: B018 - raises where the rule does not fit
+  return claim
+
+
+_TEXTS = json_files.object_of(
+  {
+    **dict.fromkeys(('text', 'source'), json_files.text),
+    **dict.fromkeys(('rule', 'measured'), json_files.object_of({})),
+  },
+  dict.fromkeys(('setting', 'note'), json_files.string),
+)
+
+
+def check(value: Any) -> str | None:
+  """Accept an encoded claim, as a `json_files.Check`."""
+  try:
+    from_json(value)
+  except ValueError as error:
+    return str(error)
+  return None
