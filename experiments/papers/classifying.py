@@ -1,4 +1,4 @@
-"""Small classifiers for `simulate`, and a period that is a setting."""
+"""Small classifiers for `simulate`, and a period that is an argument."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ from prsgd_jax.models import classification
 
 
 class Problem(NamedTuple):
-  """What `simulate` asks of a problem.
+  """What `simulate` needs of a problem.
 
   Attributes:
-    loss_fn: of one replica, on examples drawn with replacement.
-    start: key -> the model's parameters.
-    observe: of the replicas' average, `loss` on training examples and
-      `test_accuracy`.
+    loss_fn: the loss of one replica, on examples drawn with replacement.
+    start: key -> the parameters of the model.
+    observe: replicas -> `loss` on training examples and `test_accuracy` of
+      their average.
   """
 
   loss_fn: Callable[..., jax.Array]
@@ -36,14 +36,14 @@ def problem(
   num_train: int | None = None,
   num_observed: int | None = None,
 ) -> Problem:
-  """A classifier of images.
+  """Return the problem of a classifier of images.
 
   Args:
-    model: without batch statistics.
-    dataset: of images.
+    model: a network without batch statistics.
+    dataset: images with labels.
     batch_size: examples per replica and step.
-    num_train: how many training examples there are, the first [all].
-    num_observed: how many of them, and of the test examples, are looked at.
+    num_train: the number of training examples, the first ones [all].
+    num_observed: the number of training and of test examples observed [all].
   """
   statistics = augmentation.channel_statistics(dataset.train['image'])
   task = classification.classifier(model)
@@ -82,8 +82,8 @@ def problem(
 
 
 def every(period: jax.Array) -> Callable[[Any], Any]:
-  """`pr.schedules.every` of a number that the compiled program is given.
+  """Return `pr.schedules.every` of a period that is an argument of the program.
 
-  One program serves all periods.
+  One compiled program then serves all periods.
   """
   return lambda step: (step + 1) % period == 0

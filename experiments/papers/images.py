@@ -1,4 +1,4 @@
-"""Images as rows of numbers, and networks on them, for `simulation`."""
+"""Images as rows of numbers, and networks for them, for `simulation`."""
 
 from typing import Any, NamedTuple
 
@@ -15,52 +15,52 @@ CLASSES = 10
 
 
 class Examples(NamedTuple):
-  """Of one split: image float32[M, d], centered; label int32[M]."""
+  """The examples of a split: image float32[M, d], centered; label int32[M]."""
 
   image: jax.Array
   label: jax.Array
 
   def rows(self, at: Any) -> dict[str, jax.Array]:
-    """The examples at some places, as a batch."""
+    """Return the examples at some places as a batch."""
     return {'image': self.image[at], 'label': self.label[at]}
 
   def draw(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
-    """A batch, with replacement."""
+    """Draw a batch with replacement."""
     return self.rows(jax.random.randint(key, (size,), 0, len(self.label)))
 
 
 class Network:
-  """An MLP; without hidden layers, softmax regression."""
+  """An MLP, or softmax regression if it has no hidden layers."""
 
   def __init__(self, hidden: tuple[int, ...] = ()):
     self._task = classifier(models.MLP(CLASSES, hidden))
 
   def start(self, examples: Examples) -> Any:
-    """The function of a key that makes the parameters."""
+    """Return the function of a key that makes the parameters."""
     return lambda key: self._task.init(key, examples.rows(slice(1)))[0]
 
   def loss(self, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """The mean cross-entropy, nats."""
+    """Return the mean cross-entropy, nats."""
     unused = jax.random.key(0, impl='threefry2x32')
     return self._task.loss_fn(params, {}, batch, unused)[0]
 
   def accuracy(self, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """The share of the labels that are found."""
+    """Return the fraction of correct labels."""
     return self._task.eval_fn(params, {}, batch)['accuracy'].mean()
 
 
 def load(
   setting: Setting, name: str, num_train: int | None = None
 ) -> tuple[Examples, Examples]:
-  """Training and test images, of MNIST the means of 2 x 2 pixels.
+  """Load training and test images; those of MNIST are reduced to 14 x 14.
 
   Args:
-    setting: says where the data are.
+    setting: names the directory of the data.
     name: 'mnist' or 'digits'.
-    num_train: so many of the first training images, all if None.
+    num_train: the number of training images, the first ones [all].
 
   Raises:
-    DatasetError: if the data are not there.
+    DatasetError: if the data are missing.
   """
   dataset = load_dataset(name, setting.data_dir)
   train = _rows(dataset.train['image'][:num_train])
@@ -78,7 +78,7 @@ def load(
 
 
 def _rows(images: np.ndarray) -> np.ndarray:
-  """uint8[M, h, w, 1] -> float32[M, d]; 28 x 28 pixels are made 14 x 14."""
+  """Flatten uint8[M, h, w, 1] to float32[M, d]; 28 x 28 becomes 14 x 14."""
   size, height, width = images.shape[:3]
   pixels = images.reshape(size, height, width).astype(np.float32)
   if height == 28:
@@ -87,5 +87,5 @@ def _rows(images: np.ndarray) -> np.ndarray:
 
 
 def mean_of(params: Any) -> Any:
-  """The average of all replicas, leaves [N, ...]."""
+  """Return the average of all replicas, leaves [N, ...]."""
   return jax.tree.map(lambda x: x.mean(axis=0), params)

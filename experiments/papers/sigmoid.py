@@ -1,8 +1,8 @@
-"""A smooth loss that is not convex, all of whose constants are known.
+"""A smooth loss that is not convex, with known constants.
 
 f(x) = (1/M) sum_m (s(a_m . x) - y_m)^2 / 2 with the logistic function s and
 y_m = 1 with probability s(a_m . w), else 0. A stochastic gradient is that of
-one example, so that its moments at a point are sums over all M.
+one example, so its moments at a point are sums over all M.
 """
 
 from typing import Any, NamedTuple
@@ -18,14 +18,14 @@ NUM_STARTS = 24
 
 
 class Problem(NamedTuple):
-  """Examples, and what is known of their loss.
+  """Examples, and the constants of their loss.
 
   Attributes:
     features: a_m, float64[M, d].
     labels: y_m, float64[M].
-    smoothness: L, above all |Hessian f(x)|.
+    smoothness: L, an upper bound of |Hessian f(x)|.
     minimum: f*, the lowest of the minima found from many starts.
-    minimizer: where that is, float64[d].
+    minimizer: the point of this minimum, float64[d].
   """
 
   features: np.ndarray
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 def make_problem(
   num_examples: int = 128, dimension: int = 5, seed: int = 0
 ) -> Problem:
-  """A problem of Gaussian features; `num_examples` must be a power of two."""
+  """Make a problem with Gaussian features, `num_examples` a power of two."""
   rng = np.random.default_rng(seed)
   features = rng.normal(size=(num_examples, dimension))
   true = 2 * rng.normal(size=dimension) / np.sqrt(dimension)
@@ -61,31 +61,31 @@ def make_problem(
 
 
 def loss(problem: Problem, x: np.ndarray) -> np.ndarray:
-  """f at points [..., d]."""
+  """Return f at points [..., d]."""
   residual = expit(x @ problem.features.T) - problem.labels
   return np.square(residual).mean(axis=-1) / 2
 
 
 def gradient(problem: Problem, x: np.ndarray) -> np.ndarray:
-  """grad f at points [..., d], float64[..., d]."""
+  """Return grad f at points [..., d], float64[..., d]."""
   slopes = _slopes(problem, x)
   return slopes @ problem.features / len(problem.labels)
 
 
 def second_moment(problem: Problem, x: np.ndarray) -> np.ndarray:
-  """E|G|^2 at points [..., d]: the mean over all examples."""
+  """Return E|G|^2 at points [..., d], the mean over all examples."""
   lengths = np.square(problem.features).sum(axis=-1)
   return np.square(_slopes(problem, x)) @ lengths / len(problem.labels)
 
 
 def variance(problem: Problem, x: np.ndarray) -> np.ndarray:
-  """E|G - grad f|^2 at points [..., d]."""
+  """Return E|G - grad f|^2 at points [..., d]."""
   slope = np.square(gradient(problem, x)).sum(axis=-1)
   return second_moment(problem, x) - slope
 
 
 def shard(problem: Problem, index: int, num_shards: int) -> Problem:
-  """The examples index, index + num_shards, ...; constants are the whole's."""
+  """Return the examples index, index + num_shards, ...; constants are kept."""
   return problem._replace(
     features=problem.features[index::num_shards],
     labels=problem.labels[index::num_shards],
@@ -93,11 +93,11 @@ def shard(problem: Problem, index: int, num_shards: int) -> Problem:
 
 
 def sampled_loss(problem: Problem) -> Any:
-  """A `simulation.LossFn`: of one example, which every replica draws of all.
+  """Return a `simulation.LossFn` of one example, drawn from all.
 
   Raises:
-    ValueError: if the number of examples is not a power of two, of which the
-      lowest bits of a random integer are uniform.
+    ValueError: if the number of examples is not a power of two. Only then are
+      the lowest bits of a random integer uniform.
   """
   size = len(problem.labels)
   if size & (size - 1):
@@ -116,7 +116,7 @@ def sampled_loss(problem: Problem) -> Any:
 
 
 def own_loss(problem: Problem, num_replicas: int) -> Any:
-  """A `simulation.LossFn`: replica i has all of its own shard, no noise."""
+  """Return a `simulation.LossFn` of one shard per replica, without noise."""
   features, labels = _as_float32(problem)
   features = features.reshape(-1, num_replicas, features.shape[-1])
   labels = labels.reshape(-1, num_replicas)
@@ -140,12 +140,12 @@ def _as_float32(problem: Problem) -> tuple[jax.Array, jax.Array]:
 
 
 def _slopes(problem: Problem, x: np.ndarray) -> np.ndarray:
-  """d/dz (s(z) - y)^2 / 2 at z = a_m . x, [..., M]."""
+  """Return d/dz (s(z) - y)^2 / 2 at z = a_m . x, [..., M]."""
   s = expit(np.asarray(x, np.float64) @ problem.features.T)
   return (s - problem.labels) * s * (1 - s)
 
 
 def _largest_curvature() -> float:
-  """sup_z |d^2/dz^2 (s(z) - y)^2 / 2|; the same for y = 0 and 1."""
+  """Return sup_z |d^2/dz^2 (s(z) - y)^2 / 2|, equal for y = 0 and y = 1."""
   s = np.linspace(0, 1, 100_001)
   return float(np.abs(s**2 * (1 - s) * (2 - 3 * s)).max())

@@ -1,9 +1,9 @@
 """Runs that differ in their period, by the same two compiled programs.
 
-A period is a constant of a compiled program, so a figure with six of them would
-compile six; with a convolutional network that takes longer than to train it on
-a CPU. Here one program averages in every step and one in none, and the host
-chooses between them: the trajectories are those of `target.train`.
+A period is a constant of a compiled program, so six periods need six programs.
+On a CPU, compiling a convolutional network takes longer than training it. Here
+one program averages in every step and one in none. The host chooses between
+them; the trajectories are those of `target.train`.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from experiments.running.records import records
 import prsgd_jax as pr
 from prsgd_jax.data.datasets import Dataset
 
-# No run is as long.
+# A period without any average, because no run is as long.
 NEVER = 2**30
 
 
 def subset(dataset: Dataset, num_train: int, num_test: int) -> Dataset:
-  """The first examples of each split."""
+  """Return the first examples of each split."""
   train, test = (
     {name: values[:size] for name, values in split.items()}
     for split, size in ((dataset.train, num_train), (dataset.test, num_test))
@@ -40,15 +40,15 @@ def train_all(
   eval_every: int,
   network: pr.ledger.Network = pr.ledger.NETWORK,
 ) -> list[list[records.Record]]:
-  """Trains by every config; the records are not written anywhere.
+  """Train by every config; return the records without writing them.
 
   Args:
-    run_configs: of algorithms whose only schedule is that of their `period`, or
-      that have none.
-    dataset: that all of them name, or a part of it.
-    log_every: steps between records, whose losses are means over them.
-    eval_every: steps between evaluations, a multiple of it; the last step has
-      one anyway.
+    run_configs: with algorithms whose only schedule is their `period`, or
+      without a schedule.
+    dataset: the data set that all configs name, or a part of it.
+    log_every: steps between records, whose losses are means over these steps.
+    eval_every: steps between evaluations, a multiple of `log_every`. The last
+      step is always evaluated.
     network: for the modeled time.
   """
   programs: dict[str, Experiment] = {}
@@ -75,12 +75,12 @@ def _train(
   log_every: int,
   eval_every: int,
 ) -> list[records.Record]:
-  """One run, by the last program at every `period`-th step, else the first."""
+  """Train by the last program at every `period`-th step, else by the first."""
   num_steps = parts.plan.num_steps
   meter, position = parts.meter, parts.meter.init()
   averages = pr.schedules.every(period)
   local, common = programs[0], programs[-1]
-  # A copy, for the state that a step is given is used up.
+  # A copy, because a step donates the buffers of its state.
   state = jax.tree.map(lambda x: x.copy(), local.state)
   history, losses = [], []
   for done in range(1, num_steps + 1):
