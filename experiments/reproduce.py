@@ -1,12 +1,12 @@
-"""Runs reproductions and writes experiments/RESULTS.md.
+"""Run reproductions and write experiments/RESULTS.md.
 
   python -m experiments.reproduce --data_dir=DIR
   python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
   python -m experiments.reproduce --redraw
 
-Each target writes its JSON and PNG to experiments/results/reproduce/; a target
-whose JSON is there is not run again unless --again. The page is written from
-those files alone.
+Each target writes a JSON and a PNG to experiments/results/reproduce/. A target
+that has a JSON is run again only with --again. The page is written from these
+files only.
 """
 
 import pathlib
@@ -30,7 +30,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import papers
-from experiments.papers import results_page
+from experiments.papers import claims, results_page
 from experiments.papers.target import Setting, Target
 from experiments.running.flags import cli, network
 from experiments.running.records import json_files, records, writing
@@ -41,19 +41,22 @@ FLAGS = flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'reproduce'
 
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_list('targets', [], 'Which targets [all of the scale].')
+flags.DEFINE_list('targets', [], 'Targets to run [all of the scale].')
 flags.DEFINE_enum(
-  'scale', 'cpu', ['cpu', 'full'], 'Minutes on a CPU, or as in the paper.'
+  'scale',
+  'cpu',
+  ['cpu', 'full'],
+  'cpu: minutes on a CPU. full: the setting of the paper.',
 )
-flags.DEFINE_bool('again', False, 'Run targets anew that are done.')
+flags.DEFINE_bool('again', False, 'Run targets again that are done.')
 flags.DEFINE_bool(
-  'redraw', False, 'Run nothing, draw the figures of the kept outcomes again.'
+  'redraw', False, 'Draw the figures of the kept outcomes again; run nothing.'
 )
-flags.DEFINE_bool('page_only', False, 'Run nothing, write the page alone.')
+flags.DEFINE_bool('page_only', False, 'Write the page only; run nothing.')
 
 
 def all_targets() -> dict[str, Target]:
-  """Every target, by the name of its module."""
+  """Return every target by the name of its module."""
   names = sorted(
     module.name
     for module in pkgutil.iter_modules(papers.__path__)
@@ -82,10 +85,10 @@ def main() -> None:
 
 
 def _chosen(targets: dict[str, Target]) -> list[Target]:
-  """The targets that the flags name.
+  """Return the targets that the flags name.
 
   Raises:
-    ValueError: if there is none of a name, or not at this scale.
+    ValueError: if a name is unknown, or its target has another scale only.
   """
   for name in FLAGS.targets:
     if name not in targets:
@@ -102,10 +105,10 @@ def _chosen(targets: dict[str, Target]) -> list[Target]:
 
 
 def _run(target: Target) -> None:
-  """Measures a target unless it is done, keeps the outcome, and draws it."""
+  """Measure a target unless it is done, keep the outcome, and draw it."""
   kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
   if kept.exists() and not FLAGS.again:
-    print(f'{target.name}: done before, read from {kept}')
+    print(f'{target.name}: already done, kept in {kept}')
     return
   print(f'{target.name}: {target.title}', flush=True)
   root = pathlib.Path(FLAGS.workdir or 'runs/reproduce')
@@ -123,7 +126,7 @@ def _run(target: Target) -> None:
     'machine': records.machine(),
     'commit': records.commit(),
     'seeds': list(outcome.seeds),
-    'claims': [claim._asdict() for claim in outcome.claims],
+    'claims': [claims.to_json(claim) for claim in outcome.claims],
     'data': outcome.data,
   }
   RESULTS.mkdir(parents=True, exist_ok=True)
@@ -133,11 +136,11 @@ def _run(target: Target) -> None:
   )
   writing.write_text(kept, text)
   for claim in outcome.claims:
-    print(f'  {claim.reproduced}: {claim.measured} ({claim.says})')
+    print(f'  {claim.verdict}: {claim.text} ({claim.sentence})')
 
 
 def _redraw(targets: list[Target]) -> None:
-  """Draws what is kept of the targets at the scale, without running any."""
+  """Draw the kept outcomes of the targets at the scale; run none."""
   for target in targets:
     kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
     if kept.exists():
@@ -147,12 +150,12 @@ def _redraw(targets: list[Target]) -> None:
 
 
 def draw(target: Target, data: dict, path: pathlib.Path) -> None:
-  """Draws a target's data into a PNG."""
+  """Draw the data of a target into a PNG."""
   figure_files.save(make_figure(target, data), path)
 
 
 def make_figure(target: Target, data: dict) -> Figure:
-  """The figure of a target's data, as they come back from JSON."""
+  """Return the figure of a target's data, as read back from JSON."""
   with drawing.look():
     figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
     target.draw(data, figure)
@@ -160,5 +163,5 @@ def make_figure(target: Target, data: dict) -> Figure:
 
 
 if __name__ == '__main__':
-  del network  # its flags are those of the runs
+  del network  # imported because its flags are those of the runs
   cli.run(main)

@@ -28,15 +28,18 @@ from experiments.tools.report_page import Chip
 from experiments.tools.tables import Column
 from tests import binaries, written_runs
 
+AT_MOST_ONE = {
+  'kind': 'compare', 'left': 'loss', 'relation': '<=', 'right': 1.0,
+}  # fmt: skip
 REPRODUCTION = {
   'name': 't99', 'title': 'Loss <flat> in I', 'paper': 'Yu 2019, figure 1',
   'scale': 'cpu', 'seconds': 12.5, 'machine': {'cpus': 2, 'device': 'cpu'},
   'commit': 'abc', 'seeds': [0, 1], 'data': {'curve': [0.125] * 9},
   'claims': [
-    {'says': 'flat', 'measured': '0.1 & 0.1', 'reproduced': 'yes',
-     'tried': ''},
-    {'says': 'faster', 'measured': '1.0', 'reproduced': 'no',
-     'tried': 'I = 4'},
+    {'text': 'flat', 'source': 'ours', 'rule': {'yes': AT_MOST_ONE},
+     'measured': {'loss': {'unit': 'a & b', 'cases': {'': 0.1}}}},
+    {'text': 'faster', 'source': 'ours', 'rule': {'yes': AT_MOST_ONE},
+     'measured': {'loss': {'cases': {'': 2.0}}}, 'note': 'I = 4'},
   ],
 }  # fmt: skip
 
@@ -204,7 +207,7 @@ class ReportTest(PageTest):
     self.assertEqual(outcome.code, 0, outcome.err)
     text = self.output.read_text()
     self.assertIn('Loss &lt;flat&gt; in I', text)
-    self.assertIn('0.1 &amp; 0.1', text)
+    self.assertIn('a &amp; b', text)
     self.assertIn('<span class="chip no">not reproduced</span>', text)
     self.assertIn('<article class="claim no">', text)
     self.assertIn('<span class="chip yes">1 reproduced</span>', text)
@@ -212,6 +215,7 @@ class ReportTest(PageTest):
     self.assertIn('12.5 s', text)
     self.assertIn('href="#t99-cpu"', text)
     self.assertIn('id="t99-cpu"', text)
+    self.assertIn('yes if loss ≤ 1; otherwise no', text)
     self.assertNotIn('0.125', text)  # the data of the figure
 
   @parameterized.parameters(
@@ -230,12 +234,15 @@ class ReportTest(PageTest):
     self.assertFalse(self.output.exists())
 
   @parameterized.parameters(
-    ('reproduced: expected one of yes, partly, no, got "maybe"', {
-      'claims': [{'says': '', 'measured': '', 'reproduced': 'maybe'}]
+    ("the rule needs 'loss', which is not measured", {
+      'claims': [
+        {'text': 'a', 'source': 'b', 'measured': {},
+         'rule': {'yes': AT_MOST_ONE}}
+      ]
     }),
     ('title: expected text, got null', {'title': None}),
-    (r'claims\[0\]: it has no measured, reproduced',
-     {'claims': [{'says': ''}]}),
+    (r'claims\[0\]: it has no source, rule, measured',
+     {'claims': [{'text': ''}]}),
   )  # fmt: skip
   def test_a_file_of_another_form_is_refused(self, message, changes):
     directory = self.write_reproduction(**changes)
@@ -319,8 +326,13 @@ class HostileTextTest(PageTest):
     path.write_text(json.dumps(one))
     plain = self.elements(*args)
     changed = hostile(one)
-    for claim, kept in zip(changed['claims'], one['claims']):
-      claim['reproduced'] = kept['reproduced']
+    for claim in changed['claims']:
+      # The form is checked, so only its texts can be hostile.
+      claim['measured'] = {
+        HOSTILE: {'unit': HOSTILE, 'cases': {'': 1.0}},
+        'b': {'unit': HOSTILE, 'cases': {HOSTILE: 2.0}},
+      }
+      claim['rule'] = {'yes': {**AT_MOST_ONE, 'left': HOSTILE}}
     path.write_text(json.dumps(changed))
     for file in directory.iterdir():
       file.rename(directory / f'{HOSTILE.replace("/", "")}{file.suffix}')

@@ -1,4 +1,4 @@
-"""Tests of the targets of `experiments/reproduce`, one table of all."""
+"""Tests of the targets of `experiments/reproduce`, in one table."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import costs, reproduce
-from experiments.papers import results_page, t09_post_local, target
+from experiments.papers import claims, results_page, t09_post_local, target
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, runs
 from experiments.running.flags import run_config
@@ -25,7 +25,7 @@ from tests import binaries, looks
 
 
 def without_images(name, data_dir):
-  """A dataset of the size that it has, all black."""
+  """Return a dataset of its real size, with black images."""
   del data_dir
   shape = costs.DATASETS[name]
   (kind,) = shape.batch
@@ -48,7 +48,7 @@ KEPT = sorted(reproduce.RESULTS.glob('*.json'))
 
 class TargetTest(parameterized.TestCase):
   @parameterized.parameters(*TARGETS)
-  def test_is_named_as_its_module_and_says_where_it_stands(self, name):
+  def test_is_named_as_its_module_and_names_its_paper(self, name):
     target = TARGETS[name]
     self.assertEqual(target.name, name)
     self.assertTrue(target.title)
@@ -70,7 +70,7 @@ class TargetTest(parameterized.TestCase):
 
 
 class FullSettingTest(parameterized.TestCase):
-  """The full settings as they are, up to the first step: nothing is trained."""
+  """The full settings, assembled but not trained."""
 
   def setUp(self):
     super().setUp()
@@ -78,7 +78,7 @@ class FullSettingTest(parameterized.TestCase):
     assemble, known = experiment.assemble, {}
 
     def assemble_once(run, *args):
-      """Runs that differ by seed or rate alone fit together alike."""
+      """Assemble runs once that differ by seed or rate only."""
       alike = dataclasses.replace(run, seed=0, learning_rate=1.0)
       key = repr(alike)
       if key not in known:
@@ -100,7 +100,7 @@ class FullSettingTest(parameterized.TestCase):
       self.enterContext(mock.patch.object(module, name, fake))
 
   def made_records(self):
-    """Two evaluations of the last run, as if it had been trained."""
+    """Return two evaluations of the last run, as if it had been trained."""
     parts = self.assembled[-1]
     steps = (parts.plan.num_steps // 2, parts.plan.num_steps)
     if id(parts) not in self.spent:  # runs that fit together alike share it
@@ -147,7 +147,7 @@ class KeptTest(parameterized.TestCase):
         )
         self.assertEqual(looks.faults(figure), [])
         self.assertLessEqual(figure.get_figwidth(), drawing.WIDTH)
-        # The digest is not the same whatever is drawn.
+        # Another color, because the digest must depend on what is drawn.
         figure.axes[0].lines[0].set_color('#123456')
         self.assertNotEqual(
           figure_files.digest(figure),
@@ -169,16 +169,17 @@ class KeptTest(parameterized.TestCase):
         outcome = binaries.call(reproduce, '--redraw', f'--targets={name}')
       self.assertEqual(outcome.code, 0, outcome.err)
       drawn = [path.name for path in results.glob('*.png')]
-    self.assertEqual(drawn, [f'{name}-cpu.png'])  # the scale that is asked for
+    self.assertEqual(drawn, [f'{name}-cpu.png'])  # the requested scale only
 
-  def test_what_did_not_reproduce_says_what_was_tried(self):
+  def test_verdicts_are_those_of_the_kept_numbers_and_rules(self):
     for path in KEPT:
-      for claim in json.loads(path.read_text())['claims']:
-        with self.subTest(f'{path.name}: {claim["says"]}'):
-          self.assertIn(claim['reproduced'], ('yes', 'partly', 'no'))
-          self.assertTrue(claim['measured'])
-          if claim['reproduced'] != 'yes':
-            self.assertTrue(claim['tried'])
+      for kept in json.loads(path.read_text())['claims']:
+        with self.subTest(f'{path.name}: {kept["text"]}'):
+          claim = claims.from_json(kept)
+          self.assertEqual(claim.verdict, kept['verdict'])
+          self.assertEqual(claims.to_json(claim), kept)
+          self.assertTrue(claim.measured)
+          self.assertTrue(claim.setting)
 
   def test_page_has_all_of_them(self):
     page = results_page.format_page(
@@ -190,13 +191,12 @@ class KeptTest(parameterized.TestCase):
       self.assertIn(f'results/reproduce/{path.stem}.png', page)
     self.assertEqual(results_page.PAGE.read_text(), page)
 
-  def test_bars_do_not_end_the_cells_of_a_claim(self):
-    page = results_page.PAGE.read_text()
-    _, *sections = page.split('\n## ')
-    for section in sections:
-      for line in section.splitlines():
-        if line.startswith('| '):
-          self.assertLen(re.findall(r'(?<!\\)\|', line), 5, line)
+  def test_bars_do_not_end_the_cells_of_a_table(self):
+    bars = 0
+    for line in results_page.PAGE.read_text().splitlines():
+      found = len(re.findall(r'(?<!\\)\|', line)) * line.startswith('|')
+      self.assertIn(found, (bars, 0) if bars else range(12), line)
+      bars = found
 
   def test_every_setting_is_kept_or_named_as_not_run(self):
     page = results_page.PAGE.read_text()

@@ -1,8 +1,12 @@
-"""experiments/RESULTS.md, from the files of the reproductions alone."""
+"""experiments/RESULTS.md, from the files of the reproductions only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import pathlib
+from typing import get_args
 
+from experiments.papers import claims
+from experiments.papers.claims import Claim
+from experiments.papers.rules import Verdict
 from experiments.papers.target import Target
 from experiments.running.records import json_files, records, writing
 from experiments.tools import tables
@@ -11,10 +15,10 @@ from experiments.tools.tables import Column
 PAGE = pathlib.Path(__file__).parents[1] / 'RESULTS.md'
 HEAD = """# Results
 
-What the papers say, and what was measured here. Every number comes from a file
-in `results/reproduce/`, which the command of its section makes; a claim that
-did not reproduce says so, with what was tried. `yes`, `partly` and `no` are
-decided by the numbers, by the rule that the last column states.
+The claims of the papers, and what was measured here. Every number comes from a
+file in `results/reproduce/`, which the command of its section makes. Each claim
+has a rule, which decides between `yes`, `partly` and `no` by the numbers in its
+tables. Numbers over several seeds are means, with their range in parentheses.
 
 """
 
@@ -33,38 +37,16 @@ _FORM = json_files.object_of(
       }
     ),
     'seeds': json_files.list_of(json_files.integer),
-    'claims': json_files.list_of(
-      json_files.object_of(
-        {
-          **dict.fromkeys(('says', 'measured', 'tried'), json_files.string),
-          'reproduced': json_files.one_of('yes', 'partly', 'no'),
-        }
-      )
-    ),
+    'claims': json_files.list_of(claims.check),
   }
 )
 
-SUMMARY = (
-  Column('target'),
-  Column('title'),
-  Column('scale'),
-  Column('reproduced'),
-  Column('seconds', show='{:.0f}'.format),
-)
-NOT_RUN = (Column('target'), Column('title'), Column('command'))
-CLAIMS = (
-  Column('says', 'the paper'),
-  Column('measured'),
-  Column('reproduced'),
-  Column('tried', 'rule, or what was tried'),
-)
 
-# What the papers have, and what was not attempted for want of data or weights.
+# Results of the papers that were not attempted.
 OUT_OF_REACH = """
-Not attempted, for want of the data or the weights: the papers' runs on ImageNet
-(among them Zhou and Cong 2019, Zhang et al. 2021) and on speech (SWB300 and
-SWB2000), and the rows of Zhu et al. 2023 from pretrained weights; for want of
-an algorithm, SlowMo around SGP.
+Not attempted, because the data or the weights are missing: the papers' runs on
+ImageNet (among them Zhou and Cong 2019, Zhang et al. 2021) and on speech
+(SWB300 and SWB2000), and the rows of Zhu et al. 2023 from pretrained weights.
 """
 
 
@@ -73,7 +55,7 @@ def write(
   targets: Mapping[str, Target],
   page: pathlib.Path = PAGE,
 ) -> pathlib.Path:
-  """Writes the page from all outcomes in a directory; returns its path."""
+  """Write the page from all outcomes in a directory; return its path."""
   figures = results.relative_to(page.parent)
   text = format_page(read(results), figures, targets)
   writing.write_text(page, text)
@@ -81,13 +63,19 @@ def write(
 
 
 def read(results: pathlib.Path) -> list[records.Record]:
-  """All outcomes, in the order of their names.
+  """Read all outcomes in the order of their names.
+
+  Each of `claims` is a `Claim`, whose verdict is evaluated again.
 
   Raises:
     DamagedFile: if a file has another form.
   """
-  return [
+  found = [
     json_files.read(path, _FORM) for path in sorted(results.glob('*.json'))
+  ]
+  return [
+    {**one, 'claims': [claims.from_json(c) for c in one['claims']]}
+    for one in found
   ]
 
 
@@ -96,47 +84,57 @@ def format_page(
   figures: pathlib.Path,
   targets: Mapping[str, Target],
 ) -> str:
-  """Markdown: a summary, what was not run, and a section for each outcome."""
+  """Return Markdown: a summary, what was not run, a section per outcome."""
   rows = [
-    {
-      **outcome,
-      'target': f'[{outcome["name"]}](#{_anchor(outcome)})',
-      'reproduced': _verdicts(outcome),
-    }
-    for outcome in outcomes
+    (
+      f'[{o["name"]}](#{_anchor(o)})',
+      o['title'],
+      o['scale'],
+      _verdicts(o),
+      f'{o["seconds"]:.0f}',
+    )
+    for o in outcomes
   ]
-  summary = tables.markdown(rows, SUMMARY)
+  head = ('target', '', 'scale', 'reproduced', 'seconds')
   sections = [_section(o, figures) for o in outcomes]
-  return ''.join((HEAD, summary, _not_run(outcomes, targets), *sections))
+  return ''.join(
+    (HEAD, _table(head, rows), _not_run(outcomes, targets), *sections)
+  )
 
 
 def _not_run(
   outcomes: list[records.Record], targets: Mapping[str, Target]
 ) -> str:
-  """The settings without an outcome, and what no target has."""
+  """Return the settings without an outcome, and what no target has."""
   done = {(o['name'], o['scale']) for o in outcomes}
   rows = [
-    {'target': name, 'title': target.title, 'command': _command(name, scale)}
+    (
+      name,
+      target.title,
+      f'`python -m experiments.reproduce --targets={name} --scale={scale}`',
+    )
     for name, target in targets.items()
     for scale in target.scales
     if (name, scale) not in done
   ]
-  head = (
-    '\nWritten, and not run: no accelerator was at hand. The tests start each '
-    'in small,\nand put together every run of it.\n\n'
+  text = (
+    '\nWritten but not run, because no accelerator was available. The tests '
+    'start each\nof them at a small size, and assemble every run.\n\n'
   )
-  table = head + tables.markdown(rows, NOT_RUN) if rows else ''
-  return table + OUT_OF_REACH
-
-
-def _command(name: str, scale: str) -> str:
-  return f'`python -m experiments.reproduce --targets={name} --scale={scale}`'
+  table = _table(('target', '', 'command'), rows)
+  return (text + table if rows else '') + OUT_OF_REACH
 
 
 def _verdicts(outcome: records.Record) -> str:
-  found = [claim['reproduced'] for claim in outcome['claims']]
-  counts = [(v, found.count(v)) for v in ('yes', 'partly', 'no')]
+  found = [claim.verdict for claim in outcome['claims']]
+  counts = [(v, found.count(v)) for v in get_args(Verdict)]
   return ', '.join(f'{n} {v}' for v, n in counts if n)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  columns = [Column(str(i), title or ' ') for i, title in enumerate(head)]
+  named = ({str(i): cell for i, cell in enumerate(row)} for row in rows)
+  return tables.markdown(named, columns)
 
 
 def _title(outcome: records.Record) -> str:
@@ -149,13 +147,39 @@ def _anchor(outcome: records.Record) -> str:
 
 def _section(outcome: records.Record, figures: pathlib.Path) -> str:
   machine, seeds = outcome['machine'], outcome['seeds']
+  summary = [
+    (str(i), claim.text, claim.verdict)
+    for i, claim in enumerate(outcome['claims'], 1)
+  ]
   figure = figures / f'{outcome["name"]}-{outcome["scale"]}.png'
+  judged = ''.join(
+    _claim(i, claim) for i, claim in enumerate(outcome['claims'], 1)
+  )
   return (
     f'\n## {_title(outcome)}\n\n{outcome["title"]}. {outcome["paper"]}.\n\n'
     f'![{outcome["title"]}]({figure})\n\n'
-    f'{tables.markdown(outcome["claims"], CLAIMS)}\n'
-    f'{_command(outcome["name"], outcome["scale"])}: '
-    f'{outcome["seconds"]:.0f} s, '
+    f'{_table(("", "claim", "reproduced"), summary)}\n'
+    f'`python -m experiments.reproduce --targets={outcome["name"]} '
+    f'--scale={outcome["scale"]}`: {outcome["seconds"]:.0f} s, '
     f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
-    f'seeds {", ".join(map(str, seeds))}, commit {outcome["commit"]}.\n'
+    f'seeds {", ".join(map(str, seeds))}, commit {outcome["commit"]}.\n{judged}'
   )
+
+
+def _claim(index: int, claim: Claim) -> str:
+  """Return a claim with its rule and its numbers."""
+  parts = [
+    f'**{index}. {claim.verdict}**: {_plain(claim.text)} '
+    f'*({_plain(claim.source)})*',
+    f'Rule: {_plain(claim.sentence)}.',
+    *(_table(*table).rstrip() for table in claim.tables()),
+    *(_plain(text) for text in (claim.setting, claim.note) if text),
+  ]
+  return '\n' + '\n\n'.join(parts) + '\n'
+
+
+def _plain(text: str) -> str:
+  """Escape text that Markdown would read as emphasis or as a link."""
+  for mark in '*_[<':
+    text = text.replace(mark, f'\\{mark}')
+  return text

@@ -1,4 +1,4 @@
-"""T2: PR-SGD's linear speed-up, and Theorem 1 with each of its terms."""
+"""T2: PR-SGD's linear speedup, and Theorem 1 with each of its terms."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +10,19 @@ import numpy as np
 import optax
 
 from experiments.papers import sigmoid
-from experiments.papers.simulation import simulate
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  Target,
-  verdict,
+from experiments.papers.claims import DERIVED, OURS, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  above,
+  at_most,
+  below,
+  every,
+  some,
 )
+from experiments.papers.quantities import by_case, number, of_seeds
+from experiments.papers.rules import Rule
+from experiments.papers.simulation import simulate
+from experiments.papers.target import Outcome, Setting, Target
 from experiments.tools import styles
 import prsgd_jax as pr
 from prsgd_jax.science import theory
@@ -31,15 +36,15 @@ NUM_POINTS = 512
 
 
 class Run(NamedTuple):
-  """One setting of PR-SGD, all seeds: what the theory speaks of.
+  """What the theory needs of one setting of PR-SGD, over all seeds.
 
   Attributes:
     left: (1/T) sum_t |grad f(xbar^{t-1})|^2, float[S].
     drift: max over t of the mean over seeds and replicas of |xbar - x_i|^2.
     bound: the terms of Theorem 1.
     drift_bound: 4 gamma^2 I^2 G^2.
-    variance: sigma^2, the largest on the way.
-    second_moment: G^2, the largest on the way.
+    variance: sigma^2, the largest along the runs.
+    second_moment: G^2, the largest along the runs.
   """
 
   left: np.ndarray
@@ -51,7 +56,7 @@ class Run(NamedTuple):
 
 
 def measure(setting: Setting) -> Outcome:
-  """Runs PR-SGD as its corollary has it, and where one term is all."""
+  """Run PR-SGD as in its corollary, and where one term dominates."""
   del setting
   problem = sigmoid.make_problem()
   rows = []
@@ -63,7 +68,8 @@ def measure(setting: Setting) -> Outcome:
       period = int(choice.period)
       run = _shared(problem, n, num_steps, period, choice.learning_rate)
       rows.append(_row(run, n, num_steps, period, choice.learning_rate))
-  # What the learning rate of sixteen replicas does to one that is alone.
+  # One replica at the learning rate of sixteen, because the gain of averaging
+  # is the ratio of their errors.
   together = next(r for r in rows if r['n'] == max(REPLICAS))
   alone = _shared(
     problem, 1, together['num_steps'], 1, together['learning_rate']
@@ -88,7 +94,7 @@ def measure(setting: Setting) -> Outcome:
 
 
 def _start(problem: sigmoid.Problem) -> np.ndarray:
-  """Poor: the other side of the origin, where f is not convex."""
+  """Return a poor start: across the origin, where f is not convex."""
   return -problem.minimizer
 
 
@@ -97,7 +103,7 @@ def _gap(problem: sigmoid.Problem, x: np.ndarray) -> float:
 
 
 def _lowest_curvature(problem: sigmoid.Problem, x: np.ndarray) -> float:
-  """The smallest eigenvalue of the Hessian at x, by central differences."""
+  """Return the smallest eigenvalue of the Hessian, by central differences."""
   shifts = 1e-5 * np.eye(len(x))
   ahead, behind = x + shifts, x - shifts
   hessian = sigmoid.gradient(problem, ahead) - sigmoid.gradient(problem, behind)
@@ -112,7 +118,7 @@ def _shared(
   learning_rate: float,
   start: np.ndarray | None = None,
 ) -> Run:
-  """Every replica draws one example of all in each step."""
+  """Run replicas that all draw from the same examples, one a step."""
   start = _start(problem) if start is None else start
 
   def observe(x: jax.Array) -> Any:
@@ -125,7 +131,7 @@ def _shared(
     observe,
     SEEDS,
   )
-  # Replicas are alike in law: the points of one of them stand for all.
+  # One replica is enough, because all have the same distribution.
   points = first[:, :: max(1, num_steps // NUM_POINTS)]
   points = np.concatenate([points.reshape(-1, points.shape[-1]), start[None]])
   return _run(
@@ -145,7 +151,7 @@ def _unlike(
   period: int,
   learning_rate: float,
 ) -> Run:
-  """Every replica has examples of its own and their exact gradient."""
+  """Run replicas with their own examples and exact gradients."""
   start = _start(problem)
   points = _simulate(
     sigmoid.own_loss(problem, n),
@@ -175,7 +181,7 @@ def _simulate(
   observe: Callable[[jax.Array], Any],
   seeds: Sequence[int],
 ) -> Any:
-  """What is observed of PR-SGD, leaves [S, T, ...]."""
+  """Return what is observed of PR-SGD, leaves [S, T, ...]."""
   n, num_steps, period, learning_rate, start = choices
   seen = simulate(
     lambda rate: pr.pr_sgd(optax.sgd(rate), period=period),
@@ -199,7 +205,7 @@ def _run(
   variance: float,
   second_moment: float,
 ) -> Run:
-  """Both sides of the theorem and of the lemma, from the means [S, T, d]."""
+  """Return both sides of theorem and lemma, from the means [S, T, d]."""
   n, num_steps, period, learning_rate, start = choices
   # xbar^0 .. xbar^{T-1}: the last is not among them.
   slopes = np.square(sigmoid.gradient(problem, centers[:, :-1])).sum(axis=-1)
@@ -222,7 +228,7 @@ def _run(
 
 
 def _counter_checks(problem: sigmoid.Problem) -> list[dict[str, Any]]:
-  """Runs in which one term of Theorem 1 is most of it, by its name."""
+  """Run settings in which one term of Theorem 1 dominates."""
   slow = 1 / (256 * problem.smoothness)
   fast = 1 / (16 * problem.smoothness)
   runs = {
@@ -271,91 +277,106 @@ def _row(
 
 
 def _speedup_claim(rows: Sequence[Mapping[str, Any]], gain: float) -> Claim:
-  scaled = np.array(
-    [np.mean(r['left']) * np.sqrt(r['n'] * r['num_steps']) for r in rows]
-  )
+  products = np.array([r['n'] * r['num_steps'] for r in rows])
+  scaled = np.array([np.mean(r['left']) for r in rows]) * np.sqrt(products)
   off = float(np.abs(scaled / np.exp(np.log(scaled).mean()) - 1).max())
-  shown = '; '.join(
-    f'N = {r["n"]}, T = {r["num_steps"]}, I = {r["period"]}: '
-    f'{np.mean(r["left"]):.2e} (± {np.ptp(r["left"]) / 2:.0e}), times '
-    f'sqrt(NT) {c:.4f}'
-    for r, c in zip(rows, scaled, strict=True)
-  )
+  errors = {_name(r): r['left'] for r in rows}
+  deviation = 'largest deviation from the geometric mean'
+  excess = 'error of one replica over that of sixteen'
   return Claim(
-    says='gamma = sqrt(N) / (L sqrt(T)), I <= T^(1/4) / N^(3/4): '
-    '(1/T) sum_t E abs(grad f(xbar^(t-1)))^2 falls as 1 / sqrt(NT) (corollary '
-    'of Theorem 1; derived)',
-    measured=f'{shown}; one replica alone at the gamma of N = 16 has '
-    f'{gain:.1f} times as much as the sixteen',
-    reproduced=verdict(off < TOLERANCE and gain > 2, off < 2 * TOLERANCE),
-    tried=f'all products with sqrt(NT) within {TOLERANCE:.0%} of their '
-    f'geometric mean (the worst is {off:.1%} off), and more than twice as much '
-    'without averages',
+    text='With gamma = sqrt(N) / (L sqrt(T)) and I <= T^(1/4) / N^(3/4), the '
+    'error (1/T) sum_t E |grad f(xbar^(t-1))|^2 falls as 1 / sqrt(NT).',
+    source=f'{DERIVED}: the corollary of Theorem 1',
+    measured={
+      deviation: number(100 * off, '%'),
+      excess: number(gain, 'times'),
+      'error': by_case(errors),
+      'error times sqrt(NT)': by_case(dict(zip(errors, scaled, strict=True))),
+    },
+    rule=Rule(
+      All((below(deviation, 100 * TOLERANCE), above(excess, 2))),
+      below(deviation, 200 * TOLERANCE),
+    ),
+    setting='The deviation is that of the error times sqrt(NT). One replica '
+    'without averages has the learning rate of sixteen, T = 65536.',
   )
+
+
+def _name(row: Mapping[str, Any]) -> str:
+  return f'N = {row["n"]}, T = {row["num_steps"]}, I = {row["period"]}'
 
 
 def _bound_claim(
   rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]
 ) -> Claim:
-  ratios = [np.max(r['left']) / sum(r['bound'].values()) for r in rows]
-  ratios += [c['left'] / c['bound'] for c in checks]
+  ratios = {
+    _name(r): of_seeds(np.array(r['left']) / sum(r['bound'].values()))
+    for r in rows
+  }
+  checked = {c['what']: c['left'] / c['bound'] for c in checks}
+  ratio = 'left side over right side'
   return Claim(
-    says='Theorem 1: the left side is at most 2 (f(xbar^0) - f*) / (gamma T) '
-    '+ 4 gamma^2 I^2 G^2 L^2 + L gamma sigma^2 / N (as such, with L^2 where '
-    'the slides print L)',
-    measured=f'left over right: {_span(ratios)} in {len(ratios)} settings',
-    reproduced=verdict(max(ratios) <= 1),
-    tried='at most 1 in every setting, for the seed with most; L from above, '
-    'f* of many starts, G and sigma the largest on the way, over all examples',
+    text='Theorem 1: the left side is at most 2 (f(xbar^0) - f*) / (gamma T) '
+    '+ 4 gamma^2 I^2 G^2 L^2 + L gamma sigma^2 / N.',
+    source=f'{STATED}; with L^2 where the slides print L',
+    measured={ratio: by_case({**ratios, **checked})},
+    rule=Rule(every(at_most(ratio, 1, seeds='each'))),
+    setting='L is bounded from above. f* is the minimum from many starts. G '
+    'and sigma are the largest along the runs, over all examples.',
   )
 
 
 def _drift_claim(
   rows: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]
 ) -> Claim:
-  # One replica has no drift, of which anything is a bound.
-  runs = [r for r in rows if r['n'] > 1]
+  # Only N > 1, because one replica has no drift.
+  ratios = {_name(r): r['drift'] / r['drift_bound'] for r in rows if r['n'] > 1}
   unlike = next(c for c in checks if c['term'] == 'drift')
-  ratios = [r['drift'] / r['drift_bound'] for r in [*runs, unlike]]
-  without = unlike['drift'] / (unlike['drift_bound'] / 64**2)
+  ratios[unlike['what']] = unlike['drift'] / unlike['drift_bound']
+  ratio = 'largest drift over its bound'
+  without = 'drift of unlike replicas over 4 gamma^2 G^2'
   return Claim(
-    says='the lemma: E abs(xbar^t - x_i^t)^2 <= 4 gamma^2 I^2 G^2 at every t '
-    '(as such)',
-    measured=f'the largest drift over its bound: {_span(ratios)}; with '
-    f'unlike replicas it is {without:.0f} times 4 gamma^2 G^2',
-    reproduced=verdict(max(ratios) <= 1 and without > 1, max(ratios) <= 1),
-    tried='at most 1 at every step of every setting with N > 1 (mean over '
-    'replicas and seeds; every replica where they are unlike), and the bound '
-    'without I^2 is broken',
+    text='The lemma: E |xbar^t - x_i^t|^2 <= 4 gamma^2 I^2 G^2 at every t.',
+    source=STATED,
+    measured={
+      ratio: by_case(ratios),
+      without: number(unlike['drift'] / (unlike['drift_bound'] / 64**2)),
+    },
+    rule=Rule(
+      All((every(at_most(ratio, 1)), above(without, 1))),
+      every(at_most(ratio, 1)),
+    ),
+    setting='The largest over all steps of the mean over replicas and seeds; '
+    'where the replicas are unlike, of every replica. The bound without I^2 '
+    'must fail, because otherwise the check would be too weak to notice it.',
   )
 
 
 def _counter_claim(checks: Sequence[Mapping[str, Any]]) -> Claim:
-  ratios = [c['left'] / c['without'] for c in checks]
-  shown = '; '.join(
-    f'without {c["term"]} {ratio:.3g} ({c["what"]})'
-    for c, ratio in zip(checks, ratios, strict=True)
-  )
+  ratio = 'left side over the rest of the right side'
   return Claim(
-    says='no term of Theorem 1 can be left out (a check on the checks: not '
-    'claimed by the paper)',
-    measured=f'left over what remains of the right: {shown}',
-    reproduced=verdict(min(ratios) > 1, max(ratios) > 1),
-    tried='above 1 for each term in the setting that it dominates',
+    text='No term of Theorem 1 can be left out.',
+    source=OURS,
+    measured={
+      ratio: by_case(
+        {
+          f'without {c["term"]}: {c["what"]}': c['left'] / c['without']
+          for c in checks
+        }
+      )
+    },
+    rule=Rule(every(above(ratio, 1)), some(above(ratio, 1))),
+    setting='Each term is left out in the setting in which it dominates.',
   )
-
-
-def _span(ratios: Sequence[float]) -> str:
-  return f'{min(ratios):.2g} to {max(ratios):.2g}'
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Both sides against N T, and the bound with and without each term."""
+  """Draw both sides against N T, and the bound without each term."""
   left, right = figure.subplots(1, 2)
   rows = sorted(data['rows'], key=lambda r: r['n'] * r['num_steps'])
   products = np.array([r['n'] * r['num_steps'] for r in rows], float)
   means = np.array([np.mean(r['left']) for r in rows])
-  # Larger rings around smaller ones, because points of two N coincide.
+  # Larger rings around smaller ones because points of two N coincide.
   for (n, style), size in zip(
     styles.variants('pr_sgd', (1, 4, 16)).items(), (4, 8, 12), strict=True
   ):
@@ -389,7 +410,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     right.plot(places, values, fmt, color=color, ms=8, label=label)
   right.set_xticks(places, [c['term'] for c in checks])
   right.set_xlim(-0.5, len(checks) - 0.5)
-  right.set_xlabel('the term of the bound that is most of it')
+  right.set_xlabel('dominant term of the bound')
   left.set_xscale('log')
   for axis in (left, right):
     axis.set_yscale('log')
@@ -399,7 +420,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
 
 TARGET = Target(
   name='t02_speedup',
-  title='Linear speed-up of PR-SGD, and Theorem 1 term by term',
+  title='Linear speedup of PR-SGD, and Theorem 1 term by term',
   paper='Yu, Yang, Zhu 2019 (arXiv 1807.06629), Theorem 1 and its corollary; '
   'sigmoid loss, 128 examples in 5 dimensions',
   measure=measure,

@@ -1,4 +1,4 @@
-"""T5: Hier-AVG, the size of its groups and how often they average."""
+"""T5: Hier-AVG, the size of its groups and the period of their averages."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,15 +11,22 @@ import numpy as np
 import optax
 
 from experiments.papers import images
-from experiments.papers.simulation import simulate
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  Target,
-  train,
-  verdict,
+from experiments.papers.claims import DERIVED, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  Direction,
+  Order,
+  Ref,
+  above,
+  at_most,
+  below,
+  every,
+  some,
 )
+from experiments.papers.quantities import Quantity, by_case, number
+from experiments.papers.rules import Rule
+from experiments.papers.simulation import simulate
+from experiments.papers.target import Outcome, Setting, Target, train
 from experiments.running.records import records
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
@@ -40,13 +47,13 @@ FALLING = (
 RATES = (0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)
 BATCH_SIZE, HIDDEN, HELD = 4, (32,), 512
-# One more than K2: the observations are at every place of a round once.
+# One more than K2, because then every place of a round is observed once.
 EVERY = K2 + 1
 NUM_STEPS = K2 * EVERY
 # Without gradients: entries of x, and rounds.
 DIMENSION, NOISE_ROUNDS, NOISE_SEEDS = 64, 40, (0, 1, 2, 3, 4)
 TOLERANCE = 0.03
-# Of the loss of K-AVG(8), up to which one is called comparable.
+# Loss relative to K-AVG(8) up to which a method is comparable.
 COMPARABLE = 1.1
 
 FULL: dict[str, Any] = {
@@ -70,12 +77,12 @@ Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
 
 
 def measure(setting: Setting) -> Outcome:
-  """Trains with every K1 and S, and K-AVG."""
+  """Train with every K1 and S, and with K-AVG."""
   return _cpu(setting) if setting.scale == 'cpu' else _full(setting)
 
 
 def _methods() -> dict[str, Make]:
-  """Label -> what is made of a learning rate."""
+  """Return the algorithm of a learning rate, by label."""
 
   def hier_avg(k1: int, size: int) -> Make:
     return lambda rate: pr.hier_avg(
@@ -97,10 +104,10 @@ def _cpu(setting: Setting) -> Outcome:
   noise = [_noise(k1, size) for k1, size in PAIRS]
   data = {'rates': RATES, 'trained': trained, 'noise': noise}
   claims = [
-    _order_claim(trained, 'loss', RISING, 'K1 = 1, 4, 16, 32', 'S = 4'),
-    _order_claim(trained, 'loss', FALLING, 'S = 1, 2, 4, 8, 16', 'K1 = 4'),
-    _order_claim(trained, 'drift', RISING, 'K1 = 1, 4, 16, 32', 'S = 4'),
-    _order_claim(trained, 'drift', FALLING, 'S = 1, 2, 4, 8, 16', 'K1 = 4'),
+    _order_claim(trained, 'loss', RISING),
+    _order_claim(trained, 'loss', FALLING),
+    _order_claim(trained, 'drift', RISING),
+    _order_claim(trained, 'drift', FALLING),
     _law_claim(noise),
     *_k_avg_claims(trained),
   ]
@@ -108,7 +115,7 @@ def _cpu(setting: Setting) -> Outcome:
 
 
 def _train(make: Make, examples: images.Examples) -> dict[str, Any]:
-  """Training loss of the mean and drift, lists [rates][seeds][T / EVERY]."""
+  """Return loss of the mean and drift, lists [rates][seeds][T / EVERY]."""
   network = images.Network(HIDDEN)
   held = examples.rows(slice(HELD))
 
@@ -136,7 +143,7 @@ def _train(make: Make, examples: images.Examples) -> dict[str, Any]:
 
 
 def drift(params: Any) -> jax.Array:
-  """(1/P) sum_i |x_i - xbar|^2 of leaves [P, ...]."""
+  """Return (1/P) sum_i |x_i - xbar|^2 of leaves [P, ...]."""
   return sum(
     jnp.square(x - x.mean(axis=0)).sum() / x.shape[0]
     for x in jax.tree.leaves(params)
@@ -144,10 +151,10 @@ def drift(params: Any) -> jax.Array:
 
 
 def _noise(k1: int, size: int) -> dict[str, Any]:
-  """The drift at the end of each step of a round, of noise alone.
+  """Measure the drift of pure noise at the end of each step of a round.
 
-  What the law has before an average is, one step earlier, what is left after
-  it and one noise more.
+  The law gives the drift before an average: that after the step before, plus
+  the noise of one step.
   """
 
   def noise(x: jax.Array, step: Any, replica: Any, key: jax.Array) -> jax.Array:
@@ -183,67 +190,73 @@ def _noise(k1: int, size: int) -> dict[str, Any]:
 
 
 def _means(trained: Mapping[str, Any], name: str, key: str) -> np.ndarray:
-  """Over the run, float[rates, seeds]."""
+  """Return means over the run, float[rates, seeds]."""
   return np.mean(trained[name][key], axis=-1)
 
 
 def _order_claim(
-  trained: Mapping[str, Any],
-  key: str,
-  names: Sequence[str],
-  changed: str,
-  fixed: str,
+  trained: Mapping[str, Any], key: str, names: Sequence[str]
 ) -> Claim:
-  """Names in the order in which what is looked at rises, or falls."""
+  """Judge the order of the loss, or of the drift, by K1 or by S."""
+  direction: Direction = 'rise' if names is RISING else 'fall'
   sign = 1 if names is RISING else -1
   values = np.stack([_means(trained, name, key) for name in names])
-  rises = sign * np.diff(values, axis=0)
+  ordered = sign * np.diff(values, axis=0) > 0
+  orders = {
+    name: Order(name, (*names,), direction)
+    for name in (f'{key} at rate {rate:g}' for rate in RATES)
+  }
   what, source = {
     'loss': (
-      'training loss',
-      'as such: more frequent local averages with more participants train '
+      'Training loss',
+      f'{STATED}: more frequent local averages with more participants train '
       'faster',
     ),
-    'drift': ('drift', 'derived'),
+    'drift': ('Drift', DERIVED),
   }[key]
-  shown = '; '.join(
-    f'rate {rate:g}: '
-    + ', '.join(f'{v.mean():.3g} (± {np.ptp(v) / 2:.2g})' for v in own)
-    for rate, own in zip(RATES, values.swapaxes(0, 1), strict=True)
-  )
+  how = 'rises with K1' if names is RISING else 'falls with S'
+  fixed = 'S = 4' if names is RISING else 'K1 = 4'
   return Claim(
-    says=f'{what} {"rises with K1" if sign > 0 else "falls with S"} at fixed '
-    f'K2 = {K2} ({source}); P = {P}, {fixed}',
-    measured=f'mean over the run, {changed}: {shown}',
-    reproduced=verdict(
-      bool((rises.mean(axis=2) > 0).all()), bool((rises[:, -1] > 0).all())
-    ),
-    tried='in this order at every learning rate, means of the seeds (partly: at'
-    f' the largest); {int((rises > 0).sum())} of {rises.size} neighbors are, '
-    'seed by seed; loss of the mean model on training images, K1 = 32 and S = '
-    '1 are K-AVG(32)',
+    text=f'{what} {how} at fixed K2 = {K2} (P = {P}, {fixed}).',
+    source=source,
+    measured={
+      'neighboring pairs in order, seed by seed': number(
+        ordered.sum(), f'of {ordered.size}'
+      ),
+      **{
+        quantity: by_case(
+          dict(zip(names, own, strict=True)), 'nats' if key == 'loss' else ''
+        )
+        for quantity, own in zip(orders, values.swapaxes(0, 1), strict=True)
+      },
+    },
+    rule=Rule(All((*orders.values(),)), [*orders.values()][-1]),
+    setting='Means over the run. The loss is that of the mean model on '
+    'training images. K-AVG(32) is Hier-AVG with K1 = 32, or with S = 1.',
   )
 
 
 def _law_claim(noise: Sequence[Mapping[str, Any]]) -> Claim:
-  errors = [np.abs(np.divide(n['measured'], n['law']) - 1).max() for n in noise]
-  shown = ', '.join(
-    f'{n["k1"]} and {n["size"]}: {error:.2%}'
-    for n, error in zip(noise, errors, strict=True)
-  )
+  errors = {
+    f'K1 = {n["k1"]}, S = {n["size"]}': 100
+    * np.abs(np.divide(n['measured'], n['law']) - 1).max()
+    for n in noise
+  }
+  error = f'largest error over t = 2 .. {K2}'
   return Claim(
-    says='without gradients, unit noise, step t of a round, before averaging: '
-    'D(t) = ((t - 1) mod K1 + 1)(1 - 1/P) + floor((t - 1)/K1) K1 (1/S - 1/P) '
-    '(derived)',
-    measured=f'largest error over t = 2 .. {K2}, by K1 and S: {shown}',
-    reproduced=verdict(max(errors) < TOLERANCE),
-    tried=f'within {TOLERANCE:.0%} at every t, mean of {NOISE_ROUNDS} rounds, '
-    f'{len(NOISE_SEEDS)} seeds and {DIMENSION} entries',
+    text='Without gradients, with unit noise, at step t of a round before '
+    'averaging: D(t) = ((t - 1) mod K1 + 1)(1 - 1/P) + floor((t - 1)/K1) K1 '
+    '(1/S - 1/P).',
+    source=DERIVED,
+    measured={error: by_case(errors, '%')},
+    rule=Rule(every(below(error, 100 * TOLERANCE))),
+    setting=f'Mean of {NOISE_ROUNDS} rounds, {len(NOISE_SEEDS)} seeds and '
+    f'{DIMENSION} entries.',
   )
 
 
 def _k_avg_claims(trained: Mapping[str, Any]) -> list[Claim]:
-  """At its best rate each, the loss over the last quarter of the run."""
+  """Judge Hier-AVG against K-AVG, each at its best rate."""
   ends = {
     name: np.array(own['loss'])[..., -len(own['loss'][0][0]) // 4 :].mean(-1)
     for name, own in trained.items()
@@ -251,41 +264,48 @@ def _k_avg_claims(trained: Mapping[str, Any]) -> list[Claim]:
   best = {name: int(end.mean(axis=1).argmin()) for name, end in ends.items()}
   chosen = {name: end[best[name]] for name, end in ends.items()}
   ours, rare, often = 'K1 = 4, S = 4', 'K-AVG(32)', 'K-AVG(8)'
-
-  def told(name: str) -> str:
-    own = chosen[name]
-    spread, rate = np.ptp(own) / 2, RATES[best[name]]
-    return f'{name} {own.mean():.4f} (± {spread:.4f}) at {rate}'
-
-  rule = (
-    f'each at its best learning rate of {RATES}; training loss over the last '
-    f'quarter of {NUM_STEPS} steps'
+  rounds = {ours: NUM_STEPS // K2, rare: NUM_STEPS // K2, often: NUM_STEPS // 8}
+  setting = (
+    f'Training loss over the last quarter of {NUM_STEPS} steps, each method at '
+    f'its best learning rate of {", ".join(map(str, RATES))}.'
   )
-  ratio = float(chosen[ours].mean() / chosen[often].mean())
+
+  def measured(*names: str) -> dict[str, Quantity]:
+    rates = {name: RATES[best[name]] for name in names}
+    return {
+      'loss': by_case({name: chosen[name] for name in names}, 'nats'),
+      'learning rate': by_case(rates),
+      'global rounds': by_case({name: rounds[name] for name in names}),
+    }
+
+  loss, ratio = Ref('loss', ours), 'loss relative to K-AVG(8)'
   return [
     Claim(
-      says='at equal global rounds and gradients, Hier-AVG trains better than '
-      'K-AVG (as such: local averages train faster)',
-      measured=f'{NUM_STEPS // K2} global rounds: {told(ours)}; {told(rare)}',
-      reproduced=verdict(
-        bool((chosen[ours] < chosen[rare]).all()),
-        bool(chosen[ours].mean() < chosen[rare].mean()),
+      text='At equal global rounds and gradients, Hier-AVG trains better than '
+      'K-AVG.',
+      source=f'{STATED}: local averages train faster',
+      measured=measured(ours, rare),
+      rule=Rule(
+        below(loss, Ref('loss', rare), seeds='each'),
+        below(loss, Ref('loss', rare)),
       ),
-      tried=f'lower for every seed (partly: for their mean); {rule}',
+      setting=setting,
     ),
     Claim(
-      says='comparable speed with fewer global reductions than K-AVG (as such)',
-      measured=f'{told(ours)} in {NUM_STEPS // K2} global rounds; '
-      f'{told(often)} in {NUM_STEPS // 8}; ratio {ratio:.3f}',
-      reproduced=verdict(ratio <= COMPARABLE, ratio <= COMPARABLE**2),
-      tried=f'at most {COMPARABLE} times the loss in a quarter of the rounds '
-      f'(ours; partly: {COMPARABLE**2:.2f}); {rule}',
+      text='Comparable speed with fewer global reductions than K-AVG.',
+      source=f'{STATED}; the limits are ours',
+      measured={
+        ratio: number(chosen[ours].mean() / chosen[often].mean()),
+        **measured(ours, often),
+      },
+      rule=Rule(at_most(ratio, COMPARABLE), at_most(ratio, COMPARABLE**2)),
+      setting=setting,
     ),
   ]
 
 
 def _full(setting: Setting) -> Outcome:
-  """The paper's networks; of a test, few steps of an MLP."""
+  """Train the paper's networks; in a test, an MLP for two steps."""
   fields: dict[str, Any] = {**FULL, 'log_every': 49, 'eval_every': 490}
   sizes, group = FULL_SIZES, FULL_S
   k1s, ks = FULL_K1, FULL_K
@@ -318,26 +338,31 @@ def _full_claim(
   p: str, curves: Mapping[str, list[records.Record]], group: int
 ) -> Claim:
   ends = {name: history[-1] for name, history in curves.items()}
-  accuracy = {name: 100 * end['test_accuracy'] for name, end in ends.items()}
-  shown = ', '.join(
-    f'{name} {accuracy[name]:.2f} ({end["bytes_sent"]:.2e} bytes, '
-    f'{end["modeled_seconds"]:.0f} s)'
-    for name, end in ends.items()
-  )
-  own = [a for name, a in accuracy.items() if not name.startswith('K-AVG')]
-  rare = accuracy[f'K-AVG({K2})']
+  own = [name for name in ends if not name.startswith('K-AVG')]
+  accuracy = 'test accuracy'
+  better = above(accuracy, Ref(accuracy, f'K-AVG({K2})'))
   return Claim(
-    says='Hier-AVG often has a better test accuracy than K-AVG with fewer '
-    f'global reductions (as such); P = {p}, S = {group}, K2 = {K2}',
-    measured=f'test accuracy, % (sent by one replica, modeled time): {shown}',
-    reproduced=verdict(min(own) > rare, max(own) > rare),
-    tried=f'above K-AVG({K2}), of as many global rounds, for every K1 (partly: '
-    'for one); one seed',
+    text='Hier-AVG often has a better test accuracy than K-AVG with fewer '
+    f'global reductions (P = {p}, S = {group}, K2 = {K2}).',
+    source=STATED,
+    measured={
+      accuracy: by_case(
+        {name: 100 * end['test_accuracy'] for name, end in ends.items()}, '%'
+      ),
+      'sent by one replica': by_case(
+        {name: end['bytes_sent'] for name, end in ends.items()}, 'bytes'
+      ),
+      'modeled time': by_case(
+        {name: end['modeled_seconds'] for name, end in ends.items()}, 's'
+      ),
+    },
+    rule=Rule(every(better, own), some(better, own)),
+    setting=f'K-AVG({K2}) has as many global rounds. One seed.',
   )
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Losses, drift and its law; at full scale error and what it cost."""
+  """Draw losses, drift and its law; at full scale, error against cost."""
   if 'curves' in data:
     _draw_full(data['curves'], figure)
     return
@@ -359,7 +384,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
 def _draw_orders(
   axes: Sequence[Axes], data: Mapping[str, Any], key: str
 ) -> None:
-  """Against K1 at S = 4, and against S at K1 = 4."""
+  """Draw a quantity against K1 at S = 4, and against S at K1 = 4."""
   panels = (
     ('K1, at S = 4', RISING, (1, 4, 16, 32)),
     ('S, at K1 = 4', FALLING, (1, 2, 4, 8, 16)),
@@ -375,7 +400,7 @@ def _draw_orders(
 
 
 def _draw_law(axis: Axes, noise: Sequence[Mapping[str, Any]]) -> None:
-  """The drift of noise within a round: K1 by color, S by the marker."""
+  """Draw the drift of noise in a round: K1 by color, S by marker."""
   t = np.arange(2, K2 + 1)
   colors = styles.ordinal(n['k1'] for n in noise)
   sizes = sorted({n['size'] for n in noise})
@@ -414,7 +439,7 @@ def _draw_full(
     axis.set_title(f'P = {p}')
     axis.set_xlabel('modeled time, s')
   last.set_title(f'at the end; hollow: P = {list(curves)[-1]}')
-  last.set_xlabel('MB sent by one replica, in groups too')
+  last.set_xlabel('MB sent by one replica, groups included')
   drawing.log(last, 'x')
   for axis in (*panels, last):
     drawing.log(axis, 'y')
@@ -424,7 +449,7 @@ def _draw_full(
 
 TARGET = Target(
   name='t05_hier_avg',
-  title='Hier-AVG: how often groups average, and how large they are',
+  title='Hier-AVG: period and size of the groups',
   paper='Zhou, Cong 2019 (arXiv 1903.05133); Zhou, Cong 2018 (arXiv '
   '1708.01012); on the CPU an MLP of 32 on MNIST at 14 x 14 pixels, batches '
   'of 4',

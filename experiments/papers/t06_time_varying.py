@@ -1,4 +1,4 @@
-"""T6: PR-SGD's Algorithm 2, whose epochs grow while its steps shrink."""
+"""T6: PR-SGD's Algorithm 2, with growing epochs and shrinking steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,20 +10,23 @@ import numpy as np
 import optax
 
 from experiments.papers import sigmoid
-from experiments.papers.simulation import simulate
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  Target,
-  verdict,
+from experiments.papers.claims import DERIVED, STATED, Claim
+from experiments.papers.conditions import Ref, above, every, within
+from experiments.papers.quantities import (
+  Quantity,
+  by_case,
+  number,
+  of_seeds,
 )
+from experiments.papers.rules import Rule
+from experiments.papers.simulation import simulate
+from experiments.papers.target import Outcome, Setting, Target
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 
 SEEDS = (0, 1, 2, 3, 4)
 REPLICAS = (1, 4)
-# Where the sums over the run are read; the last is the length of the run.
+# Steps at which the sums over the run are read; the last is its length.
 LENGTHS = tuple(int(t) for t in np.round(np.geomspace(1e4, 1e6, 9), -2))
 EVERY = 10
 SLOPE, ROUNDS = -0.5, 0.75
@@ -31,7 +34,7 @@ SLOPE_TOLERANCE, ROUNDS_TOLERANCE, RATIO_TOLERANCE = 0.1, 0.05, 0.15
 
 
 def measure(setting: Setting) -> Outcome:
-  """One run of each N: the choices of Algorithm 2 do not depend on T."""
+  """Run once for each N; the choices of Algorithm 2 do not depend on T."""
   del setting
   problem = sigmoid.make_problem()
   rows = [_run(problem, n) for n in REPLICAS]
@@ -40,27 +43,27 @@ def measure(setting: Setting) -> Outcome:
 
 
 def slope(lengths: Sequence[int], values: np.ndarray) -> np.ndarray:
-  """Of log values over log lengths: least squares, values [..., P]."""
+  """Fit log values [..., P] over log lengths by least squares."""
   x = np.log(lengths) - np.log(lengths).mean()
   return np.log(values) @ x / (x @ x)
 
 
 def epochs_of(num_replicas: int, num_steps: int) -> int:
-  """The least S whose epochs last for so many steps or more."""
+  """Return the smallest number of epochs with at least `num_steps` steps."""
   # Epochs are no shorter than one step, and no longer than those of N = 1.
   most = pr.schedules.theory_schedule(num_replicas, num_steps).epoch_lengths
   return int(np.searchsorted(np.cumsum(most), num_steps)) + 1
 
 
 def _run(problem: sigmoid.Problem, n: int) -> dict[str, Any]:
-  """Errors and rounds until each of the lengths.
+  """Measure errors and rounds until each of the lengths.
 
-  gamma^s is in units of 1 / L: that of a loss f / L, whose L is 1.
+  gamma^s is in units of 1 / L, because the loss f / L has a smoothness of 1.
   """
   num_steps = LENGTHS[-1]
   theory = pr.schedules.theory_schedule(n, epochs_of(n, num_steps))
   gamma = theory.learning_rate(np.arange(num_steps))
-  # The same numbers from a table: no search for the epoch in every step.
+  # A table, because a search for the epoch in every step would be slow.
   table = jnp.asarray(gamma / problem.smoothness, jnp.float32)
   algorithm = pr.pr_sgd_time_varying(
     optax.sgd(lambda step: table[step]), epoch_lengths=theory.epoch_lengths
@@ -101,7 +104,7 @@ def _run(problem: sigmoid.Problem, n: int) -> dict[str, Any]:
 def _rounds(
   algorithm: pr.base.ReplicaTransformation, n: int, num_steps: int
 ) -> np.ndarray:
-  """int[T], averages done after each step, as the ledger has them."""
+  """Return the averages done after each step by the ledger, int[T]."""
   shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((5,), jnp.float32))
   costs = algorithm.cost(shapes, n, np.arange(num_steps))
   sent = (c.fires for c in costs if isinstance(c, pr.base.Traffic))
@@ -110,85 +113,92 @@ def _rounds(
 
 
 def _slope_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-  last, last_off = _slopes(rows, 'last_half')
-  weighted, weighted_off = _slopes(rows, 'weighted')
   lengths = np.array(LENGTHS, float)
   with_log = float(slope(LENGTHS, np.log(lengths) / np.sqrt(lengths)))
-  rule = f'within {SLOPE_TOLERANCE} of -1/2, fitted over T = 1e4 to 1e6'
+  fitted = f'Fitted over T = {LENGTHS[0]:.0e} to {LENGTHS[-1]:.0e}'
+  near = within('slope', SLOPE, absolute=SLOPE_TOLERANCE)
+  far = within('slope', SLOPE, absolute=2 * SLOPE_TOLERANCE)
+  rule = Rule(every(near), every(far))
   return [
     Claim(
-      says='Algorithm 2 with K^s = floor(s^(1/3) / N), gamma^s = N / s^(2/3): '
-      'E abs(grad f(xbar))^2 falls as T^(-1/2) (choices as such, slope '
-      'derived; at least 1 local step and gamma^s <= 1 / L are ours)',
-      measured=f'slopes of the mean over the last half of T steps: {last}',
-      reproduced=verdict(
-        last_off < SLOPE_TOLERANCE, last_off < 2 * SLOPE_TOLERANCE
-      ),
-      tried=f'{rule}; gamma^s in units of 1 / L',
+      text='Algorithm 2 with K^s = floor(s^(1/3) / N) and gamma^s = N / '
+      's^(2/3): E |grad f(xbar)|^2 falls as T^(-1/2).',
+      source=f'the choices are {STATED}; the slope is {DERIVED}; at least 1 '
+      'local step and gamma^s <= 1 / L are ours',
+      measured={'slope': _slopes(rows, 'last_half')},
+      rule=rule,
+      setting=f'{fitted} to the mean over the last half of T steps; gamma^s in '
+      'units of 1 / L.',
     ),
     Claim(
-      says='and so does its mean over the whole run, weighted by gamma '
-      '(derived, but for a factor log T that the sum of gamma^2 has)',
-      measured=f'slopes: {weighted}',
-      reproduced=verdict(
-        weighted_off < SLOPE_TOLERANCE, weighted_off < 2 * SLOPE_TOLERANCE
-      ),
-      tried=f'{rule}. The early, long steps weigh most here: log T / sqrt(T) '
-      f'has a slope of {with_log:.3f} over the same T',
+      text='The mean over the whole run, weighted by gamma, falls as T^(-1/2).',
+      source=f'{DERIVED}, except for a factor log T from the sum of gamma^2',
+      measured={
+        'slope': _slopes(rows, 'weighted'),
+        'slope of log T / sqrt(T)': number(with_log),
+      },
+      rule=rule,
+      setting=f'{fitted}.',
+      note='The early, long steps have the largest weights here.',
     ),
   ]
 
 
-def _slopes(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[str, float]:
-  """The slopes of an error, in words, and how far the worst is off."""
-  found = [slope(LENGTHS, np.array(row[key]).T) for row in rows]
-  shown = '; '.join(
-    f'N = {row["n"]}: {_spread(s)}' for row, s in zip(rows, found, strict=True)
+def _slopes(rows: Sequence[Mapping[str, Any]], key: str) -> Quantity:
+  """Return the slopes of an error by N and seed."""
+  return by_case(
+    {f'N = {row["n"]}': slope(LENGTHS, np.array(row[key]).T) for row in rows}
   )
-  return shown, max(abs(s.mean() - SLOPE) for s in found)
 
 
 def _rounds_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
-  slopes = {
-    r['n']: float(slope(LENGTHS, np.array(r['rounds'], float))) for r in rows
+  names = {f'N = {row["n"]}': row for row in rows}
+  exponents = {
+    name: slope(LENGTHS, np.array(row['rounds'], float))
+    for name, row in names.items()
   }
-  off = max(abs(s - ROUNDS) for s in slopes.values())
-  shown = '; '.join(
-    f'N = {r["n"]}: T^{slopes[r["n"]]:.3f}, {r["rounds"][-1]} averages in '
-    f'{LENGTHS[-1]} steps, of (4NT/3)^(3/4) '
-    f'{r["rounds"][-1] / (4 * r["n"] * LENGTHS[-1] / 3) ** 0.75:.2f} times'
-    for r in rows
-  )
+  averages = {name: row['rounds'][-1] for name, row in names.items()}
+  relative = {
+    name: row['rounds'][-1] / (4 * row['n'] * LENGTHS[-1] / 3) ** 0.75
+    for name, row in names.items()
+  }
   return Claim(
-    says='with N^(3/4) T^(3/4) averages, up to a constant (derived)',
-    measured=shown,
-    reproduced=verdict(off < ROUNDS_TOLERANCE, off < 2 * ROUNDS_TOLERANCE),
-    tried=f'exponent within {ROUNDS_TOLERANCE} of 3/4, fitted over T = 1e4 to '
-    '1e6; what the floor takes from K^s counts for less as it grows, and '
-    'later for a larger N',
+    text='The number of averages is N^(3/4) T^(3/4), up to a constant.',
+    source=DERIVED,
+    measured={
+      'exponent of T': by_case(exponents),
+      f'averages in {LENGTHS[-1]} steps': by_case(averages),
+      'relative to (4NT/3)^(3/4)': by_case(relative),
+    },
+    rule=Rule(
+      every(within('exponent of T', ROUNDS, absolute=ROUNDS_TOLERANCE)),
+      every(within('exponent of T', ROUNDS, absolute=2 * ROUNDS_TOLERANCE)),
+    ),
+    setting=f'Fitted over T = {LENGTHS[0]:.0e} to {LENGTHS[-1]:.0e}.',
+    note='K^s is rounded down. The effect shrinks as K^s grows, and lasts '
+    'longer for a larger N.',
   )
 
 
 def _ratio_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
   one, four = (np.array(r['last_half'][-1]) for r in rows)
-  ratio = one.mean() / four.mean()
-  expected = np.sqrt(rows[1]['n'] / rows[0]['n'])
-  spread = np.ptp(one / four) / 2
+  ratio, expected = 'error of N = 1 over that of N = 4', 'expected ratio'
   return Claim(
-    says='and as N^(-1/2): a linear speed-up (derived)',
-    measured=f'error of N = 1 over that of N = 4 at T = {LENGTHS[-1]}, last '
-    f'half: {ratio:.2f} (± {spread:.2f} over seeds); expected {expected:g}',
-    reproduced=verdict(abs(ratio / expected - 1) < RATIO_TOLERANCE, ratio > 1),
-    tried=f'within {RATIO_TOLERANCE:.0%} of it',
+    text='The error falls as N^(-1/2): a linear speedup.',
+    source=DERIVED,
+    measured={
+      ratio: number(of_seeds(one / four, one.mean() / four.mean())),
+      expected: number(np.sqrt(rows[1]['n'] / rows[0]['n'])),
+    },
+    rule=Rule(
+      within(ratio, Ref(expected), relative=RATIO_TOLERANCE), above(ratio, 1)
+    ),
+    setting=f'Mean over the last half of T = {LENGTHS[-1]} steps.',
   )
 
 
-def _spread(values: np.ndarray) -> str:
-  return f'{values.mean():.3f} (± {np.ptp(values) / 2:.3f})'
-
-
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Errors and averages against T, with the slopes of the theory."""
+  """Draw errors and averages against T, with the slopes of the theory."""
   left, right = figure.subplots(1, 2)
   lengths = np.array(data['lengths'], float)
   looks = styles.variants(

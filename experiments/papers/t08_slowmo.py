@@ -1,4 +1,4 @@
-"""T8: what a slow momentum of whole rounds adds to local SGD."""
+"""T8: the gain of a slow momentum across rounds over local SGD."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,16 +9,12 @@ import numpy as np
 import optax
 
 from experiments.papers import classifying
+from experiments.papers.claims import STATED, Claim
+from experiments.papers.conditions import Ref, above, at_least, below
+from experiments.papers.quantities import Quantity, by_case, number
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  Target,
-  Verdict,
-  train,
-  verdict,
-)
+from experiments.papers.target import Outcome, Setting, Target, train
 from experiments.running.records import records
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
@@ -29,7 +25,7 @@ SEEDS: Sequence[int] = (0, 1, 2, 3, 4)
 PERIOD = 12  # tau of the paper's table
 NUM_REPLICAS, BATCH_SIZE = 8, 16
 NUM_STEPS = 20 * PERIOD
-# Each twice the one before, for every method.
+# Each rate is twice the one before; every method has the best of them.
 RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 HIDDEN = 32
 SLOW_MOMENTUM = (0.5, 0.7)
@@ -44,7 +40,7 @@ PAPER |= {'SGP with SlowMo': 94.32, 'all-reduce': 92.66}
 FULL = {
   'dataset': 'cifar10',
   'model': 'resnet18',
-  'num_replicas': 32,  # 32 x 128 is recalled, not verified; 4096 stands there
+  'num_replicas': 32,  # 32 x 128 is recalled, not verified; the paper has 4096
   'batch_size': 128,
   # The rest is recalled: 0.1 for 256 examples, scaled; Goyal's warm-up.
   'learning_rate': 1.6,
@@ -78,12 +74,12 @@ FULL_RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measure(setting: Setting) -> Outcome:
-  """Trains with and without slow momentum, rates chosen for each by itself."""
+  """Train with and without slow momentum, each method at its best rate."""
   return _cpu(setting) if setting.scale == 'cpu' else _full(setting)
 
 
 def _methods() -> dict[str, Make]:
-  """Name -> what is made of a learning rate."""
+  """Return the algorithm of a learning rate, by name."""
 
   def sgd(rate: jax.Array) -> optax.GradientTransformation:
     return optax.sgd(rate, momentum=0.9, nesterov=True)
@@ -135,7 +131,7 @@ def _cpu(setting: Setting) -> Outcome:
       observe=problem.observe,
       every=PERIOD,
     )
-    # Of a run that diverged the loss is as large as a float can say.
+    # A finite number, because the losses are averaged and JSON has no NaN.
     losses[name] = np.nan_to_num(found['loss'], nan=1e9, posinf=1e9).tolist()
   best = {name: _best(values) for name, values in losses.items()}
   data = {'losses': losses, 'best': best, 'rates': RATES, 'period': PERIOD}
@@ -143,68 +139,75 @@ def _cpu(setting: Setting) -> Outcome:
 
 
 def _best(losses: Sequence[Any]) -> int:
-  """Of the rates, that with the least loss at the end, mean of the seeds."""
+  """Return the rate with the lowest final loss, mean over the seeds."""
   return int(np.argmin(np.array(losses)[:, :, -1].mean(axis=1)))
 
 
 def _cpu_claims(
   losses: Mapping[str, Any], best: Mapping[str, int]
 ) -> list[Claim]:
+  """Judge SlowMo around local SGD and around SGP."""
   ends = {n: np.array(losses[n])[best[n], :, -1] for n in losses}
-  told = ', '.join(
-    f'{name} {end.mean():.4f} ({end.min():.4f} to {end.max():.4f}) at rate '
-    f'{RATES[best[name]]}{_edge(best[name])}'
-    for name, end in ends.items()
-  )
-  slow = min((ends[f'SlowMo {b}'] for b in SLOW_MOMENTUM), key=np.mean)
-  pushed = min((ends[f'{SGP}, SlowMo {b}'] for b in SLOW_MOMENTUM), key=np.mean)
-  kept = min((ends[name] for name in LOCAL), key=np.mean)
-  rule = (
-    'yes if the worst seed of the better SlowMo is better than the best seed '
-    'of local SGD, partly if the mean is'
-  )
+
+  def lowest(names: Iterable[str]) -> str:
+    return min(names, key=lambda name: ends[name].mean())
+
+  slow = lowest(f'SlowMo {b}' for b in SLOW_MOMENTUM)
+  pushed = lowest(f'{SGP}, SlowMo {b}' for b in SLOW_MOMENTUM)
+  edges = [n for n, place in best.items() if place in (0, len(RATES) - 1)]
   grid = (
-    f'Each method at the best of the rates {", ".join(map(str, RATES))}, '
-    f'chosen by the mean of the same seeds; MLP 64-{HIDDEN}-10 on the digits, '
-    f'{NUM_REPLICAS} x {BATCH_SIZE}, Nesterov momentum 0.9'
+    f'Training loss of the average after {NUM_STEPS} steps. Each method has '
+    f'the best of the learning rates {", ".join(map(str, RATES))} by the mean '
+    f'of the same seeds. MLP 64-{HIDDEN}-10 on the digits, {NUM_REPLICAS} x '
+    f'{BATCH_SIZE}, Nesterov momentum 0.9.'
   )
+  note = f'At the edge of the rates: {", ".join(edges)}.' if edges else ''
+  rates = {name: RATES[place] for name, place in best.items()}
   return [
     Claim(
-      f'SlowMo gains over local SGD, tau = {PERIOD} [S]',
-      f'training loss of the average after {NUM_STEPS} steps: {told}',
-      _better(slow, ends[LOCAL[0]]),
-      f'{rule}; both with buffers reset at averages. {grid}',
+      text=f'SlowMo gains over local SGD (tau = {PERIOD}).',
+      source=STATED,
+      measured={
+        'loss': by_case(ends, 'nats'),
+        'learning rate': by_case(rates),
+      },
+      rule=_better(slow, LOCAL[0]),
+      setting=f'{grid} Both reset their buffers at averages.',
+      note=note,
     ),
     Claim(
-      'the same, where local SGD may keep its buffers (a control of ours)',
-      f'{slow.mean():.4f} against {kept.mean():.4f}',
-      _better(slow, kept),
-      f'{rule}. Kept buffers are a momentum across rounds, too. A first run '
-      'had this claim alone; the one above was added after it',
+      text='SlowMo gains over local SGD that may keep its buffers.',
+      source='a control of our own',
+      measured=_losses(ends, slow, *LOCAL),
+      rule=_better(slow, lowest(LOCAL)),
+      setting='As above. Buffers that are kept are a momentum across rounds.',
+      note='A first run had this claim only; the claim above was added later.',
     ),
     Claim(
-      f'SlowMo around SGP gains over SGP, tau = {PERIOD} [S]',
-      f'{pushed.mean():.4f} against {ends[SGP].mean():.4f}',
-      _better(pushed, ends[SGP]),
-      f'{rule.replace("local SGD", "SGP")}; with the exact mean and buffers '
-      'reset at the end of a round, and SGP with neither',
+      text=f'SlowMo around SGP gains over SGP (tau = {PERIOD}).',
+      source=STATED,
+      measured=_losses(ends, pushed, SGP),
+      rule=_better(pushed, SGP),
+      setting='As above. SlowMo takes the exact mean and resets the buffers at '
+      'the end of a round; SGP does neither.',
     ),
   ]
 
 
-def _better(one: np.ndarray, other: np.ndarray) -> Verdict:
-  """Whether all seeds of one are better than all of the other, or the mean."""
-  return verdict(bool(one.max() < other.min()), bool(one.mean() < other.mean()))
+def _losses(ends: Mapping[str, np.ndarray], *names: str) -> dict[str, Quantity]:
+  return {'loss': by_case({name: ends[name] for name in names}, 'nats')}
 
 
-def _edge(place: int) -> str:
-  return ' (at the edge)' if place in (0, len(RATES) - 1) else ''
+def _better(one: str, other: str) -> Rule:
+  """Return the rule that one method is better, by all seeds or by the mean."""
+  losses = Ref('loss', one), Ref('loss', other)
+  return Rule(below(*losses, seeds='all'), below(*losses))
 
 
 def _full(setting: Setting) -> Outcome:
-  """The runs of the paper's table that the library has.
+  """Train the runs of the paper's table that the library has.
 
-  Of a test two, short ones of few replicas of an MLP.
+  In a test, train two of them for two steps with an MLP.
   """
   fields: dict[str, Any] = {**FULL, 'log_every': 13, 'eval_every': 65}
   runs, seeds = FULL_RUNS, SEEDS
@@ -224,32 +227,34 @@ def _full(setting: Setting) -> Outcome:
     name: np.array([100 * history[-1]['test_accuracy'] for history in same])
     for name, same in curves.items()
   }
-  told = ', '.join(
-    f'{name} {end.mean():.2f} +- {end.std():.2f} (paper {PAPER[name]})'
-    for name, end in ends.items()
-  )
-  gains = {
-    name: float(ends[f'{name} with SlowMo'].mean() - ends[name].mean())
+  claims = [
+    _gain_claim(name, ends)
     for name in ('local SGD', 'SGP')
     if f'{name} with SlowMo' in ends
-  }
-  least = {'local SGD': 1.0, 'SGP': 0.2}
-  claims = [
-    Claim(
-      f'CIFAR-10, ResNet-18, batch 4096: {name} {PAPER[name]:.2f} -> '
-      f'{PAPER[f"{name} with SlowMo"]:.2f} with SlowMo [S]',
-      f'test accuracy, %: {told}; gain {gain:.2f}',
-      verdict(gain >= least[name], gain > 0),
-      f'yes if the gain is {least[name]:g} points or more, partly if above 0. '
-      'Length, learning rate, warm-up and beta are recalled, not verified',
-    )
-    for name, gain in gains.items()
   ]
   return Outcome(claims, {'curves': curves}, seeds)
 
 
+def _gain_claim(name: str, ends: Mapping[str, np.ndarray]) -> Claim:
+  """Judge the gain of SlowMo at full scale."""
+  least = {'local SGD': 1.0, 'SGP': 0.2}[name]
+  gain = ends[f'{name} with SlowMo'].mean() - ends[name].mean()
+  return Claim(
+    text=f'CIFAR-10, ResNet-18, batch 4096: SlowMo gains over {name}.',
+    source=f'{STATED}: its table',
+    measured={
+      'gain': number(gain, 'points'),
+      'test accuracy': by_case(ends, '%'),
+      'in the paper': by_case({n: PAPER[n] for n in ends}, '%'),
+    },
+    rule=Rule(at_least('gain', least), above('gain', 0)),
+    setting='Length, learning rate, warm-up and beta are recalled, not '
+    'verified.',
+  )
+
+
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Training loss by rounds and by rate; of the full setting, the error."""
+  """Draw the loss by steps and by rate; at full scale, the error."""
   looks = _looks(data['curves'] if 'curves' in data else data['losses'])
   if 'curves' in data:
     _draw_full(data['curves'], looks, figure)
@@ -272,7 +277,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   for axis in (by_round, by_rate):
     axis.set_yscale('log')
     axis.set_ylabel('training loss of the average, nats')
-  # What diverged is above the frame.
+  # A limit on the frame, because diverged runs are far above it.
   by_rate.set_ylim(by_round.get_ylim()[0], 5)
   by_round.set_title('at the best rate of each')
   by_rate.set_title('at the end')
@@ -280,7 +285,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
 
 
 def _looks(names: Iterable[str]) -> dict[str, styles.Style]:
-  """Dashed where SlowMo is around SGP."""
+  """Return the styles, dashed where SlowMo is around SGP."""
   algorithms = {'synchronous SGD': 'ssgd', 'all-reduce': 'ssgd', SGP: 'sgp'}
   plain = [n for n in names if not n.startswith(f'{SGP}') or n == SGP]
   looks = styles.looks(

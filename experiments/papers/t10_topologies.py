@@ -1,4 +1,4 @@
-"""T10: how far gossip leaves replicas, and how soon some graphs are exact."""
+"""T10: the distance gossip leaves, and graphs that average exactly."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -11,14 +11,19 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
-from experiments.papers.simulation import simulate
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  Target,
-  verdict,
+from experiments.papers.claims import DERIVED, OURS, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  Ref,
+  above,
+  below,
+  every,
+  within,
 )
+from experiments.papers.quantities import by_case
+from experiments.papers.rules import Rule
+from experiments.papers.simulation import simulate
+from experiments.papers.target import Outcome, Setting, Target
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 from prsgd_jax.science import laws
@@ -43,12 +48,12 @@ GRAPHS: dict[str, Callable[[], pr.mixing.Mixing]] = {
 }
 CHECKED = ('ring', 'random matching', 'full')
 SIZES = (2, 4, 8, 16, 64, 3, 6, 24)
-# Of the squared distance, relative to that at the start: rounding in float64.
+# Squared distance relative to the start that counts as rounding in float64.
 EXACT = 1e-24
 
 
 def measure(setting: Setting) -> Outcome:
-  """Runs gossip on noise alone, and from apart without any."""
+  """Run gossip on pure noise, and from distant starts without noise."""
   del setting
   with jax.enable_x64(True):
     variances = {
@@ -66,7 +71,7 @@ def measure(setting: Setting) -> Outcome:
 
 
 def eigenvalue_variance(matrices: np.ndarray, order: str) -> float:
-  """(1/n) sum_{i >= 2} 1 / (1 - lambda_i^2); lambda_i^2 / ... in order C.
+  """Return (1/n) sum_{i >= 2} 1 / (1 - lambda_i^2), or lambda_i^2 / ... in C.
 
   Args:
     matrices: the doubly stochastic W, float[K, n, n], equally likely; the
@@ -80,7 +85,7 @@ def eigenvalue_variance(matrices: np.ndarray, order: str) -> float:
 
 
 def _variance(name: str, order: str) -> dict[str, Any]:
-  """The stationary consensus variance: measured by seed, and in theory."""
+  """Return the stationary consensus variance by seed, and in theory."""
   mixing = GRAPHS[name]()
   distances = simulate(
     lambda rate: ORDERS[order](optax.sgd(rate), mixing=mixing),
@@ -99,13 +104,13 @@ def _variance(name: str, order: str) -> dict[str, Any]:
   return {
     'measured': by_seed.tolist(),
     'law': law.mix_then_step if order == 'A' else law.step_then_mix,
-    # Of matrices that take turns it says nothing.
+    # None for matrices that take turns, because the formula is not for them.
     'eigenvalues': eigenvalue_variance(matrices, order) if alike else None,
   }
 
 
 def _noise(x: jax.Array, step: Any, replica: Any, key: jax.Array) -> jax.Array:
-  """Its gradient is noise of unit variance, wherever x is."""
+  """Return a loss whose gradient is noise of unit variance everywhere."""
   del step, replica
   return jax.random.normal(key, x.shape) @ x
 
@@ -113,7 +118,7 @@ def _noise(x: jax.Array, step: Any, replica: Any, key: jax.Array) -> jax.Array:
 def _noise_at_first(
   x: jax.Array, step: jax.Array, replica: Any, key: jax.Array
 ) -> jax.Array:
-  """Sets the replicas apart in the first step, and no more."""
+  """Return a loss that moves the replicas apart in the first step only."""
   return jnp.where(step == 0, _noise(x, step, replica, key), 0.0)
 
 
@@ -122,9 +127,10 @@ def _distance(x: jax.Array) -> jax.Array:
 
 
 def _decay(mixing: pr.mixing.Mixing, n: int, rounds: int) -> list[float]:
-  """(1/n) sum |x_i - xbar|^2 over what is expected before the first round.
+  """Return (1/n) sum |x_i - xbar|^2 after 0 .. rounds of mixing.
 
-  That is after 0 .. rounds of mixing; replicas are set apart once, at random.
+  It is relative to its expectation before the first round. The replicas are
+  moved apart once, at random.
   """
   distances = simulate(
     lambda rate: pr.diffusion(optax.sgd(rate), mixing=mixing),
@@ -141,74 +147,77 @@ def _decay(mixing: pr.mixing.Mixing, n: int, rounds: int) -> list[float]:
 
 
 def _exactness(n: int) -> dict[str, Any]:
-  """What one-peer exponential leaves after log2 n rounds, rounded up."""
+  """Measure what one-peer exponential leaves after ceil(log2 n) rounds."""
   rounds = math.ceil(math.log2(n))
   left = _decay(pr.graphs.one_peer_exponential(), n, rounds)
   return {'n': n, 'rounds': rounds, 'left': left[-1], 'before': left[-2]}
 
 
 def _variance_claim(variances: Mapping[str, Any], order: str) -> Claim:
-  shown, errors = [], []
-  for name in CHECKED:
-    seen = variances[name][order]
-    mean, spread = np.mean(seen['measured']), np.ptp(seen['measured'])
-    shown.append(
-      f'{name} {mean:.3f} (± {spread / 2:.3f}; formula '
-      f'{seen["eigenvalues"]:.3f})'
-    )
-    errors.append(abs(mean - seen['eigenvalues']) / max(seen['eigenvalues'], 1))
+  seen = {name: variances[name][order] for name in CHECKED}
   numerator = '1' if order == 'A' else 'lambda_i^2'
   return Claim(
-    says=f'order {order}, n = {N}, unit noise and no gradient: stationary '
-    f'(1/n) sum_i E abs(x_i - xbar)^2 = (1/n) sum_(i>=2) {numerator} / '
-    '(1 - lambda_i^2), eigenvalues of E[W^T W] where W is random (derived)',
-    measured='; '.join(shown),
-    reproduced=verdict(max(errors) < TOLERANCE),
-    tried=f'all within {TOLERANCE:.0%} of the formula (of 1 where that is '
-    f'less); the worst is {max(errors):.2%} off; random matching is every '
-    'pair equally likely, both take the mean of the pair',
+    text=f'Order {order}: with unit noise and no gradient, the stationary '
+    f'(1/n) sum_i E |x_i - xbar|^2 is (1/n) sum_(i>=2) {numerator} / '
+    '(1 - lambda_i^2).',
+    source=DERIVED,
+    measured={
+      'variance': by_case({k: v['measured'] for k, v in seen.items()}),
+      'formula': by_case({k: v['eigenvalues'] for k, v in seen.items()}),
+    },
+    rule=Rule(
+      every(
+        within(
+          'variance', Ref('formula'), absolute=TOLERANCE, relative=TOLERANCE
+        )
+      )
+    ),
+    setting=f'n = {N}. The lambda_i are the eigenvalues of E[W^T W] where W is '
+    'random. A random matching has every pair with the same probability; both '
+    'take the mean of the pair.',
   )
 
 
 def _exact_claims(exact: Sequence[Mapping[str, Any]]) -> list[Claim]:
-  powers = [e for e in exact if e['n'] == 2 ** e['rounds']]
-  others = [e for e in exact if e['n'] != 2 ** e['rounds']]
-  done = all(e['left'] < EXACT for e in powers)
-  # One round before, nothing is exact, or the check would see nothing.
-  not_sooner = all(e['before'] > 1e-6 for e in powers)
-  worst = max(e['left'] for e in powers)
-  soonest = min(e['before'] for e in powers)
-  sizes = ', '.join(str(e['n']) for e in powers)
-  left = ', '.join(f'n = {e["n"]}: {e["left"]:.1e}' for e in others)
+  powers = {f'n = {e["n"]}': e for e in exact if e['n'] == 2 ** e['rounds']}
+  others = {f'n = {e["n"]}': e for e in exact if e['n'] != 2 ** e['rounds']}
+  left, before = 'squared distance left', 'left one round before'
+  done = below(left, EXACT)
   return [
     Claim(
-      says='one-peer exponential averages exactly in log2 n rounds for n = 2^k '
-      '(as such; Assran et al. 2019, Ying et al. 2021)',
-      measured=f'n = {sizes}: at most {worst:.1e} of the squared distance is '
-      f'left after log2 n rounds, at least {soonest:.1e} one round before',
-      reproduced=verdict(done and not_sooner, done),
-      tried=f'less than {EXACT:.0e} is left, and more than 1e-6 one round '
-      'before',
+      text='One-peer exponential averages exactly in log2 n rounds for '
+      'n = 2^k.',
+      source=f'{STATED}: Assran et al. 2019, Ying et al. 2021',
+      measured={
+        left: by_case({k: e['left'] for k, e in powers.items()}),
+        before: by_case({k: e['before'] for k, e in powers.items()}),
+      },
+      rule=Rule(every(All((done, above(before, 1e-6)))), every(done)),
+      setting='Relative to the squared distance at the start. One round '
+      'before, the average must not be exact, because otherwise the check '
+      'would be too weak.',
     ),
     Claim(
-      says='for other n it does not (ours; Base-(k+1) graphs do for any n (as '
-      'such), and are not built here)',
-      measured=f'left after ceil(log2 n) rounds: {left}',
-      reproduced=verdict(all(e['left'] > 1e-6 for e in others)),
-      tried='more than 1e-6 is left for each of them',
+      text='For other n it does not average exactly.',
+      source=OURS,
+      measured={left: by_case({k: e['left'] for k, e in others.items()})},
+      rule=Rule(every(above(left, 1e-6))),
+      setting='After ceil(log2 n) rounds.',
+      note='Base-(k+1) graphs average exactly for any n; they are not built '
+      'here.',
     ),
   ]
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Variances against their formula, and distances over the rounds."""
+  """Draw variances with their formula, and distances over the rounds."""
   figure.set_size_inches(drawing.WIDTH, 4.5)
   left, right = figure.subplots(1, 2)
   _draw_variances(data['variances'], left)
   lowest = min(v for d in data['decays'].values() for v in d if v > EXACT)
   looks = styles.categories(list(data['decays']))
   for name, decay in data['decays'].items():
-    # What is exact is below the frame, not at the rounding of float64.
+    # Below the frame where exact, because rounding of float64 is no result.
     shown = np.where(np.array(decay) > EXACT, decay, EXACT)
     drawing.curve(right, range(len(decay)), shown, looks[name], label=name)
   right.set_yscale('log')
@@ -246,7 +255,7 @@ def _draw_variances(
 
 TARGET = Target(
   name='t10_topologies',
-  title='Consensus variance of gossip, and graphs that are exact in time',
+  title='Consensus variance of gossip, and graphs that average exactly',
   paper='Lian et al. 2017 (arXiv 1705.09056), Zhang et al. 2021 (arXiv '
   '2112.01433), Ying et al. 2021 (arXiv 2110.13363)',
   measure=measure,

@@ -10,14 +10,12 @@ import numpy as np
 import optax
 
 from experiments.papers import classifying, speed
+from experiments.papers.claims import Claim
+from experiments.papers.conditions import at_most, every, some
+from experiments.papers.quantities import Quantity, by_case
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  Target,
-  verdict,
-)
+from experiments.papers.target import Outcome, Setting, Target
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 from prsgd_jax import models
@@ -27,19 +25,20 @@ SEEDS = (0,)
 MODERATE = (4, 16)
 PERIODS = (1, *MODERATE, 64)
 METHODS = {'PR-SGD': pr.pr_sgd, 'K-AVG': pr.k_avg}
-# More steps than K-AVG with K = 1, at most, to be called flat.
+# Steps relative to K-AVG with K = 1 up to which the loss hardly depends on K.
 FLAT = 1.25
 
 NUM_REPLICAS, BATCH_SIZE, HIDDEN = 8, 16, 32
 MOMENTUM = 0.9
-# Learning rate -> steps. Replicas drift apart by rate times period.
+# Learning rate -> steps. The lower rate has more because the drift is the rate
+# times the period.
 RATES = {0.2: 384, 0.05: 768}
 EVERY = 16
 NUM_TRAIN, NUM_OBSERVED = 8192, 1024
 
 
 def measure(setting: Setting) -> Outcome:
-  """Trains an LSTM over the rows of MNIST with every period."""
+  """Train an LSTM over the rows of MNIST with every period."""
   mnist = load_dataset('mnist', setting.data_dir)
   problem = classifying.problem(
     models.LSTMClassifier(mnist.num_classes, hidden=HIDDEN),
@@ -80,7 +79,7 @@ def _of_period(
 
 
 def _claim(rate: float, name: str, curves: Mapping[str, Any]) -> Claim:
-  """Whether the steps to a loss hardly depend on the period."""
+  """Judge whether the steps to a loss hardly depend on the period."""
   steps = EVERY * np.arange(1, RATES[rate] // EVERY + 1)
   losses = np.array(curves[name]['loss'])  # [periods, seeds, points]
   taken = np.zeros(losses.shape[:2])
@@ -89,37 +88,40 @@ def _claim(rate: float, name: str, curves: Mapping[str, Any]) -> Claim:
     unit = speed.when_reached(steps, synchronous, least)
     for k in range(len(PERIODS)):
       taken[k, i] = speed.when_reached(steps, losses[k, i], least) / unit
-  flat = [bool(taken[PERIODS.index(p)].mean() <= FLAT) for p in MODERATE]
-  accuracy = np.array(curves[name]['test_accuracy'])
+  accuracy = 100 * np.array(curves[name]['test_accuracy'])
+  relative = 'steps relative to SSGD'
+  moderate = [_case(period) for period in MODERATE]
+  flat = at_most(relative, FLAT)
+  tried = ' and '.join(f'{r} for {n} steps' for r, n in RATES.items())
   return Claim(
-    f'{name} trains recurrent networks as well, with an average every few '
-    'steps (the speech and language side of the papers; no number of theirs)',
-    f'rate {rate}: steps to the same training loss, in those of SSGD, by '
-    f'period: {_listed(taken, ".2f")}; loss of the average at the end: '
-    f'{_listed(losses[:, :, -1], ".4f")}; its test accuracy: '
-    f'{_listed(accuracy[:, :, -1], ".1%")}',
-    verdict(all(flat), any(flat)),
-    f'yes if at most {FLAT} for the periods {MODERATE}, partly if for one. The '
-    f'loss is the least of SSGD (K = 1) after {speed.SHARE:.0%} of the '
-    f'{RATES[rate]} steps. LSTM with {HIDDEN} units over the rows of '
-    f'{NUM_TRAIN} images of MNIST, {NUM_REPLICAS} x {BATCH_SIZE} drawn with '
-    f'replacement, momentum {MOMENTUM}. Rates tried, the lower because the '
-    f'higher was not flat: {_rates()}',
+    text=f'{name} trains recurrent networks as well, with an average every few '
+    f'steps (rate {rate}).',
+    source='the speech and language experiments of the papers, without numbers',
+    measured={
+      relative: _by_period(taken),
+      'final loss of the average': _by_period(losses[:, :, -1], 'nats'),
+      'test accuracy': _by_period(accuracy[:, :, -1], '%'),
+    },
+    rule=Rule(every(flat, moderate), some(flat, moderate)),
+    setting='Steps to the lowest training loss that SSGD (K = 1) has after '
+    f'{speed.SHARE:.0%} of {RATES[rate]} steps. LSTM with {HIDDEN} units over '
+    f'the rows of {NUM_TRAIN} images of MNIST, {NUM_REPLICAS} x {BATCH_SIZE} '
+    f'drawn with replacement, momentum {MOMENTUM}.',
+    note=f'Rates tried: {tried}. The lower rate was added because the higher '
+    'one was not flat.',
   )
 
 
-def _rates() -> str:
-  return ', '.join(f'{rate} for {steps} steps' for rate, steps in RATES.items())
+def _case(period: int) -> str:
+  return f'period {period}'
 
 
-def _listed(values: np.ndarray, form: str) -> str:
-  """Each period with its values, one for each seed."""
-  pairs = zip(PERIODS, values, strict=True)
-  return ', '.join(f'{p}: {speed.spread(v, form)}' for p, v in pairs)
+def _by_period(values: np.ndarray, unit: str = '') -> Quantity:
+  return by_case(dict(zip(map(_case, PERIODS), values, strict=True)), unit)
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Training loss against steps and against rounds of communication."""
+  """Draw the training loss against steps and against rounds."""
   figure.set_size_inches(drawing.WIDTH, 6.5)
   axes = figure.subplots(len(data['curves']), 2, sharey='row')
   for pair, (rate, methods) in zip(axes, data['curves'].items(), strict=True):
@@ -146,7 +148,7 @@ def _draw_curve(
   style: styles.Style,
   label: str,
 ) -> None:
-  """The mean of the seeds from the first average on, and their range."""
+  """Draw the mean over the seeds from the first average on, and the range."""
   steps = every * np.arange(1, losses.shape[1] + 1)
   kept = steps >= period
   for axis, x in zip(axes, (steps[kept], steps[kept] / period), strict=True):

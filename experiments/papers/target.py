@@ -1,13 +1,14 @@
-"""What a reproduction is: claims, measured numbers, and a figure of them."""
+"""What a reproduction is: claims, measured numbers and a figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import pathlib
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from matplotlib.figure import Figure
 
+from experiments.papers.claims import Claim
 from experiments.running.execution import experiment, runs
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import prepare
@@ -18,27 +19,15 @@ from prsgd_jax.data.datasets import load_dataset
 
 INTERVALS = ('log_every', 'eval_every', 'checkpoint_every')
 
-Verdict = Literal['yes', 'partly', 'no']
-
-
-class Claim(NamedTuple):
-  """One thing that a paper says, and what was seen of it.
-
-  Attributes:
-    says: what the paper says, with its source; recalled figures say so.
-    measured: the numbers, with their spread over seeds.
-    reproduced: whether it was, decided by the numbers by a stated rule.
-    tried: what was tried where it was not, or what the rule was.
-  """
-
-  says: str
-  measured: str
-  reproduced: Verdict
-  tried: str = ''
-
 
 class Outcome(NamedTuple):
-  """What a target measured; `data` is all that its figure is drawn from."""
+  """What a target measured.
+
+  Attributes:
+    claims: each with its numbers and its rule.
+    data: all that the figure is drawn from.
+    seeds: of the runs.
+  """
 
   claims: Sequence[Claim]
   data: Mapping[str, Any]
@@ -46,13 +35,13 @@ class Outcome(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """How a target is to be run.
+  """How to run a target.
 
   Attributes:
-    scale: 'cpu', in two and a half minutes on two cores; 'full', the paper's
-      own setting; 'test', a few steps of the full setting, to see it start.
-    data_dir: where TFDS directories are.
-    workdir: of runs that can be gone on with.
+    scale: 'cpu' takes at most three minutes on two cores; 'full' is the
+      paper's own setting; 'test' is a few steps of the full setting.
+    data_dir: the directory of the TFDS data sets.
+    workdir: the directory of runs that can be resumed.
   """
 
   scale: str
@@ -64,12 +53,12 @@ class Target(NamedTuple):
   """One figure or table of a paper.
 
   Attributes:
-    name: that of its module.
+    name: the name of its module.
     title: what is compared, in a few words.
-    paper: where it stands.
-    measure: does the work; must go on where it was cut off, or be short.
-    draw: draws the data of the outcome, as they come back from JSON.
-    scales: of 'cpu' and 'full', those that it has.
+    paper: where the figure or table is.
+    measure: does the work; resumes an interrupted run, or is short.
+    draw: draws the data of the outcome, as read back from JSON.
+    scales: the scales it has, of 'cpu' and 'full'.
   """
 
   name: str
@@ -80,11 +69,6 @@ class Target(NamedTuple):
   scales: tuple[str, ...] = ('cpu',)
 
 
-def verdict(holds: bool, partly: bool = False) -> Verdict:
-  """'yes' if it holds, else 'partly' if that does."""
-  return 'yes' if holds else 'partly' if partly else 'no'
-
-
 def train(
   setting: Setting,
   algorithm: str,
@@ -92,14 +76,14 @@ def train(
   network: pr.ledger.Network = pr.ledger.NETWORK,
   **fields: Any,
 ) -> list[records.Record]:
-  """Trains as train.py does, from where it was cut off; its records.
+  """Train as train.py does, resume an interrupted run, return its records.
 
   Args:
     setting: whose workdir holds the run.
-    algorithm: its name.
+    algorithm: the name of the algorithm.
     options: of the algorithm, by the names of the flags.
     network: for the modeled time.
-    **fields: flags of train.py, by name; the others have their defaults.
+    **fields: flags of train.py, by name; other flags keep their defaults.
   """
   given = {flag: fields.pop(flag) for flag in INTERVALS if flag in fields}
   num_devices = fields.pop('num_devices', None)
@@ -108,7 +92,7 @@ def train(
   run_config = make_config(algorithm, options, **fields)
   dataset = load_dataset(run_config.dataset, setting.data_dir)
   parts = experiment.assemble(run_config, dataset, num_devices, network)
-  # The fields by a digest, for all their names are too long for a file's.
+  # A digest, because the names of all fields are too long for a file name.
   digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
   name = f'{run_config.slug()}-seed{run_config.seed}-{digest[:8]}'
   workdir = setting.workdir / name
@@ -121,10 +105,10 @@ def train(
 def make_config(
   algorithm: str, options: Mapping[str, Any], **fields: Any
 ) -> config.RunConfig:
-  """A run whose other flags have their defaults.
+  """Return the configuration of a run; other flags keep their defaults.
 
   Raises:
-    ValueError: if a value has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or has no effect on this run.
   """
   names = config.RunConfig.__dataclass_fields__.keys() - {'options'}
   defaults = {n: flags.FLAGS[n].default for n in names}

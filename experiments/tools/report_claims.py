@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any, NamedTuple
 
+from experiments.papers import claims
 from experiments.running.records import json_files, units
 from experiments.tools import report_page
 from experiments.tools.report_page import Chip, Claim, Link, Section, Table
@@ -25,15 +26,7 @@ _FORM = json_files.object_of(
   {
     'name': json_files.text,
     'title': json_files.text,
-    'claims': json_files.list_of(
-      json_files.object_of(
-        {
-          **dict.fromkeys(('says', 'measured'), json_files.string),
-          'reproduced': json_files.one_of(*VERDICTS),
-        },
-        {'tried': json_files.string},
-      )
-    ),
+    'claims': json_files.list_of(claims.check),
   },
   {
     **dict.fromkeys(('paper', 'scale', 'commit'), json_files.string),
@@ -56,9 +49,14 @@ class Reproduction(NamedTuple):
   found: Mapping[str, Any]
 
   @property
+  def claims(self) -> list[claims.Claim]:
+    """Its claims, whose verdicts are evaluated again."""
+    return [claims.from_json(claim) for claim in self.found['claims']]
+
+  @property
   def chips(self) -> list[Chip]:
     """The verdicts of its claims."""
-    return [VERDICTS[claim['reproduced']] for claim in self.found['claims']]
+    return [VERDICTS[claim.verdict] for claim in self.claims]
 
 
 def read(directory: pathlib.Path) -> list[Reproduction]:
@@ -148,7 +146,7 @@ def section(one: Reproduction) -> Section:
     title=found['title'],
     subtitle=found.get('paper', ''),
     figures=figures,
-    claims=[_claim(claim) for claim in found['claims']],
+    claims=[_claim(claim) for claim in one.claims],
     tables=[_listed(name, rows) for name, rows in listed.items()],
     facts=report_page.as_facts(facts),
   )
@@ -171,12 +169,25 @@ def _duration(seconds: float | None) -> str | None:
   return None if seconds is None else units.duration(seconds)
 
 
-def _claim(claim: Mapping[str, Any]) -> Claim:
+def _claim(claim: claims.Claim) -> Claim:
+  measured = [
+    report_page.table(
+      [{str(i): cell for i, cell in enumerate(row)} for row in rows],
+      [Column(str(i), title or ' ') for i, title in enumerate(head)],
+    )
+    for head, rows in claim.tables()
+  ]
+  remarks = {
+    'Source': claim.source,
+    'Rule': claim.sentence,
+    'Setting': claim.setting or None,
+    'Note': claim.note or None,
+  }
   return Claim(
-    text=claim['says'],
-    verdict=VERDICTS[claim['reproduced']],
-    measured=[part for part in claim['measured'].split('; ') if part],
-    remarks=report_page.as_facts({'Rule': claim.get('tried')}),
+    text=claim.text,
+    verdict=VERDICTS[claim.verdict],
+    tables=measured,
+    remarks=report_page.as_facts(remarks),
   )
 
 

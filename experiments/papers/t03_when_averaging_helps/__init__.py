@@ -1,9 +1,9 @@
-"""T3: when averaging helps, of Zhang, De Sa, Mitliagkas, Re 2016.
+"""T3: when averaging helps, after Zhang, De Sa, Mitliagkas, Re 2016.
 
-Replicas draw from one pool and are averaged with probability zeta at each step,
-and once more at the end. On convex problems that pays where the variance of the
-gradient grows with the distance from the optimum; on others, where there are
-several optima.
+Replicas draw from one pool. They are averaged with probability zeta at each
+step, and once more at the end. On convex problems frequent averages pay where
+the variance of the gradient grows with the distance from the optimum. On other
+problems they pay where several optima exist.
 """
 
 from collections.abc import Mapping

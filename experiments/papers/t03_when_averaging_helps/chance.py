@@ -1,4 +1,4 @@
-"""Local SGD whose averages come by chance, and what the problems share."""
+"""Local SGD with averages at random steps, and what the problems share."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,24 +17,24 @@ SEEDS = (0, 1, 2, 3, 4)
 def averaging(
   rate: Any, probability: float, num_steps: int
 ) -> pr.base.ReplicaTransformation:
-  """Local SGD, averaged with a probability and at the end (order C)."""
+  """Return local SGD, averaged at random steps and at the end (order C)."""
   tosses = pr.schedules.with_probability(probability, num_steps=num_steps)
   when = pr.schedules.any_of(tosses, pr.schedules.at_steps([num_steps - 1]))
   return pr.k_avg(optax.sgd(rate), period=when)
 
 
 def signs(key: jax.Array, shape: Sequence[int], count: int) -> list[jax.Array]:
-  """Random signs of which one draw of bits is enough."""
+  """Return `count` arrays of random signs from one draw of bits."""
   bits = jax.random.bits(key, tuple(shape), 'uint8')
   return [2.0 * ((bits >> i) & 1) - 1 for i in range(count)]
 
 
 def standard_error(values: np.ndarray) -> float:
-  """Of the mean of independent values."""
+  """Return the standard error of the mean of independent values."""
   return float(values.std(ddof=1) / len(values) ** 0.5)
 
 
 def probability_axis(ax: Axes, least: float) -> None:
-  """Makes the x axis, after all is drawn, one of zeta with a place for 0."""
+  """Make the x axis one of zeta with a place for 0, after all is drawn."""
   added = drawing.zero_and_log(ax, 'x', least)
-  ax.set_xlabel(rf'$\zeta$, probability of an average at a step ({added})')
+  ax.set_xlabel(rf'$\zeta$, probability of averaging at a step ({added})')

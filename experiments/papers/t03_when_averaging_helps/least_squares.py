@@ -1,4 +1,4 @@
-"""Which convex problems gain by frequent averages: many least squares."""
+"""Least-squares problems that gain from frequent averages."""
 
 from collections.abc import Mapping, Sequence
 import itertools
@@ -10,15 +10,18 @@ from matplotlib.axes import Axes
 import numpy as np
 from scipy import stats
 
+from experiments.papers.claims import STATED, Claim
+from experiments.papers.conditions import All, above, at_least, below
+from experiments.papers.quantities import number
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
 from experiments.papers.t03_when_averaging_helps.chance import (
   SEEDS,
   averaging,
 )
-from experiments.papers.target import Claim, verdict
 from experiments.tools import styles
 
-# What the ratio is made of, and the learning rates tried.
+# The factors of the ratio, and the learning rates tried.
 KURTOSES = (1.0, 4.0)
 DISTANCES = (1.0, 10.0)
 LABEL_NOISES = (0.1, 1.0, 10.0, 100.0)
@@ -28,7 +31,7 @@ RATES = tuple(np.geomspace(3e-4, 0.2, 14).tolist())
 
 
 def measure() -> list[dict[str, Any]]:
-  """Least squares: averages at each step against one, for many problems.
+  """Compare averages at each step with one average, for many problems.
 
   y = x'w* + noise, x = u z with z standard normal and u^2 of mean 1 and second
   moment k: the gradient x x'(w - w*) - x noise at one example has beta^2 =
@@ -91,30 +94,38 @@ def measure() -> list[dict[str, Any]]:
 
 
 def claim(found: Sequence[Mapping[str, Any]]) -> Claim:
-  """The gain follows beta^2 |w0 - w*|^2 / sigma^2."""
+  """Judge whether the gain follows beta^2 |w0 - w*|^2 / sigma^2."""
   ratios, gains = (np.array([r[n] for r in found]) for n in ('ratio', 'gain'))
   ranked = float(stats.spearmanr(ratios, gains).statistic)
-  small = gains[ratios <= 0.01]
-  large = gains[ratios >= 100]
-  separate = small.max() < 1.25 and large.min() > 2
+  small, large = gains[ratios <= 0.01], gains[ratios >= 100]
+  most = 'largest gain at ratios up to 0.01'
+  least = 'smallest gain at ratios from 100'
+  correlation = 'rank correlation of ratio and gain'
   return Claim(
-    'for convex f frequent averages pay where beta^2 |w0 - w*|^2 / sigma^2 is '
-    'large, and not where it is small [S]',
-    f'rank correlation of that ratio with the gain (error with one average / '
-    f'with one at each step) {ranked:.2f} over {len(found)} problems; gain '
-    f'{small.min():.2f} to {small.max():.2f} where it is <= 0.01, '
-    f'{large.min():.1f} to {large.max():.3g} where it is >= 100',
-    verdict(ranked >= 0.9 and bool(separate), partly=ranked >= 0.7),
-    'rule: rank correlation >= 0.9, gain < 1.25 for ratios <= 0.01 and > 2 for '
-    'ratios >= 100; partly if the correlation is >= 0.7. Least squares, '
-    f'E|wbar - w*|^2 after {STEPS} steps of '
-    f'{REPLICAS} replicas; learning rate of each method and problem '
-    f'the best of {len(RATES)} from {RATES[0]:g} to {RATES[-1]:g}',
+    text='For convex f, frequent averages pay where the ratio beta^2 '
+    '|w0 - w*|^2 / sigma^2 is large, and not where it is small.',
+    source=STATED,
+    measured={
+      correlation: number(ranked),
+      'smallest gain at ratios up to 0.01': number(small.min()),
+      most: number(small.max()),
+      least: number(large.min()),
+      'largest gain at ratios from 100': number(large.max()),
+      'problems': number(len(found)),
+    },
+    rule=Rule(
+      All((at_least(correlation, 0.9), below(most, 1.25), above(least, 2))),
+      at_least(correlation, 0.7),
+    ),
+    setting='The gain is E |wbar - w*|^2 with one average over that with an '
+    f'average at each step, after {STEPS} steps of {REPLICAS} replicas on '
+    'least squares. Each method and problem has the best of '
+    f'{len(RATES)} learning rates from {RATES[0]:g} to {RATES[-1]:g}.',
   )
 
 
 def draw(found: Sequence[Mapping[str, Any]], ax: Axes) -> None:
-  """The gain against the ratio, for every problem."""
+  """Draw the gain against the ratio for every problem."""
   colors = styles.ordinal(r['beta_squared'] for r in found)
   kinds = sorted({(r['beta_squared'], r['distance']) for r in found})
   nearest = min(distance for _, distance in kinds)
@@ -133,7 +144,7 @@ def draw(found: Sequence[Mapping[str, Any]], ax: Axes) -> None:
   ax.axhline(1, color='k', lw=0.5)
   ax.set(
     xlabel=r'$\beta^2\, |w_0 - w^*|^2 / \sigma^2$',
-    ylabel='error, one average / every step',
+    ylabel='error with one average / at every step',
     title='Least squares, tuned learning rates',
     xscale='log',
     yscale='log',

@@ -1,6 +1,6 @@
-"""Problems with two optima, where one average at the end fails."""
+"""Problems with two optima, on which one average at the end fails."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,17 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
+from experiments.papers.claims import DERIVED, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  Either,
+  Ref,
+  at_most,
+  every,
+  within,
+)
+from experiments.papers.quantities import Measurement, by_case, number
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
 from experiments.papers.t03_when_averaging_helps.chance import (
   SEEDS,
@@ -16,7 +27,6 @@ from experiments.papers.t03_when_averaging_helps.chance import (
   signs,
   standard_error,
 )
-from experiments.papers.target import Claim, verdict
 from experiments.tools import styles
 from prsgd_jax.science import laws
 
@@ -29,7 +39,7 @@ ONE_SHOT_TOLERANCE, SOLVED = 0.03, 0.05
 
 
 def measure() -> dict[str, list[dict[str, float]]]:
-  """What is left of the loss of the mean, by problem and zeta."""
+  """Measure the loss of the mean that is left, by problem and zeta."""
   problems = {'quartic': _quartic, 'pca': _pca}
   found: dict[str, list[dict[str, float]]] = {}
   for name, problem in problems.items():
@@ -47,7 +57,7 @@ def measure() -> dict[str, list[dict[str, float]]]:
 
 
 def _quartic(probability: float) -> np.ndarray:
-  """f(wbar) at the end, [seeds, copies], of f(w) = (w^2 - 1)^2 from 0."""
+  """Return f(wbar) at the end, [seeds, copies]; f(w) = (w^2 - 1)^2, from 0."""
 
   def loss(w: Any, step: Any, replica: Any, key: jax.Array) -> jax.Array:
     del step, replica
@@ -69,11 +79,11 @@ def _quartic(probability: float) -> np.ndarray:
 
 
 def _pca(probability: float) -> np.ndarray:
-  """(f(wbar) - f*) / (f(0) - f*), [seeds, copies], f(w) = |A - w w'|^2 / 4.
+  """Return (f(wbar) - f*) / (f(0) - f*), [seeds, copies].
 
-  A is the covariance of what is drawn; +v and -v are optimal, v its first
-  eigenvector times the root of the eigenvalue. Every replica starts from a
-  small random point of its own.
+  f(w) = |A - w w'|^2 / 4, where A is the covariance of the examples. Both +v
+  and -v are optimal; v is the first eigenvector times the root of its
+  eigenvalue. Every replica starts from its own small random point.
   """
   scale = jnp.sqrt(jnp.asarray(SPECTRUM))
   shape = (COPIES['pca'], len(SPECTRUM))
@@ -101,45 +111,53 @@ def _pca(probability: float) -> np.ndarray:
 
 
 def claims(found: Mapping[str, Any]) -> list[Claim]:
-  """One average at the end fails, rare ones do not."""
-  derived = laws.one_shot_quartic(NUM_REPLICAS)
-  listed = []
-  for name, says in (
-    (
-      'quartic',
-      f'f(w) = (w^2 - 1)^2 from 0: one average at the end has E f = '
-      f'{derived:.4f} for {NUM_REPLICAS} replicas, averages at a rate >= 0.001 '
-      'about 0 [derived]',
+  """Judge one average at the end, and rare averages."""
+  return [
+    _claim(
+      found['quartic'],
+      'f(w) = (w^2 - 1)^2 from 0: one average at the end leaves the derived '
+      f'loss for {NUM_REPLICAS} replicas; averages with a probability >= 0.001 '
+      'leave about 0.',
+      DERIVED,
     ),
-    (
-      'pca',
-      'PCA, where +v and -v are optimal: one average at the end fails, rare '
-      'averages suffice [S]; as in the quartic '
-      f'{derived:.4f} of the loss at 0 is left [derived]',
+    _claim(
+      found['pca'],
+      'PCA, where +v and -v are optimal: one average at the end fails, and '
+      'rare averages suffice.',
+      f'{STATED}; that the loss left is that of the quartic is {DERIVED}',
     ),
-  ):
-    once, *often = found[name]
-    fails = abs(once['measured'] - derived) <= ONE_SHOT_TOLERANCE
-    solved = max(p['measured'] for p in often) <= SOLVED
-    shown = [
-      f'{p["measured"]:.4f} ± {p["error"]:.4f} at zeta = {p["probability"]:g}'
-      for p in found[name]
-    ]
-    listed.append(
-      Claim(
-        says,
-        '; '.join(shown) + ' (± standard error over seeds)',
-        verdict(fails and solved, partly=fails or solved),
-        f'rule: within {ONE_SHOT_TOLERANCE} of the derived value at zeta = 0, '
-        f'and at most {SOLVED} from zeta = {often[0]["probability"]:g} on; '
-        'partly if one of both',
-      )
-    )
-  return listed
+  ]
+
+
+def _claim(
+  points: Sequence[Mapping[str, float]], text: str, source: str
+) -> Claim:
+  once, *often = (f'zeta = {p["probability"]:g}' for p in points)
+  left, derived = 'fraction of the loss at 0', 'derived fraction'
+  fails = within(Ref(left, once), Ref(derived, ''), absolute=ONE_SHOT_TOLERANCE)
+  solved = every(at_most(left, SOLVED), often)
+  return Claim(
+    text=text,
+    source=source,
+    measured={
+      derived: number(laws.one_shot_quartic(NUM_REPLICAS)),
+      left: by_case(
+        {
+          f'zeta = {p["probability"]:g}': Measurement(
+            p['measured'], error=p['error']
+          )
+          for p in points
+        }
+      ),
+    },
+    rule=Rule(All((fails, solved)), Either((fails, solved))),
+    setting='With zeta = 0, the only average is at the end; ± is the standard '
+    'error over the seeds.',
+  )
 
 
 def draw(found: Mapping[str, Any], one_shot: float, ax: Axes) -> None:
-  """The loss of the mean against zeta; points, because few were measured."""
+  """Draw the loss of the mean against zeta, as points because they are few."""
   names = {'quartic': '$(w^2 - 1)^2$', 'pca': 'PCA'}
   looks = styles.categories(list(names))
   for (name, label), size in zip(names.items(), (8, 4), strict=True):

@@ -8,6 +8,15 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
+from experiments.papers.claims import DERIVED, STATED, Claim
+from experiments.papers.conditions import All, Ref, at_most, every, within
+from experiments.papers.quantities import (
+  Measurement,
+  Quantity,
+  by_case,
+  number,
+)
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
 from experiments.papers.t03_when_averaging_helps.chance import (
   SEEDS,
@@ -16,11 +25,10 @@ from experiments.papers.t03_when_averaging_helps.chance import (
   signs,
   standard_error,
 )
-from experiments.papers.target import Claim, verdict
 from experiments.tools import styles
 from prsgd_jax.science import laws
 
-# The law's constants, and how closely it is to be met.
+# The law's constants, and the tolerance.
 LAW: dict[str, Any] = {
   'num_replicas': 8,
   'learning_rate': 0.1,
@@ -37,7 +45,7 @@ TOLERANCE, ERRORS = 0.03, 3
 
 
 def measure() -> list[dict[str, Any]]:
-  """lim E[wbar^2] for every beta^2 and zeta, measured and derived."""
+  """Measure and derive lim E[wbar^2] for every beta^2 and zeta."""
   return [
     _point(beta_squared, zeta)
     for beta_squared, probabilities in PROBABILITIES.items()
@@ -78,54 +86,68 @@ def _point(beta_squared: float, zeta: float) -> dict[str, Any]:
 
 
 def claims(points: Sequence[Mapping[str, Any]]) -> list[Claim]:
-  """The law where the gradient's noise grows, and where it does not."""
-  noisy = [p for p in points if p['beta_squared'] > 0]
-  close = [_deviation(p) <= TOLERANCE for p in noisy]
-  likely = [
-    abs(p['measured'] - p['derived']) <= ERRORS * p['error'] for p in noisy
-  ]
-  shown = [
-    f'beta^2 = {p["beta_squared"]:g}, zeta = {p["probability"]:g}: '
-    f'{p["measured"]:.5f} ± {p["error"]:.5f} for {p["derived"]:.5f}'
-    for p in noisy
-  ]
-  flat = [p for p in points if p['beta_squared'] == 0]
-  apart = abs(flat[0]['measured'] / flat[-1]['measured'] - 1)
+  """Judge the law where the noise of the gradient grows, and where not."""
+  noisy = {
+    f'beta^2 = {p["beta_squared"]:g}, zeta = {p["probability"]:g}': p
+    for p in points
+    if p['beta_squared'] > 0
+  }
+  flat = {
+    f'zeta = {p["probability"]:g}': p for p in points if p['beta_squared'] == 0
+  }
+  ends = [p['measured'] for p in flat.values()]
+  square, law, apart = 'E wbar^2', 'the law', 'difference between the cases'
   return [
     Claim(
-      "averaging more often lowers the variance where the gradient's grows "
-      'with the distance [S]; lim E wbar^2 = (alpha sigma^2 / M) / (2 c - '
-      'alpha c^2 - alpha beta^2 theta) [derived]',
-      '; '.join(shown) + ' (± standard error over seeds)',
-      verdict(
-        all(close),
-        partly=all(a or b for a, b in zip(close, likely, strict=True)),
+      text='Averaging more often lowers the variance where the variance of the '
+      'gradient grows with the distance: lim E wbar^2 = (alpha sigma^2 / M) / '
+      '(2 c - alpha c^2 - alpha beta^2 theta).',
+      source=f'{STATED}; the formula is {DERIVED}',
+      measured={square: _measured(noisy), law: _derived(noisy)},
+      rule=Rule(
+        every(within(square, Ref(law), relative=TOLERANCE)),
+        every(within(square, Ref(law), relative=TOLERANCE, errors=ERRORS)),
       ),
-      f'rule: all within {TOLERANCE:.0%}; partly if those that are not are '
-      f'within {ERRORS} standard errors (with beta^2 = 10 and few averages '
-      'w has no fourth moment, so that means of w^2 converge slowly). c = 1, '
-      f'alpha = {LAW["learning_rate"]}, sigma^2 = 1, M = '
-      f'{LAW["num_replicas"]}, noise of random signs',
+      setting=f'c = 1, alpha = {LAW["learning_rate"]}, sigma^2 = 1, M = '
+      f'{LAW["num_replicas"]}, noise of random signs; ± is the standard error '
+      'over the seeds.',
+      note='With beta^2 = 10 and few averages, w has no fourth moment. Means '
+      'of w^2 converge slowly there.',
     ),
     Claim(
-      'with beta = 0 it does not matter how often one averages [derived]',
-      f'{flat[0]["measured"]:.6f} at zeta = {flat[0]["probability"]:g}, '
-      f'{flat[-1]["measured"]:.6f} at zeta = {flat[-1]["probability"]:g}, for '
-      f'{flat[0]["derived"]:.6f}',
-      verdict(apart <= 1e-3 and max(map(_deviation, flat)) <= TOLERANCE),
-      'rule: 0.1 % apart at most (the noise is the same), and within '
-      f'{TOLERANCE:.0%} of the law',
+      text='With beta = 0, the number of averages does not matter.',
+      source=DERIVED,
+      measured={
+        apart: number(100 * abs(ends[0] / ends[-1] - 1), '%'),
+        square: _measured(flat),
+        law: _derived(flat),
+      },
+      rule=Rule(
+        All(
+          (
+            at_most(apart, 0.1),
+            every(within(square, Ref(law), relative=TOLERANCE)),
+          )
+        )
+      ),
+      setting='The noise is the same in both cases.',
     ),
   ]
 
 
-def _deviation(point: Mapping[str, Any]) -> float:
-  return abs(point['measured'] / point['derived'] - 1)
+def _measured(points: Mapping[str, Mapping[str, Any]]) -> Quantity:
+  return by_case(
+    {k: Measurement(p['measured'], error=p['error']) for k, p in points.items()}
+  )
+
+
+def _derived(points: Mapping[str, Mapping[str, Any]]) -> Quantity:
+  return by_case({k: p['derived'] for k, p in points.items()})
 
 
 def draw(points: Sequence[Mapping[str, Any]], ax: Axes) -> None:
-  """The variance of the mean against zeta, measured and by the law."""
-  # Dense on the linear part of the axis too, because the law bends there.
+  """Draw the variance of the mean against zeta, measured and by the law."""
+  # Dense on the linear part of the axis too because the law bends there.
   zeta = np.concatenate([np.linspace(0, 1e-2, 30), np.geomspace(1e-2, 1, 100)])
   for beta_squared, color in styles.ordinal(PROBABILITIES).items():
     law = [

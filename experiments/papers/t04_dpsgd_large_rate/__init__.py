@@ -1,8 +1,8 @@
 """T4: DPSGD against SSGD at large batch and learning rate, Zhang et al. 2021.
 
-On the CPU an MLP on MNIST with raw pixels, at a total batch of 2000; at full
-scale the one row of the table of Zhu et al. 2023 that needs no pretrained
-weights.
+The CPU scale trains an MLP on raw pixels of MNIST at a total batch of 2000. The
+full scale is the only row of the table of Zhu et al. 2023 that needs no
+pretrained weights.
 """
 
 from collections.abc import Mapping

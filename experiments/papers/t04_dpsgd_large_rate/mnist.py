@@ -1,4 +1,4 @@
-"""The methods, on raw pixels of MNIST with an MLP and a total batch of 2000."""
+"""The methods, with an MLP on raw pixels of MNIST at a total batch of 2000."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,8 @@ from prsgd_jax.models.classification import classifier
 TOTAL_BATCH, NUM_STEPS = 2000, 240
 SEEDS = (0,)
 TASK = classifier(models.MLP(10, (50, 50)))
-# Standard deviation of each weight where the noisy SSGD takes its gradients.
+# Standard deviation of the noise on each weight where the noisy SSGD takes its
+# gradients.
 WEIGHT_NOISE = 0.01
 
 Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
@@ -50,7 +51,7 @@ LOOKS = {
 
 
 class Pixels:
-  """MNIST as it is: pixels in [0, 1], not centered.
+  """MNIST with raw pixels in [0, 1], not centered.
 
   Attributes:
     image: uint8[n, 784], `label`: int32[n].
@@ -69,13 +70,13 @@ class Pixels:
     }
 
   def draw(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
-    """A batch, with replacement."""
+    """Draw a batch with replacement."""
     rows = jax.random.randint(key, (size,), 0, len(self.label))
     return {'image': self.image[rows] / 255.0, 'label': self.label[rows]}
 
 
 def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-  """The mean cross-entropy of a batch, nats."""
+  """Return the mean cross-entropy of a batch, nats."""
   return TASK.loss_fn(params, {}, batch, key)[0]
 
 
@@ -87,7 +88,7 @@ def train(
   observe: Callable[[Any], Any],
   every: int,
 ) -> Any:
-  """What `simulate` observes of a method, at several learning rates."""
+  """Train a method at several learning rates; return the observations."""
   noise = WEIGHT_NOISE if method == 'SSGD, noisy weights' else 0.0
 
   def noisy_loss(

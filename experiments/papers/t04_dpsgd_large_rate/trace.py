@@ -1,12 +1,16 @@
 """The effective learning rate, the noises and the sharpness along two runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from matplotlib.figure import SubFigure
 import numpy as np
 
+from experiments.papers.claims import DERIVED, STATED, Claim
+from experiments.papers.conditions import All, Ref, above, below
+from experiments.papers.quantities import number
+from experiments.papers.rules import Rule
 from experiments.papers.t04_dpsgd_large_rate.mnist import (
   LOOKS,
   NUM_STEPS,
@@ -17,7 +21,6 @@ from experiments.papers.t04_dpsgd_large_rate.mnist import (
   loss,
   train,
 )
-from experiments.papers.target import Claim, verdict
 from experiments.tools import drawing, styles
 from prsgd_jax.science import landscape
 
@@ -29,7 +32,7 @@ EFFECTIVE = r'$\alpha_e / \alpha$'
 
 
 def measure(pixels: Pixels) -> dict[str, Any]:
-  """alpha_e, the noises and the largest eigenvalue along two runs."""
+  """Measure alpha_e, the noises and the largest eigenvalue along two runs."""
   found = {}
   for method in ('SSGD', RING):
     points = train(pixels, method, REPLICAS, (RATE,), lambda p: p, EVERY)
@@ -80,61 +83,101 @@ def _point(pixels: Pixels, points: Any, index: int) -> dict[str, float]:
 
 
 def claims(found: Mapping[str, Any]) -> list[Claim]:
-  """What DPSGD does to its own steps in the rough part of the landscape."""
+  """Judge the steps of DPSGD in the rough part of the landscape."""
   points = found[RING]
-  alpha = np.array([p['alpha_e'] for p in points])
   loss = np.array([p['loss'] for p in points])
-  sharpness = np.array([p['sharpness'] for p in points])
-  ratio = np.array([p['landscape_noise'] / p['ssgd_noise'] for p in points])
   rough, calm = loss > ROUGH, loss < CALM
   where = (
-    f'DPSGD, ring, n = {REPLICAS}, alpha = {RATE:g}, every '
-    f'{EVERY} steps; grad L from {FULL_BATCHES * 1000} examples'
+    f'DPSGD on the ring, n = {REPLICAS}, alpha = {RATE:g}, every {EVERY} '
+    f'steps; grad L from {FULL_BATCHES * 1000} examples.'
   )
   phases = (
-    f'{rough.sum()} points with a loss > {ROUGH:g}, {calm.sum()} < {CALM:g}'
+    f'Medians over {rough.sum()} points with a loss > {ROUGH:g} (rough) and '
+    f'{calm.sum()} points with a loss < {CALM:g} (calm). {where}'
   )
+  return [
+    _step_claim(points, where),
+    _noise_claim(points, rough, calm, phases),
+    _sharpness_claim(found, rough, calm, phases),
+  ]
+
+
+def _step_claim(points: Sequence[Mapping[str, float]], where: str) -> Claim:
+  alpha = np.array([p['alpha_e'] for p in points])
   quarter = len(alpha) // 4
   lowest, late = float(alpha.min()), float(np.median(alpha[-quarter:]))
-  dips = lowest < 0.7 and int(alpha.argmin()) < len(alpha) - quarter
-  rough_ratio, calm_ratio = _median(ratio, rough), _median(ratio, calm)
-  sharp_rough, sharp_calm = _median(sharpness, rough), _median(sharpness, calm)
-  above = RATE * sharp_rough > 2
-  return [
-    Claim(
-      'the effective learning rate alpha_e falls in rough parts of the '
-      'landscape and recovers [S]',
-      f'alpha_e / alpha: lowest {lowest:.2f} at step '
-      f'{points[int(alpha.argmin())]["step"]}, median of the last quarter '
-      f'{late:.2f}',
-      verdict(dips and late > 0.9, partly=dips and late > lowest + 0.2),
-      'rule: below 0.7 before the last quarter, whose median is above 0.9; '
-      f'partly if that is 0.2 above the lowest. {where}',
+  step = points[int(alpha.argmin())]['step']
+  last = points[len(alpha) - quarter]['step']
+  least, end = 'lowest alpha_e / alpha', 'median of the last quarter'
+  at, rise = 'step of the lowest', 'median minus lowest'
+  dips = (below(least, 0.7), below(at, Ref('first step of the last quarter')))
+  return Claim(
+    text='The effective learning rate alpha_e falls in rough parts of the '
+    'landscape and recovers.',
+    source=STATED,
+    measured={
+      least: number(lowest),
+      at: number(step),
+      'first step of the last quarter': number(last),
+      end: number(late),
+      rise: number(late - lowest),
+    },
+    rule=Rule(All((*dips, above(end, 0.9))), All((*dips, above(rise, 0.2)))),
+    setting=where,
+  )
+
+
+def _noise_claim(
+  points: Sequence[Mapping[str, float]],
+  rough: np.ndarray,
+  calm: np.ndarray,
+  phases: str,
+) -> Claim:
+  ratio = np.array([p['landscape_noise'] / p['ssgd_noise'] for p in points])
+  first, second = 'rough Delta_2 / Delta_S', 'calm Delta_2 / Delta_S'
+  return Claim(
+    text='The landscape-dependent noise Delta_2 is much larger than the noise '
+    'of SSGD, Delta_S, in the rough phase only.',
+    source=STATED,
+    measured={
+      first: number(_median(ratio, rough)),
+      second: number(_median(ratio, calm)),
+    },
+    rule=Rule(
+      All((above(first, 5), below(second, 1))),
+      above(first, Ref(second, times=2)),
     ),
-    Claim(
-      'the noise that depends on the landscape, Delta_2, is much larger than '
-      'that of SSGD, Delta_S, in the rough phase alone [S]',
-      f'median Delta_2 / Delta_S {rough_ratio:.2f} in the rough phase, '
-      f'{calm_ratio:.2f} in the calm one ({phases})',
-      verdict(
-        rough_ratio > 5 and calm_ratio < 1,
-        partly=rough_ratio > 2 * calm_ratio,
+    setting=phases,
+  )
+
+
+def _sharpness_claim(
+  found: Mapping[str, Any], rough: np.ndarray, calm: np.ndarray, phases: str
+) -> Claim:
+  points = found[RING]
+  sharpness = np.array([p['sharpness'] for p in points])
+  residual = max(p['residual'] for p in points)
+  first, second = 'rough eigenvalue', 'calm eigenvalue'
+  limit = '2 / alpha'
+  return Claim(
+    text='The largest eigenvalue of the Hessian is above 2 / alpha, where '
+    'gradient descent is unstable, in the rough phase only.',
+    source=DERIVED,
+    measured={
+      first: number(_median(sharpness, rough)),
+      second: number(_median(sharpness, calm)),
+      limit: number(2 / RATE),
+      'eigenvalue along the run of SSGD': number(
+        np.median([p['sharpness'] for p in found['SSGD']])
       ),
-      'rule: above 5 where rough, below 1 where calm; partly if twice as large '
-      f'where rough. {where}',
+    },
+    rule=Rule(
+      All((above(first, Ref(limit)), below(second, Ref(limit)))),
+      above(first, Ref(second)),
     ),
-    Claim(
-      'the largest eigenvalue of the Hessian is above 2 / alpha, where '
-      'gradient descent is unstable, in the rough phase alone [derived]',
-      f'median {sharp_rough:.2f} in the rough phase, {sharp_calm:.2f} in the '
-      f'calm one, 2 / alpha = {2 / RATE:g}; along the run of SSGD '
-      f'{np.median([p["sharpness"] for p in found["SSGD"]]):.2f}',
-      verdict(above and RATE * sharp_calm < 2, partly=sharp_rough > sharp_calm),
-      'rule: medians on either side; partly if larger where rough. '
-      f'{SHARPNESS_EXAMPLES} examples, power iterations to a residual of at '
-      f'most {max(p["residual"] for p in points):.2f}. {where}',
-    ),
-  ]
+    setting=f'Power iterations on {SHARPNESS_EXAMPLES} examples to a residual '
+    f'of at most {residual:.2f}. {phases}',
+  )
 
 
 def _median(values: np.ndarray, where: np.ndarray) -> float:
@@ -142,7 +185,7 @@ def _median(values: np.ndarray, where: np.ndarray) -> float:
 
 
 def draw(found: Mapping[str, Any], figure: SubFigure) -> None:
-  """alpha_e and the sharpness of both runs; the noises of the ring."""
+  """Draw alpha_e and the sharpness of both runs, and the noises of the ring."""
   left, middle, right = figure.subplots(1, 3)
   steps = [p['step'] for p in found[RING]]
   for method in ('SSGD', RING):
@@ -163,7 +206,7 @@ def draw(found: Mapping[str, Any], figure: SubFigure) -> None:
   for key, style in styles.categories(list(names)).items():
     values = [p[key] for p in found[RING]]
     drawing.curve(right, steps, values, style, label=names[key])
-  right.set(ylabel='noise, or loss', title='DPSGD, ring', yscale='log')
+  right.set(ylabel='noise or loss', title='DPSGD, ring', yscale='log')
   for axis in (left, middle, right):
     axis.set_xlabel('steps')
   drawing.legend_below(figure)

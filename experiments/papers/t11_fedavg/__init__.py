@@ -1,4 +1,4 @@
-"""T11: how many rounds FedAvg needs, by the work of a client in each."""
+"""T11: the rounds FedAvg needs, by the work of a client in each round."""
 
 from collections.abc import Mapping
 from typing import Any

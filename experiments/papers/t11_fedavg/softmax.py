@@ -10,26 +10,30 @@ import numpy as np
 import optax
 
 from experiments.papers import images, speed
+from experiments.papers.claims import STATED, Claim
+from experiments.papers.conditions import Order, Ref, above, below, every
+from experiments.papers.quantities import by_case
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
-from experiments.papers.target import Claim, Outcome, Setting, verdict
+from experiments.papers.target import Outcome, Setting
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 
 CLIENTS, OWN = 20, 200  # K and n_k: n = K n_k
 PARTICIPATION = 0.25
-SHARDS = 2  # of one class each, of a client with unlike data
+SHARDS = 2  # per client with unlike data, each of one class
 SEEDS = (0, 1, 2)
-# Each about 3 times the one before, for every choice of E and B.
+# Each about 3 times the one before; every E and B has the best of them.
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 ACCURACY = 0.85
 
 
 class Work(NamedTuple):
-  """What a client does in a round, and how many rounds are tried.
+  """The work of a client in a round, and the number of rounds.
 
   Attributes:
     epochs: E.
-    batch: B; all of a client's examples is the paper's infinity.
+    batch: B; all examples of a client are the paper's infinity.
     rounds: of the run.
   """
 
@@ -51,16 +55,16 @@ WORKS = (
   Work(2, 10, 40),
 )
 PARTITIONS = ('like', 'unlike')
-# What else was run of them, once.
+# Other runs, done once.
 TRIED = {
   'like': '',
-  'unlike': '. With C = 0.5, 10 clients in a round, they do not fall '
-  'throughout either: 16.7, 12.1, 20.8 and 18.6 rounds',
+  'unlike': 'With C = 0.5, 10 clients in a round, the rounds do not always '
+  'fall either: 16.7, 12.1, 20.8 and 18.6.',
 }
 
 
 def measure(setting: Setting) -> Outcome:
-  """Trains with all E and B, on clients with like and with unlike data."""
+  """Train with all E and B, on clients with like and with unlike data."""
   train, test = images.load(setting, 'mnist', CLIENTS * OWN)
   orders = {
     'like': np.arange(CLIENTS * OWN),
@@ -80,10 +84,10 @@ def measure(setting: Setting) -> Outcome:
 
 
 def unlike_order(labels: np.ndarray, num_clients: int) -> np.ndarray:
-  """Places of the examples, client after client, each of few classes.
+  """Return the places of the examples, client after client.
 
-  Sorted by label and cut into shards, of which every client has `SHARDS` by
-  chance; its own examples are in an order by chance too.
+  Examples are sorted by label and cut into shards. Every client gets `SHARDS`
+  random shards, and has its examples in random order.
   """
   rng = np.random.default_rng(0)
   shards = np.split(np.argsort(labels, kind='stable'), num_clients * SHARDS)
@@ -95,7 +99,7 @@ def unlike_order(labels: np.ndarray, num_clients: int) -> np.ndarray:
 def _train(
   examples: images.Examples, test: images.Examples, work: Work
 ) -> dict[str, Any]:
-  """The rounds to the accuracy for all rates and seeds, and the best curve."""
+  """Measure rounds to the accuracy for all rates and seeds; keep one curve."""
   network = images.Network()
   batches = OWN // work.batch
   held = test.rows(slice(2000))
@@ -104,7 +108,7 @@ def _train(
     params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
   ) -> jax.Array:
     del key
-    # A client goes over its examples in one order, the same in every epoch.
+    # The order of a client's examples is the same in every epoch.
     first = replica * OWN + step % batches * work.batch
     return network.loss(params, examples.rows(first + jnp.arange(work.batch)))
 
@@ -122,7 +126,7 @@ def _train(
     every=work.updates,
   )
   rounds = np.arange(1, work.rounds + 1)
-  # The paper's way: the curve made monotone, with lines between the rounds.
+  # As in the paper: the curve made monotone, with lines between the rounds.
   reached = np.array(
     [
       [speed.when_reached(rounds, -curve, -ACCURACY) for curve in own]
@@ -141,7 +145,7 @@ def _train(
 
 
 def _reached(found: Mapping[str, Any]) -> np.ndarray:
-  """Rounds by seed at the best rate; infinity if it was never reached."""
+  """Return the rounds by seed at the best rate, infinity if not reached."""
   own = found['reached'][found['best']]
   return np.array([np.inf if r is None else r for r in own])
 
@@ -149,50 +153,65 @@ def _reached(found: Mapping[str, Any]) -> np.ndarray:
 def _rounds_claim(
   found: Mapping[str, Sequence[Mapping[str, Any]]], name: str
 ) -> Claim:
-  reached = np.array([_reached(own) for own in found[name]])
-  means = reached.mean(axis=1)
-  shown = '; '.join(
-    f'u = {work.updates} (E = {work.epochs}, B = {work.batch}): '
-    f'{speed.spread(own, ".1f")} at rate {RATES[seen["best"]]:g}'
-    for work, own, seen in zip(WORKS, reached, found[name], strict=True)
-  )
+  cases = dict(zip(map(_case, WORKS), found[name], strict=True))
+  rounds, (first, *rest) = f'rounds to {ACCURACY:.0%}', cases
   return Claim(
-    says=f'rounds to a test accuracy fall with u = E n / (K B), {name} data '
-    '(as such)',
-    measured=f'rounds to {ACCURACY:.0%}, mean and range of seeds: {shown}',
-    reproduced=verdict(
-      bool((np.diff(means) < 0).all()), bool((means[1:] < means[0]).all())
+    text=f'Rounds to a test accuracy fall with u = E n / (K B) ({name} data).',
+    source=STATED,
+    measured={
+      rounds: by_case({case: _reached(own) for case, own in cases.items()}),
+      'learning rate': by_case(
+        {case: RATES[own['best']] for case, own in cases.items()}
+      ),
+    },
+    rule=Rule(
+      Order(rounds, tuple(cases), 'fall'),
+      every(below(rounds, Ref(rounds, first)), rest),
     ),
-    tried='each fewer than at the u before (partly: all fewer than FedSGD, u = '
-    f'1); every E and B at its best rate of {RATES}; {CLIENTS} clients with '
-    f'{OWN} images each, C = {PARTICIPATION:g}{TRIED[name]}',
+    setting='The first is FedSGD. Every E and B has its best rate of '
+    f'{", ".join(map(str, RATES))}. {CLIENTS} clients with {OWN} images each, '
+    f'C = {PARTICIPATION:g}.',
+    note=TRIED[name],
   )
+
+
+def _case(work: Work) -> str:
+  return f'u = {work.updates} (E = {work.epochs}, B = {work.batch})'
 
 
 def _gain(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Claim:
+  names = {name: f'gain with {name} data' for name in PARTITIONS}
+  like, unlike = names.values()
+  largest = 'largest gain'
   gains = {}
   for name in PARTITIONS:
     means = np.array([_reached(own).mean() for own in found[name]])
     gains[name] = means[0] / means[1:]
-  like, unlike = gains.values()
-  shown = '; '.join(
-    f'u = {work.updates}: {a:.1f} and {b:.1f}'
-    for work, a, b in zip(WORKS[1:], like, unlike, strict=True)
-  )
   return Claim(
-    says='the gain over FedSGD is larger with like than with unlike data (as '
-    'such)',
-    measured=f'times fewer rounds than FedSGD, like and unlike: {shown}',
-    reproduced=verdict(
-      bool((like > unlike).all()), bool(like.max() > unlike.max())
+    text='The gain over FedSGD is larger with like than with unlike data.',
+    source=STATED,
+    measured={
+      **{
+        names[name]: by_case(
+          dict(zip(map(_case, WORKS[1:]), own, strict=True)), 'times'
+        )
+        for name, own in gains.items()
+      },
+      largest: by_case(
+        {f'{name} data': own.max() for name, own in gains.items()}, 'times'
+      ),
+    },
+    rule=Rule(
+      every(above(like, Ref(unlike))),
+      above(Ref(largest, 'like data'), Ref(largest, 'unlike data')),
     ),
-    tried='larger at every u > 1 (partly: the largest gain is); unlike: '
-    f'{SHARDS} shards of sorted labels for each client',
+    setting='The gain is how many times fewer rounds than FedSGD are needed. '
+    f'A client with unlike data has {SHARDS} shards of sorted labels.',
   )
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Error against rounds, and rounds against u."""
+  """Draw the error against rounds, and rounds against u."""
   figure.set_size_inches(drawing.WIDTH, 4)
   *panels, last = figure.subplots(1, 3)
   updates = [work['updates'] for work in data['works']]
@@ -210,7 +229,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     axis.set_xscale('log')
     drawing.log(axis, 'y')
     axis.set_xlabel('rounds')
-    axis.set_ylabel('least test error so far, %')
+    axis.set_ylabel('lowest test error so far, %')
     axis.set_title(f'{name} data')
   limits = np.array([axis.get_ylim() for axis in panels])
   for axis in panels:

@@ -1,4 +1,4 @@
-"""T12: what compressors promise, and what they save in training."""
+"""T12: the guarantees of compressors, and their savings in training."""
 
 from collections.abc import Mapping
 from typing import Any

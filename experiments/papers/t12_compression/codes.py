@@ -1,4 +1,4 @@
-"""What compressors promise: no bias, bounded variance, contraction."""
+"""The guarantees of compressors: no bias, bounded variance, contraction."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,20 +8,30 @@ import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 
-from experiments.papers.target import Claim, verdict
+from experiments.papers.claims import DERIVED, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  Ref,
+  at_most,
+  below,
+  every,
+  within,
+)
+from experiments.papers.quantities import Measurement, by_case, number
+from experiments.papers.rules import Rule
 from experiments.tools import styles
 import prsgd_jax as pr
 
-# Vectors and draws of each.
+# Entries of a vector, and draws of its code.
 SIZE, NUM_DRAWS = 1000, 4000
 LEVELS, FRACTIONS = (1, 4, 16, 64), (0.01, 0.1, 0.5)
-# Of sqrt(sum of the squared z / n), which is 1 if nothing is biased.
+# Limit of sqrt(sum of the squared z / n), which is 1 without a bias.
 UNBIASED, VARIANCE_TOLERANCE = 1.1, 0.02
 ROUNDING = 1e-5
 
 
 def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-  """Moments of the codes of vectors: of quantizers, and of what keeps some."""
+  """Measure moments of the codes of quantizers, and of sparsifiers."""
   vectors = _vectors()
   quantizers = {
     **{f'QSGD, s = {s}': pr.codecs.stochastic_levels(s) for s in LEVELS},
@@ -47,7 +57,7 @@ def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _vectors() -> dict[str, jax.Array]:
-  """Entries alike, of heavy tails, and but one that is not small."""
+  """Return vectors: Gaussian, with heavy tails, with one large entry."""
   rng = np.random.default_rng(0)
   alone = 0.01 * rng.normal(size=SIZE)
   alone[3] = 1.0
@@ -62,13 +72,13 @@ def _vectors() -> dict[str, jax.Array]:
 def _moments(
   compressor: pr.codecs.Compressor, v: jax.Array
 ) -> dict[str, float]:
-  """Of E|Q(v) - v|^2 / |v|^2, of its largest draw, and of the bias.
+  """Measure E|Q(v) - v|^2 / |v|^2, its largest draw, and the bias.
 
-  `bias` is the root of the mean square of z, the error of an entry's mean in
-  its standard errors, over the entries that Q changes by chance.
+  `bias` is the root of the mean square of z over the entries that Q changes at
+  random. z is the error of an entry's mean in its standard errors.
   """
 
-  # An argument, for XLA would sort a constant while it compiles.
+  # v is an argument because XLA would sort a constant while it compiles.
   def draw(v: jax.Array, key: jax.Array) -> jax.Array:
     return compressor.decode(compressor.encode(key, v), v) - v
 
@@ -78,7 +88,7 @@ def _moments(
   deviation = errors.std(axis=0)
   by_chance = deviation > 0
   z = errors.mean(axis=0)[by_chance] / deviation[by_chance]
-  # Where there is none the mean is 0.
+  # 0 without random entries, because their mean would be NaN.
   bias = np.sqrt(NUM_DRAWS * np.square(z).mean()) if z.size else 0.0
   return {
     'error': float(square.mean()),
@@ -89,7 +99,7 @@ def _moments(
 
 
 def _theory(name: str, v: jax.Array) -> dict[str, float]:
-  """The exact E|Q(v) - v|^2 / |v|^2 of a quantizer, and its bound."""
+  """Return the exact E|Q(v) - v|^2 / |v|^2 of a quantizer, and its bound."""
   x = np.abs(np.asarray(v, np.float64))
   square = np.square(x).sum()
   if name == 'TernGrad':
@@ -107,7 +117,7 @@ def _theory(name: str, v: jax.Array) -> dict[str, float]:
 def claims(
   drawn: Mapping[str, Any], kept: Sequence[Mapping[str, Any]]
 ) -> list[Claim]:
-  """What the moments say of every promise."""
+  """Judge every guarantee by the moments."""
   return [
     _unbiased_claim(drawn),
     _variance_claim(drawn),
@@ -119,71 +129,103 @@ def _unbiased_claim(drawn: Mapping[str, Any]) -> Claim:
   biases = {
     name: max(m['bias'] for m in own.values()) for name, own in drawn.items()
   }
-  shown = ', '.join(f'{name}: {bias:.3f}' for name, bias in biases.items())
+  error = 'error of the mean'
   return Claim(
-    says='QSGD and TernGrad are unbiased, E Q(v) = v (as such)',
-    measured='root mean square of the errors of the mean in standard errors, '
-    f'largest of {len(_vectors())} vectors: {shown}',
-    reproduced=verdict(max(biases.values()) < UNBIASED),
-    tried=f'below {UNBIASED} (1 if unbiased) with {NUM_DRAWS} draws of vectors '
-    f'of {SIZE} entries: Gaussian, Student t, one large entry',
+    text='QSGD and TernGrad are unbiased: E Q(v) = v.',
+    source=STATED,
+    measured={error: by_case(biases, 'standard errors')},
+    rule=Rule(every(below(error, UNBIASED))),
+    setting='Root mean square over the entries, the largest of '
+    f'{len(_vectors())} vectors of {SIZE} entries: Gaussian, Student t, one '
+    f'large entry. {NUM_DRAWS} draws. Without a bias it is 1.',
   )
 
 
 def _variance_claim(drawn: Mapping[str, Any]) -> Claim:
-  moments = [m for own in drawn.values() for m in own.values()]
-  off = max(abs(m['error'] / m['exact'] - 1) for m in moments)
-  below = max(m['error'] / m['bound'] for m in moments)
-  shown = '; '.join(
-    f'{name}: '
-    + ', '.join(f'{m["error"]:.4g} of {m["bound"]:.4g}' for m in own.values())
+  moments = {
+    f'{name}, {kind}': m
     for name, own in drawn.items()
-  )
+    for kind, m in own.items()
+  }
+  error, bound, exact = 'relative error', 'bound', 'exact'
+  bounded = at_most(error, Ref(bound))
+  off = max(abs(m['error'] / m['exact'] - 1) for m in moments.values())
+  close = within(error, Ref(exact), relative=VARIANCE_TOLERANCE)
   return Claim(
-    says='E abs(Q(v) - v)^2 <= min(n/s^2, sqrt(n)/s) abs(v)^2 for QSGD (as '
-    'such); max abs(v_i) abs(v)_1 - abs(v)^2 for TernGrad (derived), which is '
-    'at most (sqrt(n) - 1) abs(v)^2',
-    measured=f'measured of bound, by vector: {shown}; at most {off:.2%} from '
-    'the exact variance',
-    reproduced=verdict(below <= 1 and off < VARIANCE_TOLERANCE, below <= 1),
-    tried='below the bound for every vector, and within '
-    f'{VARIANCE_TOLERANCE:.0%} of the sum over entries of p (1 - p)',
+    text='For QSGD, E |Q(v) - v|^2 <= min(n/s^2, sqrt(n)/s) |v|^2. For '
+    'TernGrad it is max |v_i| |v|_1 - |v|^2, at most (sqrt(n) - 1) |v|^2.',
+    source=f'{STATED} for QSGD; {DERIVED} for TernGrad',
+    measured={
+      'largest deviation from exact': number(100 * off, '%'),
+      error: by_case(
+        {
+          case: Measurement(m['error'], error=m['deviation'])
+          for case, m in moments.items()
+        }
+      ),
+      bound: by_case({case: m['bound'] for case, m in moments.items()}),
+      exact: by_case({case: m['exact'] for case, m in moments.items()}),
+    },
+    rule=Rule(every(All((bounded, close))), every(bounded)),
+    setting='The relative error is E |Q(v) - v|^2 / |v|^2, ± its standard '
+    'error. The exact one is the sum over the entries of p (1 - p).',
   )
 
 
 def _contraction_claims(kept: Sequence[Mapping[str, Any]]) -> list[Claim]:
-  top = [k for k in kept if k['name'] == 'top-k']
-  random = [k for k in kept if k['name'] == 'random-k']
-  worst = max(k['most'] - (1 - k['fraction']) for k in top)
+  def cases(name: str) -> dict[str, Mapping[str, Any]]:
+    return {
+      f'k/n = {k["fraction"]:g}, {k["kind"]}': k
+      for k in kept
+      if k['name'] == name
+    }
+
+  top, random = cases('top-k'), cases('random-k')
+  rest, largest, excess = '1 - k/n', 'largest relative error', 'excess'
+  error = 'relative error'
   off = [
     abs(k['error'] - (1 - k['fraction'])) / max(k['deviation'], ROUNDING)
-    for k in random
+    for k in random.values()
   ]
-
-  def told(ks: Sequence[Mapping[str, Any]]) -> str:
-    return ', '.join(f'{k["error"]:.4f} of {1 - k["fraction"]:g}' for k in ks)
-
   return [
     Claim(
-      says='top-k is a contraction: abs(Q(v) - v)^2 <= (1 - k/n) abs(v)^2 (as '
-      'such)',
-      measured=told(top),
-      reproduced=verdict(worst <= ROUNDING),
-      tried=f'at most, but for {ROUNDING:g}, for k/n = {FRACTIONS} and each of '
-      'the vectors',
+      text='Top-k is a contraction: |Q(v) - v|^2 <= (1 - k/n) |v|^2.',
+      source=STATED,
+      measured={
+        largest: by_case({c: k['most'] for c, k in top.items()}),
+        rest: by_case({c: 1 - k['fraction'] for c, k in top.items()}),
+        excess: by_case(
+          {c: k['most'] - (1 - k['fraction']) for c, k in top.items()}
+        ),
+      },
+      rule=Rule(every(at_most(excess, ROUNDING))),
+      setting=f'The largest of {NUM_DRAWS} draws, less 1 - k/n. The limit is '
+      'that of rounding.',
     ),
     Claim(
-      says='random-k is one in the mean: E abs(Q(v) - v)^2 = (1 - k/n) '
-      'abs(v)^2 (as such)',
-      measured=f'{told(random)}; at most {max(off):.1f} standard errors off',
-      reproduced=verdict(max(off) < 4),
-      tried=f'within 4 standard errors of {NUM_DRAWS} draws',
+      text='Random-k is a contraction in the mean: E |Q(v) - v|^2 = (1 - k/n) '
+      '|v|^2.',
+      source=STATED,
+      measured={
+        'largest deviation': number(max(off), 'standard errors'),
+        error: by_case(
+          {
+            c: Measurement(k['error'], error=k['deviation'])
+            for c, k in random.items()
+          }
+        ),
+        rest: by_case({c: 1 - k['fraction'] for c, k in random.items()}),
+      },
+      rule=Rule(
+        every(within(error, Ref(rest), absolute=4 * ROUNDING, errors=4))
+      ),
+      setting=f'{NUM_DRAWS} draws; ± is the standard error.',
     ),
   ]
 
 
 def draw(drawn: Mapping[str, Any], axis: Axes) -> None:
-  """Variances against their bound."""
+  """Draw variances with their bound."""
   names = list(drawn)
   places = np.arange(len(names))
   kinds = list(drawn[names[0]])

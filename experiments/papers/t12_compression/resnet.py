@@ -6,13 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.papers.target import (
-  Claim,
-  Outcome,
-  Setting,
-  train,
-  verdict,
-)
+from experiments.papers.claims import STATED, Claim
+from experiments.papers.conditions import Ref, above, every, some
+from experiments.papers.quantities import by_case
+from experiments.papers.rules import Rule
+from experiments.papers.target import Outcome, Setting, train
 from experiments.tools import drawing, styles
 
 SSGD = 'SSGD'
@@ -26,7 +24,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     {'compressor': 'top_k:0.05'},
   ),
 }
-# Signs have steps of one size: their rates are their own.
+# Other rates for signs, because their steps have one size.
 RATES = dict.fromkeys(METHODS, (0.05, 0.1, 0.2))
 RATES['signSGD, majority'] = (1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
@@ -44,7 +42,7 @@ FIELDS: dict[str, Any] = {
   'eval_every': 975,
   'checkpoint_every': 975,
 }
-# At scale 'test': what takes its place where that is there and quick.
+# At scale 'test', smaller values because the test must be quick.
 TEST_SIZE: dict[str, Any] = {
   'dataset': 'digits',
   'model': 'mlp',
@@ -58,7 +56,7 @@ TEST_SIZE: dict[str, Any] = {
 
 
 def measure(setting: Setting) -> Outcome:
-  """Trains with each compressor at its rates; of a test two steps at one."""
+  """Train with each compressor at its rates; in a test, two steps at one."""
   test = setting.scale == 'test'
   fields = FIELDS | TEST_SIZE if test else FIELDS
   seeds = SEEDS[:1] if test else SEEDS
@@ -81,7 +79,7 @@ def measure(setting: Setting) -> Outcome:
           'accuracy': [[100 * r['test_accuracy'] for r in h] for h in kept],
         }
       )
-    # The test split is not for choosing.
+    # By the training loss, because the test split is not for choosing.
     found[name] = min(runs, key=_final_loss)
   return Outcome([_claim(found)], {'resnet': found}, seeds)
 
@@ -92,7 +90,7 @@ def _final_loss(run: Mapping[str, Any]) -> float:
 
 
 def _claim(found: Mapping[str, Any]) -> Claim:
-  # Every run has sent as much as the one that sends least does in all.
+  # The least that a method sends in all, because every run has sent as much.
   budget = min(run['bytes'][-1] for run in found.values())
   ends = {
     name: [
@@ -100,27 +98,27 @@ def _claim(found: Mapping[str, Any]) -> Claim:
     ]
     for name, run in found.items()
   }
-  whole = {n: np.mean([c[-1] for c in r['accuracy']]) for n, r in found.items()}
-  others = [np.mean(ends[name]) for name in ends if name != SSGD]
-  base = np.mean(ends[SSGD])
-  shown = '; '.join(
-    f'{name} {np.mean(end):.2f} (± {np.ptp(end) / 2:.2f}) at rate '
-    f'{found[name]["rate"]:g}, after all epochs {whole[name]:.2f}'
-    for name, end in ends.items()
-  )
+  accuracy = 'test accuracy'
+  others = [name for name in found if name != SSGD]
+  better = above(accuracy, Ref(accuracy, SSGD))
   return Claim(
-    says='at equal bytes compressed gradients are more accurate (as such; no '
-    'numbers of the papers)',
-    measured=f'test accuracy, %, after {budget / 1e6:.0f} MB from each '
-    f'replica: {shown}',
-    reproduced=verdict(min(others) > base, max(others) > base),
-    tried='more than SSGD for every method (partly: for one); each at the rate '
-    'with the least training loss at the end',
+    text='At equal bytes, compressed gradients are more accurate.',
+    source=f'{STATED}, without numbers',
+    measured={
+      accuracy: by_case(ends, '%'),
+      'after all epochs': by_case(
+        {n: [c[-1] for c in run['accuracy']] for n, run in found.items()}, '%'
+      ),
+      'learning rate': by_case({n: run['rate'] for n, run in found.items()}),
+    },
+    rule=Rule(every(better, others), some(better, others)),
+    setting=f'After {budget / 1e6:.0f} MB from each replica. Each method has '
+    'the rate with the lowest final training loss.',
   )
 
 
 def draw(found: Mapping[str, Any], figure: Figure) -> None:
-  """Test error against bytes."""
+  """Draw the test error against bytes."""
   axis = figure.subplots()
   for name, run in found.items():
     errors = 100 - np.array(run['accuracy'])

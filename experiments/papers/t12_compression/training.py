@@ -1,4 +1,4 @@
-"""What compressors save in training, at equal bytes and at equal steps."""
+"""The savings of compressors in training, at equal bytes and equal steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,18 +10,29 @@ import numpy as np
 import optax
 
 from experiments.papers import images
+from experiments.papers.claims import OURS, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  Ref,
+  above,
+  below,
+  every,
+  some,
+)
+from experiments.papers.quantities import by_case
+from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
 from experiments.papers.t12_compression import resnet
-from experiments.papers.target import Claim, Setting, verdict
+from experiments.papers.target import Setting
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 
 NUM_REPLICAS, BATCH_SIZE, HIDDEN = 8, 8, (32,)
 EVERY = 10
 SEEDS = (0, 1, 2)
-# Each twice the one before, of all methods.
+# Each rate is twice the one before; every method has the best of them.
 RATES = tuple(2.0**k for k in range(-9, 2))
-# Steps of SSGD that cost as many bytes as are given to each of them.
+# Steps of SSGD whose bytes are the budget of every method.
 BUDGET_STEPS = 100
 SSGD = 'SSGD'
 
@@ -36,14 +47,14 @@ METHODS: dict[str, Make] = {
   ),
 }
 
-# Of each method: its color and marker are those of the algorithm.
+# Method -> algorithm, which has the color and the marker.
 ALGORITHMS = {
   name: algorithm for name, (algorithm, _) in resnet.METHODS.items()
 }
 
 
 def measure(setting: Setting) -> tuple[dict[str, Any], list[Claim]]:
-  """Trains with each compressor for as many bytes; the data and the claims."""
+  """Train with each compressor for equal bytes; return data and claims."""
   train, test = images.load(setting, 'digits')
   sizes = {name: _bytes_per_step(make, train) for name, make in METHODS.items()}
   budget = sizes[SSGD] * BUDGET_STEPS
@@ -60,7 +71,7 @@ def measure(setting: Setting) -> tuple[dict[str, Any], list[Claim]]:
 
 
 def _bytes_per_step(make: Make, train: images.Examples) -> float:
-  """What one replica sends."""
+  """Return the bytes that one replica sends in a step."""
   key = jax.random.key(0, impl='threefry2x32')
   params = jax.eval_shape(images.Network(HIDDEN).start(train), key)
   shapes = pr.base.Replica(params, params)
@@ -71,7 +82,7 @@ def _bytes_per_step(make: Make, train: images.Examples) -> float:
 def _train(
   make: Make, train: images.Examples, test: images.Examples, num_steps: int
 ) -> dict[str, np.ndarray]:
-  """Loss and accuracy along the runs, [rates, seeds, T / EVERY]."""
+  """Train; return loss and accuracy, [rates, seeds, T / EVERY]."""
   network = images.Network(HIDDEN)
   everything, held = train.rows(slice(None)), test.rows(slice(None))
 
@@ -82,7 +93,7 @@ def _train(
     return network.loss(params, train.draw(key, BATCH_SIZE))
 
   def observe(params: Any) -> Any:
-    # All replicas are the same.
+    # Replica 0 only, because all replicas are equal.
     x = jax.tree.map(lambda leaf: leaf[0], params)
     return network.loss(x, everything), network.accuracy(x, held)
 
@@ -97,13 +108,13 @@ def _train(
     observe=observe,
     every=EVERY,
   )
-  # Of a run that diverged the loss is as large as a float can say.
+  # A finite number, because the losses are averaged and JSON has no NaN.
   loss = np.nan_to_num(loss, nan=1e9, posinf=1e9)
   return {'loss': loss, 'accuracy': accuracy}
 
 
 def _best(trained: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The runs at the learning rate with the least training loss at the end."""
+  """Return the runs at the rate with the lowest final training loss."""
   best = int(trained['loss'][:, :, -1].mean(axis=1).argmin())
   return {
     'steps': trained['loss'].shape[-1] * EVERY,
@@ -118,57 +129,70 @@ def _claims(
   chosen: Mapping[str, Any],
   budget: float,
 ) -> list[Claim]:
-  losses = {name: np.array(own['loss'])[:, -1] for name, own in chosen.items()}
-  found = {
-    name: 100 * np.array(own['accuracy'])[:, -1] for name, own in chosen.items()
-  }
-  shown = '; '.join(
-    f'{name} {chosen[name]["steps"]} steps, loss {losses[name].mean():.4f} (± '
-    f'{np.ptp(losses[name]) / 2:.4f}), accuracy {found[name].mean():.1f} % (± '
-    f'{np.ptp(found[name]) / 2:.1f}), rate {RATES[chosen[name]["rate"]]:.2g}'
-    for name in chosen
-  )
-  gains = [
-    losses[SSGD].mean() / losses[name].mean() for name in losses if name != SSGD
-  ]
-  better = [
-    found[name].mean() - found[SSGD].mean() for name in found if name != SSGD
-  ]
   equal = {
     name: own['loss'][:, :, BUDGET_STEPS // EVERY - 1].mean(axis=1).min()
     for name, own in trained.items()
   }
   ratios = {name: equal[name] / equal[SSGD] for name in equal if name != SSGD}
-  rule = (
-    f'each at the best learning rate of {RATES[0]:.2g}, twice it ... '
-    f'{RATES[-1]:g} for its training loss; MLP of {HIDDEN[0]} on the digits, '
-    f'N = {NUM_REPLICAS}, batches of {BATCH_SIZE}'
+  return [bytes_claim(chosen, budget), steps_claim(ratios)]
+
+
+def _setting(of: str) -> str:
+  return (
+    f'{of} Each method has the best learning rate of {RATES[0]:.2g}, twice it '
+    f'... {RATES[-1]:g} for its training loss. MLP of {HIDDEN[0]} on the '
+    f'digits, N = {NUM_REPLICAS}, batches of {BATCH_SIZE}.'
   )
-  return [
-    Claim(
-      says='at equal bytes compressed gradients train further (as such: they '
-      'save communication; no numbers of the papers)',
-      measured=f'{budget / 1e6:.2f} MB sent by each replica: {shown}',
-      reproduced=verdict(
-        min(gains) > 1 and min(better) > 0, max(gains) > 1 and max(better) > 0
+
+
+def bytes_claim(chosen: Mapping[str, Any], budget: float) -> Claim:
+  """Judge the methods at equal bytes."""
+  loss, accuracy = 'training loss', 'test accuracy'
+  others = [name for name in chosen if name != SSGD]
+  better = All(
+    (below(loss, Ref(loss, SSGD)), above(accuracy, Ref(accuracy, SSGD)))
+  )
+  return Claim(
+    text='At equal bytes, compressed gradients train further.',
+    source=f'{STATED}: they save communication; without numbers',
+    measured={
+      loss: by_case(
+        {n: [c[-1] for c in own['loss']] for n, own in chosen.items()}, 'nats'
       ),
-      tried='lower training loss and higher test accuracy than SSGD for every '
-      f'method (partly: for one); {rule}',
-    ),
-    Claim(
-      says='at equal steps they lose something by their noise or bias (ours: '
-      'the check that equal bytes and equal steps are not the same)',
-      measured=f'training loss over that of SSGD after {BUDGET_STEPS} steps: '
-      + ', '.join(f'{name} {r:.2f}' for name, r in ratios.items()),
-      reproduced=verdict(min(ratios.values()) > 1, max(ratios.values()) > 1),
-      tried='above 1 for every method (partly: for one), which is then at its '
-      f'best rate for so many steps; {rule}',
-    ),
-  ]
+      accuracy: by_case(
+        {
+          n: [100 * c[-1] for c in own['accuracy']] for n, own in chosen.items()
+        },
+        '%',
+      ),
+      'steps': by_case({n: own['steps'] for n, own in chosen.items()}),
+      'learning rate': by_case(
+        {n: RATES[own['rate']] for n, own in chosen.items()}
+      ),
+    },
+    rule=Rule(every(better, others), some(better, others)),
+    setting=_setting(f'{budget / 1e6:.2f} MB sent by each replica.'),
+  )
+
+
+def steps_claim(ratios: Mapping[str, float]) -> Claim:
+  """Judge the methods at equal steps.
+
+  Args:
+    ratios: method -> training loss over that of SSGD.
+  """
+  loss = 'training loss over that of SSGD'
+  return Claim(
+    text='At equal steps, compressed gradients lose by their noise or bias.',
+    source=f'{OURS}: equal bytes and equal steps must differ',
+    measured={loss: by_case(ratios)},
+    rule=Rule(every(above(loss, 1)), some(above(loss, 1))),
+    setting=_setting(f'After {BUDGET_STEPS} steps.'),
+  )
 
 
 def draw(data: Mapping[str, Any], axes: Sequence[Axes]) -> None:
-  """Training loss and test error against bytes."""
+  """Draw training loss and test error against bytes."""
   panels = (
     ('loss', 'training loss, nats'),
     ('accuracy', 'test error, %'),
