@@ -259,8 +259,20 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
       # Tracing `init` takes most of the time: only for the sake of a later
       # stage, which may read a new register.
       if i + 1 < len(stages) and _makes_registers(stage, shapes):
-        shapes = _shapes_after(stage, shapes, num_replicas)
+        leaves, treedef = jax.tree.flatten(shapes)
+        kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        shapes = after(i, treedef, kinds, num_replicas)
     return spent
+
+  # Kept because the shapes are those of every span of steps, and a trace of
+  # many leaves takes seconds.
+  @functools.lru_cache(2 * len(stages))
+  def after(
+    i: int, treedef: Any, kinds: tuple[Any, ...], num_replicas: int
+  ) -> Replica:
+    leaves = [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+    shapes = jax.tree.unflatten(treedef, leaves)
+    return _shapes_after(stages[i], shapes, num_replicas)
 
   def output(replica: Replica, states: ArrayTree) -> Replica:
     for stage, state in zip(stages, states, strict=True):
