@@ -31,6 +31,11 @@ def run_problem(algorithm):
 
 
 @functools.cache
+def directed_sgp():
+  return run_problem(pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED)))
+
+
+@functools.cache
 def x_of(make):
   """x[T + 1, N, d] of the algorithm that `make` makes."""
   return run_problem(make()).x
@@ -118,8 +123,7 @@ class SpecialCasesTest(parameterized.TestCase):
 
 class SgpTest(parameterized.TestCase):
   def test_the_mean_of_x_moves_by_the_mean_step(self):
-    algorithm = pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED))
-    z = run_problem(algorithm).x
+    z = directed_sgp().x
     w, v = np.ones(N), np.zeros_like(z[0])
     apart = 0.0
     for t in range(1, T + 1):
@@ -137,14 +141,14 @@ class SgpTest(parameterized.TestCase):
     self.assertGreater(apart, 1e-3)
 
   def test_weights_are_as_many_as_the_replicas(self):
-    run = run_problem(pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED)))
+    run = directed_sgp()
     weight = run.mesh.gather(run.state.registers['weight'])
     self.assertAlmostEqual(weight.sum(), N, places=12)
     self.assertGreater(weight.min(), 0)
 
   def test_evaluates_the_unbiased_models(self):
     algorithm = pr.sgp(SGD, mixing=pr.graphs.graph(DIRECTED))
-    run = run_problem(algorithm)
+    run = directed_sgp()
     with jax.enable_x64(True):
       point, _ = pr.engine.consensus(algorithm, run.state)
     assert_close(harness.to_vector(point), run.x[-1].mean(axis=0))
