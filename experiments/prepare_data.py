@@ -25,8 +25,8 @@ train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
 t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz. If you have them packed
 otherwise, unpack them and pass the directory of the unpacked files.
 
-The dataset appears in DIR only when it is complete and reads back. An existing
-one is never changed. Afterwards:
+The dataset appears in DIR only when it is complete. An existing one is never
+changed. Afterwards:
 
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
@@ -90,9 +90,9 @@ def prepare(name: str, data_dir: str | None, from_archive: str | None) -> None:
   else:
     splits = _read_splits(name, root, from_archive)
     _say(f'{name}: writing to {root}, about a minute')
-    directory = preparing.prepare(
-      stock_builders.make_builder(name, splits), splits, root
-    )
+    builder = stock_builders.make_builder(name, splits)
+    directory = preparing.prepare(builder, root)
+  load_dataset(name, root)  # raises if it does not read back
   _say(f'{name}: wrote {directory} in {time.time() - start:.0f} s, read back')
 
 

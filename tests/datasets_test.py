@@ -147,12 +147,10 @@ class DigitsTest(DatasetsTestCase):
       self.assertRaises(KeyboardInterrupt),
     ):
       load_dataset('digits', self.data_dir)
-    self.assertEqual(os.listdir(self.data_dir), ['.optical_digits.lock'])
-    # What a killed one leaves, of ours and of TFDS.
-    stale = self.data_dir / '.optical_digits-staging-killed' / 'x'
-    stale.mkdir(parents=True)
-    incomplete = self.data_dir / 'optical_digits' / 'incomplete.AB_1.0.0'
-    incomplete.mkdir(parents=True)
+    self.assertIsNone(storage.find_prepared('optical_digits', self.data_dir))
+    # TFDS leaves this when it is killed.
+    stale = self.data_dir / 'optical_digits' / 'incomplete.AB_1.0.0'
+    stale.mkdir()
     load_dataset('digits', self.data_dir)
     self.assertFalse(stale.exists())
 
@@ -168,7 +166,7 @@ class DigitsTest(DatasetsTestCase):
       self.assert_fails('digits', 'cannot write to', 'Read-only file system')
     shutil.rmtree(self.data_dir)
     self.data_dir.write_text('a file')
-    self.assert_fails('digits', f'cannot write to {self.data_dir}: it is')
+    self.assert_fails('digits', f'cannot write to {self.data_dir}: File exists')
 
   def test_user_logging_is_left_alone(self):
     from absl import logging
@@ -191,7 +189,7 @@ class StockTest(DatasetsTestCase):
     cls.master = pathlib.Path(directory.name)
     cls.splits = make_splits((28, 28, 1))
     builder = stock_builders.make_builder('mnist', cls.splits)
-    preparing.prepare(builder, cls.splits, cls.master)
+    preparing.prepare(builder, cls.master)
 
   def setUp(self):
     super().setUp()
@@ -217,7 +215,7 @@ class StockTest(DatasetsTestCase):
   def test_color_channels_keep_their_order(self):
     splits = make_splits((32, 32, 3))
     builder = stock_builders.make_builder('cifar10', splits)
-    preparing.prepare(builder, splits, self.data_dir)
+    preparing.prepare(builder, self.data_dir)
     dataset = load_dataset('cifar10', self.data_dir)
     self.assertEqual(rows(dataset.train), rows(splits['train']))
 
@@ -351,16 +349,8 @@ class StockTest(DatasetsTestCase):
     self.train_file.unlink()
     before = sorted(os.listdir(self.directory))
     builder = stock_builders.make_builder('mnist', self.splits)
-    preparing.prepare(builder, self.splits, self.data_dir)
+    preparing.prepare(builder, self.data_dir)
     self.assertEqual(sorted(os.listdir(self.directory)), before)
-
-  def test_what_does_not_read_back_is_not_put_in_place(self):
-    shutil.rmtree(self.directory)
-    builder = stock_builders.make_builder('mnist', self.splits)
-    other = make_splits((28, 28, 1), sizes=(30, 13))
-    with self.assertRaisesRegex(DatasetError, 'reads back differently'):
-      preparing.prepare(builder, other, self.data_dir)
-    self.assertIsNone(storage.find_prepared('mnist', self.data_dir))
 
 
 class TextTest(DatasetsTestCase):

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import prepare_data
-from prsgd_jax.data.datasets import archives, load_dataset, preparing, storage
+from prsgd_jax.data.datasets import archives, load_dataset, storage
 from tests import binaries
 
 
@@ -307,18 +307,18 @@ class CommandLineTest(PrepareDataTestCase):
   def test_a_data_dir_that_is_a_file(self):
     self.data_dir.write_text('')
     self.assert_fails(
-      ('mnist',), f'cannot write to {self.data_dir}: it is a file'
+      ('mnist',), f'cannot write to {self.data_dir}: File exists'
     )
 
   def test_a_full_disk(self):
     packed, _, _ = self.publish('mnist')
     full = OSError(28, 'No space left on device')
-    with mock.patch.object(preparing, '_flush', side_effect=full):
+    with mock.patch.object(os, 'rename', side_effect=full):
       self.assert_fails(
         ('mnist', f'--from_archive={self.write(packed)}'),
         'No space left on device',
       )
-    self.assertEqual(os.listdir(self.data_dir), ['.mnist.lock'])
+    self.assertEqual(os.listdir(self.data_dir / 'mnist'), [])
 
 
 class DownloadTest(PrepareDataTestCase):

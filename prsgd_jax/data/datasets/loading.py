@@ -139,7 +139,7 @@ def prepare_installed(name: str, data_dir: pathlib.Path) -> pathlib.Path:
   else:
     splits = optical_digits.digits_splits()
     builder = optical_digits.OpticalDigits
-  return preparing.prepare(builder, splits, data_dir)
+  return preparing.prepare(builder, data_dir)
 
 
 def prepare_command(name: str, data_dir: pathlib.Path) -> str:

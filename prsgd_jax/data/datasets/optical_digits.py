@@ -64,7 +64,7 @@ class OpticalDigits(tfds.core.GeneratorBasedBuilder):
 
   Example:
 
-    preparing.prepare(OpticalDigits, digits_splits(), data_dir)
+    preparing.prepare(OpticalDigits, data_dir)
     tfds.data_source('optical_digits', split='train', data_dir=data_dir)
 
   Reference: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits,
