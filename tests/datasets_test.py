@@ -2,7 +2,6 @@
 
 from concurrent import futures
 import importlib.util
-import json
 import os
 import pathlib
 import pwd
@@ -101,10 +100,6 @@ class DigitsTest(DatasetsTestCase):
     )
     everything = {*rows(dataset.train), *rows(dataset.test)}
     self.assertLen(everything, 1797)  # no image twice
-
-  def test_two_preparations_agree(self):
-    first = load_dataset('digits', self.data_dir)
-    self.assert_same(first, load_dataset('digits', self.data_dir / 'other'))
 
   def test_a_second_load_agrees_and_reads_the_cache(self):
     first = load_dataset('digits', self.data_dir)
@@ -381,15 +376,6 @@ class TextTest(DatasetsTestCase):
       self.assertLen(source, 1)
       self.assertEqual(source[0]['text'], text['text'].tobytes())
 
-  def test_a_second_load_agrees_and_reads_the_cache(self):
-    first = load_dataset('text', self.data_dir)
-    with mock.patch.object(
-      storage, 'read_prepared', side_effect=AssertionError
-    ):
-      second = load_dataset('text', self.data_dir)
-    np.testing.assert_array_equal(first.train['text'], second.train['text'])
-    np.testing.assert_array_equal(first.test['text'], second.test['text'])
-
   def test_a_truncated_record_file_says_what_to_do(self):
     load_dataset('text', self.data_dir)
     directory = self.data_dir / 'tiny_shakespeare' / '1.0.0'
@@ -432,8 +418,8 @@ class CacheTest(DatasetsTestCase):
     # The headers of the members and of the archive, and all over the arrays.
     starts = [i for i in range(len(good)) if good[i : i + 2] == b'PK']
     starts += [i for i in range(len(good)) if good[i : i + 6] == b'\x93NUMPY']
-    near = {i + j for i in starts for j in range(0, 130, 3)}
-    positions = sorted(near | set(range(0, len(good), len(good) // 50)))
+    near = {i + j for i in starts for j in range(0, 130, 13)}
+    positions = sorted(near | set(range(0, len(good), len(good) // 20)))
     with (
       mock.patch.object(storage, 'read_prepared', return_value=stored),
       mock.patch.object(loading, '_write_cache'),
@@ -500,31 +486,21 @@ class CacheTest(DatasetsTestCase):
     self.assertIn('cannot write', logs.output[0])
     self.assertEqual(os.listdir(self.directory.parent), ['1.0.0'])
 
-  @parameterized.parameters('pipe', 'pickle', 'bomb', 'directory')
+  @parameterized.parameters('pickle', 'directory')
   def test_another_thing_in_its_place_is_not_read(self, what):
     with np.load(self.cache) as cache:
       arrays = dict(cache)
     self.cache.unlink()
-    if what == 'pipe':
-      os.mkfifo(self.cache)
-    elif what == 'directory':
+    if what == 'directory':
       self.cache.mkdir()
-    elif what == 'pickle':
+    else:
       arrays['train_image'] = np.array([self], object)
       with mock.patch.object(CacheTest, '__reduce__', lambda self: (int, ())):
         np.savez(self.cache, **arrays)
-    else:  # as whole as ours, but compressed: it could be of any size
-      np.savez_compressed(self.cache, **arrays)
     with self.assertLogs('absl', 'WARNING'):
       dataset, decoded = self.load_counting()
     self.assertTrue(decoded)
     self.assert_same(self.first, dataset)
-
-  def test_it_holds_no_pickle(self):
-    with np.load(self.cache, allow_pickle=False) as cache:
-      self.assertEqual(
-        json.loads(cache['fingerprint'].item())[0], loading._CACHE_FORMAT
-      )
 
 
 if __name__ == '__main__':
