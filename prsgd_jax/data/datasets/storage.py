@@ -204,30 +204,8 @@ def _check_info(info: Any) -> None:
       f'it holds {sorted(info.features)}, not images with labels, or text'
     )
   for split in SPLITS:
-    if split not in info.splits:
-      raise DamagedError(f'it has no split {split}')
-    if not info.splits[split].num_examples:
-      raise DamagedError(f'its split {split} is empty')
-    paths = map(pathlib.Path, info.splits[split].filepaths)
-    for path, length in zip(paths, info.splits[split].shard_lengths):
-      _check_shard(path, length)
-
-
-def _check_shard(path: pathlib.Path, length: int) -> None:
-  from array_record.python import array_record_module
-
-  if not path.is_file():
-    raise DamagedError(f'it lacks {path.name}')
-  try:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    num_records = reader.num_records()
-    reader.close()
-  except Exception as error:  # its errors are undocumented too
-    raise DamagedError(f'{path.name} is damaged: {one_line(error)}') from error
-  if num_records != length:
-    raise DamagedError(
-      f'{path.name} has {num_records} examples, the metadata says {length}'
-    )
+    if split not in info.splits or not info.splits[split].num_examples:
+      raise DamagedError(f'its split {split} is missing or empty')
 
 
 def _read_split(builder: Any, split: str, num_classes: int) -> Split:
