@@ -22,12 +22,12 @@ from prsgd_jax.science.noise import GradFn, gradients, length, rows
 class Curvature(NamedTuple):
   """Eigenvalues of the Hessian H at one point.
 
+  All are NaN if the iterations did not suffice, or if H is not finite.
+
   Attributes:
     smoothness: the largest |eigenvalue|: the gradient's Lipschitz L near there.
     sharpness: the largest eigenvalue, with its sign.
-    residual: |H^2 v - L^2 v| / L^2 and |H u - sharpness u| / L of the vectors
-      found, the larger of both; above the tolerance where the iterations did
-      not suffice.
+    residual: |H v - lambda v| / L of the two eigenpairs, the larger one.
   """
 
   smoothness: float
@@ -68,19 +68,19 @@ def curvature(
   tolerance: float = 1e-3,
   max_iterations: int = 1000,
 ) -> Curvature:
-  """The Hessian's largest eigenvalues, by power iterations of products H v.
+  """Computes the largest eigenvalues of the Hessian from products H v.
 
-  First of H^2, which has no opposite eigenvalues to swing between; then, for
-  the sign, of H + L I, which has no negative ones.
+  The implicitly restarted Lanczos method of ARPACK finds the eigenvalue of
+  largest size. If it is negative, H + L I has the largest one.
 
   Args:
     grad_fn: the gradient, as in `noise`.
     params: the point.
     batch: of the loss whose Hessian it is.
     key: with which it draws, the same in all products.
-    tolerance: the residual at which an iteration ends; the error of an
-      eigenvalue is of the order of its square where it stands alone.
-    max_iterations: at which each of the two ends in any case.
+    tolerance: the residual to reach; the error of an isolated eigenvalue is of
+      the order of its square.
+    max_iterations: the number of restarts, of about 20 products each.
 
   Raises:
     ValueError: if `max_iterations` is not an integer >= 1.
@@ -101,25 +101,23 @@ def curvature(
     moved = _hessian_product(grad_fn, point, given, key, v)
     return np.asarray(moved, np.float64)
 
-  def shifted(v: np.ndarray) -> np.ndarray:
-    return product(v) + smoothness * v
-
   size = sum(x.size for x in jax.tree.leaves(wide))
-  random = np.random.default_rng(0).normal(size=size)
-  v, square, rest = _power_iteration(
-    lambda v: product(product(v)), random, max_iterations, tolerance
-  )
-  smoothness = math.sqrt(square)
-  if smoothness == 0:
+  start = np.random.default_rng(0).normal(size=size)
+  moved = product(start)
+  if not np.isfinite(moved).all():
+    return Curvature(math.nan, math.nan, math.nan)
+  if not moved.any():
     return Curvature(0.0, 0.0, 0.0)
-  # Of a negative eigenvalue of that size, `v` would be the least of shifted H.
-  start = v if v @ product(v) > 0 else random
-  _, top, residual = _power_iteration(
-    shifted, start, max_iterations, tolerance, smoothness
-  )
-  return Curvature(
-    smoothness, top - smoothness, max(rest / square, residual / smoothness)
-  )
+  largest, residual = _eigenvalue(product, start, tolerance, max_iterations)
+  smoothness, sharpness = abs(largest), largest
+  if largest < 0:
+
+    def shifted(v: np.ndarray) -> np.ndarray:
+      return product(v) + smoothness * v
+
+    top, rest = _eigenvalue(shifted, start, tolerance, max_iterations)
+    sharpness, residual = top - smoothness, max(residual, rest)
+  return Curvature(smoothness, sharpness, residual / smoothness)
 
 
 def effective_step(
@@ -202,24 +200,28 @@ def effective_step(
   )
 
 
-def _power_iteration(
+def _eigenvalue(
   multiply: Callable[[np.ndarray], np.ndarray],
-  v: np.ndarray,
-  max_iterations: int,
+  start: np.ndarray,
   tolerance: float,
-  scale: float | None = None,
-) -> tuple[np.ndarray, float, float]:
-  """A vector v, v . A v and |A v - (v . A v) v|, of an A >= 0."""
-  v = v / np.linalg.norm(v)
-  for _ in range(max_iterations):
-    moved = multiply(v)
-    value = float(v @ moved)
-    residual = float(np.linalg.norm(moved - value * v))
-    # Also where it is not a number.
-    if not residual > tolerance * (value if scale is None else scale):
-      break
-    v = moved / np.linalg.norm(moved)
-  return v, value, residual
+  max_iterations: int,
+) -> tuple[float, float]:
+  """Returns the eigenvalue of largest size and |A v - lambda v|, or NaN."""
+  from scipy.sparse import linalg
+
+  if len(start) == 1:  # ARPACK needs two dimensions
+    return multiply(np.ones(1)).item(), 0.0
+  operator = linalg.LinearOperator(
+    (len(start), len(start)), multiply, dtype=np.float64
+  )
+  try:
+    (value,), vectors = linalg.eigsh(
+      operator, k=1, v0=start, maxiter=max_iterations, tol=tolerance
+    )
+  except linalg.ArpackNoConvergence:
+    return math.nan, math.nan
+  v = vectors[:, 0]
+  return float(value), float(np.linalg.norm(multiply(v) - value * v))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -68,7 +68,6 @@ def _point(pixels: Pixels, points: Any, index: int) -> dict[str, float]:
     pixels.draw(sharp_key, SHARPNESS_EXAMPLES),
     key,
     tolerance=0.05,
-    max_iterations=12,
   )
   values = TASK.eval_fn(mean, {}, pixels.held_out)
   return {
@@ -175,7 +174,7 @@ def _sharpness_claim(
       All((above(first, Ref(limit)), below(second, Ref(limit)))),
       above(first, Ref(second)),
     ),
-    setting=f'Power iterations on {SHARPNESS_EXAMPLES} examples to a residual '
+    setting=f'Lanczos iterations on {SHARPNESS_EXAMPLES} examples to a residual '
     f'of at most {residual:.2f}. {phases}',
   )
 
