@@ -24,11 +24,11 @@ LAZY = (
 
 CODE = """
 import sys
-import prsgd_jax
-from prsgd_jax.data import datasets
+import prsgd_jax.engine.checkpoints
+from prsgd_jax.data.datasets import load_dataset
 
 print(*{name.split('.')[0] for name in sys.modules})
-datasets.load_dataset('digits', sys.argv[1])
+load_dataset('digits', sys.argv[1])
 assert 'tensorflow' not in sys.modules
 """
 

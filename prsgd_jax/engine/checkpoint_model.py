@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from prsgd_jax.base import ArrayTree
 from prsgd_jax.engine import checkpoint_files
@@ -68,6 +67,8 @@ def read(
   Raises:
     CheckpointError: as `check`.
   """
+  import orbax.checkpoint as ocp
+
   check(path, params, model_state)
   with ocp.StandardCheckpointer() as checkpointer:
     leaves = checkpointer.restore(path.absolute() / 'state')

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from prsgd_jax import system_errors
 from prsgd_jax.base import Array
@@ -111,6 +110,8 @@ def _write(
   record: Mapping[str, Any],
 ) -> None:
   """Writes a checkpoint to the side, on the disk when this returns."""
+  import orbax.checkpoint as ocp
+
   checkpoint_files.remove(staging)  # of a run that was cut off while saving
   # The asynchronous one leaves threads when its directory cannot be made, and
   # the process waits for them at its end.
@@ -169,6 +170,8 @@ def restore(
     CheckpointError: if there is no checkpoint, or it is damaged, of another
       run, of another number of replicas, or of other shapes.
   """
+  import orbax.checkpoint as ocp
+
   step = latest_step(directory) if step is None else step
   if step is None or not path_of(directory, step).is_dir():
     wanted = 'no whole checkpoint' if step is None else f'no checkpoint {step}'
