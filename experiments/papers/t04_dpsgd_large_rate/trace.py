@@ -174,8 +174,8 @@ def _sharpness_claim(
       All((above(first, Ref(limit)), below(second, Ref(limit)))),
       above(first, Ref(second)),
     ),
-    setting=f'Lanczos iterations on {SHARPNESS_EXAMPLES} examples to a residual '
-    f'of at most {residual:.2f}. {phases}',
+    setting=f'Lanczos iterations on {SHARPNESS_EXAMPLES} examples to a '
+    f'residual of at most {residual:.2f}. {phases}',
   )
 
 
