@@ -1,4 +1,4 @@
-"""Says what is installed, what JAX runs on, and where to begin.
+"""Print the installed versions, the devices, and how to begin.
 
 python -m prsgd_jax
 """
@@ -25,7 +25,7 @@ def main() -> None:
   print(
     f'{versions.line()}\n{summary}\n'
     f'Devices: {len(devices)} x {devices[0].device_kind}\n\n'
-    f'Algorithms, functions of an optax optimizer each:\n{names}\n\n'
+    f'Algorithms, each a function of an optax optimizer:\n{names}\n\n'
     'To train, in a clone of the project:\n'
     '  python experiments/train.py\n'
     '  python experiments/train.py --help',
@@ -36,6 +36,6 @@ def main() -> None:
 if __name__ == '__main__':
   try:
     main()
-  except BrokenPipeError:  # of `python -m prsgd_jax | head`
-    # Python flushes stdout once more when it exits.
+  except BrokenPipeError:  # from `python -m prsgd_jax | head`
+    # Redirect stdout, because Python flushes it once more at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

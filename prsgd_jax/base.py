@@ -1,14 +1,13 @@
 """Replicas, their transformations, and `chain`: optax, one level up.
 
-optax makes an optimizer a chain of gradient transformations. Here an
-*algorithm* is a chain of replica transformations. A replica holds named
-*registers*; a *stage* reads some of them and assigns others, and only the stage
-`sync` communicates. The order of the chain is the order of the paper's
-pseudocode.
+An optax optimizer is a chain of gradient transformations. An *algorithm* is a
+chain of replica transformations. A replica holds named *registers*. Each
+*stage* reads some registers and assigns others. Only the stage `sync`
+communicates. The stages are chained in the order of the paper's pseudocode.
 
-Stages see *blocks*: a device holds V = N / D of the N replicas, and every leaf
-has the leading axis V. Elementwise operations need no care. A reduction over a
-replica's own axes goes through `over_block`.
+Stages see *blocks*: each of the D devices holds V = N / D of the N replicas,
+and every leaf has the leading axis V. Elementwise operations work unchanged.
+Map reductions over one replica's axes with `over_block`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,29 +20,29 @@ import numpy as np
 from prsgd_jax.names import FIELDS, Names, check_writes, joined
 from prsgd_jax.names import names as names
 
-# The axis of devices, and the only name of it: every collective uses it.
+# The axis of devices. Every collective uses this constant.
 AXIS_NAME = 'replica'
 
 Array = jax.Array
-# A pytree of arrays; any structure, so no checker can know more of it.
+# A pytree of arrays. `Any`, because a type checker cannot describe a pytree.
 ArrayTree = Any
 Step = Array | np.ndarray | int
 Schedule = Callable[[Step], Any]
-# Whom each replica waits for: int[S, N], itself among them, as often as needed.
-# Or, for unlike numbers, those of all replicas one after the other, and int[N],
-# where each one's begin.
+# The senders each replica waits for: int[S, N], itself included, padded by
+# repeats. If their numbers differ: the lists of all replicas, concatenated, and
+# int[N], the position at which each list begins.
 Senders = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 class Replica(NamedTuple):
-  """The registers of one worker; in a stage, of a block of V of them.
+  """Registers of one worker. Inside a stage, registers of a block of V workers.
 
   Attributes:
-    params, opt_state, model_state: last for the whole run.
-    grads, metrics: last for one step; empty until `gradient` fills them.
-    registers: all other registers, by name. Those that `remember` declares last
-      for the whole run. Any other ends with the step, or with the `at` that
-      assigns it.
+    params, opt_state, model_state: kept for the whole run.
+    grads, metrics: kept for one step; empty until `gradient` fills them.
+    registers: all other registers, by name. A register that `remember` declares
+      is kept for the whole run. Any other is dropped at the end of the step, or
+      of the `at` that assigns it.
   """
 
   params: ArrayTree
@@ -54,36 +53,36 @@ class Replica(NamedTuple):
   registers: Mapping[str, ArrayTree] = {}
 
   def has(self, name: str) -> bool:
-    """Returns whether the register holds anything at this point of a step."""
+    """Return whether the register holds a value at this point of the step."""
     if name in FIELDS:
       return bool(jax.tree.leaves(getattr(self, name)))
     return name in self.registers
 
   def get(self, name: str) -> ArrayTree:
-    """Returns a register: a field, or an entry of `registers`."""
+    """Return a register: a field, or an entry of `registers`."""
     return getattr(self, name) if name in FIELDS else self.registers[name]
 
   def set(self, values: Mapping[str, ArrayTree]) -> 'Replica':
-    """Returns this replica with some registers assigned."""
+    """Return this replica with some registers assigned."""
     fields = {name: x for name, x in values.items() if name in FIELDS}
     others = {name: x for name, x in values.items() if name not in FIELDS}
     return self._replace(**fields, registers={**self.registers, **others})
 
 
 class Context(NamedTuple):
-  """What the engine gives every stage in a step.
+  """Inputs that the engine passes to every stage in a step.
 
   Attributes:
-    step: int32 scalar, 0-based, the same everywhere: the only clock.
+    step: int32 scalar, 0-based, equal on all replicas. It is the only clock.
     replica: int32[V], the global indices of this block's replicas.
-    key: key[V], a function of (seed, replica, step), each replica's own.
-    shared_key: key, a function of (seed, step): the same on all replicas.
-      `chain` derives both keys for each stage whose names read them; any other
-      stage gets None.
+    key: key[V], one key per replica, a function of (seed, replica, step). None
+      for a stage whose names do not read it.
+    shared_key: key, a function of (seed, step), equal on all replicas. None for
+      a stage whose names do not read it.
     value_and_grad: `(params, model_state) -> ((loss, (model_state, metrics)),
       grads)` on this step's batch, over the block (every leaf `[V, ...]`).
-    round: int32 scalar, how often the `sync` that reads it has run before. It
-      selects the matrix of a graph whose matrices take turns.
+    round: int32 scalar, the number of rounds this `sync` has done before. It
+      selects the matrix of a graph that alternates between matrices.
   """
 
   step: Array
@@ -94,35 +93,35 @@ class Context(NamedTuple):
   round: Array | int = 0
 
 
-# In place of a key that a stage does not name.
+# Passed to a stage instead of a key that it does not name.
 NO_KEY: Any = None
 
 
 class Work(NamedTuple):
-  """Which replicas take a gradient, for the ledger.
+  """Gradients that the replicas take, for the ledger.
 
   Attributes:
-    active: bool[num_steps, N].
+    active: bool[num_steps, N], whether each replica takes one at each step.
   """
 
   active: np.ndarray
 
 
 class Traffic(NamedTuple):
-  """What one stage sends, for the ledger.
+  """Communication of one stage, for the ledger.
 
   Attributes:
     fires: bool[num_steps], whether the stage communicates at each step; None
       for data-dependent communication, whose stage counts its rounds.
-    bytes_sent: bytes that one replica sends in one such round; the maximum over
-      the replicas.
-    latencies: messages that follow one another in one such round. Of what is
-      drawn in each round bytes and latencies are the expected ones.
+    bytes_sent: bytes that one replica sends in a round, the maximum over the
+      replicas; the expectation if the round is random.
+    latencies: number of consecutive messages in a round; the expectation if the
+      round is random.
     tier: the links used: 'global', 'group' or 'neighbor'.
-    waits: whom a replica waits for. S for all of its group of S consecutive
-      replicas, so that N is everybody and 1 nobody. Otherwise
-      `(rounds_before, generator) -> Senders` of a round, where random graphs
-      are drawn by the generator.
+    waits: the replicas that a replica waits for. An integer S means its group
+      of S consecutive replicas: N is all replicas, 1 is none. Otherwise a
+      function `(rounds_before, generator) -> Senders` of a round; the generator
+      draws random graphs.
   """
 
   fires: np.ndarray | None
@@ -136,12 +135,12 @@ Cost = Work | Traffic
 
 
 class Decided(NamedTuple):
-  """Rounds of a stage whose communication depends on the data.
+  """Number of rounds of a stage whose communication depends on the data.
 
-  Its state has one for each `Traffic` without `fires`, in the same order.
+  The state of the stage holds one for each `Traffic` without `fires`, in order.
 
   Attributes:
-    rounds: int32[V], the rounds done, the same on all replicas.
+    rounds: int32[V], the rounds done so far, equal on all replicas.
   """
 
   rounds: Array
@@ -169,17 +168,16 @@ class ReplicaTransformation(NamedTuple):
 
   Attributes:
     update: `(replica, state, context) -> (replica, state)`.
-    init: `(replica, num_replicas) -> (replica, state)`, on a block. Checks that
-      depend on the number of replicas are here. Every leaf of `state` has the
-      leading axis V.
-    cost: `(shapes, num_replicas, steps) -> tuple of Work and Traffic` in the
-      order in which they are done, where `shapes` is one replica's `Replica` of
-      `jax.ShapeDtypeStruct` and `steps` an integer NumPy array.
+    init: `(replica, num_replicas) -> (replica, state)`, on a block. Every leaf
+      of `state` has the leading axis V. Check here what depends on the number
+      of replicas.
+    cost: `(shapes, num_replicas, steps) -> tuple of Work and Traffic`, in the
+      order of execution. `shapes` is one `Replica` of `jax.ShapeDtypeStruct`;
+      `steps` is an integer NumPy array.
     output: `(replica, state) -> replica`, the replica to evaluate.
-    names: the registers that the stage reads and assigns, which `names` makes.
-    talks: for each `Traffic` of its cost, whether it is sent every time the
-      stage runs. A stage without `Traffic` does not
-      communicate.
+    names: the registers that the stage reads and assigns, made by `names`.
+    talks: one bool for each `Traffic` of the cost: whether it is sent every
+      time the stage runs. Empty for a stage that does not communicate.
   """
 
   update: Callable[[Replica, ArrayTree, Context], tuple[Replica, ArrayTree]]
@@ -190,7 +188,7 @@ class ReplicaTransformation(NamedTuple):
   talks: tuple[bool, ...] = ()
 
   def __repr__(self) -> str:
-    """The registers in place of the addresses of four functions."""
+    """Return the registers, because four function addresses mean little."""
     found = self.names
     return (
       f'ReplicaTransformation(reads={sorted(found.reads)}, '
@@ -200,11 +198,11 @@ class ReplicaTransformation(NamedTuple):
 
 
 def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
-  """Runs the stages in order, at every step.
+  """Run the stages in order, at every step.
 
-  A chain is a stage: chains nest, and all stages see the same registers.
-  Updates, initializations and outputs run in the order of the arguments, and
-  costs are listed in that order.
+  A chain is itself a stage, so chains nest. All stages share one set of
+  registers. `init`, `update` and `output` run in the order of the arguments;
+  `cost` lists the entries in that order.
 
   Args:
     *stages: the stages, in the order of the paper's pseudocode.
@@ -213,14 +211,16 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     A `ReplicaTransformation` whose state is the tuple of the stages' states.
 
   Raises:
-    ValueError: if an argument is not a `ReplicaTransformation`, or two stages
-      declare one register.
+    ValueError: if an argument is not a `ReplicaTransformation`, or if two
+      stages declare the same register.
 
   Example:
     >>> import optax, prsgd_jax as pr
     >>> local_sgd = pr.chain(
     ...     pr.gradient(), pr.local_update(optax.sgd(0.1)),
     ...     pr.at(pr.schedules.every(4), pr.sync(pr.mixing.mean())))
+    >>> local_sgd.talks
+    (False,)
   """
   for stage in stages:
     if not isinstance(stage, ReplicaTransformation):
@@ -297,7 +297,7 @@ def _makes_registers(stage: ReplicaTransformation, shapes: Replica) -> bool:
 def _shapes_after(
   stage: ReplicaTransformation, shapes: Replica, num_replicas: int
 ) -> Replica:
-  """One replica's shapes after a stage, whose `init` says what it assigns."""
+  """Return one replica's shapes after the stage's `init` has run."""
   block = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), shapes
   )
@@ -314,18 +314,18 @@ def _check_talks(
   sent = sum(isinstance(entry, Traffic) for entry in entries)
   if sent != len(stage.talks):
     raise ValueError(
-      f'a stage announces talks={stage.talks}, but its cost has {sent} '
-      'message(s); give one bool for each'
+      f'a stage has talks={stage.talks}, but its cost lists {sent} message(s); '
+      'give talks one bool for each message'
     )
 
 
 def _with_own_keys(
   context: Context, stage: ReplicaTransformation, i: int
 ) -> Context:
-  """Gives the i-th stage keys of its own, so that stages draw independently.
+  """Derive the keys of the i-th stage, so that stages draw independently.
 
-  A stage that does not name a key gets none, because with the key of another
-  stage it would silently draw the same numbers.
+  A stage that does not name a key gets None, because sharing another stage's
+  key would silently repeat its random numbers.
   """
   fold = functools.partial(jax.random.fold_in, data=i)
   draws, draws_alike = (k in stage.names.uses for k in ('key', 'shared_key'))
@@ -336,14 +336,17 @@ def _with_own_keys(
 
 
 def lasting(algorithm: ReplicaTransformation, replica: Replica) -> Replica:
-  """Returns the replica with the registers that last from step to step.
+  """Return the replica with only the registers that outlive a step.
 
-  A training loop of your own carries these from step to step. All other
-  registers end with the step, as they do in the engine.
+  Use it in your own training loop, between two steps. The engine drops the
+  other registers in the same way.
 
   Args:
     algorithm: the whole algorithm.
-    replica: after `algorithm.init` or `algorithm.update`.
+    replica: the replica after `algorithm.init` or `algorithm.update`.
+
+  Returns:
+    The replica without gradients, metrics and temporary registers.
 
   Example:
     >>> import jax.numpy as jnp, optax, prsgd_jax as pr
@@ -359,5 +362,18 @@ def lasting(algorithm: ReplicaTransformation, replica: Replica) -> Replica:
 
 
 def over_block(fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Maps a function of one replica's trees over the block axis V."""
+  """Map a function of one replica's trees over the block axis V.
+
+  Args:
+    fn: a function of trees of one replica, without the axis V.
+
+  Returns:
+    The function of trees `[V, ...]`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> norms = over_block(jnp.linalg.norm)(jnp.ones((2, 4)))  # V = 2
+    >>> norms.tolist()
+    [2.0, 2.0]
+  """
   return jax.vmap(fn)

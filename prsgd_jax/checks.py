@@ -1,4 +1,8 @@
-"""Checks of arguments: what was expected, what came, what to type."""
+"""Checks of arguments, shared by all factories.
+
+Each check returns the argument in its plain Python type, or raises a ValueError
+that names what was expected, what came, and what to type instead.
+"""
 
 from collections.abc import Callable
 import math
@@ -11,15 +15,15 @@ import optax
 from prsgd_jax.names import CLOCK
 from prsgd_jax.tree_types import describe
 
-# Steps and rounds are int32 in the compiled programs.
+# The largest int32, because compiled programs count steps and rounds in int32.
 MAX_STEPS = 2**31 - 1
 
 
 def check_positive_int(name: str, value: Any) -> int:
-  """Returns `value` as an int.
+  """Return `value` as an int.
 
   Raises:
-    ValueError: if it is not an integer of at least 1.
+    ValueError: if it is not an integer >= 1.
   """
   if not _is_int(value) or value < 1:
     raise ValueError(f'{name} must be an integer >= 1, got {value!r}')
@@ -27,10 +31,10 @@ def check_positive_int(name: str, value: Any) -> int:
 
 
 def check_step(name: str, value: Any) -> int:
-  """Returns a number of steps as an int; 0 is allowed.
+  """Return a number of steps as an int; 0 is allowed.
 
   Raises:
-    ValueError: if it is not an integer of at least 0.
+    ValueError: if it is not an integer >= 0.
   """
   if not _is_int(value) or value < 0:
     raise ValueError(f'{name} must be an integer >= 0, got {value!r}')
@@ -38,11 +42,11 @@ def check_step(name: str, value: Any) -> int:
 
 
 def check_length(name: str, value: Any) -> int:
-  """Returns the length of a run or of one of its parts, in steps.
+  """Return the length of a run or of one of its parts, in steps.
 
   Raises:
-    ValueError: if it is not an integer in 1 .. 2^31 - 1, the steps that a run
-      can count.
+    ValueError: if it is not an integer in 1 .. 2^31 - 1, the maximum number of
+      steps in a run.
   """
   if check_positive_int(name, value) > MAX_STEPS:
     raise ValueError(
@@ -53,7 +57,7 @@ def check_length(name: str, value: Any) -> int:
 
 
 def check_num_steps(value: Any) -> int:
-  """Returns the number of steps of a dispatch as an int; 0 is allowed.
+  """Return the number of steps of a dispatch as an int; 0 is allowed.
 
   Raises:
     ValueError: if it is not an integer in 0 .. 2^31 - 1.
@@ -64,7 +68,7 @@ def check_num_steps(value: Any) -> int:
 
 
 def check_seed(name: str, value: Any) -> int:
-  """Returns the seed of random numbers as an int.
+  """Return a random seed as an int.
 
   Raises:
     ValueError: if it is not an integer in 0 .. 2^32 - 1.
@@ -77,23 +81,23 @@ def check_seed(name: str, value: Any) -> int:
 
 
 def check_positive_ints(name: str, values: Any) -> list[int]:
-  """Returns a list of integers of at least 1.
+  """Return a list of integers >= 1.
 
   Raises:
-    ValueError: if it is not a list, or has anything else.
+    ValueError: if it is not a list, or if an element is not an integer >= 1.
   """
   return [check_positive_int(name, x) for x in check_listed(name, values)]
 
 
 def check_listed(name: str, values: Any) -> list[Any]:
-  """Returns the elements of a list, a tuple or an array.
+  """Return the elements of a list, a tuple or an array.
 
   Raises:
-    ValueError: if it has none, like a number or a text.
+    ValueError: if the argument is not iterable, or is a string.
   """
   try:
     listed = None if isinstance(values, str) else list(values)
-  except TypeError:  # also of an array without axes
+  except TypeError:  # raised by arrays without axes, too
     listed = None
   if listed is None:
     raise ValueError(f'{name} must be a list of numbers, got {values!r}')
@@ -101,10 +105,10 @@ def check_listed(name: str, values: Any) -> list[Any]:
 
 
 def check_bool(name: str, value: Any) -> bool:
-  """Returns a flag as a bool.
+  """Return a flag as a bool.
 
   Raises:
-    ValueError: if it is neither True nor False.
+    ValueError: if it is not True or False.
   """
   if not isinstance(value, bool | np.bool_):
     raise ValueError(f'{name} must be True or False, got {value!r}')
@@ -119,15 +123,15 @@ def check_number(
   *,
   infinite: bool = False,
 ) -> float:
-  """Returns `value` as a float.
+  """Return `value` as a float.
 
   Args:
-    name: of the argument.
+    name: the name of the argument, for the message.
     value: the argument.
-    holds: the condition that it must meet.
+    holds: the condition that the value must meet.
     expected: the condition in words, such as '> 0'.
-    infinite: whether infinity is a value, as of a threshold that is never
-      reached; False by default.
+    infinite: whether infinity is allowed, for example as a threshold that is
+      never reached. Default: False.
 
   Raises:
     ValueError: if it is not a number, is NaN or infinite, or `holds` is false
@@ -148,43 +152,43 @@ def check_number(
 
 
 def check_positive(name: str, value: Any) -> float:
-  """Returns a finite number above 0 as a float.
+  """Return a finite number > 0 as a float.
 
   Raises:
-    ValueError: if it is not one.
+    ValueError: if it is not a finite number > 0.
   """
   return check_number(name, value, lambda x: x > 0, '> 0')
 
 
 def check_not_negative(name: str, value: Any) -> float:
-  """Returns a finite number of at least 0 as a float.
+  """Return a finite number >= 0 as a float.
 
   Raises:
-    ValueError: if it is not one.
+    ValueError: if it is not a finite number >= 0.
   """
   return check_number(name, value, lambda x: x >= 0, '>= 0')
 
 
 def check_fraction(name: str, value: Any) -> float:
-  """Returns a number in (0, 1] as a float.
+  """Return a number in (0, 1] as a float.
 
   Raises:
-    ValueError: if it is not one.
+    ValueError: if it is not a number in (0, 1].
   """
   return check_number(name, value, lambda x: 0 < x <= 1, 'in (0, 1]')
 
 
 def check_probability(name: str, value: Any) -> float:
-  """Returns a number in [0, 1] as a float.
+  """Return a number in [0, 1] as a float.
 
   Raises:
-    ValueError: if it is not one.
+    ValueError: if it is not a number in [0, 1].
   """
   return check_number(name, value, lambda x: 0 <= x <= 1, 'in [0, 1]')
 
 
 def check_optax(name: str, tx: Any) -> None:
-  """Raises ValueError unless `tx` is an optax transformation."""
+  """Raise ValueError unless `tx` is an optax transformation."""
   if not isinstance(tx, optax.GradientTransformation):
     raise ValueError(
       f'{name} expects an optax transformation such as optax.sgd(0.1), got '
@@ -193,7 +197,7 @@ def check_optax(name: str, tx: Any) -> None:
 
 
 def what_to_type(tx: Any) -> str:
-  """Returns what to type in place of something that is not an optimizer."""
+  """Return a hint for an argument that is not an optimizer, or ''."""
   if isinstance(tx, float | int) and not isinstance(tx, bool):
     return f'; write optax.sgd({tx})'
   if hasattr(tx, 'gradient_transformation'):
@@ -202,15 +206,15 @@ def what_to_type(tx: Any) -> str:
   if callable(getattr(optax, name, None)):
     return f'; call it, as in optax.{name}(0.1)'
   if isinstance(tx, list | tuple):
-    return '; chain several by optax.chain(...)'
+    return '; combine them with optax.chain(...)'
   return ''
 
 
 def check_register(name: str, value: Any) -> str:
-  """Returns the name of a register.
+  """Return the name of a register.
 
   Raises:
-    ValueError: if `value` is not a string, or a name of the clock.
+    ValueError: if `value` is not a string, or is a name of the clock.
   """
   if not isinstance(value, str) or value in CLOCK:
     raise ValueError(f'{name} must be the name of a register, got {value!r}')
@@ -218,7 +222,7 @@ def check_register(name: str, value: Any) -> str:
 
 
 def check_schedule(name: str, when: Any) -> None:
-  """Raises ValueError unless `when` is a function of the step."""
+  """Raise ValueError unless `when` is a function of the step."""
   if not callable(when):
     raise ValueError(
       f'{name} expects a schedule such as pr.schedules.every(4), got {when!r}'
@@ -226,7 +230,7 @@ def check_schedule(name: str, when: Any) -> None:
 
 
 def check_live(x: Any) -> None:
-  """Raises ValueError if an array was donated to a dispatch."""
+  """Raise ValueError if the array was donated to an earlier dispatch."""
   if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
     return
   if x.is_deleted():

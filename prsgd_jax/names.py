@@ -1,9 +1,9 @@
-"""Which registers a stage reads and assigns: known before anything is traced.
+"""Names of the registers that a stage reads and assigns, known before tracing.
 
-A misspelled register, a stage that reads what nobody assigns, or two stages
-that declare one name are errors of the algorithm, not of a run. The names of a
-stage are static, so such errors are found when the stage is constructed or when
-the train state is created.
+The names are static, so mistakes in an algorithm are found before a run starts:
+misspelled registers, registers that no stage assigns, and registers that two
+stages declare. They are reported when the stage is constructed or when the
+train state is created.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 
 import jax
 
-# The registers that every replica has; each is a field of `Replica`.
+# The registers of every replica. Each is a field of `Replica`.
 FIELDS = ('params', 'grads', 'opt_state', 'model_state', 'metrics')
-# What a rule may read besides registers. None of it can be assigned.
+# Names that a rule may read besides registers. They cannot be assigned.
 CLOCK = ('step', 'replica', 'num_replicas', 'key', 'shared_key')
 # The engine fills these before the first stage of the first step.
 GIVEN = ('params', 'model_state')
 
 
 class Names(NamedTuple):
-  """The registers of a stage.
+  """Registers of a stage.
 
   Attributes:
-    reads: registers that must hold something before the stage runs.
-    uses: all registers read anywhere inside, also those assigned inside first.
+    reads: registers that must hold a value before the stage runs.
+    uses: all registers read anywhere inside, even if assigned inside first.
     writes: registers that the stage may assign.
-    assigns: registers that certainly hold something after the stage.
-    declares: registers that last for the whole run and are created here.
+    assigns: registers that always hold a value after the stage.
+    declares: registers that the stage creates for the whole run.
     lasts: registers read outside of steps, by `remember` and `evaluate`. They
-      must last, because what belongs to a step holds nothing there.
+      must last for the whole run, because temporary registers are empty there.
   """
 
   reads: frozenset[str] = frozenset()
@@ -48,14 +48,17 @@ def names(
   assigns: Iterable[str] | None = None,
   declares: Iterable[str] = (),
 ) -> Names:
-  """Returns the names of a hand-written stage.
+  """Return the names of a hand-written stage.
 
   Args:
-    reads: the registers it reads, and of the clock 'key' and 'shared_key' if it
+    reads: the registers that the stage reads, and 'key' or 'shared_key' if it
       draws random numbers.
-    writes: the registers it may assign.
-    assigns: those of `writes` that it always assigns; all of them by default.
-    declares: the lasting registers that its `init` creates.
+    writes: the registers that the stage may assign.
+    assigns: the subset of `writes` that the stage always assigns. Default: all.
+    declares: the registers that its `init` creates for the whole run.
+
+  Returns:
+    The `Names` to pass to `ReplicaTransformation(names=...)`.
 
   Example:
     >>> sorted(names(reads=['params'], writes=['size']).assigns)
@@ -67,7 +70,7 @@ def names(
 
 
 def joined(parts: Sequence[Names]) -> Names:
-  """Returns the names of a chain of stages.
+  """Return the names of a chain of stages.
 
   Raises:
     ValueError: if two stages declare one register.
@@ -99,66 +102,66 @@ def _declared_twice(name: str) -> str:
   if name == 'opt_state':
     return (
       'an algorithm has one optimizer state, but two local_update stages were '
-      'chained; join their optimizers by optax.chain'
+      'chained; combine their optimizers with optax.chain'
     )
   if name == 'weight':
     return (
-      "an algorithm has one register 'weight', by which sync weighs the "
-      'replicas, but two stages declare it; weigh them once'
+      "an algorithm has one register 'weight', which sync uses to weight the "
+      'replicas, but two stages declare it; declare it once'
     )
   return (
-    f'register {name!r} is declared by two stages of a chain; give one of them '
-    "names of its own by pr.algorithm('name', ...)"
+    f'register {name!r} is declared by two stages of a chain; put one of them '
+    "into a scope with pr.algorithm('name', ...)"
   )
 
 
 def check_complete(found: Names) -> None:
-  """Checks the names of a whole algorithm.
+  """Check the names of a whole algorithm.
 
-  A part of an algorithm may use registers that another part declares, so only
-  the whole can be checked.
+  Only the whole can be checked, because one part of an algorithm may use
+  registers that another part declares.
 
   Raises:
-    ValueError: if a register is read but not assigned before, or assigned but
-      never read; if `remember` or `evaluate` reads one that does not last.
+    ValueError: if a register is read before it is assigned, or is assigned but
+      never read; if `remember` or `evaluate` reads a temporary register.
   """
   known = found.declares | found.writes
   for name in sorted(found.reads - {*CLOCK, *GIVEN}):
     if name == 'opt_state' and name in found.declares:
-      continue  # the engine has it from the first step on
+      continue  # because the engine creates it before the first step
     raise ValueError(_never_held(name, found.declares, known))
   for name in sorted(found.lasts - found.declares - {*CLOCK, *GIVEN}):
     raise ValueError(
       f'register {_short(name)!r} is read by remember or evaluate, outside of '
-      'steps, but it ends with the step; declare it by pr.remember, or assign '
-      'what is needed by pr.let(...) in the step'
+      'steps, but it is dropped at the end of a step; declare it with '
+      'pr.remember, or assign what is needed with pr.let(...) in the step'
     )
   unread = found.writes - found.uses - found.declares - {*FIELDS, 'weight'}
   for name in sorted(unread):
     raise ValueError(
       f'register {_short(name)!r} is assigned but never read'
-      f'{_near(name, found.declares | found.uses)}; drop it, or declare it by '
-      f'pr.remember({_short(name)}=...)'
+      f'{_near(name, found.declares | found.uses)}; remove it, or declare it '
+      f'with pr.remember({_short(name)}=...)'
     )
 
 
 def _never_held(
   name: str, declares: frozenset[str], known: frozenset[str]
 ) -> str:
-  """Explains why a register that is read holds nothing."""
+  """Return a message that explains why a register holds no value yet."""
   if name == 'grads':
     return (
-      'grads is read before a gradient is taken; chain pr.gradient() before it'
+      'grads is read before a gradient is taken; put pr.gradient() before it'
     )
   if name == 'metrics':
     return (
-      'metrics is read before a gradient is taken; chain pr.gradient() before '
+      'metrics is read before a gradient is taken; put pr.gradient() before '
       'that stage'
     )
   if name == 'opt_state':
     return (
-      'opt_state is read, but the algorithm has no optimizer; chain '
-      'pr.local_update(tx) to it'
+      'opt_state is read, but the algorithm has no optimizer; add '
+      'pr.local_update(tx) to the chain'
     )
   short = _short(name)
   if name in declares:
@@ -170,31 +173,31 @@ def _never_held(
   if scope and any(outer in known for outer in _around(scope, short)):
     return (
       f'register {short!r} is read inside the algorithm '
-      f'{_short(scope)!r}, which also assigns it, so that it is not the '
-      'register of that name around; use pr.chain in place of pr.algorithm, or '
-      'assign another name'
+      f'{_short(scope)!r}, which also assigns it, so it is local and not the '
+      'register of that name outside; use pr.chain in place of pr.algorithm, '
+      'or assign another name'
     )
   if name in known:
     return (
-      f'register {short!r} is read where it need not hold anything'
-      f'{_near(name, known | {*FIELDS}, 0.75)}: it is assigned later, or only '
-      'inside an at(...); move that stage, or declare the register by '
-      f'pr.remember({short}=...)'
+      f'register {short!r} is read where it may hold no value'
+      f'{_near(name, known | {*FIELDS}, 0.75)}, because it is assigned later '
+      'or only inside an at(...); move that stage, or declare the register '
+      f'with pr.remember({short}=...)'
     )
   return (
     f'register {short!r} is read, but no stage assigns it'
-    f'{_near(name, known | {*FIELDS})}; assign it before, or declare it by '
+    f'{_near(name, known | {*FIELDS})}; assign it first, or declare it with '
     f'pr.remember({short}=...)'
   )
 
 
 def check_writes(found: Names, before: Any, after: Any) -> None:
-  """Checks, while tracing, that a stage assigned only what it says.
+  """Check, while tracing, that a stage assigned only registers it names.
 
   Args:
     found: the names of the stage.
-    before: the `Replica` that the stage was given.
-    after: the `Replica` that it returned.
+    before: the `Replica` passed to the stage.
+    after: the `Replica` that the stage returned.
 
   Raises:
     ValueError: if another register was assigned.
@@ -206,18 +209,18 @@ def check_writes(found: Names, before: Any, after: Any) -> None:
     if len(old) != len(new) or any(x is not y for x, y in zip(old, new)):
       raise ValueError(
         f'a stage assigned register {name!r}, but its names.writes are '
-        f'{sorted(allowed)}; add {name!r} to them'
+        f'{sorted(allowed)}; add {name!r} to its names'
       )
 
 
 def _around(scope: str, short: str) -> list[str]:
-  """The names that a register may have in the algorithms around a scope."""
+  """Return the names a register may have in the algorithms around a scope."""
   parts = scope.split('.')[:-1]
   return ['.'.join([*parts[:i], short]) for i in range(len(parts) + 1)]
 
 
 def _short(name: str) -> str:
-  """The name that the author typed, without those of the algorithms around."""
+  """Return the name as typed, without the prefix of its algorithm."""
   return name.rpartition('.')[2]
 
 

@@ -1,14 +1,15 @@
 """WHEN replicas communicate: pure functions from the step to a bool.
 
-A schedule is arithmetic alone, so that it runs on a traced step inside the
-training program and on a NumPy array of steps in the ledger alike. Steps are
-0-based: `every(4)` fires at steps 3, 7, 11, the papers' t = 4, 8, 12.
+A schedule is plain arithmetic. The training program calls it with a traced
+step; the ledger calls it with a NumPy array of steps. Steps are 0-based:
+`every(4)` fires at steps 3, 7, 11, which papers write as t = 4, 8, 12.
 
-What is not arithmetic (coin flips, intervals that follow a learning rate) is
-computed beforehand for the `num_steps` of a run, into a table of bounded size.
+Coin flips, and intervals that follow a learning rate, are not arithmetic. They
+are computed in advance for the `num_steps` of a run, into a table of bounded
+size.
 
-A run has at most 2^31 - 1 steps, which are int32 where they are traced. A later
-step is never reached: what would first fire there never does, on both sides.
+A run has at most 2^31 - 1 steps, because traced steps are int32. A schedule
+that would first fire later never fires, in the program and in the ledger.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,26 +34,44 @@ from prsgd_jax.checks import (
   check_step,
 )
 
-# Entries of a table that is part of the compiled program.
+# Maximum number of entries in a table, which the compiled program contains.
 MOST_LISTED = 2**24
-# Learning rates that are asked for one by one.
+# Maximum number of calls of a learning rate before the run.
 MOST_RATES = 2**17
 
 
 def always() -> Schedule:
-  """At every step; known when tracing, so that no conditional is compiled."""
+  """Return the schedule that fires at every step.
+
+  It is known while tracing, so no conditional is compiled.
+
+  Example:
+    >>> import numpy as np
+    >>> always()(np.arange(3)).tolist()
+    [True, True, True]
+  """
   return lambda step: np.ones(np.shape(step), bool)
 
 
 def never() -> Schedule:
-  """At no step; known when tracing, so that nothing is compiled."""
+  """Return the schedule that never fires.
+
+  It is known while tracing, so the stages under it are not compiled.
+
+  Example:
+    >>> import numpy as np
+    >>> never()(np.arange(3)).tolist()
+    [False, False, False]
+  """
   return lambda step: np.zeros(np.shape(step), bool)
 
 
 def every(period: int) -> Schedule:
-  """At every `period`-th step: t mod I = 0 with t = step + 1.
+  """Return the schedule that fires once a period: t mod I = 0, t = step + 1.
 
-  A period above 2^31 - 1, the steps that a run can have, never fires.
+  Args:
+    period: I, in steps, >= 1. A period above 2^31 - 1 never fires, because no
+      run has more steps.
 
   Raises:
     ValueError: if `period` is not an integer >= 1.
@@ -71,14 +90,14 @@ def every(period: int) -> Schedule:
 
 
 def rounds(period: int | Schedule) -> Schedule:
-  """Returns the schedule of the ends of rounds.
+  """Return the schedule of the ends of rounds.
 
   Args:
-    period: steps of a round, an integer >= 1; or the schedule itself, such as
-      `doubling(4, num_steps=1000)`.
+    period: length of a round in steps, an integer >= 1; or a schedule, such as
+      `doubling(4, num_steps=1000)`, which is returned as it is.
 
   Raises:
-    ValueError: if it is neither.
+    ValueError: if `period` is not a schedule or an integer >= 1.
 
   Example:
     >>> import numpy as np
@@ -89,7 +108,10 @@ def rounds(period: int | Schedule) -> Schedule:
 
 
 def starts(ends: Schedule) -> Schedule:
-  """Returns the schedule of the first steps of rounds, from that of their ends.
+  """Return the schedule of the first steps of rounds.
+
+  Args:
+    ends: the schedule of the last steps of rounds.
 
   Example:
     >>> import numpy as np
@@ -99,7 +121,8 @@ def starts(ends: Schedule) -> Schedule:
 
   def schedule(step: Step) -> jax.Array | np.ndarray:
     before = ends(_not_negative(step - 1))
-    # Rounds of one step: known when tracing, so that nothing is compiled.
+    # Rounds of one step are known while tracing: return NumPy, so that no
+    # conditional is compiled.
     if not isinstance(before, jax.Array) and np.all(before):
       return before
     return (step == 0) | before
@@ -108,17 +131,26 @@ def starts(ends: Schedule) -> Schedule:
 
 
 def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
-  """At the given 0-based steps and no others.
+  """Return the schedule that fires at the given steps.
 
-  They are a constant of the compiled program: a table of one byte for each step
-  up to the last or, if that is 2^24 or later, a sorted list that is searched.
+  The steps are a constant of the compiled program: a table with one byte for
+  each step up to the last. If the last step is 2^24 or later, the constant is a
+  sorted list, which is searched.
+
+  Args:
+    steps: 0-based steps in any order, at most 2^24.
 
   Raises:
-    ValueError: if `steps` has anything but integers >= 0, or more than 2^24 of
-      them.
+    ValueError: if an element is not an integer >= 0, or if there are more than
+      2^24.
+
+  Example:
+    >>> import numpy as np
+    >>> at_steps([1, 5])(np.arange(6)).tolist()
+    [False, True, False, False, False, True]
   """
   if not isinstance(steps, np.ndarray):
-    # Beyond int64 they would not make an array of integers.
+    # Drop these first, because NumPy makes no integer array beyond int64.
     given = check_listed('at_steps(steps)', steps)
     steps = [step for step in given if not _is_beyond(step)]
   listed = np.asarray(steps)
@@ -132,7 +164,7 @@ def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
   _check_listed('steps', within.size)
   if within.max(initial=-1) >= MOST_LISTED:
     return _searched(within.astype(np.int32))
-  # One entry more than the last step, False: where later steps are looked up.
+  # The additional last entry, False, serves all later steps.
   table = np.zeros(int(within.max(initial=-1)) + 2, bool)
   table[within.astype(int)] = True
 
@@ -145,7 +177,7 @@ def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
 
 
 def _searched(listed: np.ndarray) -> Schedule:
-  """At the steps of a sorted list, int32[n] with n > 0."""
+  """Return the schedule that fires at the steps of a sorted int32[n], n > 0."""
   last = listed.size - 1
 
   def schedule(step: Step) -> jax.Array | np.ndarray:
@@ -163,7 +195,7 @@ def _is_beyond(step: object) -> bool:
 
 
 def _short(values: object) -> str:
-  """What came, in a message of bounded length."""
+  """Return a value as text of bounded length, for a message."""
   text = repr(values)
   return text if len(text) < 80 else f'{text[:60]} ...'
 
@@ -171,23 +203,23 @@ def _short(values: object) -> str:
 def _check_listed(name: str, count: int) -> None:
   if count > MOST_LISTED:
     raise ValueError(
-      f'{name} would have more than 2**24 = {MOST_LISTED} entries, which the '
-      'compiled program holds; use longer periods or fewer steps, or a '
+      f'{name} would have more than 2**24 = {MOST_LISTED} entries, the maximum '
+      'in a compiled program; use longer periods or fewer steps, or a '
       'schedule that is arithmetic, such as pr.schedules.every(4)'
     )
 
 
 def latest(schedule: Schedule, steps: np.ndarray) -> np.ndarray:
-  """Returns for each step the last one, up to it, at which a schedule fires.
+  """Return, for each step, the latest step so far at which a schedule fired.
 
-  It looks back no further than needed.
+  It runs on the host and looks back no further than needed.
 
   Args:
-    schedule: asked with NumPy arrays.
-    steps: int[n] of any order, for the host.
+    schedule: the schedule, called with NumPy arrays.
+    steps: int[n], in any order.
 
   Returns:
-    int[n]; 0 where the schedule has not fired yet.
+    int[n], the latest step at which the schedule fired; 0 before the first.
 
   Example:
     >>> import numpy as np
@@ -197,7 +229,7 @@ def latest(schedule: Schedule, steps: np.ndarray) -> np.ndarray:
   asked, place = np.unique(np.asarray(steps, int), return_inverse=True)
   found = np.zeros(len(asked), int)
   cuts = np.flatnonzero(np.diff(asked) > 1) + 1
-  begin, before = 0, -1  # the step before, whose answer is known
+  begin, before = 0, -1  # the previous step, whose answer is known
   for part in np.split(asked, cuts) if len(asked) else ():
     known = int(found[begin - 1]) if begin else 0
     first = _fired(schedule, before + 1, int(part[0]), known)
@@ -209,7 +241,7 @@ def latest(schedule: Schedule, steps: np.ndarray) -> np.ndarray:
 
 
 def _fired(schedule: Schedule, begin: int, end: int, known: int) -> int:
-  """The last of the steps begin .. end - 1 that fires, else `known`."""
+  """Return the last of the steps begin .. end - 1 that fires, or `known`."""
   size = 64
   while end > begin:
     window = np.arange(max(begin, end - size), end)
@@ -221,11 +253,15 @@ def _fired(schedule: Schedule, begin: int, end: int, known: int) -> int:
 
 
 def after(start_step: int, schedule: Schedule) -> Schedule:
-  """The schedule with `start_step` for its step 0; never before.
+  """Return the schedule shifted so that its step 0 is `start_step`.
+
+  Args:
+    start_step: the first step of the schedule, >= 0. It never fires before.
+    schedule: the schedule to shift.
 
   Raises:
-    ValueError: if `start_step` is not an integer >= 0, or `schedule` no
-      schedule.
+    ValueError: if `start_step` is not an integer >= 0, or if `schedule` is not
+      a schedule.
 
   Example:
     >>> import numpy as np
@@ -245,13 +281,14 @@ def after(start_step: int, schedule: Schedule) -> Schedule:
 
 
 def intervals(lengths: Sequence[int]) -> Schedule:
-  """After each of the given numbers of steps, the last of which repeats.
+  """Return the schedule that fires at the end of each of the intervals.
 
   Args:
-    lengths: K^1, K^2, ..., steps from one average to the next.
+    lengths: K^1, K^2, ..., the steps from one average to the next, >= 1. The
+      last interval repeats.
 
   Raises:
-    ValueError: if there are no lengths, or one is not an integer >= 1.
+    ValueError: if `lengths` is empty, or if a length is not an integer >= 1.
 
   Example:
     >>> import numpy as np
@@ -267,14 +304,14 @@ def intervals(lengths: Sequence[int]) -> Schedule:
 
 
 def doubling(first: int, *, num_steps: int, rounds_each: int = 1) -> Schedule:
-  """Intervals H, 2 H, 4 H, ..., each of them `rounds_each` times.
-
-  The interval reached at `num_steps` repeats from there on.
+  """Return the schedule with intervals H, 2 H, 4 H, ...
 
   Args:
-    first: H, steps before the first average.
-    num_steps: T, how far the intervals grow.
-    rounds_each: averages after which the interval doubles.
+    first: H, steps before the first average, >= 1.
+    num_steps: T, the steps during which the intervals grow. After them, the
+      interval reached repeats.
+    rounds_each: number of averages after which the interval doubles. Default:
+      1.
 
   Raises:
     ValueError: if an argument is not an integer >= 1.
@@ -293,14 +330,14 @@ def doubling(first: int, *, num_steps: int, rounds_each: int = 1) -> Schedule:
 
 
 def linear_growth(first: int, *, increment: int, num_steps: int) -> Schedule:
-  """Intervals H, H + a, H + 2 a, ...
-
-  The interval reached at `num_steps` repeats from there on.
+  """Return the schedule with intervals H, H + a, H + 2 a, ...
 
   Args:
-    first: H, steps before the first average.
-    increment: a, by which each interval is longer than the one before.
-    num_steps: T, how far the intervals grow.
+    first: H, steps before the first average, >= 1.
+    increment: a, steps by which each interval is longer than the previous one,
+      >= 1.
+    num_steps: T, the steps during which the intervals grow. After them, the
+      interval reached repeats.
 
   Raises:
     ValueError: if an argument is not an integer >= 1.
@@ -319,18 +356,24 @@ def linear_growth(first: int, *, increment: int, num_steps: int) -> Schedule:
 def with_probability(
   probability: float, *, num_steps: int, seed: int = 0
 ) -> Schedule:
-  """At each step with probability zeta, the same for all replicas.
+  """Return the schedule that fires at each step with probability zeta.
 
-  The coins are tossed here, by NumPy, so that what a run will send is known
-  before it; after `num_steps` the same tosses begin again.
+  NumPy draws all steps in advance, so that the ledger knows the communication
+  before the run. All replicas use one draw.
 
   Args:
-    probability: zeta, of an average at a step.
-    num_steps: T, the number of tosses, at most 2^24.
-    seed: of the tosses, an integer in 0 .. 2^32 - 1.
+    probability: zeta, the probability of an average at a step, in [0, 1].
+    num_steps: T, the number of draws, at most 2^24. After them, the draws
+      repeat.
+    seed: seed of the draws, an integer in 0 .. 2^32 - 1. Default: 0.
 
   Raises:
     ValueError: if an argument is out of its range.
+
+  Example:
+    >>> import numpy as np
+    >>> with_probability(1.0, num_steps=3)(np.arange(3)).tolist()
+    [True, True, True]
 
   Reference:
     Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?
@@ -340,11 +383,11 @@ def with_probability(
   num_steps = check_positive_int('num_steps', num_steps)
   if num_steps > MOST_LISTED:
     raise ValueError(
-      f'with_probability tosses at most 2**24 = {MOST_LISTED} coins, got '
-      f'num_steps={num_steps}; give fewer, which begin again after the last'
+      f'with_probability draws at most 2**24 = {MOST_LISTED} steps, got '
+      f'num_steps={num_steps}; give fewer, because the draws repeat'
     )
   seed = check_seed('seed', seed)
-  # Uniform in [0, 1): never for 0, always for 1.
+  # Uniform in [0, 1), so that probability 0 never fires and 1 always does.
   tosses = np.random.default_rng(seed).random(num_steps) < probability
   fires = at_steps(np.flatnonzero(tosses))
   return lambda step: fires(step % num_steps)
@@ -358,30 +401,37 @@ def qsr(
   num_steps: int,
   warmup_steps: int = 0,
 ) -> Schedule:
-  """The quadratic synchronization rule: H = max(H_base, floor((alpha/eta)^2)).
+  """Return the quadratic synchronization rule (QSR).
 
-  H is chosen only just after an average, from the learning rate of the step
-  that comes next. The last interval is cut, so that the run ends with an
-  average; after it there are none.
+    H = max(H_base, floor((alpha / eta)^2))
+
+  H is chosen after each average, from the learning rate of the next step. The
+  last interval is shortened, so that the run ends with an average.
 
   Args:
-    learning_rate: eta, a function of the 0-based step: the one given to `tx`.
-    alpha: the growth coefficient.
-    base_period: H_base, the shortest interval.
-    num_steps: T, the length of the run.
-    warmup_steps: steps in which the learning rate rises; until then the H of
-      the step just after them is used.
+    learning_rate: eta, the function of the 0-based step that is given to `tx`.
+    alpha: the growth coefficient, > 0.
+    base_period: H_base, the shortest interval in steps, >= 1.
+    num_steps: T, the length of the run in steps. Later steps have no averages.
+    warmup_steps: number of steps in which the learning rate rises. During them,
+      H is computed from the learning rate just after them. Default: 0.
 
   Raises:
-    ValueError: if `learning_rate` is no function or below 0 somewhere, `alpha`
-      is not above 0, or another argument is not an integer of at least 1 (of
-      at least 0 for `warmup_steps`), or there would be more than 2^17 averages.
+    ValueError: if an argument is out of its range, if `learning_rate` is not a
+      function or is negative at a step, or if the run would have more than 2^17
+      averages.
+
+  Example:
+    >>> import numpy as np
+    >>> rule = qsr(lambda step: 0.5, alpha=1.0, base_period=2, num_steps=8)
+    >>> np.flatnonzero(rule(np.arange(8))).tolist()
+    [3, 7]
 
   Reference:
     Gu, Lyu, Arora, Zhang, Huang 2024, A quadratic synchronization rule for
-    distributed deep learning (arXiv 2310.14423), Algorithm 2. What is done
-    during warm-up and with the last interval was not verified in the paper, nor
-    was the number of the algorithm.
+    distributed deep learning (arXiv 2310.14423), Algorithm 2. Not verified in
+    the paper: the treatment of warm-up and of the last interval, and the number
+    of the algorithm.
   """
   if not callable(learning_rate):
     raise ValueError(
@@ -398,14 +448,14 @@ def qsr(
     eta = float(learning_rate(max(done, warmup_steps)))
     if not eta >= 0:
       raise ValueError(f'learning_rate must be >= 0, got {eta} at step {done}')
-    # The whole run where eta is 0, or next to it. A millionth more, so that a
-    # learning rate in single precision does not miss an integer.
+    # The whole run if eta is 0 or tiny. The factor 1 + 1e-6 below is there
+    # because a learning rate in single precision may just miss an integer.
     longest = (alpha / eta) ** 2 if eta * num_steps > alpha else num_steps
     if len(ends) == MOST_RATES:
       raise ValueError(
         f'qsr would have more than 2**17 = {MOST_RATES} averages in '
-        f'num_steps={num_steps}, each with a call of learning_rate before the '
-        'run; use a longer base_period, a larger alpha or fewer steps'
+        f'num_steps={num_steps}, and calls learning_rate once for each before '
+        'the run; use a longer base_period, a larger alpha or fewer steps'
       )
     period = max(base_period, int(longest * (1 + 1e-6)))
     done = min(done + period, num_steps)
@@ -414,13 +464,18 @@ def qsr(
 
 
 def post_local(switch_step: int, period: int) -> Schedule:
-  """At every step before `switch_step`, then at every `period`-th one.
+  """Return the schedule of post-local SGD: every step, then once a period.
 
-  Post-local SGD (Lin et al. 2018, arXiv 1808.07217): synchronous until t' steps
-  are done, then an average after every H local steps counted from there.
+  Post-local SGD (Lin et al. 2018, arXiv 1808.07217) is synchronous for the
+  first t' steps. After them, it averages after every H local steps.
+
+  Args:
+    switch_step: t', the number of synchronous steps, >= 0.
+    period: H, the period after them in steps, >= 1.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or `switch_step` is negative.
+    ValueError: if `period` is not an integer >= 1, or if `switch_step` is
+      negative.
 
   Example:
     >>> import numpy as np
@@ -435,10 +490,18 @@ def post_local(switch_step: int, period: int) -> Schedule:
 
 
 def any_of(*schedules: Schedule) -> Schedule:
-  """At the steps at which any of the schedules fires.
+  """Return the schedule that fires when any of the given schedules fires.
+
+  Args:
+    *schedules: at least one schedule.
 
   Raises:
     ValueError: if no schedule is given.
+
+  Example:
+    >>> import numpy as np
+    >>> np.flatnonzero(any_of(every(2), every(3))(np.arange(6))).tolist()
+    [1, 2, 3, 5]
   """
   if not schedules:
     raise ValueError('any_of expects at least one schedule, got none')
@@ -453,11 +516,11 @@ def any_of(*schedules: Schedule) -> Schedule:
 
 
 class TheorySchedule(NamedTuple):
-  """Algorithm 2's choices, for `pr_sgd_time_varying` and its optimizer.
+  """Schedule of Algorithm 2, for `pr_sgd_time_varying` and its optimizer.
 
   Attributes:
     epoch_lengths: K^s, local steps in epoch s = 1 .. S.
-    learning_rate: gamma^s, as a function of the engine's 0-based step.
+    learning_rate: gamma^s, as a function of the 0-based step.
   """
 
   epoch_lengths: tuple[int, ...]
@@ -467,22 +530,25 @@ class TheorySchedule(NamedTuple):
 def theory_schedule(
   num_replicas: int, num_epochs: int, *, smoothness: float = 1.0
 ) -> TheorySchedule:
-  """Epochs that grow and steps that shrink, as the theory of PR-SGD has them.
+  """Return the growing epochs and shrinking rates of the theory of PR-SGD.
 
-  K^s = max(1, floor(s^(1/3) / N)), gamma^s = min(1 / L, N / s^(2/3)).
-
-  The authors' slides have neither the max nor the min. Without the first, the
-  N^3 - 1 epochs s < N^3 would be empty; without the second, the first steps
-  would be as long as N, where the theorems want gamma <= 1 / L. In the steps
-  after the last epoch its K and gamma remain.
+    K^s = max(1, floor(s^(1/3) / N)),  gamma^s = min(1 / L, N / s^(2/3))
 
   Args:
-    num_replicas: N.
-    num_epochs: S, at most 2^24.
-    smoothness: L, the Lipschitz constant of the gradient.
+    num_replicas: N, >= 1.
+    num_epochs: S, in 1 .. 2^24. After the last epoch, its K and gamma continue.
+    smoothness: L, the Lipschitz constant of the gradient, > 0. Default: 1.
+
+  Returns:
+    The lengths K^s of the epochs and the learning rate gamma^s.
 
   Raises:
-    ValueError: if a number is not an integer >= 1 or `smoothness` not above 0.
+    ValueError: if an argument is out of its range.
+
+  Differences from the paper:
+    The authors' slides have neither the max nor the min. Without the max, the
+    N^3 - 1 epochs s < N^3 would be empty. Without the min, the first steps
+    would be as long as N, but the theorems require gamma <= 1 / L.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -500,7 +566,7 @@ def theory_schedule(
   smoothness = check_positive('smoothness', smoothness)
   s = np.arange(1, num_epochs + 1)
   root = np.rint(np.cbrt(s)).astype(int)
-  root -= root**3 > s  # the floor, also of cubes, which floats may miss
+  root -= root**3 > s  # an exact floor, because floats may miss cubes
   lengths = np.maximum(1, root // n)
   ends = np.minimum(np.cumsum(lengths), MAX_STEPS).astype(np.int32)
   gamma = np.minimum(1 / smoothness, n / np.cbrt(s) ** 2)
@@ -520,7 +586,7 @@ def _not_negative(step: Step) -> jax.Array | np.ndarray:
 
 
 def _ends(lengths: Sequence[int]) -> list[int]:
-  """The steps done when each of the intervals ends."""
+  """Return the number of steps done at the end of each interval."""
   checked = check_positive_ints('lengths', lengths)
   if not checked:
     raise ValueError('lengths must have at least one interval, got none')
@@ -528,7 +594,7 @@ def _ends(lengths: Sequence[int]) -> list[int]:
 
 
 def _until(num_steps: int, lengths: Iterable[int]) -> list[int]:
-  """The first lengths, whose sum is `num_steps` or more."""
+  """Return the shortest prefix of lengths that covers `num_steps`."""
   num_steps = check_positive_int('num_steps', num_steps)
   taken: list[int] = []
   total = 0

@@ -1,8 +1,8 @@
-"""What the operating system said when it refused, whoever passes it on.
+"""Reasons for which the operating system refused to write or read a file.
 
-Libraries report a failed write in their own ways: as an `OSError`, as another
-error raised from one, or as a text with the number or the words of the system
-in it. `reason` and `error_number` read all of these.
+Libraries report a failed write in different ways: as an `OSError`, as an error
+raised from one, or as text that contains the system's number or words. `reason`
+and `error_number` read all of them.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import errno
 import os
 import re
 
-# Looked for in texts: what a write fails with.
+# Errors of a failed write, whose words are searched for in messages.
 _NUMBERS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -30,13 +30,13 @@ _LONGEST = 200
 
 
 def error_number(error: BaseException) -> int | None:
-  """The number of the system's error that is behind an error.
+  """Return the number of the system error that caused an exception.
 
   Args:
-    error: as caught, with its causes.
+    error: the exception as caught, with its causes.
 
   Returns:
-    One of `errno`, or None if the system refused nothing.
+    A number of `errno`, or None if no system error was involved.
 
   Example:
 
@@ -53,7 +53,7 @@ def error_number(error: BaseException) -> int | None:
     if isinstance(one, OSError) and one.errno is not None:
       return one.errno
   for one in _chain(error):
-    # As tensorstore has it: "... [os_error_code='28']".
+    # tensorstore's format: "... [os_error_code='28']".
     if found := re.search(r"os_error_code='(\d+)'", str(one)):
       return int(found[1])
     for number in _NUMBERS:
@@ -63,7 +63,10 @@ def error_number(error: BaseException) -> int | None:
 
 
 def reason(error: BaseException) -> str:
-  """One short line: the system's words, or the start of the error's own.
+  """Return one short line: the system's words, or the start of the message.
+
+  Args:
+    error: the exception as caught, with its causes.
 
   Example:
 
@@ -80,7 +83,7 @@ def reason(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-  """The error and what it was raised from, the latest first."""
+  """Yield the exception and its causes, latest first."""
   seen: set[int] = set()
   one: BaseException | None = error
   while one is not None and id(one) not in seen:

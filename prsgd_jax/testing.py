@@ -1,8 +1,8 @@
-"""Tests of your own algorithm: its NumPy loop, and the laws of all algorithms.
+"""Tests for your own algorithm: a NumPy loop, and laws of all algorithms.
 
-An algorithm is right if it follows a loop that is written only from the paper.
-`check_laws` runs both on a small problem, in float64, where a tolerance of
-1e-12 separates two algorithms.
+An algorithm is correct if it matches a NumPy loop written from the paper.
+`check_laws` runs both on a small problem in float64, because a tolerance of
+1e-12 then tells any two algorithms apart.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ TOLERANCE = 1e-12
 
 
 class Problem(NamedTuple):
-  """N different losses with noise, one for each replica.
+  """N different noisy losses, one for each replica.
 
     f_i(x) = a_i . (x - b_i)^2 / 2 + sum_k log cosh(x_k)
     G_i(x) = grad f_i(x) + noise_i
@@ -47,20 +47,20 @@ class Problem(NamedTuple):
 
   @property
   def num_steps(self) -> int:
-    """T."""
+    """Return T."""
     return self.noise.shape[0]
 
   @property
   def num_replicas(self) -> int:
-    """N."""
+    """Return N."""
     return self.noise.shape[1]
 
   def gradients(self, x: np.ndarray, step: int) -> np.ndarray:
-    """Returns G_i(x_i) of all replicas.
+    """Return the stochastic gradients G_i(x_i) of all replicas, float64[N, d].
 
     Args:
-      x: the replicas' points, float64[N, d].
-      step: 0-based.
+      x: the parameters of all replicas, float64[N, d].
+      step: the 0-based step.
     """
     slope = self.curvature * (x - self.target) + np.tanh(x)
     return slope + self.noise[step]
@@ -69,7 +69,18 @@ class Problem(NamedTuple):
 def make_problem(
   num_replicas: int = 8, num_steps: int = 24, dim: int = 6, seed: int = 0
 ) -> Problem:
-  """Returns a problem of random numbers."""
+  """Return a random problem.
+
+  Args:
+    num_replicas: N. Default: 8.
+    num_steps: T. Default: 24.
+    dim: d, the number of parameters. Default: 6.
+    seed: seed of the problem. Default: 0.
+
+  Example:
+    >>> make_problem(num_replicas=4).noise.shape
+    (24, 4, 6)
+  """
   rng = np.random.default_rng(check_seed('seed', seed))
   return Problem(
     curvature=rng.uniform(0.2, 1.5, (num_replicas, dim)),
@@ -80,13 +91,13 @@ def make_problem(
 
 
 class Report(NamedTuple):
-  """What `check_laws` found.
+  """Results of `check_laws`.
 
   Attributes:
     x: float64[T + 1, N, d], the parameters before and after each step.
-    error: the largest distance from the oracle, 0 without one.
+    error: the largest absolute distance from the oracle; 0 without an oracle.
     layouts: the numbers of devices that were compared.
-    account: what the algorithm costs, as `ledger.account` counts it.
+    account: the cost of the algorithm, from `ledger.account`.
   """
 
   x: np.ndarray
@@ -101,25 +112,25 @@ def check_laws(
   *,
   problem: Problem | None = None,
 ) -> Report:
-  """Checks an algorithm against its NumPy loop and the laws of all algorithms.
+  """Check an algorithm against its NumPy loop and the laws of all algorithms.
 
-  1. The replicas follow the oracle at every step.
-  2. The trajectory is the same on every number of devices that divides N.
+  1. The replicas match the oracle at every step.
+  2. The trajectory does not depend on the number of devices.
   3. A run restored from its middle is bit-identical to an uninterrupted one.
   4. A step changes no structure, shape or dtype of the state.
-  5. The ledger can count what the algorithm sends.
+  5. The ledger can count the communication.
 
   Args:
     algorithm: the algorithm, such as `pr.k_avg(optax.sgd(0.1), period=4)`.
     oracle: `problem -> x[T + 1, N, d]`, the same algorithm in NumPy, written
       without the library. Default: no oracle, so law 1 is not checked.
-    problem: `make_problem()` by default.
+    problem: the losses, the noise and the start. Default: `make_problem()`.
 
   Returns:
-    The trajectory and the cost.
+    The trajectory, the error and the cost.
 
   Raises:
-    AssertionError: if a law does not hold, with the law in the message.
+    AssertionError: if a law does not hold; the message names it.
     ValueError: if the algorithm does not fit N replicas.
 
   Example:
@@ -182,7 +193,7 @@ def _continue(
   steps: range,
   states: list,
 ) -> None:
-  """Appends the state after each step to `states`."""
+  """Append the state after each step to `states`."""
   train_steps = make_train_steps(mesh, algorithm, _loss)
   blocks = (mesh.num_devices, 1, mesh.block_size, -1)
   for step in steps:
@@ -208,7 +219,8 @@ def _check_resume(
   num_devices: int,
 ) -> None:
   mesh = ReplicaMesh(problem.num_replicas, num_devices)
-  middle = max(problem.num_steps // 2 - 1, 0)  # inside most periods
+  # One step before the half, because that lies inside most periods.
+  middle = max(problem.num_steps // 2 - 1, 0)
   fresh = create_train_state(mesh, algorithm, problem.start)
   state = from_data(mesh.place_per_device(whole.states[middle]), fresh)
   rest: list = []
@@ -217,31 +229,31 @@ def _check_resume(
   one, other = (jax.tree.leaves(s) for s in (rest[-1], whole.states[-1]))
   if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other)):
     raise AssertionError(
-      f'a run resumed after {middle} steps ends elsewhere than the whole one; '
-      'all that a stage remembers must be in its state or in registers'
+      f'a run resumed after {middle} steps differs from the uninterrupted run; '
+      'keep all memory of a stage in its state or in registers'
     )
 
 
 def _distance(x: np.ndarray, wanted: np.ndarray, what: str) -> float:
-  """The largest |x - wanted| over all steps."""
+  """Return the largest |x - wanted| over all steps."""
   wanted = np.asarray(wanted)
   if wanted.shape != x.shape:
     raise AssertionError(
-      f'{what} must give x[T + 1, N, d] = {x.shape}, got {wanted.shape}'
+      f'{what} must return x[T + 1, N, d] = {x.shape}, got {wanted.shape}'
     )
   apart = np.abs(x - wanted).max(axis=(1, 2))
-  wrong = ~(apart <= TOLERANCE)  # NaN is wrong too
+  wrong = ~(apart <= TOLERANCE)  # negated, so that NaN counts as wrong
   if wrong.any():
     step = int(wrong.argmax())
     raise AssertionError(
-      f'x is {apart[step]:.3g} away from {what} after {step} steps, for the '
-      f'first time by more than {TOLERANCE}'
+      f'x is {apart[step]:.3g} away from {what} after {step} steps, the first '
+      f'step at which the distance exceeds {TOLERANCE}'
     )
   return float(apart.max())
 
 
 def _to_host(state: TrainState) -> TrainState:
-  """NumPy arrays, keys as their data."""
+  """Return the state as NumPy arrays, with keys as their data."""
   return jax.tree.map(np.array, to_data(state))
 
 

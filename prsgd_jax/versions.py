@@ -1,4 +1,4 @@
-"""What is installed, on one line."""
+"""Installed versions, on one line."""
 
 import importlib.metadata
 import platform
@@ -7,7 +7,7 @@ import jax
 
 
 def line() -> str:
-  """Returns the versions of the project, of JAX and of Python."""
+  """Return the versions of prsgd_jax, JAX and Python as one line."""
   try:
     version = importlib.metadata.version('prsgd_jax')
   except importlib.metadata.PackageNotFoundError:

@@ -261,7 +261,7 @@ class BeyondInt32Test(parameterized.TestCase):
   @parameterized.parameters(
     (
       lambda: pr.schedules.with_probability(0.5, num_steps=10**9),
-      r'at most 2\*\*24 = 16777216 coins, got num_steps=1000000000',
+      r'at most 2\*\*24 = 16777216 steps, got num_steps=1000000000',
     ),
     (
       lambda: pr.schedules.with_probability(0.5, num_steps=9, seed=2**32),

@@ -309,7 +309,7 @@ PARAMETERS = {
 OPTIMIZERS = {
   name: (
     lambda tx=tx: step(good_loss, tx=tx),
-    r'asks for more than \(grads, state, params\).*'
+    r'requires more than \(grads, state, params\).*'
     + wanted
     + '.*use one that does not depend on the value of the loss',
   )
@@ -518,7 +518,7 @@ class OptimizerTest(parameterized.TestCase):
     for slip, pattern in (
       (0.1, r'got 0.1; write optax.sgd\(0.1\)$'),
       (lambda g: g, r'got the function <lambda>$'),
-      ([SGD, SGD], r'chain several by optax.chain\(...\)$'),
+      ([SGD, SGD], r'combine them with optax.chain\(...\)$'),
       (optax.adam, r'got the function adam; call it, as in optax.adam\('),
       (
         optax.MultiSteps(SGD, 2),
