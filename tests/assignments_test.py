@@ -262,10 +262,10 @@ class RulesTest(parameterized.TestCase):
     self.assertEqual(rules.as_rule('x', lambda a, b=3: a + b).reads, ('a',))
 
   @parameterized.parameters(
-    (np.subtract, 'not known|name registers'),
-    (lambda *args: args, 'name what it reads by pr.stages.reading'),
-    (lambda **kwargs: kwargs, 'name what it reads by pr.stages.reading'),
-    (lambda x, /: x, 'name what it reads by pr.stages.reading'),
+    (np.subtract, 'unknown|name registers'),
+    (lambda *args: args, 'name its inputs with pr.stages.reading'),
+    (lambda **kwargs: kwargs, 'name its inputs with pr.stages.reading'),
+    (lambda x, /: x, 'name its inputs with pr.stages.reading'),
     ([1, 2], r'expects a function of registers.*got \[1, 2\]'),
     (None, 'expects a function of registers.*got None'),
   )
@@ -337,7 +337,7 @@ class IntegersTest(parameterized.TestCase):
   @parameterized.parameters(pr.let, pr.compute)
   def test_floats_are_not_cut(self, assign):
     algorithm = pr.chain(pr.remember(n=0), assign(n=lambda n: n + 0.5))
-    with self.assertRaisesRegex(ValueError, r'cut to integers; .*n=0\.0'):
+    with self.assertRaisesRegex(ValueError, r'truncated; .*n=0\.0'):
       pr.engine.create_train_state(
         pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
       )

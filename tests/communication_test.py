@@ -119,7 +119,7 @@ class SyncTest(parameterized.TestCase):
     ('mixed', (pr.sync(pr.mixing.mean(), 'grads'), pr.gradient())),
   )
   def test_gradient_is_taken_before_it_is_used(self, stages):
-    with self.assertRaisesRegex(ValueError, 'chain pr.gradient.. before it'):
+    with self.assertRaisesRegex(ValueError, 'put pr.gradient.. before it'):
       run(*stages, num_steps=1)
 
 
@@ -241,7 +241,7 @@ class AssignedWeightTest(parameterized.TestCase):
       mesh, algorithm, np.zeros(3, np.float32), MODEL_STATE
     )
     steps = pr.engine.make_train_steps(mesh, algorithm, linear_loss)
-    with self.assertRaisesRegex(ValueError, 'cannot carry weights'):
+    with self.assertRaisesRegex(ValueError, 'does not support weights'):
       steps(state, batches(mesh, 1)[0])
 
 
@@ -257,7 +257,7 @@ class SyncArgumentsTest(parameterized.TestCase):
 
   def test_weight_is_not_named(self):
     with self.assertRaisesRegex(
-      ValueError, 'every sync mixes the register .weight.'
+      ValueError, 'sync always mixes the register .weight.'
     ):
       pr.sync(pr.mixing.mean(), ('params', 'weight'))
 
@@ -268,7 +268,7 @@ class SyncArgumentsTest(parameterized.TestCase):
 
   @parameterized.parameters('params', 'weight')
   def test_own_is_another_register(self, own):
-    with self.assertRaisesRegex(ValueError, 'is assigned by this sync already'):
+    with self.assertRaisesRegex(ValueError, 'is already assigned by this sync'):
       pr.sync(pr.mixing.mean(), codec=pr.codecs.signs(), own=own)
 
   @parameterized.named_parameters(
@@ -327,13 +327,13 @@ class CodecTest(parameterized.TestCase):
   """What a codec sends, and what `own` is told."""
 
   @parameterized.parameters(
-    ({'own': 'known'}, 'needs a codec'),
+    ({'own': 'known'}, 'requires a codec'),
     (
       {'own': 'known', 'what': ('params', 'grads'), 'codec': pr.codecs.signs()},
       'and one register',
     ),
-    ({'codec': 0.1}, 'compressor expects one'),
-    ({'codec': pr.codecs.top_k}, 'compressor expects one'),
+    ({'codec': 0.1}, 'expected a compressor'),
+    ({'codec': pr.codecs.top_k}, 'expected a compressor'),
   )
   def test_arguments(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):
@@ -348,11 +348,11 @@ class CodecTest(parameterized.TestCase):
     codec = pr.codecs.difference(pr.codecs.top_k(0.5))
     for message, stages in (
       (
-        'one W for all steps',
+        'one W for all rounds',
         [pr.sync(pr.graphs.one_peer_exponential(), codec=codec)],
       ),
       (
-        'cannot carry weights',
+        'does not support weights',
         [pr.remember(weight=1.0), pr.sync(pr.mixing.mean(), codec=codec)],
       ),
     ):

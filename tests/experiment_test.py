@@ -173,7 +173,7 @@ class PlanTest(parameterized.TestCase):
     ('slowmo', {'period': 2, 'slow_momentum': 0.5, 'local': 'k_avg'},
      "--local=k_avg: missing a required argument: 'period'"),
     ('pr_sgd_heterogeneous', {'local_steps': '1,2', 'local': 'sgp'},
-     'where takes stages that do not communicate'),
+     'where expects stages that do not communicate'),
     ('diloco', {'period': 2, 'average_codec': 'feedback'},
      '--average_codec=feedback: feedback needs a compressor, such as feedback'),
     ('diloco', {'period': 2, 'average_codec': 'feedback:2:signs'},

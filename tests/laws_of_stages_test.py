@@ -137,7 +137,7 @@ INCOMPLETE = {
   ),
   'assigned_by_a_slip': (
     lambda: (pr.remember(u=pr.zeros), *LOCAL, pr.let(U='u')),
-    r"register 'U' is assigned but never read; drop it, or declare it",
+    r"register 'U' is assigned but never read; remove it, or declare",
   ),
   'assigned_by_a_longer_slip': (
     lambda: (pr.remember(anchor='params'), pr.let(anchr='anchor')),
@@ -145,11 +145,11 @@ INCOMPLETE = {
   ),
   'grads_before_the_gradient': (
     lambda: LOCAL[::-1],
-    'grads is read before a gradient is taken; chain pr.gradient',
+    'grads is read before a gradient is taken; put pr.gradient',
   ),
   'opt_state_without_an_optimizer': (
     lambda: (pr.gradient(), pr.sync(pr.mixing.mean(), 'opt_state')),
-    'the algorithm has no optimizer; chain pr.local_update',
+    'the algorithm has no optimizer; add pr.local_update',
   ),
   'read_before_it_is_declared': (
     lambda: (pr.let(params='x0'), pr.remember(x0='params')),
@@ -161,11 +161,11 @@ INCOMPLETE = {
       pr.let(d='params'),
       pr.sync(pr.mixing.mean(), 'd'),
     ),
-    "'d' is read where it need not hold anything: it is assigned later",
+    "'d' is read where it may hold no value, because it is assigned later",
   ),
   'assigned_at_some_steps': (
     lambda: (pr.at(EVERY, pr.let(d='params')), pr.let(params='d')),
-    "'d' is read where it need not hold anything",
+    "'d' is read where it may hold no value",
   ),
   'metrics_before_the_gradient': (
     lambda: (pr.compute(metrics=lambda metrics: metrics), *LOCAL),
@@ -173,7 +173,7 @@ INCOMPLETE = {
   ),
   'remember_reads_what_a_step_assigns': (
     lambda: (*LOCAL, pr.let(d='params'), pr.remember(x0='d')),
-    "'d' is read by remember or evaluate, outside of steps, but it ends",
+    "'d' is read by remember or evaluate, outside of steps, but it is dropped",
   ),
   'remember_reads_a_gradient': (
     lambda: (*LOCAL, pr.algorithm('a', pr.remember(x0='grads'))),
@@ -181,7 +181,7 @@ INCOMPLETE = {
   ),
   'evaluate_reads_what_a_step_assigns': (
     lambda: (*LOCAL, pr.let(d='params'), pr.evaluate(params='d')),
-    "'d' is read by remember or evaluate, outside of steps, but it ends",
+    "'d' is read by remember or evaluate, outside of steps, but it is dropped",
   ),
   'of_the_stages_around_and_assigned_inside': (
     lambda: (
@@ -201,7 +201,7 @@ INCOMPLETE = {
 WRONG = {
   'declared_twice': (
     lambda: pr.chain(pr.remember(x0='params'), pr.remember(x0='params')),
-    "'x0' is declared by two stages of a chain; give one of them names",
+    "'x0' is declared by two stages of a chain; put one of them",
   ),
   'algorithms_of_one_name': (
     lambda: pr.chain(*[pr.algorithm('a', pr.remember(x0='params'))] * 2),
@@ -209,7 +209,7 @@ WRONG = {
   ),
   'two_weights': (
     lambda: pr.chain(pr.remember(weight=1.0), pr.sgp(SGD)),
-    "one register 'weight', by which sync weighs",
+    "one register 'weight', which sync uses to weight",
   ),
   'average_without_its_mixing': (
     lambda: pr.d_psgd(SGD, average=MEAN),
@@ -221,13 +221,13 @@ WRONG = {
   ),
   'two_optimizers': (
     lambda: pr.chain(*LOCAL, *LOCAL),
-    'two local_update stages were chained; join their optimizers',
+    'two local_update stages were chained; combine their optimizers',
   ),
   'clock': (lambda: pr.let(step='params'), "cannot assign 'step'"),
   'clock_in_compute': (lambda: pr.compute(key=1.0), "cannot assign 'key'"),
-  'field': (lambda: pr.remember(params=pr.zeros), "has 'params' already"),
+  'field': (lambda: pr.remember(params=pr.zeros), "already has 'params'"),
   'no_rule': (lambda: pr.let(u=[1.0]), 'expects a function of registers'),
-  'no_names': (lambda: pr.let(u=lambda *x: x), 'name what it reads by'),
+  'no_names': (lambda: pr.let(u=lambda *x: x), 'name its inputs with'),
   'nothing_required': (lambda: pr.require(3), 'require expects a function'),
   'no_steps': (
     lambda: pr.stages.first_steps(3),
@@ -246,7 +246,7 @@ WRONG = {
   'no_stage': (lambda: pr.chain(SGD), 'chain expects stages'),
   'talk_inside_where': (
     lambda: pr.where(lambda step: step < 1, MEAN),
-    'chain sync after where',
+    'put sync after where',
   ),
   'where_unknown_to_the_ledger': (
     lambda: pr.where(lambda weight: weight > 0, pr.gradient()),
@@ -258,7 +258,7 @@ WRONG = {
 UNFIT = {
   'shape': (
     lambda: (pr.remember(x0='params'), pr.let(params=lambda x0: x0.sum())),
-    r'let\(params=...\): a leaf of shape \(2,\) was assigned one of shape \(\)',
+    r'a leaf of shape \(2,\) was assigned an array of shape \(\)',
   ),
   'structure': (
     lambda: (
@@ -269,14 +269,14 @@ UNFIT = {
   ),
   'no_array': (
     lambda: (pr.let(params=lambda params: (params, params)),),
-    'a rule gives one array for a leaf, got .*use pr.compute',
+    'a rule must return one array for a leaf, got .*use pr.compute',
   ),
   'output': (
     lambda: (
       pr.remember(n=lambda params: params.sum()),
       pr.evaluate(params='n'),
     ),
-    r'a leaf of shape \(2,\) was assigned one of shape \(\)',
+    r'a leaf of shape \(2,\) was assigned an array of shape \(\)',
   ),
   'number_of_replicas': (
     lambda: (pr.remember(weight=pr.per_replica([1.0] * 3)), MEAN),

@@ -399,7 +399,7 @@ class MetricsTest(absltest.TestCase):
     train_steps = pr.engine.make_train_steps(
       mesh, algorithm, lambda p, s, b, k: (p.sum() * b, (s, {'active': b}))
     )
-    with self.assertRaisesRegex(ValueError, "'active' is the engine's own"):
+    with self.assertRaisesRegex(ValueError, "'active' is reserved"):
       train_steps(state, mesh.place_per_device(np.ones((2, 1, 4))))
 
 

@@ -42,7 +42,7 @@ class AtTest(parameterized.TestCase):
       pr.at(pr.schedules.every(2), pr.let(d='params')),
       pr.let(params=lambda d: d),
     )
-    with self.assertRaisesRegex(ValueError, "'d' is read where it need not"):
+    with self.assertRaisesRegex(ValueError, "'d' is read where it may hold no"):
       pr.engine.create_train_state(
         pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
       )
@@ -59,13 +59,13 @@ class AtTest(parameterized.TestCase):
   )
   def test_a_schedule_gives_one_bool(self, when):
     algorithm = pr.chain(pr.at(when, pr.let(params=0.0)))
-    with self.assertRaisesRegex(ValueError, 'gives one bool for a step'):
+    with self.assertRaisesRegex(ValueError, 'returns one bool for a step'):
       pr.engine.create_train_state(
         pr.engine.ReplicaMesh(N, 2), algorithm, np.zeros(3)
       )
 
   def test_a_schedule_inside_a_decision_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'move it around'):
+    with self.assertRaisesRegex(ValueError, 'move it outside'):
       pr.at(
         pr.anyone('far'),
         pr.at(pr.schedules.every(2), pr.sync(pr.mixing.mean())),
@@ -73,7 +73,7 @@ class AtTest(parameterized.TestCase):
 
   def test_a_decision_inside_a_decision_is_refused(self):
     inner = pr.at(pr.anyone('near'), pr.sync(pr.mixing.mean()))
-    with self.assertRaisesRegex(ValueError, 'sent every time'):
+    with self.assertRaisesRegex(ValueError, 'every time'):
       pr.at(pr.anyone('far'), inner)
 
   def test_a_flag_is_one_number_for_each_replica(self):

@@ -140,7 +140,7 @@ class WhereTest(parameterized.TestCase):
     stage = pr.where(
       rule, pr.let(params=0.0), expected=lambda steps, n: np.ones((1, n), bool)
     )
-    with self.assertRaisesRegex(ValueError, 'one bool of each replica, got'):
+    with self.assertRaisesRegex(ValueError, 'one bool per replica, got'):
       pr.engine.create_train_state(
         pr.engine.ReplicaMesh(N, num_devices), pr.chain(stage), np.zeros(3)
       )

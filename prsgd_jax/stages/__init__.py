@@ -1,4 +1,9 @@
-"""STAGES: the building blocks of algorithms."""
+"""STAGES: the building blocks of algorithms.
+
+`gradient` and `local_update` train, `sync` communicates, `remember`, `let`,
+`compute` and `evaluate` assign registers, `at` and `where` choose steps and
+replicas. `chain` and `algorithm` put stages in order.
+"""
 
 from prsgd_jax.stages.assignments import compute, evaluate, let, remember
 from prsgd_jax.stages.averages import (

@@ -1,4 +1,8 @@
-"""ASSIGNMENTS: `remember` declares registers, `let` and `compute` set them."""
+"""ASSIGNMENTS: `remember` declares registers, `let` and `compute` set them.
+
+`let` applies a rule leaf by leaf, `compute` to whole trees. `evaluate` assigns
+registers only in the output of the algorithm.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,20 +30,21 @@ Evaluate = Callable[[str, Rule, Replica, blocks.Clock], ArrayTree]
 
 
 def remember(**initial: Any) -> ReplicaTransformation:
-  """Declares registers that last from step to step.
+  """Declare registers that are kept for the whole run.
 
   The rules are evaluated once, in the order given, when the train state is
-  created. The registers are in the train state and in checkpoints, under their
-  names. Each replica has its own. Floating leaves are stored in float32 or
-  wider, so that small steps are not lost under parameters in half precision.
+  created. Every replica has its own copy. The train state and checkpoints store
+  the registers under their names. Floating leaves are stored in float32 or
+  wider, because half precision would lose small steps.
 
   Args:
-    **initial: name -> a rule as in `let`. A rule that reads no tree gives one
-      number for each replica. It may read `replica` and `num_replicas`.
+    **initial: name -> a rule as in `let`. It may read `replica` and
+      `num_replicas`. A rule that reads no tree gives one number for each
+      replica.
 
   Raises:
-    ValueError: if a name is not free, or a rule is not one, or it reads `step`
-      or a key, which do not exist yet.
+    ValueError: if a name is taken, or if a rule is invalid or reads `step` or
+      a key, which do not exist yet.
 
   Example:
     >>> import prsgd_jax as pr
@@ -48,11 +53,13 @@ def remember(**initial: Any) -> ReplicaTransformation:
   made = _rules('remember', initial)
   for name, rule in made.items():
     if name in FIELDS:
-      raise ValueError(f'remember: every replica has {name!r} already')
+      raise ValueError(
+        f'remember: every replica already has {name!r}; use another name'
+      )
     if early := {'step', 'key', 'shared_key'} & set(rule.reads):
       raise ValueError(
-        f'remember({name}=...) cannot read {min(early)!r}, which begins with '
-        'the first step; assign it by pr.let(...) in a step'
+        f'remember({name}=...) cannot read {min(early)!r}, which does not '
+        'exist before the first step; assign it with pr.let(...) in a step'
       )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
@@ -62,8 +69,8 @@ def remember(**initial: Any) -> ReplicaTransformation:
       for read in set(rule.reads) - {*CLOCK, *GIVEN}:
         if not replica.has(read):
           raise ValueError(
-            f'remember({name}=...) reads {read!r}, which holds nothing yet; '
-            'move it after the stage that makes it'
+            f'remember({name}=...) reads {read!r}, which holds no value yet; '
+            'move it after the stage that assigns it'
           )
       start = blocks.assign(name, rule, _without(replica, name), clock)
       if name == 'weight':
@@ -77,23 +84,25 @@ def remember(**initial: Any) -> ReplicaTransformation:
 
 
 def let(**assigned: Any) -> ReplicaTransformation:
-  """Assigns registers leaf by leaf, in the order written.
+  """Assign registers leaf by leaf, in the order written.
 
-  A rule is a function whose parameters name what it reads: registers, `step`,
-  `replica` (its index), `num_replicas`, `key` or `shared_key`. It sees one leaf
-  of one replica, in float32 or wider, and later rules see what earlier ones
-  assigned. The result takes the dtype of the register that it replaces. Integer
-  leaves keep their values. `key` differs from leaf to leaf, and `shared_key`
-  does not. Both differ from rule to rule. A register that no `remember`
-  declares ends with the step, or with the `at` around it.
+  A rule is a function whose parameters name its inputs: registers, `step`,
+  `replica` (the index), `num_replicas`, `key` or `shared_key`. It is called on
+  one leaf of one replica, in float32 or wider. Later rules read the values that
+  earlier rules assigned. The result is cast to the dtype of the register it
+  replaces. Integer leaves keep their values. Every rule draws other random
+  numbers; `key` also differs between leaves, `shared_key` does not. A register
+  that no `remember` declares is dropped at the end of the step, or of the `at`
+  around it.
 
   Args:
     **assigned: name -> a function, the name of a register to copy, a number,
       `reading(...)` or `per_replica(...)`.
 
   Raises:
-    ValueError: if a name belongs to the clock, or a rule is not one; from
-      `init`, if structures or shapes do not fit, or integers get floats.
+    ValueError: if a name belongs to the clock or a rule is invalid; from
+      `init`, if structures or shapes do not match, or if floats are assigned to
+      integers.
 
   Example:
     >>> import prsgd_jax as pr
@@ -103,17 +112,18 @@ def let(**assigned: Any) -> ReplicaTransformation:
 
 
 def compute(**assigned: Any) -> ReplicaTransformation:
-  """Assigns registers from whole trees: norms, distances, flags.
+  """Assign registers from whole trees: norms, distances, flags.
 
-  As `let`, but a rule is called once, on the trees of one replica, and may
-  return any tree.
+  The rules are those of `let`, but each is called once, on the trees of one
+  replica, and may return any tree.
 
   Args:
-    **assigned: name -> rule.
+    **assigned: name -> a rule as in `let`, on whole trees.
 
   Raises:
-    ValueError: if a name belongs to the clock, or a rule is not one; from
-      `init`, if structures or shapes do not fit, or integers get floats.
+    ValueError: if a name belongs to the clock or a rule is invalid; from
+      `init`, if structures or shapes do not match, or if floats are assigned to
+      integers.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -143,9 +153,9 @@ def _assignments(
     for name, rule in made.items():
       rule.check(num_replicas)
       if not all(replica.has(read) for read in _read({name: rule})):
-        # Metrics, or a register that `check_complete` reports.
+        # It reads metrics, or a register that `check_complete` reports later.
         if name == 'weight' and not replica.has(name):
-          # One number for each replica, whatever it is computed from.
+          # The shape is known: one number for each replica.
           replica = replica.set({name: jnp.zeros(clock.replica.shape)})
         continue
 
@@ -154,7 +164,7 @@ def _assignments(
       ) -> ArrayTree:
         return evaluate(name, rule, replica, clock)
 
-      # Evaluated abstractly also where there is a value: it may not fit.
+      # Evaluate even if there is a value, because the result may not match it.
       found = jax.eval_shape(shapes, replica)
       if not replica.has(name):
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
@@ -177,18 +187,18 @@ def _assignments(
 
 
 def evaluate(**assigned: Any) -> ReplicaTransformation:
-  """Assigns registers in the output only, which is evaluated and averaged.
+  """Assign registers only in the output, which is evaluated and averaged.
 
-  Training does not see the change. An algorithm can return a tail average, or
-  the center of elastic averaging, in place of the replica's parameters.
+  Training is not affected. Use it to evaluate a tail average, or the center of
+  elastic averaging, in place of the replica's parameters.
 
   Args:
     **assigned: name -> a rule as in `let`. It cannot read the clock.
 
   Raises:
-    ValueError: if a name belongs to the clock, or a rule is not one or reads
-      the clock; from `init`, if structures or shapes do not fit, or `params` is
-      assigned and the optimizer is evaluated at a point of its own.
+    ValueError: if a name belongs to the clock, or if a rule is invalid or reads
+      the clock; from `init`, if structures or shapes do not match, or if
+      `params` is assigned and the optimizer chooses its own evaluation point.
 
   Example:
     >>> import prsgd_jax as pr
@@ -198,15 +208,15 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
   for name, rule in made.items():
     if clocked := set(rule.reads) & set(CLOCK):
       raise ValueError(
-        f'evaluate({name}=...) cannot read {min(clocked)!r}: an output belongs '
-        'to no step; keep what it needs by pr.remember'
+        f'evaluate({name}=...) cannot read {min(clocked)!r}, because an output '
+        'belongs to no step; store the value with pr.remember'
       )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
     _check_no_other_point(made, replica)
     if all(replica.has(read) for read in _read(made)):
-      # Abstractly: what does not fit is found before the training, not after.
+      # Evaluate abstractly, so that errors are found before training.
       jax.eval_shape(lambda r: output(r, ()), replica)
     return replica, ()
 
@@ -214,7 +224,7 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
     del context
-    # The optimizer may come later in the chain, after this stage's init.
+    # Checked again, because the optimizer may come later in the chain.
     _check_no_other_point(made, replica)
     return replica, state
 
@@ -232,24 +242,24 @@ def evaluate(**assigned: Any) -> ReplicaTransformation:
 
 
 def _check_no_other_point(made: Mapping[str, Rule], replica: Replica) -> None:
-  """Raises ValueError for an optimizer that has a point to evaluate itself."""
+  """Raise ValueError if the optimizer chooses its own evaluation point."""
   for state in states_with_points(replica.opt_state):
     if 'params' in made and not isinstance(state, EvaluatedAtState):
       raise ValueError(
-        'evaluate(params=...) makes a point of the parameters, but the '
-        f'{type(state).__name__} of the optimizer is evaluated elsewhere; if '
-        'its parameters are meant, give the optimizer '
+        'evaluate(params=...) assigns the evaluation point, but the '
+        f'{type(state).__name__} of the optimizer is evaluated elsewhere; to '
+        'evaluate its parameters, wrap the optimizer with '
         'pr.optimizers.evaluated_at(tx, lambda state, params: params)'
       )
 
 
 def _float_weight(stage: str, weight: ArrayTree) -> Array:
-  """The weight of each replica as a float, whatever number was given."""
+  """Return the weights as floats, because integers cannot be averaged."""
   if not blocks.is_scalar(weight):
     raise ValueError(
       f'{stage}(weight=...) expects one number for each replica, got '
-      f'{jax.tree.map(lambda x: x.shape[1:], weight)}; sync weighs the '
-      'replicas by it, use another name for other things'
+      f'{jax.tree.map(lambda x: x.shape[1:], weight)}; sync uses it to weight '
+      'the replicas, so use another name for anything else'
     )
   return weight.astype(jnp.promote_types(weight.dtype, jnp.result_type(float)))
 
@@ -262,7 +272,7 @@ def _keep(
 
 
 def _read(made: Mapping[str, Rule], *, clock: bool = False) -> list[str]:
-  """Returns what rules read that no rule before them assigns."""
+  """Return the names that rules read before an earlier rule assigns them."""
   found, held = [], set(() if clock else CLOCK)
   for name, rule in made.items():
     found += [read for read in rule.reads if read not in held]

@@ -1,7 +1,6 @@
 """AVERAGES: alternatives to the plain mean at the end of a round.
 
-Each of these is a stage on `params` and fits wherever an algorithm takes
-`average=`.
+Each is a stage on `params`. Pass it to an algorithm as `average=`.
 """
 
 from typing import Any
@@ -23,19 +22,19 @@ from prsgd_jax.stages.scopes import algorithm
 def average_differences(
   codec: Compressor | Codec, *, mixing: Mixing | None = None
 ) -> ReplicaTransformation:
-  """Averages the movements of the replicas, encoded.
+  """Average the encoded movements of the replicas in a round.
 
     x_i <- x0 + sum_j W_ij Q(x_j - x0)
 
-  x0, the point where the round began, is a register of the surrounding
-  algorithm, such as `diloco`, `slowmo`, `bmuf` or `fedavg` with a server. An
-  algorithm of your own declares it by `remember(x0='params')`.
+  x0 is the point at which the round began. It is a register of the surrounding
+  algorithm, such as `diloco`, `slowmo`, `bmuf` or `fedavg` with a server. In
+  your own algorithm, declare it with `remember(x0='params')`. All replicas must
+  have equal x0.
 
   Args:
     codec: Q, a compressor, or a codec with memory such as
       `feedback(top_k(0.1))`.
-    mixing: W, the mean of all replicas by default. All replicas must have the
-      same x0.
+    mixing: W, the mixing. Default: the mean of all replicas.
 
   Raises:
     ValueError: if an argument has the wrong type or is out of range.
@@ -58,17 +57,17 @@ def average_differences(
 def gossip_differences(
   mixing: Mixing, compressor: Compressor, *, consensus_step_size: Any
 ) -> ReplicaTransformation:
-  """Gossips with compressed differences (CHOCO).
+  """Gossip compressed differences (CHOCO).
 
     xhat_i <- xhat_i + Q(x_i - xhat_i)
     x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i),  xhat_i = 0 initially
 
   Args:
-    mixing: W, the same in every round; symmetric and doubly stochastic in the
-      theory.
+    mixing: W, one matrix for all rounds. The theory assumes that it is
+      symmetric and doubly stochastic.
     compressor: Q, a contraction such as `top_k`.
-    consensus_step_size: gamma, in (0, 1]. The more Q leaves out, the smaller it
-      must be.
+    consensus_step_size: gamma, in (0, 1]. Use a smaller value the more Q leaves
+      out.
 
   Raises:
     ValueError: if an argument has the wrong type or is out of range; from
@@ -102,7 +101,7 @@ def gossip_differences(
 def average_entries(
   fraction: float, *, mixing: Mixing | None = None
 ) -> ReplicaTransformation:
-  """Averages a random share of the entries, the same ones on all replicas.
+  """Average a random share of the entries, the same ones on all replicas.
 
     x_ik <- sum_j W_ij x_jk for k in S; other entries stay
 

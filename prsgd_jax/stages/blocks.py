@@ -1,4 +1,8 @@
-"""BLOCKS: rules, evaluated on blocks of replicas."""
+"""BLOCKS: evaluation of rules on blocks of replicas.
+
+A rule is a function of one replica. These functions map it over the V replicas
+of a block, and check that its result fits the register it is assigned to.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -24,7 +28,7 @@ from prsgd_jax.tracing.isolation import over_block_isolated
 
 
 class Clock(NamedTuple):
-  """What a rule may read besides registers; see `Context`."""
+  """Values that a rule may read besides registers; see `Context`."""
 
   step: Array
   replica: Array
@@ -34,16 +38,16 @@ class Clock(NamedTuple):
 
 
 def clock_of(context: Context, rule: int = 0) -> Clock:
-  """Returns what a rule of a step may read.
+  """Return the clock of a rule in a step.
 
   Args:
-    context: of the stage.
-    rule: its number among the rules of the stage that read a key. Each of them
-      has keys of its own.
+    context: the context of the stage.
+    rule: the index of the rule among those of the stage that read a key. Each
+      index gets its own keys. Default: 0.
   """
   key, shared_key = context.key, context.shared_key
   if rule:
-    # Above the numbers of leaves and stages, which are folded in as well.
+    # Above the indices of leaves and stages, because they are folded in, too.
     fold = functools.partial(jax.random.fold_in, data=2**31 + rule)
     key = None if key is None else jax.vmap(fold)(key)
     shared_key = None if shared_key is None else fold(shared_key)
@@ -57,16 +61,16 @@ def clock_of(context: Context, rule: int = 0) -> Clock:
 
 
 def clock_at_init(replica: Replica, num_replicas: int) -> Clock:
-  """Returns the clock before the first step.
+  """Return the clock before the first step.
 
-  `step` and the keys only have the right shapes: `remember`, whose rules are
-  evaluated here, may not read them.
+  `step` and the keys have the right shapes but no meaning. The rules of
+  `remember`, which are evaluated here, may not read them.
   """
   block = jax.tree.leaves(replica.params)[0].shape[0]
   key = jax.random.key(0, impl='threefry2x32')
   try:
     first = lax.axis_index(AXIS_NAME) * block
-  except NameError:  # outside of a mapped program, where only shapes matter
+  except NameError:  # not in a mapped program, so only shapes matter
     first = 0
   index = jnp.asarray(first + jnp.arange(block), jnp.int32)
   step = jnp.zeros((), jnp.int32)
@@ -74,23 +78,22 @@ def clock_at_init(replica: Replica, num_replicas: int) -> Clock:
 
 
 def call(rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
-  """Evaluates a rule on whole trees, floating leaves widened."""
+  """Return a rule's value on whole trees, with floating leaves widened."""
   trees = {n: widen(replica.get(n)) for n in rule.reads if n not in CLOCK}
   return _call(rule, clock, trees, 0)
 
 
 def compute(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
-  """Evaluates a rule on whole trees, to assign its result to a register.
+  """Return a rule's value on whole trees, to be assigned to a register.
 
   Args:
-    name: the register to assign; what it holds gives the dtypes.
-    rule: called once.
+    name: the register to assign. Its present value, if any, sets the dtypes.
+    rule: the rule, called once.
     replica: the block.
-    clock: of the step.
+    clock: the clock of the step.
 
   Raises:
-    ValueError: if the result has another structure or other shapes than what
-      the register holds.
+    ValueError: if the structure or a shape differs from the register's value.
   """
   new = call(rule, replica, clock)
   if name == 'metrics' or not replica.has(name):  # metrics may be added
@@ -101,20 +104,20 @@ def compute(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
 
 
 def assign(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
-  """Evaluates a rule leaf by leaf, in float32 or wider.
+  """Return a rule's value, computed leaf by leaf in float32 or wider.
 
-  A register of one number for each replica is passed along with every leaf of
-  the trees. Integer leaves of trees keep their values.
+  A register with one number per replica is passed along with every leaf of the
+  trees. Integer leaves of trees keep their values.
 
   Args:
-    name: the register to assign; what it holds gives the dtypes.
-    rule: called once for each leaf.
+    name: the register to assign. Its present value, if any, sets the dtypes.
+    rule: the rule, called once for each leaf.
     replica: the block.
-    clock: of the step.
+    clock: the clock of the step.
 
   Raises:
-    ValueError: if the registers have different structures, or a result another
-      shape than the leaf it replaces.
+    ValueError: if the registers have different structures, or if a result and
+      the leaf it replaces have different shapes.
   """
   read = {n: replica.get(n) for n in rule.reads if n not in CLOCK}
   old = replica.get(name) if replica.has(name) else None
@@ -126,8 +129,8 @@ def assign(name: str, rule: Rule, replica: Replica, clock: Clock) -> ArrayTree:
     return new if old is None else _fitted('let', name, new, old)
   if old is not None and trees and is_scalar(old) and not is_inexact(old):
     raise ValueError(
-      f'let({name}=...): an integer of each replica was assigned from a tree, '
-      f'whose integer leaves keep their values; use pr.compute({name}=...)'
+      f'let({name}=...) assigns an integer per replica from a tree, but let '
+      f'keeps integer leaves of trees; use pr.compute({name}=...)'
     )
   (model, like), *others = every.items()
   for other, tree in others:
@@ -167,7 +170,7 @@ def _assign_leaf(
   new = _call(rule, clock, {**scalars, **wide}, number)
   if jax.tree.structure(new) != jax.tree.structure(0):  # type: ignore[operator]
     raise ValueError(
-      f'let({name}=...): a rule gives one array for a leaf, got '
+      f'let({name}=...): a rule must return one array for a leaf, got '
       f'{jax.tree.structure(new)}; use pr.compute for whole trees'
     )
   if old is None:
@@ -178,17 +181,17 @@ def _assign_leaf(
 
 
 def _fitted(stage: str, name: str, new: Array, old: Array) -> Array:
-  """The new leaf in the dtype of what it replaces."""
+  """Return the new leaf in the dtype of the leaf it replaces."""
   if is_inexact(new) and not is_inexact(old):
     raise ValueError(
       f'{stage}({name}=...): a leaf of {old.dtype} was assigned floats, which '
-      'would be cut to integers; cast it in the rule, or declare it by a '
-      f'float, such as pr.remember({name}=0.0)'
+      'would be truncated; cast them in the rule, or declare the register with '
+      f'a float, such as pr.remember({name}=0.0)'
     )
   if new.shape != old.shape:
     raise ValueError(
-      f'{stage}({name}=...): a leaf of shape {old.shape[1:]} was assigned one '
-      f'of shape {new.shape[1:]}'
+      f'{stage}({name}=...): a leaf of shape {old.shape[1:]} was assigned an '
+      f'array of shape {new.shape[1:]}'
     )
   return lax.convert_element_type(new, old.dtype)
 
@@ -207,7 +210,7 @@ def _check_structure(
 def _call(
   rule: Rule, clock: Clock, trees: dict[str, ArrayTree], number: int
 ) -> ArrayTree:
-  """Maps the rule over the block; every leaf of the result is `[V, ...]`."""
+  """Map the rule over the block; every leaf of the result is `[V, ...]`."""
   mapped, constant = dict(trees), {}
   for name in rule.reads:
     if name == 'replica':
@@ -229,10 +232,10 @@ def _call(
 
 
 def _strong_dtype(x: Any) -> Any:
-  """The dtype without weakness, which would cost a second trace."""
+  """Return the strong dtype, because a weak one would cost a second trace."""
   return jnp.result_type(float) if isinstance(x, float) else jnp.result_type(x)
 
 
 def is_scalar(tree: ArrayTree) -> bool:
-  """Returns whether a register is one number for each replica."""
+  """Return whether a register holds one number for each replica."""
   return isinstance(tree, jax.Array | np.ndarray) and tree.ndim == 1

@@ -1,4 +1,8 @@
-"""COMMUNICATION: `sync`, the only stage that communicates."""
+"""COMMUNICATION: `sync`, the only stage that communicates.
+
+It mixes registers by a matrix W, optionally weighted and encoded, and reports
+its traffic to the ledger.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,17 +34,18 @@ from prsgd_jax.names import CLOCK, FIELDS, names
 from prsgd_jax.stages.local import check_alike
 
 _UNWEIGHTED = (
-  'a codec of differences, or one that counts senders, cannot carry weights, '
-  "got replicas with a register 'weight'; use pr.codecs.feedback(compressor)"
+  'a codec of differences, or one that counts senders, does not support '
+  "weights, got replicas with a register 'weight'; use "
+  'pr.codecs.feedback(compressor)'
 )
 
 
 class SyncState(NamedTuple):
-  """Private memory of a `sync`.
+  """State of a `sync`.
 
   Attributes:
-    rounds: int32[V], rounds done, where the matrices of a mixing take turns.
-    memory: of the codec.
+    rounds: int32[V], the rounds done so far; () for a mixing with one matrix.
+    memory: the memory of the codec.
   """
 
   rounds: ArrayTree = ()
@@ -55,9 +60,9 @@ def sync(
   own: str | None = None,
   waits: bool = True,
 ) -> ReplicaTransformation:
-  """Communicates: x_i <- sum_j W_ij x_j, for the registers named.
+  """Communicate: x_i <- sum_j W_ij x_j, for the registers in `what`.
 
-  The registers travel in one message, with one draw of W. Only floating leaves
+  All registers travel in one message, with one draw of W. Only floating leaves
   are mixed, in float32 or wider. The result replaces the registers, so after a
   mean all replicas are bit-identical. If the replica has a register `weight`,
 
@@ -68,16 +73,18 @@ def sync(
 
   Args:
     mixing: W, such as `mean()` or `ring()`.
-    what: the registers to mix, the parameters by default.
-    codec: a compressor, or a codec with memory. The values travel as its codes,
-      and every receiver decodes them.
-    own: a register that receives this replica's value as the other replicas now
-      know it. It needs a codec and a single register in `what`.
-    waits: whether the modeled time of a replica waits for this message.
+    what: the names of the registers to mix. Default: 'params'.
+    codec: a compressor, or a codec with memory. Replicas send its codes, and
+      every receiver decodes them. Default: none, the values are sent as floats.
+    own: the name of a register that receives this replica's value as the other
+      replicas now know it. It requires a codec and exactly one register in
+      `what`. Default: none.
+    waits: whether a replica waits for this message in the modeled time.
+      Default: True.
 
   Raises:
     ValueError: if an argument has the wrong type; from `init`, if the registers
-      have no floating leaves, or the mixing does not fit the number of
+      have no floating leaves, or if the mixing does not fit the number of
       replicas, the weights or the codec.
 
   Example:
@@ -94,12 +101,12 @@ def sync(
     check_register('own', own)
     if codec is None or len(what) > 1:
       raise ValueError(
-        f'own={own!r} needs a codec and one register, got codec={codec} and '
+        f'own={own!r} requires a codec and one register, got codec={codec} and '
         f'{what}'
       )
     if own in (*what, 'weight'):
       raise ValueError(
-        f'own={own!r} is assigned by this sync already; use another name'
+        f'own={own!r} is already assigned by this sync; use another name'
       )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
@@ -132,7 +139,8 @@ def sync(
     floats, back = _floats(replica, what)
     weight = replica.get('weight') if replica.has('weight') else None
     if codec is not None and not codec.weighted and weight is not None:
-      raise ValueError(_UNWEIGHTED)  # declared, or assigned, after `init`
+      # Checked here, too, because the weight may be assigned after `init`.
+      raise ValueError(_UNWEIGHTED)
     turn, rounds = _take_turn(context, state.rounds)
     known: list[Array] = []
     memory = state.memory
@@ -179,14 +187,14 @@ def sync(
 
 
 def check_rows(mixing: Mixing, num_replicas: int) -> None:
-  """Raises ValueError unless the mixing takes averages, of that many replicas.
+  """Raise ValueError unless the mixing averages `num_replicas` replicas.
 
-  The rows of its matrices must sum to one. Those of push-sum need not.
+  The rows of its matrices must sum to one. Matrices of push-sum may not.
   """
   if not mixing.weights(num_replicas).sum_to_one(1):
     raise ValueError(
-      'a mixing must have rows that sum to 1, got one whose columns alone do; '
-      'use it with pr.sgp, which weighs the replicas'
+      'a mixing must have rows that sum to 1, got one in which only the '
+      'columns do; use it with pr.sgp, which weights the replicas'
     )
 
 
@@ -205,26 +213,26 @@ def _check_registers(what: Any) -> tuple[str, ...]:
     )
   if 'weight' in named:
     raise ValueError(
-      f"every sync mixes the register 'weight' by itself, got {what!r}; leave "
-      'it out'
+      f"sync always mixes the register 'weight', got {what!r}; leave 'weight' "
+      'out'
     )
   return tuple(named)
 
 
 def _check_floats(name: str, replica: Replica) -> None:
-  """Raises ValueError for a register that has leaves, none of them floating."""
+  """Raise ValueError for a register with leaves but no floating leaves."""
   if name in FIELDS:
-    return  # an optimizer may have no buffers, or only counts
+    return  # because an optimizer may have only counts, or no state
   if name not in replica.registers:
     raise ValueError(
       f'sync: register {name!r} has no shape before the first step, because it '
-      f'comes from metrics; declare it by pr.remember({name}=0.0)'
+      f'comes from metrics; declare it with pr.remember({name}=0.0)'
     )
   leaves = jax.tree.leaves(replica.get(name))
   if leaves and not any(map(is_inexact, leaves)):
     raise ValueError(
       f'sync mixes floating leaves, but register {name!r} has only integers; '
-      f'assign it floats, such as pr.remember({name}=1.0)'
+      f'assign floats to it, as in pr.remember({name}=1.0)'
     )
 
 
@@ -234,7 +242,7 @@ def _check_codec(
   number = mixing.weights(num_replicas).number if codec.one_matrix else 1
   if number != 1:
     raise ValueError(
-      'a codec of differences needs one W for all steps, got a mixing with '
+      'a codec of differences requires one W for all rounds, got a mixing with '
       f'{number or "many"}; use a static one such as pr.graphs.ring()'
     )
   if weighted and not codec.weighted:
@@ -244,7 +252,7 @@ def _check_codec(
 def _start_rounds(
   mixing: Mixing, replica: Replica, num_replicas: int
 ) -> ArrayTree:
-  """int32[V] zeros if the mixing's matrices take turns; otherwise nothing."""
+  """Return int32[V] zeros if the mixing alternates between matrices, or ()."""
   if mixing.random or mixing.weights(num_replicas).number == 1:
     return ()
   return jnp.zeros(jax.tree.leaves(replica.params)[0].shape[:1], jnp.int32)
@@ -266,7 +274,7 @@ def _coded(
   memory: ArrayTree,
   context: Context,
 ) -> tuple[list[Array], Array | None, list[Array], ArrayTree]:
-  """(mixed, mass, what the others know of this replica, memory)."""
+  """Return (mixed, mass, this replica as the receivers know it, memory)."""
   shapes = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in values]
 
   def decode(codes: ArrayTree) -> ArrayTree:
@@ -287,7 +295,7 @@ def _coded(
 def _floats(
   replica: Replica, what: Sequence[str]
 ) -> tuple[list[Array], Callable[[list[Array]], dict[str, ArrayTree]]]:
-  """The floating leaves of some registers, widened, and the way back."""
+  """Return the widened floating leaves of registers, and the inverse map."""
   leaves, treedef = jax.tree.flatten({n: replica.get(n) for n in what})
   places = [i for i, x in enumerate(leaves) if is_inexact(x)]
 
@@ -306,7 +314,7 @@ def _floats(
 
 
 def _scale(floats: list[Array], weight: Array) -> list[Array]:
-  # Without weight it is 0: zero times what is not finite would not be.
+  # Where the weight is 0, select 0, because 0 times inf or NaN is NaN.
   times = over_block(lambda x, w: jnp.where(w != 0, x * w.astype(x.dtype), 0))
   return [times(x, weight) for x in floats]
 

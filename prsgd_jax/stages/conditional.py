@@ -1,4 +1,8 @@
-"""CONDITIONAL: what stages that do not always run must leave as it was."""
+"""CONDITIONAL: checks of stages that do not run at every step or replica.
+
+Such stages must keep structures, shapes and dtypes, because the branch in which
+they do not run keeps the old values.
+"""
 
 from typing import Any
 
@@ -12,12 +16,12 @@ def check_kept(
   before: tuple[dict[str, ArrayTree], ArrayTree],
   after: tuple[dict[str, ArrayTree], ArrayTree],
 ) -> None:
-  """Checks, while tracing, that conditional stages change no types.
+  """Check, while tracing, that conditional stages change no types.
 
   Args:
-    stage: the combinator, for the message.
-    before: (registers by name, private state).
-    after: the same two after the stages.
+    stage: 'at' or 'where', for the message.
+    before: (registers by name, state) before the stages.
+    after: (registers by name, state) after the stages.
 
   Raises:
     ValueError: if a structure, shape or dtype changed.
@@ -28,9 +32,9 @@ def check_kept(
   ):
     if _types(old) != _types(new):
       raise ValueError(
-        f'{stage}(...): its stages change the structure or a type of {name}, '
-        f'from {_types(old)[1]} to {_types(new)[1]}; new entries of metrics '
-        'must be added outside'
+        f'the stages inside {stage}(...) change the structure or a type of '
+        f'{name}, from {_types(old)[1]} to {_types(new)[1]}; keep both, and '
+        'add new entries of metrics outside'
       )
 
 

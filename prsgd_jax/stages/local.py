@@ -1,4 +1,8 @@
-"""LOCAL: the gradient, and the optimizers that use it."""
+"""LOCAL: the gradient, and the optimizers that use it.
+
+`gradient` and `local_update` make up a local step. `outer_update` runs an
+optimizer on two registers. `restart` resets an optimizer's buffers.
+"""
 
 import re
 
@@ -33,18 +37,19 @@ from prsgd_jax.tree_types import describe
 
 
 def gradient(at: str = 'params') -> ReplicaTransformation:
-  """Takes G_i, the gradient of this step's batch at a point.
+  """Take G_i, the gradient of this step's batch at a point.
 
-  Assigns `grads`, `model_state` and `metrics`. The metrics are those that the
-  loss reports, and `loss` itself unless the loss reports its own.
+  It assigns `grads`, `model_state` and `metrics`. The metrics are those of the
+  loss function, with the entry `loss` added unless it exists.
 
   Args:
-    at: the register that holds the point. Its structure is that of `params`.
+    at: the name of the register that holds the point, with the structure and
+      shapes of `params`. Default: 'params'.
 
   Raises:
-    ValueError: if `at` is not a name; from `init`, if the register has other
-      shapes than `params`; from `update`, if the loss reports a metric called
-      'active'.
+    ValueError: if `at` is not a name; from `init`, if the register and `params`
+      have different shapes; from `update`, if the loss function returns a
+      metric named 'active'.
 
   Example:
     >>> import prsgd_jax as pr
@@ -69,10 +74,11 @@ def gradient(at: str = 'params') -> ReplicaTransformation:
     )
     if 'active' in metrics:
       raise ValueError(
-        "the metric 'active' is the engine's own; give the loss's another name"
+        "the metric 'active' is reserved; give the metric of the loss function "
+        'another name'
       )
     metrics = {'loss': loss, **metrics}
-    if 'active' in replica.metrics:  # of a gradient under `where` before
+    if 'active' in replica.metrics:  # from an earlier gradient under `where`
       metrics['active'] = jnp.ones_like(replica.metrics['active'])
     return replica._replace(
       grads=grads, model_state=model_state, metrics=metrics
@@ -94,36 +100,38 @@ def gradient(at: str = 'params') -> ReplicaTransformation:
 def local_update(
   tx: optax.GradientTransformation, *, into: str | None = None
 ) -> ReplicaTransformation:
-  """Takes one optimizer step of every replica: x_i <- x_i + tx(G_i).
+  """Take one optimizer step of every replica: x_i <- x_i + tx(G_i).
 
-  optax counts steps itself to read schedules: of learning rates, of any other
-  hyperparameter, of noise. Here the engine's step is the only clock, and those
-  counts are set to it. A replica that sat some steps out, or whose buffers were
-  reset, reads the same value as the others. Inside `optax.MultiSteps` the clock
-  is the number of updates, the step divided by the number of gradients that it
-  accumulates. A step that `optax.apply_if_finite` rejects counts. The few
-  schedules that cannot be set to a clock are refused by `where` and `restart`.
+  *Schedules.* optax counts steps itself, to evaluate the schedules of learning
+  rates, other hyperparameters and noise. Here these counts are set to the
+  engine's step, the only clock. So all replicas read equal values, even a
+  replica that was inactive or whose buffers were reset. Inside
+  `optax.MultiSteps` the clock is the number of updates: the step divided by the
+  number of accumulated gradients. A step that `optax.apply_if_finite` rejects
+  counts. `where` and `restart` reject the few optimizers whose counts cannot be
+  set.
 
-  The engine's key is the only source of randomness. The keys in the state of a
-  noisy optimizer, such as `optax.add_noise`, are replaced at every step by keys
-  made of the seed of the run, the replica and the step, and the key given to
-  the optimizer is not used. So each replica draws numbers of its own, a reset
-  does not repeat them, and averages leave keys alone.
+  *Random numbers.* Keys in the state of a noisy optimizer, such as
+  `optax.add_noise`, are replaced at every step. The new keys are a function of
+  the seed of the run, the replica and the step; the key passed to the optimizer
+  is not used. So replicas draw different numbers, a reset does not repeat them,
+  and averages do not change keys.
 
-  The output is the point at which the result of `tx` is evaluated, which for
-  `optax.contrib.schedule_free` and a few others is not `params`; see
-  `evaluated_at`.
+  *Output.* The output is the point at which the result of `tx` is evaluated.
+  For `optax.contrib.schedule_free` and a few other optimizers it is not
+  `params`; see `evaluated_at`.
 
   Args:
-    tx: any optax transformation of (grads, state, params). Its state is the
+    tx: an optax transformation of (grads, state, params). Its state is the
       register `opt_state`.
-    into: a register that receives the step tx(G_i), in float32 or wider. The
-      parameters then stay as they are.
+    into: the name of a register that receives the step tx(G_i), in float32 or
+      wider; the parameters are then not changed. Default: none, the step is
+      added to the parameters.
 
   Raises:
-    ValueError: if `tx` is not an optax transformation, or `into` is not the
+    ValueError: if `tx` is not an optax transformation, or if `into` is not the
       name of a free register; if an algorithm has two of these stages; from
-      `init`, if it is not known where the result of `tx` is evaluated.
+      `init`, if the evaluation point of `tx` is unknown.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -134,14 +142,14 @@ def local_update(
     check_register('into', into)
   if into in {*FIELDS, 'weight'} - {'grads'}:
     raise ValueError(
-      f'into receives a step, which the register {into!r} cannot hold; use '
-      "another name, such as 'u'"
+      f'into receives a step, which cannot be stored in the register {into!r}; '
+      "use another name, such as 'u'"
     )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
     replica = replica._replace(opt_state=over_block(tx.init)(replica.params))
-    jax.eval_shape(output, replica, ())  # which refuses some optimizers
+    jax.eval_shape(output, replica, ())  # because it rejects some optimizers
     mark = own_schedule(tx, replica.opt_state)
     if into is None:
       return replica, mark
@@ -176,12 +184,12 @@ def local_update(
 
 
 def check_alike(stage: str, one: str, other: str, replica: Replica) -> None:
-  """Checks that two registers have one structure and the same shapes.
+  """Check that two registers have equal structures and shapes.
 
-  Registers that hold nothing yet are not checked.
+  Registers that hold no value yet are not checked.
 
   Raises:
-    ValueError: if they have not.
+    ValueError: if the structures or shapes differ.
   """
   if not (replica.has(one) and replica.has(other)):
     return
@@ -199,12 +207,12 @@ def check_alike(stage: str, one: str, other: str, replica: Replica) -> None:
 def optimizer_updates(
   tx: optax.GradientTransformation, replica: Replica, context: Context
 ) -> tuple[ArrayTree, ArrayTree]:
-  """Returns what `tx` would add to the parameters, and its next state."""
+  """Return the step that `tx` adds to the parameters, and its next state."""
   opt_state = set_clock(replica.opt_state, context.step, accumulation(tx))
   opt_state = renew(opt_state, context.key)
   grads = replica.grads
   if isinstance(grads, optax.LookaheadParams):
-    grads = grads.fast  # the loss does not depend on the slow ones
+    grads = grads.fast  # because the loss does not depend on the slow ones
   tx = optax.with_extra_args_support(tx)
   try:
     update = over_block_isolated('the optimizer', tx.update)
@@ -213,32 +221,33 @@ def optimizer_updates(
     if not re.search('missing .* argument|must be provided', str(error)):
       raise
     raise ValueError(
-      f'the optimizer asks for more than (grads, state, params): {error}; use '
-      'one that does not depend on the value of the loss, as optax.lbfgs, '
-      'polyak_sgd and reduce_on_plateau do'
+      f'the optimizer requires more than (grads, state, params): {error}; use '
+      'one that does not depend on the value of the loss, unlike optax.lbfgs, '
+      'polyak_sgd and reduce_on_plateau'
     ) from error
 
 
 def outer_update(
   tx: optax.GradientTransformation, *, of: str, at: str
 ) -> ReplicaTransformation:
-  """Takes an optimizer step of one register along another: at <- at + tx(of).
+  """Take an optimizer step of one register along another: at <- at + tx(of).
 
-  The state of `tx` is private, and its schedules count the calls of this stage.
-  It is the optimizer of one server, which every replica computes for itself.
-  So a noisy one draws the same numbers on all replicas, and replicas that agree
-  on `of` and `at` continue to agree. Under gossip they draw the same numbers
-  too, because no stage can know whether they agree. The numbers are a function
-  of the seed of the run and the step. Integer leaves keep their values.
+  It models the optimizer of one server, which every replica computes for
+  itself. The state of `tx` is local to the stage, and its schedules count the
+  calls of the stage. A noisy `tx` draws equal numbers on all replicas, so that
+  replicas with equal `of` and `at` stay equal. It does so under gossip, too,
+  because a stage cannot know whether replicas are equal. The numbers are a
+  function of the seed of the run and the step. Integer leaves keep their
+  values.
 
   Args:
-    tx: any optax transformation.
-    of: the register that stands for the gradient.
-    at: the register that moves.
+    tx: an optax transformation.
+    of: the name of the register that is used as the gradient.
+    at: the name of the register to update.
 
   Raises:
-    ValueError: if `tx` is not an optax transformation, or `of` or `at` is not
-      a name; from `init`, if the two registers have different shapes.
+    ValueError: if `tx` is not an optax transformation, or if `of` or `at` is
+      not a name; from `init`, if the registers have different shapes.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -264,7 +273,7 @@ def outer_update(
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    # Wide, whatever `of` and `at` hold, so that the state keeps its dtypes.
+    # Widen both registers, so that the state keeps its dtypes.
     along, point = widen((replica.get(of), replica.get(at)))
     state = renew_alike(state, context)
     step = over_block_isolated('the optimizer', of_floats(point).update)
@@ -279,7 +288,7 @@ def outer_update(
 
 
 def renew_alike(state: ArrayTree, context: Context) -> ArrayTree:
-  """Replaces the keys in a state by the same ones on all replicas."""
+  """Replace the keys in a state by keys that are equal on all replicas."""
   key = context.shared_key
   if key is not None:
     key = jnp.broadcast_to(key, context.replica.shape)
@@ -287,20 +296,20 @@ def renew_alike(state: ArrayTree, context: Context) -> ArrayTree:
 
 
 def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
-  """Resets the buffers of `local_update(tx)` at the present parameters.
+  """Reset the buffers of `local_update(tx)` at the current parameters.
 
-  Momentum begins at zero again. Adam's count is reset too, because zero moments
-  under an old count would make the next step a third larger. Schedules
-  continue, because they read the engine's step, and noise is not repeated.
+  Momentum becomes zero. Adam's count is reset too, because zero moments with an
+  old count would make the next step a third larger. Schedules continue, because
+  they read the engine's step, and noise is not repeated.
 
   Args:
-    tx: the optimizer of `local_update`, or one with the same state.
+    tx: the optimizer of `local_update`, or one whose state has the same
+      structure.
 
   Raises:
     ValueError: if `tx` is not an optax transformation; from `init`, or from
-      `update` where `local_update` comes later in the chain, if its state has
-      another structure than that of `local_update`, or `tx` has a schedule that
-      a reset would begin again.
+      `update` if `local_update` comes later in the chain, if the state of `tx`
+      has a different structure, or if a reset would restart a schedule of `tx`.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -313,19 +322,20 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   def fresh(replica: Replica) -> ArrayTree:
     made = over_block(tx.init)(replica.params)
     check_no_own_schedule(
-      'restart', 'a reset begins counts again', own_schedule(tx, made)
+      'restart', 'a reset restarts its counts', own_schedule(tx, made)
     )
     found, kept = map(jax.tree.structure, (made, replica.opt_state))
     if found != kept:  # type: ignore[operator]
       raise ValueError(
         f'restart expects the optimizer of local_update with the state {kept}, '
-        f'got one with the state {found}'
+        f'got an optimizer with the state {found}'
       )
     return cast_like(made, replica.opt_state)
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
     del num_replicas
-    if replica.opt_state != ():  # local_update may come later in the chain
+    # Skipped without a state, because local_update may come later.
+    if replica.opt_state != ():
       jax.eval_shape(fresh, replica)
     return replica, ()
 
@@ -345,14 +355,15 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
 def step(
   local: optax.GradientTransformation | ReplicaTransformation,
 ) -> ReplicaTransformation:
-  """Returns the local step that `local` stands for.
+  """Return a local step, made from an optimizer or a stage.
 
   Args:
-    local: an optimizer, which becomes `chain(gradient(), local_update(local))`,
-      or a stage that takes a gradient and moves `params`, returned as it is.
+    local: an optimizer, which becomes `chain(gradient(), local_update(local))`;
+      or a stage that takes a gradient and updates `params`, which is returned
+      unchanged.
 
   Raises:
-    ValueError: if it is neither.
+    ValueError: if `local` is neither an optax transformation nor a stage.
 
   Example:
     >>> import optax, prsgd_jax as pr

@@ -1,4 +1,4 @@
-"""REQUIREMENTS: what must hold of a replica before the first step."""
+"""REQUIREMENTS: checks of a replica before the first step."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,14 @@ from prsgd_jax.names import names
 
 
 def require(check: Callable[[Replica, int], None]) -> ReplicaTransformation:
-  """Returns a stage that checks something when the state is created.
+  """Return a stage that runs a check when the train state is created.
 
   It does nothing in a step.
 
   Args:
-    check: `(replica, num_replicas) -> None`, called by `init` with the replica
-      as the stages before left it. It raises ValueError if the algorithm does
-      not fit.
+    check: `(replica, num_replicas) -> None`, called by `init` after the `init`
+      of all earlier stages. It must raise ValueError if the algorithm cannot
+      run.
 
   Raises:
     ValueError: if `check` is not callable.

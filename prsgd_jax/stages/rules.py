@@ -1,7 +1,7 @@
 """RULES: how a register is computed from other registers.
 
-A rule is a function whose parameters name what it reads, or a shorthand for
-one: a register's name, a number, `reading(fn, ...)`, `per_replica([...])`. It
+A rule is a function whose parameters name its inputs. Shorthands for a rule are
+a register's name, a number, `reading(fn, ...)` and `per_replica([...])`. A rule
 is called on the values of one replica, without the block axis.
 """
 
@@ -21,10 +21,10 @@ class Rule(NamedTuple):
   """A function of registers and of the clock.
 
   Attributes:
-    fn: called by keyword with the values of one replica.
-    reads: the names of its parameters.
+    fn: the function, called by keyword with the values of one replica.
+    reads: the names of the parameters of `fn`.
     check: `num_replicas -> None`; raises ValueError if the rule does not fit
-      that many replicas.
+      this number of replicas.
   """
 
   fn: Callable[..., Any]
@@ -33,15 +33,15 @@ class Rule(NamedTuple):
 
 
 def as_rule(name: str, given: Any) -> Rule:
-  """Returns the rule that `given` stands for.
+  """Return a rule, made from a function or a shorthand.
 
   Args:
-    name: of what is assigned, for messages.
-    given: a function whose parameters without defaults name what it reads; the
-      name of a register, which is copied; a number; or a `Rule`.
+    name: the assignment, such as 'let(u=...)', for messages.
+    given: a function whose parameters without defaults name its inputs; the
+      name of a register to copy; a number; or a `Rule`.
 
   Raises:
-    ValueError: if it is none of these, or its parameters have no names.
+    ValueError: if `given` is none of these, or if its parameters have no names.
   """
   if isinstance(given, Rule):
     return given
@@ -58,8 +58,8 @@ def as_rule(name: str, given: Any) -> Rule:
     parameters = inspect.signature(given).parameters.values()
   except (TypeError, ValueError):
     raise ValueError(
-      f'{name}: the parameters of {given!r} are not known; name what it reads '
-      'by pr.stages.reading(fn, ...)'
+      f'{name}: the parameters of {given!r} are unknown; name its inputs with '
+      'pr.stages.reading(fn, ...)'
     ) from None
   for parameter in parameters:
     if parameter.kind not in (
@@ -68,20 +68,20 @@ def as_rule(name: str, given: Any) -> Rule:
     ):
       raise ValueError(
         f'{name}: the parameters of a rule name registers, got {parameter}; '
-        'name what it reads by pr.stages.reading(fn, ...)'
+        'name its inputs with pr.stages.reading(fn, ...)'
       )
   required = [p.name for p in parameters if p.default is p.empty]
   return Rule(given, tuple(required))
 
 
 def reading(fn: Callable[..., Any], *reads: str) -> Rule:
-  """Returns the rule that calls `fn` with the named registers, in this order.
+  """Return the rule that calls `fn` with the named registers, in this order.
 
-  This is the explicit form, for functions whose parameters have other names.
+  Use it for functions whose parameters are not named after registers.
 
   Args:
     fn: a function of positional arguments.
-    *reads: names of registers or of the clock, whose values are passed.
+    *reads: names of registers or of the clock, in the order of the arguments.
 
   Raises:
     ValueError: if `fn` is not callable or a name is not a string.
@@ -99,10 +99,10 @@ def reading(fn: Callable[..., Any], *reads: str) -> Rule:
 
 
 def per_replica(values: Sequence[float] | np.ndarray) -> Rule:
-  """Returns the rule that gives each replica a number of its own.
+  """Return the rule that gives each replica a different number.
 
   Args:
-    values: one number for each replica, [N].
+    values: [N], one number for each replica.
 
   Raises:
     ValueError: if `values` is not a list of numbers; from `init`, if its length
@@ -129,17 +129,17 @@ def per_replica(values: Sequence[float] | np.ndarray) -> Rule:
 
 
 def first_steps(local_steps: Sequence[int]) -> Rule:
-  """Returns the rule for `where` that activates replica i for I_i steps.
+  """Return the rule for `where` that activates replica i for I_i steps.
 
   A round is max_i I_i steps. Replica i is active in the first I_i of them.
 
   Args:
-    local_steps: I_i, one integer >= 1 for each replica. A round of more than
-      2^31 - 1 steps never ends.
+    local_steps: [N], I_i, one integer >= 1 for each replica. A round of more
+      than 2^31 - 1 steps never ends.
 
   Raises:
-    ValueError: if `local_steps` is empty or has anything but integers >= 1;
-      from `init`, if its length is not N.
+    ValueError: if `local_steps` is empty, or if an element is not an integer
+      >= 1; from `init`, if its length is not N.
 
   Example:
     >>> import numpy as np
@@ -151,7 +151,7 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
     raise ValueError(
       f'local_steps expects one number per replica, got {local_steps!r}'
     )
-  # More steps than a run can have are all that it has.
+  # Clipped, because no run has more steps.
   checked = [check_positive_int('local_steps', c) for c in local_steps]
   counts = np.array([min(c, MAX_STEPS) for c in checked], np.int32)
   if not counts.size:
@@ -173,7 +173,7 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
 
 
 def zeros(params: Array) -> Array:
-  """Returns zeros like the parameters; a rule for `remember`.
+  """Return zeros like the parameters; a rule for `remember`.
 
   Example:
     >>> import prsgd_jax as pr

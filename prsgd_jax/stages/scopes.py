@@ -1,4 +1,8 @@
-"""SCOPES: stages under names of their own, `algorithm`."""
+"""SCOPES: `algorithm`, a chain of stages whose registers are local.
+
+Scopes let one algorithm be the local step, or the average, of another one
+without clashes of register names.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -21,20 +25,19 @@ SHARED = (*FIELDS, *CLOCK, 'weight')
 def algorithm(
   name: str, *stages: ReplicaTransformation
 ) -> ReplicaTransformation:
-  """Chains the stages under names of their own.
+  """Chain stages in a scope, so that their registers are local.
 
   As in a Python function, a register that the stages declare or assign is
-  local. It is called `name.register` in the train state and in checkpoints. A
-  register that they only read may belong to the surrounding stages. `params`,
-  `grads`, `opt_state`, `model_state`, `metrics` and `weight` are shared. An
-  algorithm can therefore be the local step or the average of another one.
+  local. The train state and checkpoints store it as `name.register`. A register
+  that the stages only read may belong to the surrounding stages. `params`,
+  `grads`, `opt_state`, `model_state`, `metrics` and `weight` are shared.
 
   Args:
-    name: of the algorithm, an identifier.
+    name: the name of the algorithm, a Python identifier.
     *stages: the stages, in the order of the paper's pseudocode.
 
   Raises:
-    ValueError: if `name` is not an identifier; as `chain`.
+    ValueError: if `name` is not an identifier, or if `chain` raises it.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -67,7 +70,7 @@ def algorithm(
     return replica._replace(registers={**around, **mine})
 
   def leave(inside: Replica, replica: Replica) -> Replica:
-    # Not the names that an `evaluate` inside gives to its own results.
+    # Drop the names that an `evaluate` inside assigns in the output.
     mine = {
       prefix + n if n in own else n: x
       for n, x in inside.registers.items()
@@ -84,13 +87,14 @@ def viewed(
   leave: Callable[[Replica, Replica], Replica],
   names: Names,
 ) -> ReplicaTransformation:
-  """Returns a stage that sees the replica through a pair of functions.
+  """Return a stage that sees the replica through a pair of functions.
 
   Args:
     inner: the stage.
-    enter: `replica -> the replica that the stage sees`.
-    leave: `(the replica after the stage, the replica before) -> replica`.
-    names: of the stage as it is seen from outside.
+    enter: `replica -> replica`, the replica as the stage sees it.
+    leave: `(after, before) -> replica`, the replica as the surrounding stages
+      see it. `after` comes from the stage, `before` was passed to `enter`.
+    names: the names of the stage as seen from outside.
   """
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:

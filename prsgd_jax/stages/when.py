@@ -1,4 +1,8 @@
-"""WHEN: stages at some steps only, `at` and `anyone`."""
+"""WHEN: `at` runs stages at some steps only.
+
+The condition is a schedule, or `anyone`, a decision that depends on the data
+and that all replicas share.
+"""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -26,7 +30,7 @@ from prsgd_jax.mixing.mixings import mean, traffic
 from prsgd_jax.names import Names
 from prsgd_jax.stages.conditional import check_kept
 
-# What one replica sends when it is asked for a flag, in float32.
+# Bytes that one replica sends to share its flag, a float32.
 FLAG_BYTES = 4
 
 
@@ -37,14 +41,14 @@ class Anyone(NamedTuple):
 
 
 def anyone(register: str) -> Anyone:
-  """Returns the condition, for `at`, that any replica raises a flag.
+  """Return the condition, for `at`, that at least one replica raises a flag.
 
-  All replicas decide alike, because the flags are reduced over them first. Each
-  check costs every replica one flag of four bytes.
+  All replicas take the same decision, because the flags are reduced over them
+  first. In each check, every replica sends one flag of four bytes.
 
   Args:
-    register: name of a register with one number for each replica. A number
-      other than 0 raises the flag.
+    register: the name of a register with one number for each replica. Any
+      number except 0 raises the flag.
 
   Raises:
     ValueError: if `register` is not a name.
@@ -60,21 +64,22 @@ def anyone(register: str) -> Anyone:
 def at(
   when: Schedule | Anyone, *stages: ReplicaTransformation
 ) -> ReplicaTransformation:
-  """Runs the stages only at some steps.
+  """Run the stages only at some steps.
 
   It compiles to one `lax.cond` over the registers that the stages may assign
-  and that hold something before it. A register first assigned inside ends with
-  it. A schedule known while tracing, such as `always()`, needs no conditional.
+  and that hold a value before it. A register first assigned inside is dropped
+  at the end. A schedule known while tracing, such as `always()`, compiles to no
+  conditional.
 
   Args:
     when: a schedule such as `every(4)`, or `anyone(register)` for a
       data-dependent decision.
-    *stages: in order.
+    *stages: the stages, in order.
 
   Raises:
-    ValueError: if `when` is neither; if communication inside `anyone` has a
-      schedule of its own, whose rounds could not be counted; from `init`, if a
-      schedule does not give one bool.
+    ValueError: if `when` is neither; if stages inside `at(anyone(...))`
+      communicate by a schedule, because their rounds could not be counted; from
+      `init`, if a schedule does not return one bool.
 
   Example:
     >>> import prsgd_jax as pr
@@ -123,9 +128,9 @@ def _at_anyone(
 ) -> ReplicaTransformation:
   if not all(inner.talks):
     raise ValueError(
-      'at(anyone(...)) counts the rounds that it decides, so that what is sent '
-      'inside must be sent every time; got a schedule inside, move it around '
-      'the at(anyone(...))'
+      'at(anyone(...)) counts its rounds, so stages inside must communicate '
+      'every time, got a schedule inside; move it outside, around the '
+      'at(anyone(...))'
     )
   found = inner.names
 
@@ -135,7 +140,7 @@ def _at_anyone(
     if flag is not None and jax.tree.map(jnp.shape, flag) != block:
       raise ValueError(
         f'anyone({register!r}) expects one flag for each replica, got '
-        f'{jax.tree.map(jnp.shape, flag)}; assign it by pr.compute'
+        f'{jax.tree.map(jnp.shape, flag)}; assign it with pr.compute'
       )
     after, state = inner.init(replica, num_replicas)
     none_yet = Decided(jnp.zeros(block, jnp.int32))
@@ -153,7 +158,7 @@ def _at_anyone(
       counts = tuple(Decided(count.rounds + 1) for count in counts)
       return replica, (counts, state)
 
-    # Compared before the mean, in which flags of two signs would cancel.
+    # Compared before the mean, because flags of opposite sign would cancel.
     flags = (replica.get(register) != 0).astype(jnp.float32)
     fires = collectives.replica_mean(flags)[0] != 0
     stage = inner._replace(update=counted)
@@ -167,7 +172,7 @@ def _at_anyone(
     sent = [entry for entry in inside if isinstance(entry, Traffic)]
     if len(sent) < len(inside):
       raise ValueError(
-        'at(anyone(...)) cannot count gradients; take them outside of it'
+        'at(anyone(...)) cannot count gradients; move pr.gradient() outside'
       )
     return (flag, *(entry._replace(fires=None) for entry in sent))
 
@@ -196,7 +201,7 @@ def _run_if(
   state: ArrayTree,
   context: Context,
 ) -> tuple[Replica, ArrayTree]:
-  """`inner.update` under a condition that is the same on all replicas."""
+  """Run `inner.update` under a condition that is equal on all replicas."""
   carried = [name for name in sorted(writes) if replica.has(name)]
 
   def run(operand: tuple[dict, ArrayTree]) -> tuple[dict, ArrayTree]:
@@ -215,18 +220,18 @@ def _run_if(
 
 
 def _check_fires(fires: Any) -> None:
-  """Raises ValueError unless a schedule gives one bool for a step."""
+  """Raise ValueError unless a schedule returns one bool for a step."""
   is_bool = getattr(fires, 'dtype', None) == np.bool_
   if not is_bool or fires.shape != ():
     raise ValueError(
-      'at expects a schedule that gives one bool for a step, such as '
-      'lambda step: step % 4 == 3, got one that gives '
+      'at expects a schedule that returns one bool for a step, such as '
+      'lambda step: step % 4 == 3, got one that returns '
       f'{getattr(fires, "dtype", None)}{list(getattr(fires, "shape", ()))}'
     )
 
 
 def _only_known(after: Replica, before: Replica, found: Names) -> Replica:
-  """Returns what an `at` leaves: registers from before, and declared ones."""
+  """Drop the registers that were first assigned inside an `at`."""
   known = {
     name: x
     for name, x in after.registers.items()

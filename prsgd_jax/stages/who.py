@@ -1,4 +1,4 @@
-"""WHO: stages on some replicas only, `where`."""
+"""WHO: `where` runs stages on some replicas only."""
 
 from collections.abc import Callable
 import functools
@@ -32,25 +32,25 @@ def where(
   *stages: ReplicaTransformation,
   expected: Callable[[np.ndarray, int], np.ndarray] | None = None,
 ) -> ReplicaTransformation:
-  """Runs the stages on the active replicas; inactive ones keep their registers.
+  """Run the stages on the active replicas; inactive ones keep their registers.
 
-  With one replica on a device, an inactive replica computes nothing. In a block
-  all replicas compute, and the results of inactive ones are discarded. A
-  register first assigned inside is zero on inactive replicas. The metric
-  `active` is 1 on replicas that took a gradient, otherwise 0.
+  With one replica per device, an inactive replica computes nothing. With more,
+  all replicas of a block compute, and the results of inactive ones are
+  discarded. A register first assigned inside is zero on inactive replicas. The
+  metric `active` is 1 on replicas that took a gradient, otherwise 0.
 
   Args:
-    active: a rule as in `let` for one bool of each replica.
-    *stages: in order. They must not communicate, because inactive replicas
-      would not answer.
-    expected: `(steps, num_replicas) -> bool[T, N]`, which replicas are active,
-      for the ledger. Required if the rule reads more than the step and the
-      replica.
+    active: a rule as in `let` that returns one bool for each replica.
+    *stages: the stages, in order. They must not communicate, because inactive
+      replicas would not answer.
+    expected: `(steps, num_replicas) -> bool[T, N]`, the active replicas, for
+      the ledger. Required if the rule reads anything but `step`, `replica` and
+      `num_replicas`. Default: computed from the rule.
 
   Raises:
-    ValueError: if a stage communicates, or `expected` is missing; from `init`,
-      if the rule does not fit the number of replicas, or an optimizer has a
-      schedule that rests would delay.
+    ValueError: if a stage communicates, or if `expected` is missing; from
+      `init`, if the rule does not fit the number of replicas, or if inactive
+      steps would delay a schedule of an optimizer.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -61,7 +61,7 @@ def where(
   found = inner.names
   if inner.talks:
     raise ValueError(
-      'where takes stages that do not communicate, got one that does; chain '
+      'where expects stages that do not communicate, got one that does; put '
       'sync after where(...)'
     )
   if expected is not None and not callable(expected):
@@ -71,8 +71,8 @@ def where(
   unknown = set(rule.reads) - {'step', 'replica', 'num_replicas'}
   if expected is None and unknown:
     raise ValueError(
-      f'where: who is active depends on {sorted(unknown)}, which the ledger '
-      'does not know; give expected=lambda steps, num_replicas: ...'
+      f'where: the active replicas depend on {sorted(unknown)}, which the '
+      'ledger does not know; give expected=lambda steps, num_replicas: ...'
     )
 
   def init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
@@ -82,14 +82,14 @@ def where(
       jax.eval_shape(lambda r: _who(rule, r, clock), replica)
     replica, state = inner.init(replica, num_replicas)
     check_no_own_schedule(
-      'where', 'counts fall behind on replicas that rest', state
+      'where', 'its counts fall behind on inactive replicas', state
     )
     return replica, state
 
   def update(
     replica: Replica, state: ArrayTree, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    # Number 1: the stages inside have the keys that are folded from number 0.
+    # Rule 1, because the stages inside use keys derived from those of rule 0.
     clock = blocks.clock_of(context, 1)
     mask = _who(rule, replica, clock)
     old = {n: replica.get(n) for n in sorted(found.writes) if replica.has(n)}
@@ -137,12 +137,12 @@ def where(
 
 
 def _who(rule: Rule, replica: Replica, clock: blocks.Clock) -> Array:
-  """bool[V], which replicas are active."""
+  """Return bool[V], whether each replica is active."""
   active = blocks.call(rule, replica, clock)
   if not blocks.is_scalar(active):
     shapes = jax.tree.map(lambda x: x.shape[1:], active)
     raise ValueError(
-      f'where expects a rule for one bool of each replica, got {shapes}'
+      f'where expects a rule that returns one bool per replica, got {shapes}'
     )
   return active.astype(bool)
 
@@ -155,11 +155,11 @@ def _run_active(
   mask: Array,
   operand: tuple[dict, ArrayTree],
 ) -> tuple[dict, dict, ArrayTree]:
-  """(registers there were before, registers that are new, state)."""
+  """Return (registers that existed before, new registers, state)."""
   old, state = operand
   after, new_state = inner.update(replica.set(old), state, context)
-  # Fresh metrics of a gradient do not have it; those of a `where` inside do.
-  # Metrics from before that lack it are of a gradient that all have taken.
+  # A gradient's new metrics lack 'active'; those of a nested `where` have it.
+  # Earlier metrics without it belong to a gradient that all replicas took.
   taken_by_all = replica.metrics and 'active' not in replica.metrics
   if after.metrics and 'active' not in after.metrics and not taken_by_all:
     ones = jnp.ones(mask.shape, jnp.int32)
@@ -175,7 +175,7 @@ def _run_active(
 
 
 def _choose(active: Array, new: ArrayTree, old: ArrayTree) -> ArrayTree:
-  """Row by row of the block: new where active."""
+  """Return, for each replica of the block, `new` if active, else `old`."""
   pick = over_block(jnp.where)
   return jax.tree.map(lambda x, y: pick(active, x, y), new, old)
 
