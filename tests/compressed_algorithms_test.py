@@ -341,7 +341,7 @@ class ErrorsTest(parameterized.TestCase):
   def test_compressor_is_one(self, make):
     with self.assertRaisesRegex(
       ValueError,
-      r'compressor expects one such as pr.codecs.top_k\(0.1\), got 0.1',
+      r'expected a compressor such as pr.codecs.top_k\(0.1\), got 0.1',
     ):
       make(0.1)
 

@@ -498,7 +498,7 @@ class ErrorsTest(parameterized.TestCase):
       'num_kept must be an integer >= 1, got 0',
     ),
     (lambda: pr.codecs.chunked_top_k(chunk=0), 'chunk must be an integer >= 1'),
-    (lambda: pr.codecs.top_k(0.5, 0.5), 'compressor expects one.*got 0.5'),
+    (lambda: pr.codecs.top_k(0.5, 0.5), 'expected a compressor.*got 0.5'),
     (
       lambda: pr.codecs.chunked_top_k(values='e3m0'),
       'compressor expects.*e3m0',

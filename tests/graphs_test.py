@@ -494,7 +494,7 @@ class ErrorsTest(parameterized.TestCase):
     ),
     (
       lambda: pr.graphs.graph(np.eye(3)),
-      r'connect all replicas both ways, got 3 parts, one of them \[0\]',
+      r'connect all replicas both ways, got 3 parts, one of which is \[0\]',
     ),
     (
       lambda: pr.graphs.graph(
@@ -509,7 +509,7 @@ class ErrorsTest(parameterized.TestCase):
     ),
     (
       lambda: pr.graphs.graph(nx.from_numpy_array(np.full((2, 2), 0.5))),
-      'edges without weights, .* give the matrix W',
+      'no edge weights, .* pass the matrix W',
     ),
     (lambda: pr.graphs.random_matching(nx.DiGraph([(0, 1)])), 'got DiGraph'),
     (
@@ -534,7 +534,7 @@ class ErrorsTest(parameterized.TestCase):
       lambda: pr.graphs.metropolis_hastings(
         nx.from_numpy_array(np.full((2, 2), 0.5))
       ),
-      'edges without weights',
+      'no edge weights',
     ),
     (lambda: pr.graphs.matcha(nx.DiGraph([(0, 1)])), 'got DiGraph'),
     (
@@ -564,7 +564,7 @@ class ErrorsTest(parameterized.TestCase):
     ),
     (
       lambda: pr.graphs.hypercube().matrices(6),
-      'power of two of replicas, got 6',
+      r'requires 2\^k replicas, got 6',
     ),
     (
       lambda: pr.graphs.random_matching().matrices(5),
@@ -572,7 +572,7 @@ class ErrorsTest(parameterized.TestCase):
     ),
     (
       lambda: pr.graphs.erdos_renyi(0.01).matrices(8),
-      'seed 0 with edge probability 0.01 does not connect the 8 replicas',
+      'seed=0 and edge_probability=0.01 does not connect the 8 replicas',
     ),
     (lambda: pr.graphs.graph(DIRECTED).matrices(8), r'\[8, 8\].*got \(6, 6\)'),
     (lambda: pr.graphs.graph(PATH).matrices(8), r'\[8, 8\].*got \(6, 6\)'),

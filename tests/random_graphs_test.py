@@ -117,7 +117,7 @@ class IndependentNeighborsTest(parameterized.TestCase):
     )
 
   def test_too_many_to_list(self):
-    with self.assertRaisesRegex(ValueError, 'too many to list'):
+    with self.assertRaisesRegex(ValueError, 'too many matrices to list'):
       pr.graphs.independent_neighbors().matrices(8)
 
   def test_push_sum_and_exact_methods_refuse_it(self):
@@ -271,7 +271,7 @@ class MatchaTest(parameterized.TestCase):
     (lambda: pr.graphs.matcha(nx.cycle_graph(4), budget=1.5), 'got 1.5'),
     (lambda: pr.graphs.matcha(np.eye(2)), 'undirected .*, got ndarray'),
     (lambda: pr.graphs.matcha(nx.empty_graph(2)), 'got 2 parts'),
-    (lambda: pr.graphs.matcha(nx.empty_graph(1)), 'two nodes or more, got 1'),
+    (lambda: pr.graphs.matcha(nx.empty_graph(1)), 'at least two nodes, got 1'),
     (
       lambda: pr.graphs.matcha(nx.cycle_graph(4)).weights(8),
       r'\[8, 8\].*\(4, 4\)',

@@ -73,7 +73,7 @@ class SparseLoCoTest(parameterized.TestCase):
   @parameterized.parameters(
     ({'decay': 1.5}, r'decay must be in \[0, 1\], got 1.5'),
     ({'outer_learning_rate': 0}, 'outer_learning_rate must be > 0, got 0'),
-    ({'compressor': 0.1}, 'compressor expects one such as'),
+    ({'compressor': 0.1}, 'expected a compressor such as'),
     ({'period': 0}, 'period must be an integer >= 1, got 0'),
   )
   def test_arguments_are_checked(self, options, message):

@@ -1,8 +1,8 @@
-"""WITH WHOM and in how many bytes: x_i <- sum_j W_ij x_j.
+"""WITH WHOM replicas mix, and in how many bytes: x_i <- sum_j W_ij x_j.
 
-`mixings` has what a mixing is and the plain ones, `graphs` those along the
-edges of a graph, `codecs` what is sent in place of a value. `matrices` has
-their matrices W in NumPy, `collectives` the primitives that they run on.
+`mixings` defines a mixing and the plain ones. `graphs` are mixings along the
+edges of a graph. `codecs` compress the values that replicas send. `matrices`
+holds the matrices W in NumPy. `collectives` are the primitives on devices.
 """
 
 from prsgd_jax.mixing.analysis import (

@@ -1,4 +1,4 @@
-"""What is measured of the replicas along a run."""
+"""Measures of consensus: the distance of replicas, and how fast they mix."""
 
 import jax
 from jax import lax
@@ -13,13 +13,13 @@ from prsgd_jax.mixing.payload import is_inexact, wire_dtype
 
 
 def consensus_distance(params: ArrayTree) -> Array:
-  """(1/N) sum_i |x_i - xbar|^2 over all replicas, inside a mapped function.
+  """Return (1/N) sum_i |x_i - xbar|^2, inside a mapped function.
 
   Args:
-    params: a block, leaves `[V, ...]`.
+    params: a block of replicas, leaves `[V, ...]`.
 
   Returns:
-    A scalar, the same on every device.
+    A scalar, equal on every device.
   """
   total = jnp.zeros((), jnp.float32)
   for x in jax.tree.leaves(params):
@@ -31,13 +31,21 @@ def consensus_distance(params: ArrayTree) -> Array:
 
 
 def spectral_gap(mixing: Mixing, num_replicas: int) -> float:
-  """How fast a mixing brings the replicas to their mean: 1 - sqrt(lambda).
+  """Return the spectral gap of a mixing, 1 - sqrt(lambda).
 
   lambda is the largest eigenvalue of E[(W - J)'(W - J)], J = 11'/N, over the
-  mixing's matrices: each round leaves at most lambda of E |x - xbar|^2. It is
-  1 - |lambda_2(W)| for one symmetric W, 1 for the mean, and 0 where some
-  direction is not mixed at all. Matrices that take turns are counted as if they
-  were drawn, which says nothing of what they reach together.
+  matrices of the mixing. A round leaves at most the fraction lambda of
+  E |x - xbar|^2. The gap is 1 - |lambda_2(W)| for one symmetric W, 1 for the
+  mean, and 0 if some direction is never mixed. Matrices that alternate are
+  treated as if they were drawn at random, so the gap does not describe their
+  product.
+
+  Args:
+    mixing: W, doubly stochastic.
+    num_replicas: N, >= 1.
+
+  Returns:
+    The gap, in [0, 1].
 
   Raises:
     ValueError: if the mixing is not doubly stochastic, or does not fit the

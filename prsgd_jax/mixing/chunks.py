@@ -1,9 +1,9 @@
 """CHUNKS: arrays cut into small matrices of one size, and their frequencies.
 
-An array is seen as a matrix: a vector is one row, and the axes of a tensor
-before the last are joined, so that the kernel axes of a convolution stand with
-its inputs. A side of n entries is cut into pieces of the largest divisor of n
-that is not above a limit, so that all chunks are alike and nothing is padded.
+An array is treated as a matrix. A vector is one row. All axes of a tensor but
+the last are merged, so that the kernel axes of a convolution join its inputs. A
+side of n entries is cut into pieces whose length is the largest divisor of n
+within a limit. So all chunks have one size, and nothing is padded.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from prsgd_jax.base import Array
 
 
 class Grid(NamedTuple):
-  """How an array is cut: into `number` chunks of `height` x `width`."""
+  """Layout of an array: `number` chunks of `height` x `width`."""
 
   number: int
   height: int
@@ -27,18 +27,26 @@ class Grid(NamedTuple):
 
 
 def grid(shape: tuple[int, ...], chunk: int) -> Grid:
-  """Returns how an array of a shape is cut; see `split`."""
+  """Return the layout by which `split` cuts an array of a shape.
+
+  Example:
+    >>> grid((96, 130), 64)
+    Grid(number=10, height=48, width=26)
+  """
   rows, columns = matrix_shape(shape)
   h, w = piece(rows, chunk), piece(columns, chunk)
   return Grid(rows // h * (columns // w), h, w)
 
 
 def split(x: Array, chunk: int) -> Array:
-  """Cuts an array into chunks, [number of chunks, h, w].
+  """Cut an array into chunks, [number of chunks, h, w].
 
   Args:
     x: an array of any shape.
-    chunk: the limit of h and w, >= 1.
+    chunk: the largest allowed h and w, >= 1.
+
+  Returns:
+    The chunks, [number of chunks, h, w].
 
   Example:
     >>> import jax.numpy as jnp
@@ -52,7 +60,7 @@ def split(x: Array, chunk: int) -> Array:
 
 
 def join(chunks: Array, shape: tuple[int, ...]) -> Array:
-  """The inverse of `split`, for an array of the given shape."""
+  """Join chunks into an array of the given shape; the inverse of `split`."""
   rows, columns = matrix_shape(shape)
   _, h, w = chunks.shape
   blocks = chunks.reshape((rows // h, columns // w, h, w))
@@ -60,13 +68,13 @@ def join(chunks: Array, shape: tuple[int, ...]) -> Array:
 
 
 def to_frequencies(x: Array, chunk: int) -> Array:
-  """The discrete cosine transform of each chunk, in the place of the chunk.
+  """Return an array with each chunk replaced by its discrete cosine transform.
 
-  It is DCT-II with the scale that makes it orthonormal, along both sides.
+  The transform is the orthonormal DCT-II along both sides.
 
   Args:
     x: an array of any shape.
-    chunk: the limit of the sides of a chunk, as in `split`.
+    chunk: the largest allowed side of a chunk, >= 1.
 
   Returns:
     An array of the shape of x.
@@ -80,7 +88,7 @@ def to_frequencies(x: Array, chunk: int) -> Array:
 
 
 def from_frequencies(x: Array, chunk: int) -> Array:
-  """The inverse of `to_frequencies`."""
+  """Return the array with the frequencies x; inverse of `to_frequencies`."""
   return _transform(x, chunk, lambda n: cosines(n).T)
 
 
@@ -90,7 +98,7 @@ def _transform(
   chunks = split(x, chunk)
   _, h, w = chunks.shape
   left, right = (jnp.asarray(basis(n), x.dtype) for n in (h, w))
-  # A transform in half precision would not be its inverse's inverse.
+  # Widened, because in half precision the two transforms are not inverse.
   changed = jnp.einsum(
     'ah,chw,bw->cab', left, chunks, right, precision=lax.Precision.HIGHEST
   )
@@ -99,7 +107,7 @@ def _transform(
 
 @functools.cache
 def cosines(n: int) -> np.ndarray:
-  """The orthonormal DCT-II, float64[n, n]: a row for each frequency."""
+  """Return the orthonormal DCT-II, float64[n, n], one row per frequency."""
   k, j = np.arange(n)[:, None], np.arange(n)[None]
   basis = np.cos(np.pi * k * (2 * j + 1) / (2 * n)) * np.sqrt(2 / n)
   basis[0] /= np.sqrt(2)
@@ -107,7 +115,7 @@ def cosines(n: int) -> np.ndarray:
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-  """The matrix that an array of a shape is seen as.
+  """Return the shape of the matrix as which an array is treated.
 
   Example:
     >>> matrix_shape((3, 3, 16, 32)), matrix_shape((10,)), matrix_shape(())
@@ -117,7 +125,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def piece(n: int, limit: int) -> int:
-  """The largest divisor of n that is at most `limit`; 1 for n = 0.
+  """Return the largest divisor of n that is at most `limit`; 1 for n = 0.
 
   Example:
     >>> piece(128, 64), piece(96, 64), piece(67, 64)

@@ -1,11 +1,10 @@
 """Primitives on the axis of replicas: mean, sum, shift, permute, gather.
 
-N replicas live on D devices in blocks of V = N / D: replica r is row r mod V of
-device r // V. Each primitive takes a tree of `[V, ...]` leaves inside the
-mapped axis `AXIS_NAME`, combines the block with the axis of devices, and sends
-only the rows that must move. With V = 1 it is exactly the collective of its
-name. Leaves are taken as they are: who averages bfloat16 casts first (see
-`payload.mix_inexact`).
+N replicas are placed on D devices in blocks of V = N / D: replica r is row
+r mod V of device r // V. Each primitive takes a tree of `[V, ...]` leaves
+inside the mapped axis `AXIS_NAME` and sends only the rows that must move. With
+V = 1 it is exactly the JAX collective of its name. Dtypes are kept; cast
+bfloat16 before averaging (see `payload.mix_inexact`).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +20,12 @@ from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
 
 
 def num_replicas(tree: ArrayTree) -> int:
-  """N, from the block of a leaf and the size of the axis of devices."""
+  """Return N: the block size of a leaf times the number of devices."""
   return jax.tree.leaves(tree)[0].shape[0] * lax.axis_size(AXIS_NAME)
 
 
 def replica_mean(tree: ArrayTree) -> ArrayTree:
-  """The mean over all replicas, on every replica: `[V, ...] -> [V, ...]`."""
+  """Return the mean over all replicas, on every replica, `[V, ...]`."""
 
   def mean(x: Array) -> Array:
     return jnp.broadcast_to(lax.pmean(x.mean(axis=0), AXIS_NAME), x.shape)
@@ -35,7 +34,7 @@ def replica_mean(tree: ArrayTree) -> ArrayTree:
 
 
 def replica_sum(tree: ArrayTree) -> ArrayTree:
-  """The sum over all replicas, on every replica: `[V, ...] -> [V, ...]`."""
+  """Return the sum over all replicas, on every replica, `[V, ...]`."""
 
   def total(x: Array) -> Array:
     return jnp.broadcast_to(lax.psum(x.sum(axis=0), AXIS_NAME), x.shape)
@@ -44,11 +43,11 @@ def replica_sum(tree: ArrayTree) -> ArrayTree:
 
 
 def replica_group_mean(tree: ArrayTree, size: int) -> ArrayTree:
-  """The mean over each group of `size` consecutive replicas, on its members.
+  """Return the mean over each group of `size` consecutive replicas.
 
-  Groups inside a device send nothing; groups of whole devices are one
-  all-reduce among them; groups that begin in the middle of a device are an
-  all-reduce of all groups' sums.
+  Groups inside a device send nothing. Groups of whole devices use one
+  all-reduce inside each group. If groups begin in the middle of a device, the
+  sums of all groups are all-reduced.
   """
   return jax.tree.map(functools.partial(_group_mean, size=size), tree)
 
@@ -75,10 +74,11 @@ def _group_mean(x: Array, size: int) -> Array:
 def group_gather(
   tree: ArrayTree, replica: Array, size: int
 ) -> tuple[ArrayTree, Array, Array]:
-  """What all of a replica's group of `size` consecutive replicas hold.
+  """Return the values of all replicas in each group of `size` consecutive ones.
 
-  Groups inside a device send nothing, groups of whole devices gather among
-  themselves; if groups begin in the middle of a device, all gather.
+  Groups inside a device send nothing. Groups of whole devices gather inside
+  each group. If groups begin in the middle of a device, all replicas are
+  gathered.
 
   Args:
     tree: leaves `[V, ...]`.
@@ -86,8 +86,8 @@ def group_gather(
     size: S.
 
   Returns:
-    (the rows of all groups of which the block has a part, where each of these
-    groups begins among the rows, and int[V], which of them a replica is in).
+    (rows, begins, index): the rows of all groups that overlap the block, the
+    first row of each of these groups, and int[V], the group of each replica.
   """
   block = replica.shape[0]
   if block % size == 0:
@@ -104,15 +104,15 @@ def group_gather(
     return jax.tree.map(gather, tree), jnp.zeros(1, int), replica - replica
   n = block * lax.axis_size(AXIS_NAME)
   first = replica[0] // size
-  some = jnp.arange((block - 2) // size + 2)  # a block has no more parts
+  some = jnp.arange((block - 2) // size + 2)  # the most groups in a block
   starts = jnp.minimum(first + some, n // size - 1) * size
   return all_gather(tree), starts, replica // size - first
 
 
 def shift(tree: ArrayTree, k: int) -> ArrayTree:
-  """Replica i receives what replica i - k (mod N) holds.
+  """Return, on replica i, the value of replica i - k (mod N).
 
-  Sends min(k, V) rows to the next devices in at most two messages.
+  It sends min(k, V) rows to the next devices, in at most two messages.
   """
   return jax.tree.map(functools.partial(_shift, k=k), tree)
 
@@ -132,12 +132,12 @@ def _shift(x: Array, k: int) -> Array:
 
 
 def shift_by(tree: ArrayTree, k: Array) -> ArrayTree:
-  """`shift` by a k in 0 .. N - 1 that is known at run time only.
+  """`shift` by a traced k in 0 .. N - 1.
 
-  On one device it moves rows. On several it is a switch over their distances,
-  one branch for each device. How many rows of a block go to which of two
-  devices is not known when compiling, and so whole blocks go to both; with one
-  replica on a device, to one.
+  On one device it moves rows. On several devices it is a switch over the
+  distances between them, with one branch per device. The rows of a block go to
+  two devices. Their split is unknown when compiling, so whole blocks are sent
+  to both. With one replica per device they are sent to one.
   """
   block, num_devices = _layout(tree)
   if num_devices == 1:
@@ -156,13 +156,14 @@ def shift_by(tree: ArrayTree, k: Array) -> ArrayTree:
 
 
 def meet(tree: ArrayTree, r: Array) -> ArrayTree:
-  """Replica i receives what its `partner` of round r holds, r traced.
+  """Return, on replica i, the value of its `partner` in a traced round r.
 
-  On one device it moves rows, and with one replica on a device it is a switch
-  over the N - 1 rounds, of one message each. In between the partners of a block
-  are those of one or two others in reverse, but for the last replica's: it is a
-  switch over that reflection, one branch for each device, in which whole blocks
-  go to both, and one over the device that sends a row to the last one.
+  On one device it moves rows. With one replica per device it is a switch over
+  the N - 1 rounds, with one message each. Otherwise the partners of a block
+  are one or two blocks in reverse order, except for the last replica's. Then
+  it is a switch over this reflection, with one branch per device, in which
+  whole blocks are sent to both. A second switch selects the device that sends
+  a row to the last replica.
   """
   block, num_devices = _layout(tree)
   n = block * num_devices
@@ -201,11 +202,15 @@ def meet(tree: ArrayTree, r: Array) -> ArrayTree:
 
 
 def partner(replica: Any, r: Any, n: int) -> Any:
-  """With whom a replica is paired in round r of the circle method.
+  """Return the partner of a replica in round r of the circle method, N even.
 
-  Those on a circle of N - 1 are mirrored at r / 2; the one that would meet
-  itself meets the last replica, which is off the circle. The rounds
-  r = 0 .. N - 2 have each pair once; N even.
+  The replicas 0 .. N - 2 lie on a circle and are mirrored at r / 2. The replica
+  that would be its own partner is paired with the last replica, N - 1. The
+  rounds r = 0 .. N - 2 contain each pair once.
+
+  Example:
+    >>> [[int(partner(i, r, 4)) for i in range(4)] for r in range(3)]
+    [[3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1]]
   """
   alone = r * (n // 2) % (n - 1)
   where = jnp.where if isinstance(r, jax.Array) else np.where
@@ -214,14 +219,14 @@ def partner(replica: Any, r: Any, n: int) -> Any:
 
 
 def _layout(tree: ArrayTree) -> tuple[int, int]:
-  """(V, D)."""
+  """Return (V, D)."""
   return jax.tree.leaves(tree)[0].shape[0], lax.axis_size(AXIS_NAME)
 
 
 def _switch(
   index: Array, count: int, move: Callable[[int, Array], Array], tree: ArrayTree
 ) -> ArrayTree:
-  """`move(index, leaf)` of every leaf, for a static index in each branch."""
+  """Return `move(index, leaf)` of every leaf, one branch per static index."""
   branches = [
     functools.partial(jax.tree.map, functools.partial(move, i))
     for i in range(count)
@@ -230,7 +235,7 @@ def _switch(
 
 
 def _route(x: Array, origin: np.ndarray) -> Array:
-  """What device `origin[d]` holds, on device d; each is one origin."""
+  """Return, on device d, the value of device `origin[d]`, a permutation."""
   stays = origin == np.arange(len(origin))
   away = [(o, d) for d, o in enumerate(origin.tolist()) if o != d]
   if not away:
@@ -242,15 +247,20 @@ def _route(x: Array, origin: np.ndarray) -> Array:
 
 
 def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
-  """Replica i receives what replica `source[i]` holds; zeros for -1.
+  """Return, on replica i, the value of replica `source[i]`; zeros for -1.
 
-  A static permutation becomes at most V messages of one row: row traffic among
-  the devices is a V-regular bipartite multigraph, which König's theorem splits
-  into V perfect matchings. Rows that stay on their device are not sent, and a
-  cyclic permutation is a `shift`.
+  A static permutation compiles to at most V messages of one row each, because
+  the row traffic between devices is a V-regular bipartite multigraph. König's
+  theorem splits it into V perfect matchings. Rows that stay on their device are
+  not sent, and a cyclic permutation is a `shift`.
+
+  Args:
+    tree: leaves `[V, ...]`.
+    source: int[N], the sender of each replica; -1 for none.
 
   Raises:
-    ValueError: if a replica of the N would be received twice, or is none.
+    ValueError: if an entry is not in -1 .. N - 1, or if a replica is listed
+      twice.
   """
   leaves = jax.tree.leaves(tree)
   if not leaves:
@@ -270,7 +280,7 @@ def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
     return jax.tree.map(functools.partial(_take, source=origin), tree)
   rounds = _matchings(origin, block, num_devices)
   device = lax.axis_index(AXIS_NAME)
-  # The rows of the block in the order in which they go, and as they come.
+  # Rows in the order in which they are sent, and in that of arrival.
   leaving = np.stack([sent_row for _, sent_row, _, _ in rounds], axis=1)
   arrival = np.argsort([kept_row for _, _, kept_row, _ in rounds], axis=0).T
 
@@ -291,7 +301,7 @@ def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
 
 
 def _take(x: Array, source: np.ndarray) -> Array:
-  """`x[source]`, zeros for -1."""
+  """Return `x[source]`, with zeros for -1."""
   rows = x[np.maximum(source, 0)]
   known = (source >= 0).reshape((-1, *[1] * (x.ndim - 1)))
   return rows if known.all() else jnp.where(known, rows, jnp.zeros_like(rows))
@@ -300,12 +310,12 @@ def _take(x: Array, source: np.ndarray) -> Array:
 def _matchings(
   source: np.ndarray, block: int, num_devices: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-  """Splits a permutation of replicas into `block` permutations of devices.
+  """Split a permutation of replicas into `block` permutations of devices.
 
   Returns:
-    For each round, int[D] each: the device that every device receives from, the
-    row that every device sends, and the row where the received one goes; and
-    bool[D], whether it receives anything.
+    For each round, four arrays [D] over the devices: the device to receive
+    from, the row to send, the row to store the received one in, and whether
+    the device receives anything.
   """
   from scipy.optimize import linear_sum_assignment
 
@@ -334,5 +344,5 @@ def _matchings(
 
 
 def all_gather(tree: ArrayTree) -> ArrayTree:
-  """What every replica holds, on every device: `[V, ...] -> [N, ...]`."""
+  """Return the values of all replicas, on every device, `[N, ...]`."""
   return jax.tree.map(lambda x: lax.all_gather(x, AXIS_NAME, tiled=True), tree)

@@ -1,4 +1,4 @@
-"""Sums of what codes stand for, which every receiver decodes by itself."""
+"""Weighted sums of codes, which every receiver decodes for itself."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Decode = Callable[[ArrayTree], ArrayTree]
 
 
 def combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
-  """`rows[r] . decoded` with all replicas' codes, decoded one by one."""
+  """Return `rows[r] . decoded`, decoding one replica's codes at a time."""
   gathered = collectives.all_gather(codes)
 
   def code(j: Array | int) -> ArrayTree:
@@ -33,12 +33,12 @@ def combine_codes(rows: Array, codes: ArrayTree, decode: Decode) -> ArrayTree:
 def add_weighted(
   rows: Array, nth: Callable[[Array], ArrayTree], zero: ArrayTree
 ) -> ArrayTree:
-  """sum_j rows[:, j] nth(j), where a weight of 0 gives 0, whatever it is of.
+  """Return sum_j rows[:, j] nth(j), in which a weight of 0 always adds 0.
 
   Args:
-    rows: `[V, N]`.
-    nth: `j -> tree` of one replica.
-    zero: what the sum begins with, leaves `[V, ...]`.
+    rows: the weights, `[V, N]`.
+    nth: `j -> tree`, the value of replica j.
+    zero: the start of the sum, leaves `[V, ...]`.
   """
 
   def add(j: Array, total: ArrayTree) -> ArrayTree:
@@ -55,7 +55,7 @@ def add_weighted(
 def combine_codes_alike(
   row: np.ndarray, codes: ArrayTree, context: Context, decode: Decode
 ) -> ArrayTree:
-  """`row . decoded`, the same on all replicas of the block."""
+  """Return `row . decoded`, equal on all replicas of the block."""
   once = combine_codes(jnp.asarray(row[None]), codes, decode)
   block = context.replica.shape[0]
   return jax.tree.map(
@@ -66,7 +66,7 @@ def combine_codes_alike(
 def mean_codes(
   codes: ArrayTree, size: int, context: Context, decode: Decode
 ) -> ArrayTree:
-  """The mean of each group of `size` replicas, of what its codes stand for."""
+  """Return the mean of the decoded values in each group of `size` replicas."""
   gathered, starts, group = collectives.group_gather(
     codes, context.replica, size
   )

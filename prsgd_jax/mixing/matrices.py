@@ -1,7 +1,7 @@
-"""Mixing matrices W in NumPy: what they must be, and how their links are sent.
+"""Mixing matrices W in NumPy: their checks, and the routing of their links.
 
-Replica i receives from replica j where W_ij is not zero. Matrices are sparse,
-and made one at a time: a mixing of many replicas may have as many matrices.
+Replica i receives from replica j if W_ij is not zero. Matrices are sparse and
+made one at a time, because a mixing of N replicas may have N of them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,13 +23,14 @@ class Weights(NamedTuple):
 
   Attributes:
     matrix: `turn -> csr_array[N, N]` of float64.
-    number: K, if the turns are 0 .. K - 1; None for a random mixing that draws
-      from more matrices than can be listed.
-    draw: `generator -> turn`, the model of a random mixing for the ledger; all
-      K are equally likely if None.
-    sums: whether the rows, and the columns, of all matrices sum to one; None to
-      compute it from all of them.
-    waits: S, if a replica receives from all of its group of S consecutive ones.
+    number: K, if the turns are 0 .. K - 1; None for a random mixing with too
+      many matrices to list.
+    draw: `generator -> turn`, how the ledger draws a round of a random mixing.
+      None means that all K matrices are equally likely.
+    sums: (rows, columns), whether those of all matrices sum to one. None means
+      that this is computed from all matrices.
+    waits: S, if a replica receives from its whole group of S consecutive
+      replicas, else None.
   """
 
   matrix: Callable[[Any], 'csr_array']
@@ -39,36 +40,36 @@ class Weights(NamedTuple):
   waits: int | None = None
 
   def sum_to_one(self, axis: int) -> bool:
-    """Returns whether the rows (axis 1) or columns (0) of all W sum to one."""
+    """Return whether the rows (axis 1) or columns (0) of all W sum to one."""
     if self.sums is not None:
       return self.sums[1 - axis]
     return all(sums_to_one(weights, axis) for weights in self.each())
 
   def draw_turn(self, generator: np.random.Generator) -> Any:
-    """Returns the turn of a round of a random mixing, for the ledger."""
+    """Return the turn of a round of a random mixing, for the ledger."""
     if self.draw is not None:
       return self.draw(generator)
     return int(generator.integers(self.number))  # type: ignore[arg-type]
 
   def each(self) -> Iterable['csr_array']:
-    """Yields the K matrices.
+    """Yield the K matrices.
 
     Raises:
       ValueError: if they cannot be listed, or are not equally likely.
     """
     if self.number is None or self.draw is not None:
       raise ValueError(
-        'the matrices of a mixing that draws every link by itself are too many '
-        'to list, or not equally likely; use a mixing such as '
+        'a mixing that draws every link independently has too many matrices '
+        'to list, or they are not equally likely; use a mixing such as '
         'pr.graphs.random_matching()'
       )
     return map(self.matrix, range(self.number))
 
   def dense(self) -> np.ndarray:
-    """Returns float64[K, N, N].
+    """Return all matrices, float64[K, N, N].
 
     Raises:
-      ValueError: as `each`.
+      ValueError: if they cannot be listed, or are not equally likely.
     """
     return np.stack([weights.toarray() for weights in self.each()])
 
@@ -76,7 +77,7 @@ class Weights(NamedTuple):
 def listed(
   matrices: 'np.ndarray | Sequence[np.ndarray | csr_array]',
 ) -> Weights:
-  """Returns the `Weights` of matrices that are all at hand."""
+  """Return the `Weights` of a list of matrices."""
   from scipy.sparse import csr_array
 
   sparse = [csr_array(weights, dtype=np.float64) for weights in matrices]
@@ -86,7 +87,7 @@ def listed(
 def of_size(
   matrices: 'np.ndarray | Sequence[np.ndarray | csr_array]',
 ) -> Callable[[int], Weights]:
-  """Returns `num_replicas -> Weights` of the W given, for their own N only."""
+  """Return `num_replicas -> Weights`, for the N of the matrices only."""
   if isinstance(matrices, np.ndarray) and matrices.ndim == 2:
     matrices = [matrices]
   made = listed(matrices)
@@ -104,7 +105,7 @@ def of_size(
 
 
 def circulant(num_replicas: int, shifts: dict[int, float]) -> 'csr_array':
-  """Replica i takes weight w_k of replica i - k (mod N), for each k."""
+  """Return the W in which replica i - k (mod N) has weight w_k, for each k."""
   index = np.arange(num_replicas)
   return from_links(
     num_replicas,
@@ -115,7 +116,7 @@ def circulant(num_replicas: int, shifts: dict[int, float]) -> 'csr_array':
 
 
 def pairs(partner: np.ndarray) -> 'csr_array':
-  """Replica i takes the mean of itself and `partner[i]`, perhaps itself."""
+  """Return the W in which i averages with `partner[i]`; i itself for none."""
   from scipy.sparse import csr_array
 
   n = len(partner)
@@ -129,7 +130,7 @@ def pairs(partner: np.ndarray) -> 'csr_array':
 
 
 def from_groups(groups: np.ndarray) -> 'csr_array':
-  """The mean of each of the groups, int[G, S], with every replica in one."""
+  """Return the W that averages each group of int[G, S], a partition of N."""
   num_groups, size = groups.shape
   return from_links(
     num_groups * size,
@@ -142,7 +143,7 @@ def from_groups(groups: np.ndarray) -> 'csr_array':
 def from_links(
   num_replicas: int, to: np.ndarray, origin: np.ndarray, weight: np.ndarray
 ) -> 'csr_array':
-  """The matrix W[to, origin] = weight; the weights of equal links add up."""
+  """Return the matrix W[to, origin] = weight, adding up duplicate links."""
   from scipy.sparse import csr_array
 
   shape = (num_replicas, num_replicas)
@@ -152,11 +153,11 @@ def from_links(
 
 
 def check_stochastic(matrix: np.ndarray) -> np.ndarray:
-  """A copy of the matrix as float64[N, N].
+  """Return a copy of the matrix as float64[N, N].
 
   Raises:
-    ValueError: if it is not square, not finite, or neither its rows nor its
-      columns sum to one.
+    ValueError: if the matrix is not square or not finite, or if neither its
+      rows nor its columns sum to one.
   """
   weights = np.array(matrix, np.float64)
   if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
@@ -179,12 +180,12 @@ def check_stochastic(matrix: np.ndarray) -> np.ndarray:
 
 
 def sums_to_one(matrices: 'np.ndarray | csr_array', axis: int) -> bool:
-  """Whether the sums over an axis of a matrix are 1: rows for 1 or -1."""
+  """Return whether the rows (axis 1 or -1) or columns (axis 0) sum to one."""
   return np.allclose(matrices.sum(axis=axis), 1, rtol=0, atol=1e-6)
 
 
 def check_connected(matrices: Iterable['np.ndarray | csr_array']) -> None:
-  """Raises ValueError unless all replicas reach each other, over all W."""
+  """Raise ValueError unless the union of all W connects all replicas."""
   from scipy.sparse import csr_array
   from scipy.sparse.csgraph import connected_components
 
@@ -194,14 +195,14 @@ def check_connected(matrices: Iterable['np.ndarray | csr_array']) -> None:
     lone = np.flatnonzero(part == part[0]).tolist()
     raise ValueError(
       'the graph of a mixing must connect all replicas both ways, got '
-      f'{count} parts, one of them {lone}; add edges between them'
+      f'{count} parts, one of which is {lone}; add edges between them'
     )
 
 
 def links(weights: 'np.ndarray | csr_array') -> tuple[np.ndarray, np.ndarray]:
-  """Returns (int[E], int[E]), who receives from whom, row after row.
+  """Return (int[E], int[E]), the receivers and senders of all links.
 
-  Those are the entries of W besides the diagonal that are not zero.
+  They are the nonzero entries of W off the diagonal, row by row.
   """
   from scipy.sparse import csr_array
 
@@ -213,7 +214,7 @@ def links(weights: 'np.ndarray | csr_array') -> tuple[np.ndarray, np.ndarray]:
 
 
 def busiest(weights: 'csr_array') -> tuple[int, int]:
-  """Returns the largest numbers of messages that one sends, and receives."""
+  """Return the largest number of messages a replica sends, and receives."""
   to, origin = links(weights)
   sent, received = (
     np.bincount(index, minlength=1).max() for index in (origin, to)
@@ -222,7 +223,7 @@ def busiest(weights: 'csr_array') -> tuple[int, int]:
 
 
 def senders(weights: 'csr_array') -> Senders:
-  """Returns whom each replica waits for: itself, and whom it receives from."""
+  """Return the replicas each one waits for: itself and its senders."""
   n = weights.shape[0]
   row_sizes = np.diff(weights.indptr)
   regular = (row_sizes == row_sizes[0]).all() and weights.data.all()
@@ -241,7 +242,7 @@ def senders(weights: 'csr_array') -> Senders:
 
 
 def entries(weights: 'csr_array', source: np.ndarray) -> np.ndarray:
-  """Returns float64[N], the W_ij of replica i and j = source[i]; 0 for -1."""
+  """Return float64[N], the W_ij of replica i and j = source[i]; 0 for -1."""
   n = len(source)
   weights.sum_duplicates()
   there = np.repeat(np.arange(n), np.diff(weights.indptr)) * n + weights.indices
@@ -252,11 +253,11 @@ def entries(weights: 'csr_array', source: np.ndarray) -> np.ndarray:
 
 
 def permutations(weights: 'np.ndarray | csr_array') -> list[np.ndarray]:
-  """Splits the links of W into partial permutations.
+  """Split the links of W into partial permutations.
 
   Returns:
-    int[N] each: whom replica i receives from, -1 for nobody. Where W looks the
-    same from every replica, these are shifts.
+    A list of int[N]: the sender of replica i, or -1 for none. If W is
+    circulant, they are shifts.
   """
   from scipy.optimize import linear_sum_assignment
 
@@ -286,9 +287,9 @@ def permutations(weights: 'np.ndarray | csr_array') -> list[np.ndarray]:
 
 
 def _filled(unsent: np.ndarray, degree: int) -> np.ndarray:
-  """The links and others that are not used, which make them regular.
+  """Return the links plus unused ones, so that the graph is regular.
 
-  A regular bipartite graph has perfect matchings.
+  A regular bipartite graph has a perfect matching.
   """
   filled = unsent.copy()
   received = filled.sum(axis=0)

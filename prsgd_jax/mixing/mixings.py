@@ -1,8 +1,9 @@
 """WITH WHOM: mixings of the replicas, x_i <- sum_j W_ij x_j.
 
-A mixing knows three things of itself: how to apply W inside the mapped program,
-W as a sparse matrix, and what one application sends. Some have several W, which
-take turns or are drawn by chance. The graphs with names are in `graphs.py`.
+A mixing is three functions: one applies W inside the mapped program, one
+returns W as a sparse matrix, and one counts the bytes sent. A mixing may have
+several W, which alternate or are drawn at random. `graphs` has mixings along
+the edges of a graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,10 +53,9 @@ KEPT = 1024
 
 
 class Message(NamedTuple):
-  """What one replica sends when a payload is mixed once.
+  """Traffic of one replica when a payload is mixed once.
 
-  Where they do not all send the same, what the one that sends most does; of
-  links that are drawn, the expected number.
+  It is the maximum over the replicas, and the expectation over random links.
   """
 
   bytes_sent: float
@@ -64,10 +64,10 @@ class Message(NamedTuple):
 
 
 class Apply(Protocol):
-  """x_i <- sum_j W_ij x_j on a block, leaves `[V, ...]` of floats.
+  """Compute x_i <- sum_j W_ij x_j on a block, floating leaves `[V, ...]`.
 
-  With `decode` the tree holds codes instead, of any dtype, which travel as they
-  are: x_i <- sum_j W_ij decode(code_j).
+  With `decode` the tree holds codes of any dtype. Replicas send the codes:
+  x_i <- sum_j W_ij decode(code_j).
   """
 
   def __call__(
@@ -79,15 +79,16 @@ class Mixing(NamedTuple):
   """A linear combination of the replicas.
 
   Attributes:
-    apply: applies W; of the context it reads `replica`, and where there are
-      several W `shared_key`, or `round`.
-    weights: `num_replicas -> Weights`, the W that `apply` uses, sparse and made
-      when they are asked for; raises `ValueError` where the mixing does not fit
-      that many replicas.
-    message: `(payload_bytes, num_replicas) -> Message`, replicas counted as
-      machines.
-    coded_message: the same for codes, which cannot be added up on the way.
-    random: whether each round draws one of the W; otherwise they take turns.
+    apply: the function that applies W. It reads `replica` of the context, and
+      `shared_key` or `round` if there are several W.
+    weights: `num_replicas -> Weights`, the W that `apply` uses, as lazily made
+      sparse matrices. It raises `ValueError` if the mixing does not fit this
+      number of replicas.
+    message: `(payload_bytes, num_replicas) -> Message`, with each replica
+      counted as one machine.
+    coded_message: `(payload_bytes, num_replicas) -> Message` for codes, which
+      cannot be summed on the way.
+    random: whether each round draws one of the W; otherwise they alternate.
   """
 
   apply: Apply
@@ -97,19 +98,24 @@ class Mixing(NamedTuple):
   random: bool = False
 
   def matrices(self, num_replicas: int) -> np.ndarray:
-    """Returns all W, float64[K, N, N]; in turn, or equally likely if random.
+    """Return all W, float64[K, N, N], in their order of use if not random.
 
     Raises:
-      ValueError: as `weights`, or if the W are too many to list.
+      ValueError: if the mixing does not fit N replicas, or if the W cannot be
+        listed.
     """
     return self.weights(num_replicas).dense()
 
 
 def mean() -> Mixing:
-  """The mean of all replicas: W = 11'/N.
+  """Return the mean of all replicas, W = 11'/N.
 
   The message is a ring all-reduce: 2 (N - 1) / N payloads in 2 (N - 1)
   latencies. Codes are gathered: N - 1 payloads in N - 1 latencies.
+
+  Example:
+    >>> mean().matrices(2)[0].tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
   """
 
   def apply(
@@ -133,18 +139,18 @@ def mean() -> Mixing:
 
 
 def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
-  """A weighted mean of all replicas: W = 1 w' / sum w.
+  """Return a weighted mean of all replicas, W = 1 w' / sum w.
 
-  Every row of W is w' / sum w: all replicas agree afterwards, on a point that
-  is not their mean unless the weights are equal. The message is a ring
-  all-reduce of the weighted models, as that of `mean`.
+  All replicas become equal. With unequal weights, the mean of the replicas
+  changes. The message is a ring all-reduce of the weighted models, with
+  2 (N - 1) / N payloads in 2 (N - 1) latencies.
 
   Args:
-    weights: w, float[N], positive; only their ratios matter.
+    weights: w, float[N], each > 0. Only their ratios matter.
 
   Raises:
     ValueError: if a weight is not a finite number > 0; from `Mixing.weights`,
-      if there is not one for each replica.
+      if the number of weights is not N.
 
   Example:
     >>> weighted_mean([1, 3]).matrices(2)[0].tolist()
@@ -193,15 +199,22 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
 
 
 def group_mean(size: int) -> Mixing:
-  """The mean of each group of `size` consecutive replicas (Hier-AVG's S).
+  """Return the mean of each group of `size` consecutive replicas.
 
-  The message is a ring all-reduce on the links inside a group; that of a group
-  of all replicas is that of `mean`. Codes are gathered inside a group: S - 1
+  The message is a ring all-reduce on the links inside a group, or on global
+  links if the group is all replicas. Codes are gathered inside a group: S - 1
   payloads in S - 1 latencies.
+
+  Args:
+    size: S of Hier-AVG, replicas in a group, >= 1. It must divide N.
 
   Raises:
     ValueError: if `size` is not an integer >= 1; from `Mixing.weights`, if it
       does not divide the number of replicas.
+
+  Example:
+    >>> group_mean(2).matrices(4)[0].tolist()[0]
+    [0.5, 0.5, 0.0, 0.0]
   """
   size = check_positive_int('group_size', size)
 
@@ -230,19 +243,23 @@ def group_mean(size: int) -> Mixing:
 
 
 def dense(matrix: np.ndarray) -> Mixing:
-  """Any matrix W, by gathering all replicas.
+  """Return the mixing by any matrix W, which gathers all replicas.
 
-  The message is a ring all-gather: N - 1 payloads in N - 1 latencies, whatever
-  the zeros of W; `graphs.graph` sends what W needs. Only a doubly stochastic W
-  keeps the mean of the replicas.
+  The message is a ring all-gather: N - 1 payloads in N - 1 latencies, even if W
+  has zeros. `graphs.graph` sends only along the nonzero entries. Only a doubly
+  stochastic W keeps the mean of the replicas.
 
   Args:
-    matrix: float[N, N]; replica i becomes sum_j matrix[i, j] x_j.
+    matrix: W, float[N, N]; replica i becomes sum_j matrix[i, j] x_j.
 
   Raises:
-    ValueError: if the matrix is not square, not finite, or neither its rows nor
-      its columns sum to one; from `Mixing.weights`, if it is not of the number
-      of replicas.
+    ValueError: if the matrix is not square or not finite, or if neither its
+      rows nor its columns sum to one; from `Mixing.weights`, if the matrix is
+      not [N, N].
+
+  Example:
+    >>> dense([[0.75, 0.25], [0.25, 0.75]]).matrices(2)[0].tolist()
+    [[0.75, 0.25], [0.25, 0.75]]
   """
   weights = check_stochastic(matrix)
 
@@ -265,21 +282,21 @@ def dense(matrix: np.ndarray) -> Mixing:
 
 
 def _product(rows: Array, gathered: Array) -> Array:
-  """rows . gathered, `[V, N]` and `[N, ...]`."""
+  """Return rows . gathered, `[V, N]` times `[N, ...]`."""
   return jnp.tensordot(
     rows.astype(gathered.dtype), gathered, 1, precision=lax.Precision.HIGHEST
   )
 
 
 def _combine(rows: Array, gathered: Array) -> Array:
-  """rows . gathered, where a weight of 0 gives 0, whatever it is of."""
+  """Return rows . gathered, in which a weight of 0 always adds 0."""
 
   def one_by_one(rows: Array, gathered: Array) -> Array:
     shape = (len(rows), *gathered.shape[1:])
     zero = jnp.zeros(shape, gathered.dtype)
     return add_weighted(rows, lambda j: gathered[j], zero)
 
-  # A matrix product is the faster one, but 0 times NaN is NaN.
+  # A matrix product is faster, but wrong here, because 0 times NaN is NaN.
   finite = jnp.isfinite(gathered).all()
   return lax.cond(finite, _product, one_by_one, rows, gathered)
 
@@ -289,17 +306,18 @@ def sparse(
   *,
   random: bool = False,
 ) -> Mixing:
-  """Matrices W applied by sending along their non-zero entries alone.
+  """Return the mixing by matrices W that sends only along nonzero entries.
 
-  A round is at most as many messages as a replica has neighbors: the entries
-  of W besides the diagonal are a bipartite graph of receivers and senders,
-  which König's theorem splits into as many partial permutations as its largest
-  degree. Several W are a switch over the static ones.
+  The entries of W off the diagonal are a bipartite graph of receivers and
+  senders. König's theorem splits it into partial permutations, as many as its
+  largest degree. So a round needs no more messages than a replica has
+  neighbors. Several W compile to a switch over static ones.
 
   Args:
-    weights: `num_replicas -> Weights` with a `number`, or -> the W themselves,
+    weights: `num_replicas -> Weights` with a `number`; or `num_replicas -> W`,
       such as float64[K, N, N].
-    random: whether each round draws one of the K, or they take turns.
+    random: whether each round draws one of the K matrices. Otherwise they
+      alternate.
   """
 
   @functools.cache
@@ -337,8 +355,8 @@ def sparse(
 
 
 def draw_turn(key: Array, count: int, shape: tuple[int, ...] = ()) -> Array:
-  """Returns one of 0 .. count - 1, all equally likely."""
-  # int32 whether or not x64 is enabled, or the draws would differ.
+  """Return a uniform draw from 0 .. count - 1."""
+  # int32 always, because the draws would otherwise differ under x64.
   return jax.random.randint(key, shape, 0, count, jnp.int32)
 
 
@@ -348,7 +366,7 @@ def _send_and_add(
   decode: Decode | None,
   tree: ArrayTree,
 ) -> ArrayTree:
-  """sum_j W_ij x_j of this block, one message after the other."""
+  """Return sum_j W_ij x_j of this block, sending one message at a time."""
   unpack = over_block(decode) if decode is not None else lambda tree: tree
 
   def weighted(tree: ArrayTree, present: np.ndarray) -> ArrayTree:
@@ -367,10 +385,10 @@ def _send_and_add(
 def scaled_rows(
   tree: ArrayTree, scale: np.ndarray, replica: Array
 ) -> ArrayTree:
-  """Multiplies what each replica holds by its own number of float64[N].
+  """Multiply the values of each replica by its entry of float64[N].
 
-  Where that is 0 the result is 0, whatever the replica holds: what nobody sent
-  need not be finite once decoded.
+  An entry of 0 always gives 0, because a value that nobody sent may decode to
+  inf or NaN.
   """
   if len(set(scale.tolist())) == 1:
     return jax.tree.map(functools.partial(operator.mul, float(scale[0])), tree)
@@ -391,14 +409,14 @@ def traffic(
   *,
   coded: bool = False,
 ) -> Traffic:
-  """Returns what mixing a payload at each of the steps sends.
+  """Return the traffic of mixing a payload at each of the steps.
 
   Args:
-    mixing: with whom.
-    payload: bytes of one replica's message.
+    mixing: the mixing.
+    payload: bytes of one replica's values or codes.
     num_replicas: N.
     steps: the steps, an integer array.
-    coded: whether the payload is codes, which are not added up on the way.
+    coded: whether the payload is codes, which cannot be summed on the way.
   """
   message = mixing.coded_message if coded else mixing.message
   sent = message(payload, num_replicas)
@@ -431,7 +449,7 @@ def _waits(
 
 
 def _groups(num_replicas: int, size: int) -> Weights:
-  """W of the mean of each group of `size` consecutive replicas."""
+  """Return the W that averages each group of `size` consecutive replicas."""
   return Weights(
     lambda turn: from_groups(np.arange(num_replicas).reshape(-1, size)),
     sums=(True, True),

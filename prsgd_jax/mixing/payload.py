@@ -1,4 +1,4 @@
-"""What of a tree is combined and sent: its floats, in float32 or wider."""
+"""The part of a tree that is sent: its floating leaves, in float32 or wider."""
 
 from collections.abc import Callable
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree
 
-# What has a dtype: on a device, on the host, or described only.
+# Anything with a dtype: an array on a device or the host, or only a shape.
 AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
 
 def mix_inexact(
   mix: Callable[[ArrayTree], ArrayTree], tree: ArrayTree
 ) -> ArrayTree:
-  """Applies `mix` to the floating leaves alone, in float32 or wider.
+  """Apply `mix` to the floating leaves only, in float32 or wider.
 
-  Counters and other integers stay each replica's own; half precision is
-  combined in float32 and cast back, so that a mean does not depend on how the
-  replicas lie on the devices.
+  Counters and other integers are not mixed. Half precision is mixed in float32
+  and cast back, because otherwise a mean would depend on the placement of the
+  replicas on devices.
   """
   leaves, treedef = jax.tree.flatten(tree)
   floats = [i for i, x in enumerate(leaves) if is_inexact(x)]
@@ -30,7 +30,7 @@ def mix_inexact(
 
 
 def payload_bytes(shapes: ArrayTree) -> int:
-  """Bytes of the leaves that `mix_inexact` combines, as they are sent."""
+  """Return the bytes of the leaves that `mix_inexact` mixes, as sent."""
   return sum(
     x.size * wire_dtype(x).itemsize
     for x in jax.tree.leaves(shapes)
@@ -39,14 +39,14 @@ def payload_bytes(shapes: ArrayTree) -> int:
 
 
 def widen(tree: ArrayTree) -> ArrayTree:
-  """Returns the tree with its floating leaves in float32 or wider."""
+  """Return the tree with its floating leaves in float32 or wider."""
   return jax.tree.map(
     lambda x: x.astype(wire_dtype(x)) if is_inexact(x) else x, tree
   )
 
 
 def cast_like(tree: ArrayTree, other: ArrayTree) -> ArrayTree:
-  """Returns the tree with its leaves in the dtypes of another tree's."""
+  """Return the tree with its leaves in the dtypes of another tree's."""
   return jax.tree.map(
     lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, other
   )
@@ -57,6 +57,6 @@ def is_inexact(x: AnyArray) -> bool:
 
 
 def wire_dtype(x: AnyArray) -> np.dtype:
-  # By hand, because JAX may be set not to promote types.
+  # Cast explicitly, because JAX may be configured not to promote types.
   wide = is_inexact(x) and x.dtype.itemsize >= 4
   return np.dtype(x.dtype if wide else np.float32)

@@ -1,10 +1,10 @@
-"""HOW SMALL: compressors of what one replica sends, Q(v).
+"""HOW SMALL: compressors Q(v) of the values that a replica sends.
 
-A compressor turns a tree into codes, a tree of the arrays that travel, and the
-codes into a tree again. It sees one replica's tree (`base.over_block` maps it)
-and works leaf by leaf: a norm, a scale or a share of entries is that of a leaf,
-a "layer" or "bucket" of the papers. Codes are as small as they are counted:
-levels, signs and small floats are packed to the bits that they need.
+A compressor encodes a tree into codes, the arrays that are sent, and decodes
+them into a tree. It works on one replica (`base.over_block` maps it) and leaf
+by leaf: a norm, a scale or a fraction of entries refers to one leaf, which
+papers call a "layer" or "bucket". Codes are as small as the ledger counts them,
+because levels, signs and small floats are packed into bits.
 
 Unbiased, E Q(v) = v: `stochastic_levels` and `ternary`. Contractions,
 E|Q(v) - v|^2 <= (1 - delta)|v|^2, for error feedback and CHOCO: `top_k`,

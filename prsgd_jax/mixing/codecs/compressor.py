@@ -1,4 +1,4 @@
-"""What a compressor is, and what the compressors share."""
+"""The type of a compressor, and the helpers that all compressors share."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,15 +11,14 @@ from prsgd_jax.mixing.payload import wire_dtype
 
 
 class Compressor(NamedTuple):
-  """Q, in two halves: what is sent, and what the receivers make of it.
+  """Compressor Q: `encode` at the sender, `decode` at the receivers.
 
-  Both are deterministic: what is drawn by chance comes from the sender's key.
+  Both are deterministic, because all random numbers come from the sender's key.
 
   Attributes:
-    encode: `(key, tree) -> codes`, a tree of real floating leaves into one of
-      small arrays.
-    decode: `(codes, shapes) -> tree`, where `shapes` has the shapes and dtypes
-      of what was encoded; leaves are float32, or wider where the tree's are.
+    encode: `(key, tree) -> codes`, from real floating leaves to small arrays.
+    decode: `(codes, shapes) -> tree`. `shapes` has the shapes and dtypes of the
+      encoded tree. Leaves are float32, or wider if the encoded leaves are.
   """
 
   encode: Callable[[Array, ArrayTree], ArrayTree]
@@ -27,12 +26,11 @@ class Compressor(NamedTuple):
 
 
 class PackedCode(NamedTuple):
-  """Small whole numbers, and the floats that give them a scale.
+  """Small integers packed into bits, with their scale.
 
   Attributes:
-    planes: uint8[bits, ceil(n / 8)]. Row b has bit b of all entries, so n of
-      them take just n bits.
-    scale: a float, or a table of them.
+    planes: uint8[bits, ceil(n / 8)]. Row b holds bit b of all n entries.
+    scale: the scale as one float, or as a table of floats.
   """
 
   planes: Array
@@ -40,7 +38,13 @@ class PackedCode(NamedTuple):
 
 
 def coded_bytes(compressor: Compressor, shapes: ArrayTree) -> int:
-  """Bytes of the codes of a tree of the given shapes and dtypes."""
+  """Return the bytes of the codes of a tree with given shapes and dtypes.
+
+  Example:
+    >>> import jax.numpy as jnp, prsgd_jax as pr
+    >>> coded_bytes(pr.codecs.signs(), jnp.zeros(80))  # 80 bits and a float
+    14
+  """
   key = jax.random.key(0, impl='threefry2x32')
   codes = jax.eval_shape(lambda tree: compressor.encode(key, tree), shapes)
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(codes))
@@ -50,13 +54,13 @@ def by_leaf(
   encode_leaf: Callable[[Array, Array], ArrayTree],
   decode_leaf: Callable[[Any, jax.ShapeDtypeStruct], Array],
 ) -> Compressor:
-  """Returns a compressor of trees from one of arrays.
+  """Return a compressor of trees, made from a compressor of arrays.
 
   Args:
-    encode_leaf: `(key, x) -> code`, where x is float32 or wider and every leaf
-      has its own key.
-    decode_leaf: `(code, like) -> x`, where `like` has the shape and dtype of
-      what was encoded. The result may have any shape of that size.
+    encode_leaf: `(key, x) -> code`. x is float32 or wider; every leaf gets a
+      different key.
+    decode_leaf: `(code, like) -> x`. `like` has the shape and dtype of the
+      encoded leaf. The result may have any shape of equal size.
   """
 
   def encode(key: Array, tree: ArrayTree) -> ArrayTree:
@@ -83,7 +87,7 @@ def by_vector(
   encode_vector: Callable[[Array, Array], ArrayTree],
   decode_vector: Callable[[Any, jax.ShapeDtypeStruct], Array],
 ) -> Compressor:
-  """Returns a compressor of trees from one of vectors; see `by_leaf`."""
+  """Return a compressor of trees, made from a compressor of vectors."""
 
   def encode_leaf(key: Array, x: Array) -> ArrayTree:
     return encode_vector(key, x.ravel())
@@ -95,29 +99,29 @@ def by_vector(
 
 
 def pack(numbers: Array, bits: int) -> Array:
-  """Whole numbers [n] below 2^bits -> uint8[bits, ceil(n / 8)]."""
+  """Pack integers [n] below 2^bits into uint8[bits, ceil(n / 8)]."""
   shifts = jnp.arange(bits, dtype=jnp.uint32)
   planes = numbers.astype(jnp.uint32)[None] >> shifts[:, None] & 1
   return jnp.packbits(planes.astype(jnp.uint8), axis=-1)
 
 
 def unpack(planes: Array, n: int) -> Array:
-  """The inverse of `pack`, uint32[n]."""
+  """Return the packed integers, uint32[n]; the inverse of `pack`."""
   shifts = jnp.arange(planes.shape[0], dtype=jnp.uint32)
   ones = jnp.unpackbits(planes, axis=-1, count=n).astype(jnp.uint32)
   return (ones << shifts[:, None]).sum(axis=0, dtype=jnp.uint32)
 
 
 def check_compressor(compressor: Any) -> None:
-  """Raises ValueError unless it is a compressor."""
+  """Raise ValueError unless the argument is a compressor."""
   if not isinstance(compressor, Compressor):
     raise ValueError(
-      f'compressor expects one such as pr.codecs.top_k(0.1), got {compressor!r}'
+      f'expected a compressor such as pr.codecs.top_k(0.1), got {compressor!r}'
     )
 
 
 def _check_real(x: Array) -> None:
   if not jnp.issubdtype(x.dtype, jnp.floating):
     raise ValueError(
-      f'a compressor takes trees of real floating leaves, got {x.dtype}'
+      f'a compressor expects trees of real floating leaves, got {x.dtype}'
     )

@@ -1,4 +1,4 @@
-"""CODECS: how a value is encoded, with memory between messages."""
+"""CODECS: compressors with memory between messages, such as error feedback."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,15 +13,16 @@ from prsgd_jax.mixing.codecs import Compressor, check_compressor
 
 
 class Codec(NamedTuple):
-  """How a value travels, seen by one replica, on lists of wide floats.
+  """Encoding of one replica's value, a list of float32 or wider arrays.
 
   Attributes:
-    compressor: encodes at the sender, decodes at each receiver.
+    compressor: the compressor, which encodes at the sender and decodes at each
+      receiver.
     start: `value -> memory`, before the first message.
-    prepare: `(value, memory) -> what is encoded`.
-    finish: `(sent, own, mixed, memory) -> (mixed, own, memory)`. `sent` is what
-      was encoded, `own` is what the others decode of it, `mixed` is what
-      arrived: sum_j W_ij own_j.
+    prepare: `(value, memory) -> sent`, the value to encode.
+    finish: `(sent, own, mixed, memory) -> (mixed, own, memory)`. `own` is the
+      value that the receivers decode from this replica's codes. `mixed` is the
+      received sum_j W_ij own_j.
     one_matrix: whether the memory is valid only for one constant W.
     weighted: whether replicas may have a register `weight`.
   """
@@ -35,10 +36,10 @@ class Codec(NamedTuple):
 
 
 def as_codec(given: Any) -> Codec:
-  """Returns a codec; a compressor becomes one without memory.
+  """Return a codec; a compressor becomes a codec without memory.
 
   Raises:
-    ValueError: if it is neither.
+    ValueError: if the argument is neither a codec nor a compressor.
   """
   if isinstance(given, Codec):
     return given
@@ -52,13 +53,13 @@ def as_codec(given: Any) -> Codec:
 
 
 def feedback(compressor: Compressor, decay: float = 1.0) -> Codec:
-  """Returns the codec that adds the error of each message to the next one.
+  """Return the codec that adds the error of each message to the next one.
 
     sends Q(v + decay e);  e <- v + decay e - Q(v + decay e),  e = 0 initially
 
   Args:
     compressor: Q, a contraction such as `top_k` or `signs`.
-    decay: share of the error that is kept, in [0, 1]; 1 by default.
+    decay: fraction of the error that is kept, in [0, 1]. Default: 1.
 
   Raises:
     ValueError: if an argument has the wrong type or is out of range.
@@ -90,19 +91,20 @@ def feedback(compressor: Compressor, decay: float = 1.0) -> Codec:
 
 
 def difference(compressor: Compressor) -> Codec:
-  """Returns the codec that sends the compressed change since the last message.
+  """Return the codec that sends the compressed change since the last message.
 
     sends q_i = Q(v_i - v'_i);  v'_i <- v'_i + q_i
-    all receive sum_j W_ij v'_j, where v' is what others know of v, 0 initially
+    all receive sum_j W_ij v'_j
 
-  Each replica keeps v'_i and sum_j W_ij v'_j. The sum is right for a constant W
-  only, and without weights; `sync` refuses others.
+  v' is the value of v that the receivers know, 0 initially. Each replica stores
+  v'_i and sum_j W_ij v'_j. The sum is correct only for a constant W without
+  weights, so `sync` rejects any other.
 
   Args:
     compressor: Q, a contraction such as `top_k`.
 
   Raises:
-    ValueError: if `compressor` is not one.
+    ValueError: if `compressor` is not a compressor.
 
   Example:
     >>> import prsgd_jax as pr
@@ -136,17 +138,17 @@ def difference(compressor: Compressor) -> Codec:
 
 
 def among_senders(codec: Compressor | Codec) -> Codec:
-  """Returns the codec that averages each entry over the replicas that sent it.
+  """Return the codec that averages each entry over the replicas that sent it.
 
     all receive sum_j W_ij q_j / sum_j W_ij [q_j != 0], or 0 without a sender
 
-  An entry that few replicas send is averaged over those few, so the other
-  replicas do not shrink it. Each receiver counts the senders in the codes that
-  it decodes, so messages do not grow.
+  An entry that few replicas send is averaged over those few, so that the other
+  replicas do not shrink it. Messages do not grow, because each receiver counts
+  the senders in the codes that it decodes.
 
   Args:
-    codec: how values travel: a sparsifier such as `top_k(0.1)`, or a codec with
-      memory around one. A value sent that is exactly 0 counts as not sent.
+    codec: a sparsifier such as `top_k(0.1)`, or a codec with memory around one.
+      A sent value of exactly 0 counts as not sent.
 
   Raises:
     ValueError: if `codec` is neither a compressor nor a codec.
@@ -183,17 +185,17 @@ def among_senders(codec: Compressor | Codec) -> Codec:
 
 
 def frequencies(codec: Compressor | Codec, *, chunk: int = 64) -> Codec:
-  """Returns the codec that encodes the frequencies of chunks, not the values.
+  """Return the codec that encodes frequencies of chunks in place of values.
 
-  Each leaf is cut into chunks of up to 64 x 64 entries, see `chunks`. The codec
-  receives and remembers the discrete cosine transform of each chunk, stored in
-  place of the chunk. The transform is orthonormal, so an error in the
-  frequencies is as large as the error in the values.
+  Each leaf is cut into chunks of up to 64 x 64 entries, see `chunks`. The inner
+  codec receives and remembers the discrete cosine transform of each chunk,
+  stored in place of the chunk. The transform is orthonormal, so an error has
+  equal norm in the frequencies and in the values.
 
   Args:
-    codec: how the frequencies travel: a compressor such as `chunked_top_k(32)`
-      of the same chunks, or a codec with memory.
-    chunk: the largest side of a chunk, an integer >= 1; 64 by default.
+    codec: the codec of the frequencies: a compressor such as
+      `chunked_top_k(32)` with equal chunks, or a codec with memory.
+    chunk: the largest side of a chunk, an integer >= 1. Default: 64.
 
   Raises:
     ValueError: if an argument has the wrong type or is out of range.

@@ -1,4 +1,4 @@
-"""Quantizers: every entry travels, in few bits."""
+"""Quantizers: compressors that send every entry in few bits."""
 
 from collections.abc import Callable
 
@@ -20,23 +20,28 @@ MAX_LEVELS = 2**15 - 1  # 16 bits with the sign
 
 
 def uncompressed() -> Compressor:
-  """Q(v) = v, in float32 or wider."""
+  """Return the identity, Q(v) = v, in float32 or wider."""
   return by_vector(lambda key, v: v, lambda code, like: code)
 
 
 def stochastic_levels(levels: int) -> Compressor:
-  """QSGD's quantizer: Q(v)_i = |v| sgn(v_i) xi_i, xi_i in {0, 1/s, ..., 1}.
+  """Return QSGD's quantizer, which rounds at random to s levels.
+
+    Q(v)_i = |v| sgn(v_i) xi_i,  xi_i in {0, 1/s, ..., 1}
 
   With l = floor(s |v_i| / |v|), xi_i is (l + 1) / s with probability
-  s |v_i| / |v| - l, else l / s. Unbiased; of an n-vector, E|Q(v) - v|^2 <=
-  min(n / s^2, sqrt(n) / s) |v|^2. An entry takes ceil(log2(2 s + 1)) bits; the
-  paper goes on to code them at variable lengths, which arrays have not.
+  s |v_i| / |v| - l, else l / s. Q is unbiased. For an n-vector,
+  E|Q(v) - v|^2 <= min(n / s^2, sqrt(n) / s) |v|^2. An entry takes
+  ceil(log2(2 s + 1)) bits.
 
   Args:
-    levels: s, positive levels.
+    levels: s, the number of positive levels, in 1 .. 32767.
 
   Raises:
-    ValueError: if `levels` is not an integer in [1, 32767].
+    ValueError: if `levels` is not an integer in 1 .. 32767.
+
+  Differences from the paper:
+    The paper adds variable-length coding, which fixed-size arrays do not allow.
 
   Reference:
     Alistarh, Grubic, Li, Tomioka, Vojnovic 2017, QSGD: communication-efficient
@@ -52,10 +57,15 @@ def stochastic_levels(levels: int) -> Compressor:
 
 
 def ternary() -> Compressor:
-  """TernGrad's quantizer: Q(v)_i = s sgn(v_i) b_i, P(b_i = 1) = |v_i| / s.
+  """Return TernGrad's quantizer, which rounds at random to -s, 0 or s.
 
-  s = max|v|. Unbiased, two bits an entry. It is `stochastic_levels(1)` with the
-  largest entry for the norm, without the paper's clipping and sharing of s.
+    Q(v)_i = s sgn(v_i) b_i,  P(b_i = 1) = |v_i| / s,  s = max|v|
+
+  Q is unbiased and takes two bits per entry. It is `stochastic_levels(1)` with
+  the largest entry in place of the norm.
+
+  Differences from the paper:
+    The gradient is not clipped, and replicas do not share s.
 
   Reference:
     Wen, Xu, Yan, Wu, Wang, Chen, Li 2017, TernGrad: ternary gradients to reduce
@@ -65,7 +75,7 @@ def ternary() -> Compressor:
 
 
 def _levels_of(levels: int, norm: Callable[[Array], Array]) -> Compressor:
-  """Stochastic rounding of v / norm(v) to multiples of 1 / levels."""
+  """Return the quantizer that rounds v / norm(v) to multiples of 1 / levels."""
   bits = (2 * levels).bit_length()
 
   def encode(key: Array, v: Array) -> PackedCode:
@@ -73,7 +83,7 @@ def _levels_of(levels: int, norm: Callable[[Array], Array]) -> Compressor:
     share = levels * (jnp.abs(v) / jnp.where(scale > 0, scale, 1))
     below = jnp.floor(share)
     up = jax.random.uniform(key, v.shape, v.dtype) < share - below
-    # A lone entry over its own norm can be 1 and a bit.
+    # Clipped, because rounding errors may make an entry exceed the norm.
     level = jnp.minimum(below + up.astype(v.dtype), levels).astype(jnp.int32)
     signed = jnp.where(v < 0, levels - level, levels + level)
     return PackedCode(pack(signed, bits), scale)
@@ -86,9 +96,10 @@ def _levels_of(levels: int, norm: Callable[[Array], Array]) -> Compressor:
 
 
 def signs() -> Compressor:
-  """Scaled signs: Q(v) = mean|v| sgn(v), one bit an entry, sgn(0) = 1.
+  """Return scaled signs, Q(v) = mean|v| sgn(v) with sgn(0) = 1.
 
-  |Q(v) - v|^2 = |v|^2 - (sum|v_i|)^2 / n: a contraction, not unbiased.
+  An entry takes one bit. Q is a contraction, |Q(v) - v|^2 =
+  |v|^2 - (sum|v_i|)^2 / n, and not unbiased.
 
   Reference:
     Karimireddy, Rebjock, Stich, Jaggi 2019, Error feedback fixes signSGD and
@@ -108,7 +119,10 @@ def signs() -> Compressor:
 
 
 def bare_signs() -> Compressor:
-  """Q(v) = sgn(v) without a scale, one bit an entry, sgn(0) = 1."""
+  """Return signs without a scale, Q(v) = sgn(v) with sgn(0) = 1.
+
+  An entry takes one bit.
+  """
 
   def decode(planes: Array, like: jax.ShapeDtypeStruct) -> Array:
     return jnp.where(unpack(planes, like.size) > 0, 1.0, -1.0)
@@ -117,10 +131,10 @@ def bare_signs() -> Compressor:
 
 
 def e3m0() -> Compressor:
-  """Returns the 4-bit floats of a sign and three exponent bits.
+  """Return 4-bit floats with a sign and three exponent bits.
 
   Q(v)_i is the nearest of 0 and +-s 2^-e, e = 0 .. 6, with s = max|v| of a
-  leaf: `small_float(3, 0)`.
+  leaf. It is `small_float(3, 0)`.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -132,25 +146,25 @@ def e3m0() -> Compressor:
   Reference:
     Douillard et al. 2025, Streaming DiLoCo with overlapping communication
     (arXiv 2501.18512), which sends outer gradients as E3M0 and adds them in
-    float32. How the paper rounds, scales and codes zero was not verified.
+    float32. Not verified in the paper: rounding, scale, and the code of zero.
   """
   return small_float(3, 0)
 
 
 def small_float(exponent_bits: int, mantissa_bits: int) -> Compressor:
-  """Floats of a few bits: a sign, an exponent, a mantissa; a scale by leaf.
+  """Return floats of a few bits, with one scale per leaf.
 
     Q(v)_i = s sgn(v_i) r(|v_i| / s),  s = max|v|
 
-  r rounds to the nearest of the numbers that the bits can express, in value; a
-  number in the middle goes up. As in IEEE 754 the smallest exponent has no
-  leading one, so that zero can be expressed; there is no infinity, and the
-  largest number is 1. With E and M bits these are 2^e (1 + m / 2^M) and 2^e' m
-  / 2^M, multiplied by one constant. An entry takes 1 + E + M bits.
+  r rounds to the nearest number that the bits can express; ties round up. As in
+  IEEE 754, the smallest exponent has no leading one, so that zero can be
+  expressed. Infinity does not exist, and the largest number is 1. With E and M
+  bits the numbers are 2^e (1 + m / 2^M) and 2^e' m / 2^M, multiplied by one
+  constant. An entry takes 1 + E + M bits.
 
   Args:
-    exponent_bits: E, an integer >= 1.
-    mantissa_bits: M, an integer >= 0. E + M is at most 7.
+    exponent_bits: E, bits of the exponent, >= 1.
+    mantissa_bits: M, bits of the mantissa, >= 0. E + M is at most 7.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -166,8 +180,8 @@ def small_float(exponent_bits: int, mantissa_bits: int) -> Compressor:
   check_step('mantissa_bits', mantissa_bits)
   if exponent_bits + mantissa_bits > 7:
     raise ValueError(
-      'exponent_bits + mantissa_bits must be <= 7, so that a number fits a '
-      f'byte, got {exponent_bits} + {mantissa_bits}'
+      'exponent_bits + mantissa_bits must be <= 7, so that a number fits into '
+      f'a byte, got {exponent_bits} + {mantissa_bits}'
     )
   table = _magnitudes(exponent_bits, mantissa_bits)
   middles = (table[1:] + table[:-1]) / 2
@@ -190,7 +204,7 @@ def small_float(exponent_bits: int, mantissa_bits: int) -> Compressor:
 
 
 def _magnitudes(exponent_bits: int, mantissa_bits: int) -> np.ndarray:
-  """The numbers >= 0 that the bits express, ascending; the largest is 1."""
+  """Return the numbers >= 0 that the bits express, ascending up to 1."""
   exponent, mantissa = np.divmod(
     np.arange(2 ** (exponent_bits + mantissa_bits)), 2**mantissa_bits
   )
@@ -201,20 +215,20 @@ def _magnitudes(exponent_bits: int, mantissa_bits: int) -> np.ndarray:
 
 
 def bin_means(bins: int = 4, *, sigmas: float = 6.0) -> Compressor:
-  """Sorts entries into a few equal bins and sends the mean of each bin.
+  """Return the quantizer that replaces each entry by the mean of its bin.
 
     b_i = clip(round((v_i - mean v) / w) + bins // 2, 0, bins - 1)
     Q(v)_i = mean of all v_j with b_j = b_i,  w = sigmas std(v) / bins
 
-  std divides by n - 1. An entry takes ceil(log2(bins)) bits, and a leaf the
-  means of its bins. It is made for the values that `chunked_top_k` keeps, which
-  are far from zero: with an even number of bins one of them has zero in its
-  middle, and small values of both signs become one number.
+  std divides by n - 1. An entry takes ceil(log2(bins)) bits, and a leaf also
+  sends the means of its bins. Use it for the values that `chunked_top_k` keeps,
+  which are far from zero. With an even number of bins, zero is in the middle of
+  a bin, so that small values of both signs become one number.
 
   Args:
-    bins: their number, an integer in [2, 256]; 4 by default.
-    sigmas: width of all bins together, in standard deviations, > 0; 6 by
-      default. The outer bins have no outer end.
+    bins: the number of bins, an integer in 2 .. 256. Default: 4.
+    sigmas: the width of all bins together, in standard deviations, > 0. The
+      outer bins extend to infinity. Default: 6.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -245,7 +259,7 @@ def bin_means(bins: int = 4, *, sigmas: float = 6.0) -> Compressor:
     total = jnp.zeros(bins, v.dtype).at[bin_of].add(v)
     count = jnp.zeros(bins, v.dtype).at[bin_of].add(1)
     means = total / jnp.maximum(count, 1)
-    # No integer is NaN, so the means have to show that one was there.
+    # Propagate NaN through the means, because integers cannot be NaN.
     means = jnp.where(jnp.isfinite(std), means, jnp.nan)
     return PackedCode(pack(bin_of, (bins - 1).bit_length()), means)
 

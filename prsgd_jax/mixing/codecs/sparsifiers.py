@@ -1,4 +1,4 @@
-"""Sparsifiers: a few entries travel, with their places."""
+"""Sparsifiers: compressors that send a few entries and their positions."""
 
 from typing import Any, NamedTuple
 
@@ -20,11 +20,11 @@ from prsgd_jax.mixing.codecs.compressor import (
 
 
 class SparseCode(NamedTuple):
-  """The entries kept.
+  """Code of the kept entries.
 
   Attributes:
-    values: [k], or their codes.
-    places: uint16[k], uint32[k], or packed to the bits that they need.
+    values: [k], the kept entries, or their codes.
+    places: their positions, uint16[k], uint32[k], or packed into bits.
   """
 
   values: ArrayTree
@@ -32,10 +32,11 @@ class SparseCode(NamedTuple):
 
 
 class SeededCode(NamedTuple):
-  """The entries kept, values [k], and what their places are drawn from again.
+  """Code of entries at random positions.
 
   Attributes:
-    seed: uint32[2].
+    values: [k], the kept entries.
+    seed: uint32[2], from which the receiver draws the positions again.
   """
 
   values: Array
@@ -43,20 +44,21 @@ class SeededCode(NamedTuple):
 
 
 def top_k(fraction: float, values: Compressor | None = None) -> Compressor:
-  """The k entries of largest |v_i|, the others 0.
+  """Return the compressor that keeps the k entries of largest |v_i|.
 
-  k is `fraction` of a leaf's n, rounded, and at least 1; of equal entries the
-  first are taken. |Q(v) - v|^2 <= (1 - k / n)|v|^2 if the entries are kept as
-  they are. An entry kept costs its value and its place, two bytes in leaves of
-  up to 65536 entries, else four.
+  All other entries become 0. k is `fraction` of the n entries of a leaf,
+  rounded, and at least 1. Among equal entries the first are kept. If the kept
+  values are not compressed, |Q(v) - v|^2 <= (1 - k / n)|v|^2. A kept entry
+  costs its value and its position: two bytes in leaves of up to 65536 entries,
+  otherwise four.
 
   Args:
-    fraction: the share of entries kept, in (0, 1].
-    values: a compressor of the entries kept, such as `signs()`; they are kept
-      as they are by default.
+    fraction: the fraction of entries to keep, in (0, 1].
+    values: a compressor of the kept values, such as `signs()`. Default: none,
+      they are sent as floats.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -87,21 +89,22 @@ def top_k(fraction: float, values: Compressor | None = None) -> Compressor:
 def chunked_top_k(
   num_kept: int = 64, *, chunk: int = 64, values: Compressor | None = None
 ) -> Compressor:
-  """The k entries of largest |v_i| in each chunk of a leaf, the others 0.
+  """Return the compressor that keeps the k largest |v_i| of each chunk.
 
-  Leaves are cut into chunks of up to 64 x 64 = 4096 entries, see `chunks`. A
-  place takes the bits that a chunk needs, 12 for 4096 entries. So a leaf of any
-  size is coded at one cost per chunk, and all of its parts send something.
+  All other entries become 0. Leaves are cut into chunks of up to
+  64 x 64 = 4096 entries, see `chunks`. A position takes only the bits that the
+  chunk size requires, 12 for 4096 entries. So the cost per chunk does not
+  depend on the size of the leaf, and every part of a leaf sends something.
 
   Args:
-    num_kept: k of a chunk, an integer >= 1; smaller chunks are kept whole. 64
-      by default.
-    chunk: the largest side of a chunk, an integer >= 1; 64 by default.
-    values: a compressor of all entries kept in a leaf, such as `bin_means()`;
-      they are kept as they are by default.
+    num_kept: k, entries to keep in a chunk, >= 1. Smaller chunks are kept
+      whole. Default: 64.
+    chunk: the largest side of a chunk, an integer >= 1. Default: 64.
+    values: a compressor of all kept values of a leaf, such as `bin_means()`.
+      Default: none, they are sent as floats.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -144,14 +147,15 @@ def chunked_top_k(
 
 
 def random_k(fraction: float) -> Compressor:
-  """k entries drawn by chance as they are, the others 0.
+  """Return the compressor that keeps k random entries.
 
-  k as in `top_k`. E|Q(v) - v|^2 = (1 - k / n)|v|^2; n / k times it would be
-  unbiased. The places are not sent but the eight bytes they are drawn from, by
-  leaf: the receiver draws them again.
+  All other entries become 0. k is `fraction` of the n entries of a leaf,
+  rounded, and at least 1. E|Q(v) - v|^2 = (1 - k / n)|v|^2; multiplied by
+  n / k, Q would be unbiased. Each leaf sends a seed of eight bytes in place of
+  the positions, which the receiver draws again.
 
   Args:
-    fraction: the share of entries kept, in (0, 1].
+    fraction: the fraction of entries to keep, in (0, 1].
 
   Raises:
     ValueError: if `fraction` is not in (0, 1].
@@ -175,13 +179,18 @@ def random_k(fraction: float) -> Compressor:
 
 
 def drawn_places(seed: Array, n: int, k: int) -> Array:
-  """k different places among n, int32[k], from uint32[2]."""
+  """Return k distinct random positions among n, int32[k], from uint32[2]."""
   key = jax.random.wrap_key_data(seed, impl='threefry2x32')
   return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))[:k]
 
 
 def num_kept(fraction: float, n: int) -> int:
-  """k of `fraction` of n entries: rounded, and at least 1 if there are any."""
+  """Return k: `fraction` of n entries, rounded, and at least 1 if n > 0.
+
+  Example:
+    >>> num_kept(0.1, 25), num_kept(0.1, 3), num_kept(0.1, 0)
+    (2, 1, 0)
+  """
   return min(n, max(1, round(fraction * n)))
 
 

@@ -1,4 +1,8 @@
-"""WITH WHOM: mixings along the edges of a graph of replicas."""
+"""WITH WHOM: mixings along the edges of a graph of replicas.
+
+`fixed` has named graphs, `random_graphs` those drawn in each round, and
+`base_graphs` the graphs that average exactly in a few rounds.
+"""
 
 from prsgd_jax.mixing.graphs.base_graphs import (
   base_graph,

@@ -1,7 +1,7 @@
-"""WITH WHOM, exactly in a few rounds: Base-(k+1) graphs, for any number.
+"""WITH WHOM: Base-(k+1) graphs, which average any N exactly in a few rounds.
 
-A round is a list of edges (i, j, weight); a replica keeps the weight that its
-edges leave.
+A round is a list of edges (i, j, weight). A replica keeps the rest of the
+weight for itself.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ Round = list[tuple[int, int, float]]
 
 
 def base_graph(max_degree: int = 1) -> Mixing:
-  """The Base-(k+1) graph: the exact mean by turns, for any number of replicas.
+  """Return the Base-(k+1) graph, whose rounds together give the exact mean.
 
-  A few sparse symmetric matrices take turns, whose product is 11'/N. Each
-  replica has at most k neighbors in a round, and there are at most
-  2 log_{k+1} N + 2 rounds. `one_peer_exponential` is exact only for a power of
-  two.
+  A few sparse symmetric matrices alternate; their product is 11'/N, for any N.
+  Each replica has at most k neighbors in a round. The number of rounds is at
+  most 2 log_{k+1} N + 2. (`one_peer_exponential` is exact only if N is a power
+  of two.)
 
   Args:
-    max_degree: k, the largest number of neighbors in a round.
+    max_degree: k, the maximum number of neighbors in a round, >= 1. Default: 1.
 
   Raises:
     ValueError: if `max_degree` is not an integer >= 1.
@@ -45,9 +45,8 @@ def base_graph(max_degree: int = 1) -> Mixing:
     Takezawa, Sato, Bao, Niwa, Yamada 2023, Beyond exponential graph:
     communication-efficient topologies for decentralized learning via
     finite-time convergence (arXiv 2305.11420), Algorithms 2 and 3 (read in the
-    authors' code; the numbers were not verified). Differs from the authors'
-    code where that averages replicas that are equal already, and are left alone
-    here.
+    authors' code; their numbers were not verified). The authors' code also
+    averages replicas that are already equal, which is skipped here.
   """
   k = check_positive_int('max_degree', max_degree)
 
@@ -59,11 +58,11 @@ def base_graph(max_degree: int = 1) -> Mixing:
 
 
 def base_rounds(num_replicas: int, k: int) -> list[Round]:
-  """Returns the edges of each round.
+  """Return the edges of each round.
 
-  With N = p q, where the primes of p are at most k + 1 and those of q are not,
-  it is the mean within p sets of q replicas, and then across them; or that of
-  all N at once, if that has fewer rounds.
+  Write N = p q, where the prime factors of p are at most k + 1 and the prime
+  factors of q are larger. Average inside p sets of q replicas and then across
+  the sets; or average all N at once, if this takes fewer rounds.
   """
   p = math.prod(_factors(num_replicas, k))
   sets = np.arange(num_replicas).reshape(p, -1)
@@ -75,10 +74,10 @@ def base_rounds(num_replicas: int, k: int) -> list[Round]:
 
 
 def _hypercube(nodes: np.ndarray, k: int) -> list[Round]:
-  """The mean of n nodes, if no prime of n is above k + 1.
+  """Return rounds that average n nodes, if no prime of n is above k + 1.
 
-  n is a product of factors up to k + 1; in each round those that differ in the
-  digit of one factor take their mean.
+  n is a product of factors up to k + 1. Each round belongs to one factor and
+  averages the nodes that differ only in its digit.
   """
   rounds, stride = [], 1
   for factor in _factors(len(nodes), k):
@@ -95,13 +94,13 @@ def _hypercube(nodes: np.ndarray, k: int) -> list[Round]:
 
 
 def _simple(nodes: np.ndarray, k: int) -> list[Round]:
-  """The mean of any number of nodes: the Simple Base-(k+1) graph.
+  """Return rounds that average any number of nodes: Simple Base-(k+1) graph.
 
-  The nodes are cut into parts of a (k + 1)^p, a <= k, by the digits of their
-  number. Each part takes its mean. Then, part after part, every block of
-  (k + 1)^p nodes trades with all nodes of the smaller parts, one against one,
-  with such a weight that the block's mean becomes that of all. And then each
-  block takes its mean, the first one for the longest time.
+  The digits of the number of nodes cut them into parts of a (k + 1)^p nodes,
+  a <= k. First, each part averages. Then, one part at a time, every block of
+  (k + 1)^p nodes trades one to one with all nodes of the smaller parts. The
+  weight is chosen so that the mean of the block becomes the mean of all.
+  Finally each block averages; the first block takes the most rounds.
   """
   n = len(nodes)
   if math.prod(_factors(n, k)) == n:
@@ -114,7 +113,7 @@ def _simple(nodes: np.ndarray, k: int) -> list[Round]:
   for t in range(1 + len(blocks[0])):
     edges = _trades(parts[t], parts[t + 1 :]) if t < last else []
     for i, inside in enumerate(blocks):
-      # A part trades in its own round and in those before it.
+      # A part trades in its own round and in all earlier ones.
       done = t - min(i + 1, last)
       if done >= 0 and inside:
         edges = [*edges, *inside[done % len(inside)]]
@@ -123,7 +122,7 @@ def _simple(nodes: np.ndarray, k: int) -> list[Round]:
 
 
 def _trades(part: np.ndarray, smaller: list[np.ndarray]) -> Round:
-  """Each node of the smaller parts with one of each block of this part."""
+  """Return edges from each node of smaller parts to one node per block."""
   others = np.concatenate([rest.ravel() for rest in smaller])
   share = part.size / (part.size + len(others)) / len(part)
   return [
@@ -134,7 +133,7 @@ def _trades(part: np.ndarray, smaller: list[np.ndarray]) -> Round:
 
 
 def _parts(nodes: np.ndarray, k: int) -> Iterator[np.ndarray]:
-  """int[a, (k + 1)^p] for each digit a > 0 of their number, largest first."""
+  """Yield int[a, (k + 1)^p] for each digit a > 0 of n, largest first."""
   size = 1
   while size * (k + 1) <= len(nodes):
     size *= k + 1
@@ -150,7 +149,7 @@ def _parts(nodes: np.ndarray, k: int) -> Iterator[np.ndarray]:
 def _merged(
   graphs: list[list[Round]], length: int | None = None
 ) -> list[Round]:
-  """Rounds of several graphs at once; a shorter graph begins again."""
+  """Return the rounds of several graphs at once; shorter graphs repeat."""
   length = max(map(len, graphs), default=0) if length is None else length
   return [
     [edge for rounds in graphs if rounds for edge in rounds[t % len(rounds)]]
@@ -159,7 +158,7 @@ def _merged(
 
 
 def _factors(n: int, k: int) -> list[int]:
-  """Factors of n from 2 to k + 1, smallest first, until none is left in it."""
+  """Return the factors of n from 2 to k + 1, smallest first, with repeats."""
   factors = []
   for factor in range(k + 1, 1, -1):
     while n % factor == 0:
@@ -169,7 +168,7 @@ def _factors(n: int, k: int) -> list[int]:
 
 
 def _matrix(num_replicas: int, edges: Round) -> 'csr_array':
-  """W of a round: the weights of its edges, and what they leave."""
+  """Return the W of a round: the weights of its edges, the rest diagonal."""
   index = np.arange(num_replicas)
   i, j = np.array([edge[:2] for edge in edges], int).reshape(-1, 2).T
   to, origin = np.concatenate([i, j]), np.concatenate([j, i])

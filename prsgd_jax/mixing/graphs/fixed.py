@@ -1,10 +1,9 @@
-"""WITH WHOM, by name: mixings along the edges of a graph of replicas.
+"""WITH WHOM: named graphs of replicas.
 
 Undirected graphs have Metropolis-Hastings weights, symmetric and doubly
 stochastic: W_ij = 1 / (1 + max(d_i, d_j)) on an edge, the rest on the diagonal.
-Each sends along its edges alone. Static ones are the same in every round; the
-others have several matrices, which take turns. Those that are drawn by chance
-are in `random_graphs.py`, exact ones for any number in `base_graphs.py`.
+Replicas send only along edges. `one_peer_exponential` alternates between
+several matrices; all other graphs use one matrix in every round.
 """
 
 from collections.abc import Callable
@@ -35,16 +34,22 @@ if TYPE_CHECKING:
 
 
 def graph(graph: 'nx.Graph | np.ndarray') -> Mixing:
-  """Any static graph: a networkx graph, or the matrix W itself.
+  """Return the mixing along the edges of any static graph.
 
   Args:
-    graph: an undirected graph whose nodes, in their order, are the replicas
-      (Metropolis-Hastings weights), or float[N, N] with the caller's weights.
+    graph: an undirected networkx graph, whose nodes are the replicas in order,
+      for Metropolis-Hastings weights; or the matrix W, float[N, N].
 
   Raises:
-    ValueError: if the matrix is not square, not finite, or neither its rows nor
-      its columns sum to one; if the graph is directed or does not connect all
-      replicas; from `Mixing.weights`, if it is not of the number of replicas.
+    ValueError: if the graph is directed or not connected; if the matrix is not
+      square or not finite, or if neither its rows nor its columns sum to one;
+      from `Mixing.weights`, if the number of nodes is not N.
+
+  Example:
+    >>> import networkx as nx, prsgd_jax as pr
+    >>> path = pr.graphs.graph(nx.path_graph(2))
+    >>> path.matrices(2)[0].tolist()
+    [[0.5, 0.5], [0.5, 0.5]]
   """
   from scipy.sparse import csr_array
 
@@ -60,13 +65,20 @@ def graph(graph: 'nx.Graph | np.ndarray') -> Mixing:
 
 
 def metropolis_hastings(graph: 'nx.Graph') -> np.ndarray:
-  """W of an undirected graph, float64[N, N]: symmetric, doubly stochastic.
+  """Return the Metropolis-Hastings matrix W of an undirected graph.
 
-  Loops are left out, and parallel edges count once. The graph need not connect
-  all replicas, as that of `pr.graphs.graph` must.
+  Loops are ignored, and parallel edges count once. The graph may be
+  disconnected, unlike in `pr.graphs.graph`.
+
+  Args:
+    graph: an undirected networkx graph without edge weights.
+
+  Returns:
+    W, float64[N, N], symmetric and doubly stochastic.
 
   Raises:
-    ValueError: if the graph is none, is directed, has weights or no node.
+    ValueError: if `graph` is not a graph, or if it is directed, has edge
+      weights or has no nodes.
 
   Example:
     >>> import networkx as nx
@@ -94,7 +106,7 @@ def _metropolis_hastings(graph: 'nx.Graph') -> 'csr_array':
 
 
 def undirected_links(graph: 'nx.Graph') -> tuple[np.ndarray, np.ndarray]:
-  """Returns (int[2 E], int[2 E]), each edge both ways, without loops."""
+  """Return (int[2 E], int[2 E]), the ends of each edge in both directions."""
   index = {node: i for i, node in enumerate(graph)}
   edges = {frozenset((index[u], index[v])) for u, v in graph.edges() if u != v}
   both = np.array(sorted(map(sorted, edges)), int).reshape(-1, 2)
@@ -102,12 +114,20 @@ def undirected_links(graph: 'nx.Graph') -> tuple[np.ndarray, np.ndarray]:
 
 
 def ring(self_weight: float = 1 / 3) -> Mixing:
-  """Each replica with its two neighbors on a ring.
+  """Return the ring, on which each replica has two neighbors.
 
-  W_ii = w and W_i,i±1 = (1 - w) / 2; the two neighbors of N = 2 are one.
+  W_ii = w and W_i,i±1 = (1 - w) / 2. For N = 2 both neighbors are one replica.
+
+  Args:
+    self_weight: w, the weight of the replica itself, in [0, 1). Default: 1/3.
 
   Raises:
     ValueError: if `self_weight` is not in [0, 1).
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.ring(0.5).matrices(4)[0].tolist()[0]
+    [0.5, 0.25, 0.0, 0.25]
   """
   self_weight = check_number(
     'self_weight', self_weight, lambda x: 0 <= x < 1, 'in [0, 1)'
@@ -117,9 +137,9 @@ def ring(self_weight: float = 1 / 3) -> Mixing:
 
 
 def exponential() -> Mixing:
-  """The static exponential graph: replica i takes from i - 1, i - 2, i - 4, ...
+  """Return the static exponential graph, with senders i - 1, i - 2, i - 4, ...
 
-  Equal weights; directed, doubly stochastic, log2 N messages.
+  It is directed and doubly stochastic, with equal weights and log2 N messages.
 
   Reference:
     Ying, Yuan, Chen, Hu, Pan, Yin 2021, Exponential graph is provably efficient
@@ -135,10 +155,11 @@ def exponential() -> Mixing:
 
 
 def torus(num_rows: int | None = None) -> Mixing:
-  """A grid closed in both directions; four neighbors each.
+  """Return the torus: a periodic grid, on which each replica has 4 neighbors.
 
   Args:
-    num_rows: the height; the divisor of N next below its root if None.
+    num_rows: the number of rows, a divisor of N. Default: the largest divisor
+      of N that is at most sqrt(N).
 
   Raises:
     ValueError: from `Mixing.weights`, if `num_rows` does not divide N.
@@ -162,7 +183,9 @@ def torus(num_rows: int | None = None) -> Mixing:
 
 
 def hypercube() -> Mixing:
-  """Neighbors differ in one binary digit of their index: log2 N each.
+  """Return the hypercube, on which each replica has log2 N neighbors.
+
+  Neighbors differ in one binary digit of their index.
 
   Raises:
     ValueError: from `Mixing.weights`, if N is not a power of two.
@@ -173,7 +196,8 @@ def hypercube() -> Mixing:
 
     if num_replicas & (num_replicas - 1):
       raise ValueError(
-        f'a hypercube has a power of two of replicas, got {num_replicas}'
+        f'a hypercube requires 2^k replicas, got {num_replicas}; use a power '
+        'of two'
       )
     edges = [
       (i, i ^ bit) for i in range(num_replicas) for bit in _hops(num_replicas)
@@ -186,7 +210,7 @@ def hypercube() -> Mixing:
 
 
 def star() -> Mixing:
-  """Replica 0 with every other one, which have no other neighbor."""
+  """Return the star, on which all replicas neighbor replica 0 only."""
 
   def make(num_replicas: int) -> 'nx.Graph':
     import networkx as nx
@@ -197,9 +221,9 @@ def star() -> Mixing:
 
 
 def complete() -> Mixing:
-  """Each replica with every other one: the mean, by N - 1 messages.
+  """Return the complete graph: the mean, by N - 1 messages.
 
-  What `mean` does with fewer bytes; it is here to compare with.
+  Use it only for comparison, because `mean` sends fewer bytes.
   """
 
   def make(num_replicas: int) -> 'nx.Graph':
@@ -211,11 +235,15 @@ def complete() -> Mixing:
 
 
 def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
-  """A random graph that is drawn once, each edge by itself.
+  """Return a random graph, drawn once with independent edges.
+
+  Args:
+    edge_probability: the probability of each edge, in (0, 1].
+    seed: the seed of the graph, an integer in 0 .. 2^32 - 1. Default: 0.
 
   Raises:
-    ValueError: if the probability is not in (0, 1] or the seed not an integer;
-      from `Mixing.weights`, if the graph that the seed gives is not connected.
+    ValueError: if an argument is out of range; from `Mixing.weights`, if the
+      drawn graph is not connected.
   """
   edge_probability = check_fraction('edge_probability', edge_probability)
   seed = check_seed('seed', seed)
@@ -226,7 +254,7 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
     made = nx.gnp_random_graph(num_replicas, edge_probability, seed=seed)
     if not nx.is_connected(made):
       raise ValueError(
-        f'the random graph of seed {seed} with edge probability '
+        f'the random graph with seed={seed} and edge_probability='
         f'{edge_probability} does not connect the {num_replicas} replicas; '
         'try another seed or a higher probability'
       )
@@ -236,10 +264,12 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
 
 
 def one_peer_exponential() -> Mixing:
-  """One neighbor a round: x_i <- (x_i + x_{i - 2^k}) / 2, k by turns.
+  """Return the one-peer exponential graph, with one neighbor in each round.
 
-  k = 0, 1, ... up to the last 2^k below N, and again from 0. For N a power of
-  two, log2 N rounds are exactly the mean of all.
+    x_i <- (x_i + x_{i - 2^k}) / 2
+
+  k cycles through 0, 1, ... up to the largest 2^k below N. If N is a power of
+  two, log2 N rounds give exactly the mean of all replicas.
 
   Reference:
     Ying, Yuan, Chen, Hu, Pan, Yin 2021, Exponential graph is provably efficient
@@ -257,15 +287,15 @@ def check_graph(graph: 'nx.Graph') -> None:
   if not isinstance(graph, nx.Graph) or graph.is_directed():
     raise ValueError(
       'graph must be an undirected networkx graph, got '
-      f'{type(graph).__name__}; of directed links give the matrix to '
+      f'{type(graph).__name__}; for directed links pass the matrix W to '
       'pr.graphs.graph'
     )
   if not len(graph):
     raise ValueError('graph must have at least one node, got none')
   if any('weight' in data for _, _, data in graph.edges(data=True)):
     raise ValueError(
-      'graph must have edges without weights, which get those of '
-      'Metropolis-Hastings; to use your own give the matrix W to '
+      'graph must have no edge weights, because its weights are those of '
+      'Metropolis-Hastings; to use your own pass the matrix W to '
       'pr.graphs.graph'
     )
 
@@ -282,7 +312,7 @@ def _static(make: Callable[[int], 'nx.Graph']) -> Mixing:
 def _circulants(
   shifts: Callable[[int], list[dict[int, float]]],
 ) -> Mixing:
-  """Graphs that look alike from every replica, each as shift -> weight."""
+  """Return the mixing of circulant graphs, each a dict shift -> weight."""
   return sparse(lambda n: [circulant(n, each) for each in shifts(n)])
 
 
@@ -291,5 +321,5 @@ def _half(k: int) -> dict[int, float]:
 
 
 def _hops(num_replicas: int) -> list[int]:
-  """1, 2, 4, ... below N."""
+  """Return 1, 2, 4, ... below N."""
   return [2**k for k in range((num_replicas - 1).bit_length())]

@@ -1,6 +1,6 @@
-"""WITH WHOM, by chance: mixings that draw new links in each round.
+"""WITH WHOM: random graphs, which draw new links in each round.
 
-All replicas draw alike, with the key that they share.
+All replicas draw equal links, because they use the shared key.
 """
 
 import operator
@@ -37,28 +37,28 @@ if TYPE_CHECKING:
 
 
 def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
-  """Random pairs, each of which takes its mean; every pair equally likely.
+  """Return the mixing that averages random pairs of replicas.
 
-  One of a few matchings is drawn in each round with the key that all replicas
-  share: of the N - 1 perfect ones of the circle method or, with a graph, of the
-  color classes of its edges, in which some replicas may be left alone. This is
-  how DPSGD's "random neighbor" is read here by default: doubly stochastic, one
-  model sent.
+  Each round draws one of a few matchings: one of the N - 1 perfect matchings of
+  the circle method; or, with a graph, one of the color classes of its edges, in
+  which some replicas may have no partner. All pairs are equally likely. It is
+  the default reading of DPSGD's "random neighbor": W is doubly stochastic, and
+  a replica sends one model.
 
   Args:
-    graph: the pairs there may be, undirected, its nodes in their order the
-      replicas; any two if None.
+    graph: an undirected networkx graph of the allowed pairs, whose nodes are
+      the replicas in order. Default: all pairs.
 
   Raises:
-    ValueError: if the graph is none, is directed or does not connect all
-      replicas; from `Mixing.weights`, if it is not of the number of replicas,
-      or that is odd and there is no graph.
+    ValueError: if `graph` is not a graph, is directed or is not connected; from
+      `Mixing.weights`, if the number of nodes is not N, or if N is odd and no
+      graph is given.
 
   Reference:
     Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
     dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433). The paper does not say more of how neighbors
-    are drawn than that they are random.
+    descent (arXiv 2112.01433). The paper does not state how the random
+    neighbors are drawn.
   """
   if graph is not None:
     check_graph(graph)
@@ -72,16 +72,16 @@ def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
     if not jax.tree.leaves(tree):
       return tree
     n = collectives.num_replicas(tree)
-    weights(n)  # checks that it is even
+    weights(n)  # raises if n is odd
     turn = draw_turn(context.shared_key, n - 1)
     return _mean_of_two(tree, collectives.meet(tree, turn), decode)
 
   def weights(num_replicas: int) -> Weights:
     if num_replicas % 2:
       raise ValueError(
-        'random_matching needs an even number of replicas, got '
-        f'{num_replicas}; give it networkx.complete_graph({num_replicas}), '
-        'which leaves one replica alone in each round, or use '
+        'random_matching requires an even number of replicas, got '
+        f'{num_replicas}; pass networkx.complete_graph({num_replicas}), '
+        'which leaves one replica without a partner in each round, or use '
         'pr.graphs.random_neighbor()'
       )
     index = np.arange(num_replicas)
@@ -95,7 +95,10 @@ def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
 
 
 def edge_colors(graph: 'nx.Graph') -> list[np.ndarray]:
-  """Matchings that have each edge once, as partners: oneself for nobody."""
+  """Return matchings that cover each edge once, as int[N] of partners.
+
+  A replica without a partner is its own partner.
+  """
   import networkx as nx
 
   index = {node: i for i, node in enumerate(graph)}
@@ -110,11 +113,13 @@ def edge_colors(graph: 'nx.Graph') -> list[np.ndarray]:
 
 
 def random_neighbor() -> Mixing:
-  """x_i <- (x_i + x_{i - k}) / 2 with k in 1 .. N - 1 drawn for all in a round.
+  """Return the mixing with one random shift k for all replicas in a round.
 
-  Each replica's neighbor is uniform among the others, and is not in turn mixed
-  with it. Each sends one model, and the mean is kept. In
-  `independent_neighbors` each replica draws its own.
+    x_i <- (x_i + x_{i - k}) / 2,  k uniform in 1 .. N - 1
+
+  The neighbor of a replica is uniform among the other replicas, and does not
+  average with it in return. A replica sends one model, and the mean is kept.
+  With `independent_neighbors` each replica draws its own neighbor.
   """
 
   def apply(
@@ -140,17 +145,19 @@ def random_neighbor() -> Mixing:
 
 
 def independent_neighbors() -> Mixing:
-  """x_i <- (x_i + x_{j(i)}) / 2, each replica drawing its own neighbor j(i).
+  """Return the mixing in which each replica draws its own random neighbor.
 
-  j(i) is uniform among the others, and not in turn mixed with i. The rows of W
-  sum to 1, but not its columns: replicas that several others draw weigh more,
-  and the mean is kept in expectation only. This is the other reading of DPSGD's
-  "random neighbor" (see `random_matching`).
+    x_i <- (x_i + x_{j(i)}) / 2,  j(i) uniform among the other replicas
 
-  Who is drawn by whom is not known beforehand, so that across devices all
-  models are gathered. The message is the ring all-gather: N - 1 payloads in
-  N - 1 latencies, which is also the most that one replica may be asked for. In
-  the modeled time a replica waits for its own neighbor only.
+  j(i) does not average with i in return. The rows of W sum to 1, but the
+  columns do not: a replica that several replicas draw has more weight. So the
+  mean is kept only in expectation. It is another reading of DPSGD's "random
+  neighbor" (see `random_matching`).
+
+  All models are gathered, because the draws are not known in advance. The
+  message is a ring all-gather, N - 1 payloads in N - 1 latencies, which is also
+  the most that one replica may have to send. In the modeled time a replica
+  waits only for its own neighbor.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -160,7 +167,7 @@ def independent_neighbors() -> Mixing:
   Reference:
     Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
     dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433), which does not say how neighbors are drawn.
+    descent (arXiv 2112.01433), which does not state how neighbors are drawn.
   """
 
   def apply(
@@ -171,7 +178,7 @@ def independent_neighbors() -> Mixing:
     n = collectives.num_replicas(tree)
     if n == 1:
       return _mean_of_two(tree, tree, decode)
-    # All draw for all: across devices a replica cannot ask first.
+    # Draw the neighbors of all replicas, because a replica cannot ask for one.
     further = draw_turn(context.shared_key, n - 1, (n,))[context.replica]
     neighbor = (context.replica + 1 + further) % n
     everyone = collectives.all_gather(tree)
@@ -209,27 +216,27 @@ def _one_payload(payload_bytes: float, num_replicas: int) -> Message:
 
 
 def matcha(graph: 'nx.Graph', *, budget: float = 0.5) -> Mixing:
-  """MATCHA: each matching of a graph is active with probability p in a round.
+  """Return MATCHA, which activates each matching of a graph at random.
 
     W = I - alpha sum_j b_j L_j,  b_j = 1 with probability p, otherwise 0
 
-  L_j is the Laplacian of the j-th of M disjoint matchings that make up the
-  graph; alpha makes the spectral norm of E[W'W] - 11'/N smallest, which is the
-  factor by which a round reduces E |x - xbar|^2. W is symmetric and doubly
-  stochastic. With p = 1 it is I - alpha L in every round.
+  L_j is the Laplacian of the j-th of M disjoint matchings, whose union is the
+  graph. alpha minimizes the spectral norm of E[W'W] - 11'/N, the factor by
+  which a round reduces E |x - xbar|^2. W is symmetric and doubly stochastic.
+  With p = 1 it is I - alpha L in every round.
 
-  The message is the expected one: p times the neighbors of the replica that
-  has most, and p M latencies.
+  The message is an expectation: p times the maximum degree, in p M latencies.
 
   Args:
-    graph: the edges there may be, undirected, its nodes in their order the
-      replicas.
-    budget: p, in (0, 1], the expected share of matchings that are active.
+    graph: an undirected networkx graph of the allowed edges, whose nodes are
+      the replicas in order.
+    budget: p, the expected fraction of active matchings, in (0, 1]. Default:
+      0.5.
 
   Raises:
-    ValueError: if the budget is not in (0, 1]; if the graph is none, is
-      directed, has fewer than two nodes or does not connect them; from
-      `Mixing.weights`, if it is not of the number of replicas.
+    ValueError: if `budget` is not in (0, 1]; if `graph` is not a graph, is
+      directed, is not connected or has fewer than two nodes; from
+      `Mixing.weights`, if the number of nodes is not N.
 
   Example:
     >>> import networkx as nx, prsgd_jax as pr
@@ -239,14 +246,14 @@ def matcha(graph: 'nx.Graph', *, budget: float = 0.5) -> Mixing:
 
   Reference:
     Wang, Sahu, Yang, Joshi, Kar 2019, MATCHA: speeding up decentralized SGD via
-    matching decomposition sampling (arXiv 1905.09435). There the probabilities
-    are optimized within the budget; here they are equal. The matchings are
-    those of a greedy coloring, which may be more than the paper's.
+    matching decomposition sampling (arXiv 1905.09435). The paper optimizes the
+    probabilities within the budget; here they are equal. The matchings come
+    from a greedy coloring, which may need more of them than the paper.
   """
   budget = check_fraction('budget', budget)
   check_graph(graph)
   if len(graph) < 2:
-    raise ValueError(f'graph must have two nodes or more, got {len(graph)}')
+    raise ValueError(f'graph must have at least two nodes, got {len(graph)}')
   matchings = np.array(edge_colors(graph))
   laplacians = [_laplacian(partner) for partner in matchings]
   whole = sum(laplacians[1:], start=laplacians[0])
@@ -271,13 +278,13 @@ def matcha(graph: 'nx.Graph', *, budget: float = 0.5) -> Mixing:
   of_all = of_size([whole])
 
   def weights(num_replicas: int) -> Weights:
-    of_all(num_replicas)  # checks the number
+    of_all(num_replicas)  # raises if the graph has another number of nodes
     return Weights(matrix, 2**num_matchings, draw, sums=(True, True))
 
   def apply(
     tree: ArrayTree, context: Context, decode: Decode | None = None
   ) -> ArrayTree:
-    # float32 whether or not x64 is enabled, or the draws would differ.
+    # float32 always, because the draws would otherwise differ under x64.
     uniform = jax.random.uniform(
       context.shared_key, (num_matchings,), jnp.float32
     )
@@ -311,12 +318,12 @@ def matcha(graph: 'nx.Graph', *, budget: float = 0.5) -> Mixing:
 
 
 def best_alpha(laplacian: np.ndarray, budget: float) -> float:
-  """Returns the alpha of the smallest spectral norm of E[W'W] - 11'/N.
+  """Return the alpha that minimizes the spectral norm of E[W'W] - 11'/N.
 
-  With E[W'W] = I - 2 alpha p L + alpha^2 (p^2 L^2 + 2 p (1 - p) L) it is the
-  larger one of two parabolas in alpha, those of the smallest eigenvalue of L
-  besides 0 and of the largest. It is smallest where they meet, or at the
-  minimum of the first if that comes before.
+  E[W'W] = I - 2 alpha p L + alpha^2 (p^2 L^2 + 2 p (1 - p) L), so the norm is
+  the maximum of two parabolas in alpha: those for the smallest nonzero and the
+  largest eigenvalue of L. The minimum is where the parabolas meet, or at the
+  minimum of the first parabola if that comes earlier.
   """
   low, high = np.linalg.eigvalsh(laplacian)[[1, -1]]
   rest = 1 - budget
@@ -325,7 +332,7 @@ def best_alpha(laplacian: np.ndarray, budget: float) -> float:
 
 
 def _laplacian(partner: np.ndarray) -> 'csr_array':
-  """That of a matching, which has oneself for nobody."""
+  """Return the Laplacian of a matching; i is its own partner for none."""
   index = np.arange(len(partner))
   met = np.flatnonzero(partner != index)
   return from_links(
@@ -337,7 +344,7 @@ def _laplacian(partner: np.ndarray) -> 'csr_array':
 
 
 def _step(alpha: float, laplacians: list['csr_array']) -> 'csr_array':
-  """I - alpha sum_j L_j."""
+  """Return I - alpha sum_j L_j."""
   from scipy.sparse import csr_array, eye_array
 
   total = sum(laplacians[1:], start=laplacians[0])
