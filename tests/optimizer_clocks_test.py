@@ -96,7 +96,7 @@ OWN = {
   ),
   'multi_steps_of_a_schedule': (
     lambda s: multi_steps(optax.sgd(s), lambda update: 1 + update % 2),
-    'MultiSteps accumulates a number of gradients that changes',
+    'MultiSteps accumulates a varying number of gradients',
   ),
   'experimental': (
     lambda s: aggregating.process(

@@ -1,7 +1,7 @@
-"""What an algorithm costs: rounds, bytes and modeled time.
+"""The cost of an algorithm: rounds, bytes and modeled time.
 
-`counting` has the ledger, `network` the machines and links on which time is
-modeled, `clocks` a clock for each replica.
+`counting` adds up the costs. `network` describes the machines and links of the
+modeled time. `clocks` simulates one clock per replica.
 """
 
 from prsgd_jax.ledger.counting import (

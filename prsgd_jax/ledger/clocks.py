@@ -1,9 +1,9 @@
-"""The modeled time of a run: a clock for each replica.
+"""The modeled time of a run: one clock per replica.
 
-A replica's gradients move its clock on, and a communication lasts from when the
-last of those whose message a replica waits for has begun it. A mean waits for
-the slowest replica, gossip for the neighbors. Nothing overlaps: in order A an
-implementation may send while it computes, which is not counted in its favor.
+Gradients advance the clock of a replica. A communication starts when the last
+replica that it waits for arrives: a mean waits for the slowest replica, gossip
+for the neighbors. Computation and communication do not overlap, although an
+implementation of order A could send while it computes.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,14 +17,15 @@ from prsgd_jax.ledger.network import Network
 
 
 class Clock(NamedTuple):
-  """The times of the replicas after some steps.
+  """Times of the replicas after some steps.
 
   Attributes:
-    times: float64[N], when each replica is done with them.
-    apart: whether replicas were ever out of step with one another. Until then
-      nobody waits, and the links of random graphs need not be drawn.
-    jitter, draw: the generators of slow steps and of random graphs. Two of
-      them: all algorithms meet the same slow steps.
+    times: float64[N], seconds at which each replica has finished.
+    apart: whether the times ever differed. Until then no replica waits, so the
+      links of random graphs need not be drawn.
+    jitter: the generator of slow steps. It is separate from `draw`, so that all
+      algorithms have equal slow steps.
+    draw: the generator of random graphs.
   """
 
   times: np.ndarray
@@ -34,16 +35,16 @@ class Clock(NamedTuple):
 
 
 class Block(NamedTuple):
-  """What is done in a few consecutive steps.
+  """Costs of a few consecutive steps.
 
   Attributes:
     size: b, the number of steps.
-    costs: in the order in which they are done, those of the first block: their
-      arrays are not read.
-    active: for each `Work` bool[b, N].
-    counts: for each cost how many replicas take a gradient at each step, or
-      whether it fires; [b], zeros where the data decide.
-    turns: for each cost what the counts of all steps before add up to.
+    costs: the costs of the first block, in the order of execution. Their arrays
+      are not read.
+    active: bool[b, N] for each `Work`, the replicas that take a gradient.
+    counts: [b] for each cost: the number of gradients at each step, or whether
+      the cost fires; zeros for data-dependent communication.
+    turns: for each cost, the sum of its counts over all earlier steps.
   """
 
   size: int
@@ -54,7 +55,7 @@ class Block(NamedTuple):
 
 
 def start(network: Network, num_replicas: int) -> Clock:
-  """Returns the clock before the first step."""
+  """Return the clock before the first step."""
   return Clock(
     np.zeros(num_replicas),
     False,
@@ -69,22 +70,22 @@ def advance(
   network: Network,
   earlier: Callable[[], Iterator[Block]],
 ) -> tuple[Clock, np.ndarray]:
-  """Moves the clock over a block of steps.
+  """Move the clock over a block of steps.
 
   Args:
-    clock: before the block; it stays as it is.
-    block: of b steps.
-    network: the machines.
-    earlier: iterates over all blocks before this one.
+    clock: the clock before the block, which is not modified.
+    block: b steps.
+    network: the machines and links.
+    earlier: returns an iterator over all earlier blocks.
 
   Returns:
     The clock after the block, and float64[b], the time of the last replica
-    after each step. Both are bitwise the same however the steps are cut into
-    blocks.
+    after each step. Neither depends on how the steps are cut into blocks, bit
+    for bit.
   """
   if not clock.apart and _in_step(block, network, len(clock.times)):
     return _together(clock, block, network)
-  # Generators change as they draw; those of the clock given stay as they are.
+  # Copied, because generators change when they draw.
   jitter, draw = copy.deepcopy((clock.jitter, clock.draw))
   if not clock.apart:
     for before in earlier():
@@ -94,7 +95,7 @@ def advance(
 
 
 def _in_step(block: Block, network: Network, num_replicas: int) -> bool:
-  """Whether all replicas have the same time at every step of the block."""
+  """Return whether all replicas have equal times throughout the block."""
   if not block.active:
     return True
   return (
@@ -119,7 +120,7 @@ def _together(
   ):
     once = pace if isinstance(cost, Work) else network.seconds(cost)
     lasts[:, i] = np.where(count, once, 0.0)
-  # From the time before, in the order in which a loop over the steps adds.
+  # Add in the order of a loop over the steps, because sums must be bit-equal.
   whole = np.concatenate([clock.times[:1], lasts.ravel()])
   ends = np.cumsum(whole)[1:].reshape(lasts.shape)[:, -1]
   return clock._replace(times=np.full(num_replicas, ends[-1])), ends
@@ -128,7 +129,7 @@ def _together(
 def _apart(
   clock: Clock, block: Block, network: Network
 ) -> tuple[Clock, np.ndarray]:
-  """As `_together`, of replicas that wait for one another."""
+  """Advance replicas that wait for each other; see `_together`."""
   num_work = len(block.active)
   lasts = _lasts(block.active, network, clock.jitter)
   ends = np.empty(block.size)
@@ -140,7 +141,7 @@ def _apart(
   ]
 
   def work(until: int) -> None:
-    """Does the gradients up to that row, of `num_work` rows a step."""
+    """Do the gradients up to a row; a step has `num_work` rows."""
     nonlocal times, done
     if until == done:
       return
@@ -163,7 +164,7 @@ def _apart(
 
 
 def _rounds(block: Block) -> Iterator[tuple[int, int, Traffic]]:
-  """(step of the block, number of the cost, cost) of rounds in their order."""
+  """Yield (step in the block, index of the cost, cost) of the rounds."""
   fires = np.zeros((block.size, len(block.costs)), bool)
   traffic = {}
   for i, cost in enumerate(block.costs):
@@ -174,7 +175,7 @@ def _rounds(block: Block) -> Iterator[tuple[int, int, Traffic]]:
 
 
 def _draw_links(block: Block, draw: np.random.Generator) -> None:
-  """Draws what the rounds of a block draw where somebody waits."""
+  """Draw the links of a block, to keep the generator in its sequence."""
   turns = list(block.turns)
   for _, i, cost in _rounds(block):
     if callable(cost.waits):
@@ -185,7 +186,7 @@ def _draw_links(block: Block, draw: np.random.Generator) -> None:
 def _lasts(
   active: list[np.ndarray], network: Network, jitter: np.random.Generator
 ) -> np.ndarray:
-  """float64[b * W, N], how long each of W gradients a step takes a replica."""
+  """Return float64[b * W, N], seconds of each of the W gradients per step."""
   num_steps, num_replicas = active[0].shape
   shape = (num_steps, len(active), num_replicas)
   lasts = np.broadcast_to(network.pace(num_replicas), shape)
@@ -199,7 +200,7 @@ def _lasts(
 def _wait(
   times: np.ndarray, sent: Traffic, turn: int, draw: np.random.Generator
 ) -> np.ndarray:
-  """When each replica and all that it waits for have come so far."""
+  """Return when each replica and all its senders have arrived."""
   if sent.waits == 1:
     return times
   if isinstance(sent.waits, int):

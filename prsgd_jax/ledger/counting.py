@@ -1,14 +1,13 @@
-"""Rounds, bytes and modeled time of an algorithm, from the objects that run.
+"""Rounds, bytes and modeled time of an algorithm, from the stages that run.
 
-Replicas are counted as machines, however many share a device. A ring all-reduce
-of P bytes over n replicas sends 2 (n - 1) / n P per replica in 2 (n - 1)
-latencies; gathering sends (n - 1) P; a neighbor costs P. Bytes are those of
-the floating leaves as they are sent, at least four for each number, or those of
-the codes.
+Each replica counts as one machine, even if several share a device. A ring
+all-reduce of P bytes over n replicas sends 2 (n - 1) / n P per replica in
+2 (n - 1) latencies. Gathering sends (n - 1) P, and a message to a neighbor P.
+Bytes are those of the floating leaves as sent, at least four per number, or
+those of the codes.
 
-Time is that of a model, not measured: see `clocks`. `account` gives the totals
-after every step of a run. A `meter` gives them one after the other, in memory
-that does not grow with the run.
+Time is modeled, not measured; see `clocks`. `account` returns the totals after
+every step of a run. A `meter` returns them one at a time, in constant memory.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -30,30 +29,31 @@ from prsgd_jax.checks import check_step
 from prsgd_jax.ledger import clocks
 from prsgd_jax.ledger.network import NETWORK, Network
 
-# Numbers that are held at once, one for each replica and step: of the costs,
-# and of the times, which stay in a processor's cache.
+# Numbers in memory at once, one per replica and step. HELD is for costs; TIMED
+# is for times, and is smaller because they should fit into the cache.
 HELD = 2**22
 TIMED = 2**17
-# Steps of which the costs are asked first. Each further span is as long as all
-# before it, so that no more is asked than was done.
+# Steps in the first span of costs. Each later span is as long as all spans
+# before it, so that the work is proportional to the steps done.
 FIRST = 2**12
-# Steps that stand for a long run where the share of working replicas is asked.
+# Number of steps sampled from a long run to estimate the working share.
 SAMPLED = 2**14
 
 
 class Account(NamedTuple):
-  """What one replica has spent after t steps, t = 0 .. num_steps.
+  """Cost of one replica after t steps, t = 0 .. num_steps.
 
-  What the data decide is not in the totals: `with_decided` adds it.
+  Data-dependent communication is not included; `with_decided` adds it.
 
   Attributes:
-    gradients: int64[num_steps + 1], those of all replicas together.
-    rounds: int64[num_steps + 1], communications.
-    bytes_sent: float64[num_steps + 1].
-    bytes_by_tier: tier -> float64[num_steps + 1]; they add up to `bytes_sent`.
-    seconds: float64[num_steps + 1], modeled: when the last replica is done.
-    decided: what a round costs that the data decide, (tier, bytes, seconds)
-      for each stage that has such, in the order of the chain.
+    gradients: int64[num_steps + 1], gradients of all replicas together.
+    rounds: int64[num_steps + 1], number of communications.
+    bytes_sent: float64[num_steps + 1], bytes that one replica sends.
+    bytes_by_tier: tier -> float64[num_steps + 1], which add up to `bytes_sent`.
+    seconds: float64[num_steps + 1], modeled time at which the last replica has
+      finished.
+    decided: (tier, bytes, seconds) of one data-dependent round, for each stage
+      that has such rounds, in the order of the chain.
   """
 
   gradients: np.ndarray
@@ -65,13 +65,14 @@ class Account(NamedTuple):
 
 
 class Spent(NamedTuple):
-  """What one replica has spent so far.
+  """Cost of one replica so far.
 
   Attributes:
-    gradients: those of all replicas together.
-    rounds: communications.
-    bytes_sent: bytes, in all and by tier.
-    seconds: modeled, when the last replica is done.
+    gradients: gradients of all replicas together.
+    rounds: number of communications.
+    bytes_sent: bytes that one replica has sent.
+    bytes_by_tier: tier -> bytes, which add up to `bytes_sent`.
+    seconds: modeled time at which the last replica has finished.
   """
 
   gradients: int
@@ -82,12 +83,12 @@ class Spent(NamedTuple):
 
 
 class Position(NamedTuple):
-  """Where a meter is.
+  """Position of a meter.
 
   Attributes:
-    step: steps done.
-    counts: for each cost the gradients of all replicas, or the rounds.
-    clock: of the replicas.
+    step: number of steps done.
+    counts: for each cost, the gradients of all replicas, or the rounds.
+    clock: the clock of the replicas.
   """
 
   step: int
@@ -96,18 +97,17 @@ class Position(NamedTuple):
 
 
 class Meter(NamedTuple):
-  """The running totals of a run: pure functions of a position.
+  """Running totals of a run, as pure functions of a position.
 
   Attributes:
     init: `() -> Position`, before the first step.
-    advance: `(position, step) -> Position`, after that many steps. Raises
-      ValueError if they are fewer than those of the position, or more than the
-      run has.
+    advance: `(position, step) -> Position`, after `step` steps. It raises
+      ValueError if `step` is before the position or after the end of the run.
     spent: `(position, algorithm_state=()) -> Spent`. With the state of the
-      algorithm at that step it includes the rounds that the data decided. Their
-      time is that of the messages: how long replicas waited for them is not
-      known.
-    decided: as in `Account`.
+      algorithm at this step, data-dependent rounds are included. Their time is
+      only the time of the messages, because waiting times are unknown.
+    decided: (tier, bytes, seconds) of one data-dependent round, for each stage
+      that has such rounds, in the order of the chain.
   """
 
   init: Callable[[], Position]
@@ -123,19 +123,20 @@ def meter(
   num_steps: int,
   network: Network = NETWORK,
 ) -> Meter:
-  """Returns the running totals of what the stages of an algorithm spend.
+  """Return a meter of the running cost of an algorithm.
 
-  To make it and to advance it to a step cost no more for a longer run.
+  Its memory, and the time to advance it to a step, do not depend on the length
+  of the run.
 
   Args:
-    algorithm: the chain that runs.
+    algorithm: the algorithm.
     shapes: one replica's shapes (`train_state.replica_shapes`).
-    num_replicas: N.
-    num_steps: T, the length of the run.
-    network: for the modeled time.
+    num_replicas: N, >= 1.
+    num_steps: T, the length of the run in steps.
+    network: the machines and links of the modeled time. Default: `Network()`.
 
   Raises:
-    ValueError: if the network is not one of that many replicas.
+    ValueError: if the network does not fit N replicas.
 
   Example:
     >>> import jax, numpy as np, optax, prsgd_jax as pr
@@ -151,8 +152,8 @@ def meter(
   def advance(position: Position, step: int) -> Position:
     if not position.step <= step <= num_steps:
       raise ValueError(
-        f'step must be in {position.step} .. {num_steps}, between the steps '
-        f'done and those of the run, got {step}'
+        f'step must be in {position.step} .. {num_steps}, from the steps done '
+        f'to the end of the run, got {step}'
       )
     for after, _, _ in _walk(run, position, step):
       position = after
@@ -173,7 +174,7 @@ def meter(
 
 
 def spent_at(meter: Meter, steps: Iterable[int]) -> Iterator[Spent]:
-  """Iterates over what was spent after some numbers of steps, ascending."""
+  """Yield the cost after each of the given numbers of steps, ascending."""
   position = meter.init()
   for step in steps:
     position = meter.advance(position, step)
@@ -187,20 +188,27 @@ def account(
   num_steps: int,
   network: Network = NETWORK,
 ) -> Account:
-  """Adds up what the stages of an algorithm spend.
+  """Return the cost of an algorithm after every step of a run.
 
   Args:
-    algorithm: the chain that runs.
+    algorithm: the algorithm.
     shapes: one replica's shapes (`train_state.replica_shapes`).
-    num_replicas: N.
-    num_steps: T, the length of the run.
-    network: for the modeled time.
+    num_replicas: N, >= 1.
+    num_steps: T, the length of the run in steps.
+    network: the machines and links of the modeled time. Default: `Network()`.
 
   Returns:
-    Running totals, whose entry t is what was spent in the first t steps.
+    Running totals; entry t is the cost of the first t steps.
 
   Raises:
-    ValueError: if the network is not one of that many replicas.
+    ValueError: if the network does not fit N replicas.
+
+  Example:
+    >>> import jax, numpy as np, optax, prsgd_jax as pr
+    >>> shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    >>> algorithm = pr.k_avg(optax.sgd(0.1), period=4)
+    >>> pr.ledger.account(algorithm, shapes, 8, num_steps=10).rounds[-1].item()
+    2
   """
   run = _run(algorithm, shapes, num_replicas, num_steps, network)
   start = _start(run)
@@ -229,17 +237,17 @@ def working_share(
   num_replicas: int,
   num_steps: int,
 ) -> float:
-  """Returns the share of replicas that take a gradient, a mean over the steps.
+  """Return the average fraction of replicas that take a gradient in a step.
 
-  It is exact for runs of up to 2^14 steps. A longer one is sampled there, with
-  an error of at most 0.5% (one standard deviation), and none where all replicas
-  always work.
+  It is exact for runs of up to 2^14 steps. A longer run is sampled at 2^14
+  steps. The standard error is then at most 0.5%, and 0 if all replicas always
+  work.
 
   Args:
-    algorithm: the chain that runs.
+    algorithm: the algorithm.
     shapes: one replica's shapes (`train_state.replica_shapes`).
-    num_replicas: N.
-    num_steps: T, the length of the run.
+    num_replicas: N, >= 1.
+    num_steps: T, the length of the run in steps.
   """
   steps = np.arange(min(num_steps, SAMPLED))
   if num_steps > SAMPLED:
@@ -250,14 +258,14 @@ def working_share(
 
 
 class _Run(NamedTuple):
-  """The costs of a run, asked for in spans of steps.
+  """Costs of a run, computed in spans of steps.
 
   Attributes:
-    costs: of the first span.
-    costs_of: (first, stop) of a span -> its costs.
+    costs: the costs of the first span.
+    costs_of: `(first, stop) -> costs` of a span.
     num_replicas: N.
     num_steps: T.
-    network: the machines.
+    network: the machines and links.
   """
 
   costs: tuple[Cost, ...]
@@ -277,7 +285,7 @@ def _run(
   network.check(num_replicas)
   check_step('num_steps', num_steps)
 
-  # A pure function, of which the span where a run is need not be asked twice.
+  # Cached, because a run stays in one span for many steps.
   @functools.lru_cache(1)
   def costs_of(first: int, stop: int) -> tuple[Cost, ...]:
     return algorithm.cost(shapes, num_replicas, np.arange(first, stop))
@@ -287,9 +295,10 @@ def _run(
 
 
 def _span(step: int, num_replicas: int, num_steps: int) -> tuple[int, int]:
-  """(first, stop) of the span of steps in which a step is.
+  """Return (first, stop) of the span that contains a step.
 
-  FIRST steps, then as many as before, and in the end HELD / N.
+  Spans have FIRST steps at first, then as many steps as all earlier spans
+  together, and at most HELD / N steps.
   """
   longest = max(HELD // num_replicas, 1)
   size = min(FIRST, longest)
@@ -310,7 +319,7 @@ def _start(run: _Run) -> Position:
 def _walk(
   run: _Run, position: Position, stop: int
 ) -> Iterator[tuple[Position, list[np.ndarray], np.ndarray]]:
-  """(position, counts, seconds) after each block of steps."""
+  """Yield (position, counts, seconds) after each block of steps."""
 
   def before() -> Iterator[clocks.Block]:
     return _blocks(run, 0, position.step, _start(run).counts)
@@ -330,7 +339,7 @@ def _sum(before: int, counts: np.ndarray) -> int:
 def _blocks(
   run: _Run, first: int, stop: int, turns: tuple[int, ...]
 ) -> Iterator[clocks.Block]:
-  """The steps from `first` to `stop`, as many at once as TIMED allows."""
+  """Yield the steps from `first` to `stop` in blocks that TIMED allows."""
   work = sum(isinstance(cost, Work) for cost in run.costs)
   size = max(TIMED // (run.num_replicas * max(work, 1)), 1)
   while first < stop:
@@ -346,10 +355,10 @@ def _blocks(
 
 
 def _count(cost: Cost, part: slice, size: int) -> np.ndarray:
-  """How many replicas work, or whether a round is, at each step of a part."""
+  """Return the number of gradients, or of rounds, at each step of a part."""
   if isinstance(cost, Work):
     active = cost.active[part]
-    if active.all():  # the common case, and much faster
+    if active.all():  # a shortcut, because this case is common
       return np.full(size, active.shape[1])
     return active.sum(axis=1)
   return np.zeros(size, bool) if cost.fires is None else cost.fires[part]
@@ -358,7 +367,7 @@ def _count(cost: Cost, part: slice, size: int) -> np.ndarray:
 def _totals(
   costs: tuple[Cost, ...], counts: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
-  """(gradients, rounds, bytes by tier), from a number or an array by cost."""
+  """Return (gradients, rounds, bytes by tier) from the counts by cost."""
   gradients: Any = 0
   rounds: Any = 0
   by_tier: dict[str, Any] = {}
@@ -383,13 +392,16 @@ def _decided(run: _Run) -> tuple[tuple[str, float, float], ...]:
 def with_decided(
   spent: Account, step: int, algorithm_state: ArrayTree
 ) -> Spent:
-  """What was spent after so many steps, with the rounds that the data decided.
+  """Return the cost after some steps, including data-dependent rounds.
+
+  The time of data-dependent rounds is only the time of their messages, because
+  waiting times are unknown.
 
   Args:
     spent: the account of the run.
-    step: steps done.
-    algorithm_state: of the train state then; the rounds are in it. Their time
-      is that of the messages: how long replicas waited for them is not known.
+    step: the number of steps done.
+    algorithm_state: the state of the algorithm after these steps, which counts
+      the data-dependent rounds.
   """
   by_tier = {
     tier: float(sent[step]) for tier, sent in spent.bytes_by_tier.items()
@@ -420,7 +432,7 @@ def _plus_decided(
   rounds, seconds = known.rounds, known.seconds
   for count, (tier, size, lasts) in zip(counts, decided, strict=True):
     if not size:
-      continue  # of one replica
+      continue  # one replica sends nothing
     rounds += count
     by_tier[tier] = by_tier.get(tier, 0.0) + count * size
     seconds += count * lasts

@@ -9,33 +9,38 @@ from prsgd_jax.base import Traffic
 from prsgd_jax.checks import check_number, check_step
 
 TIERS = ('global', 'group', 'neighbor')
-# Times and rates stay within these, so that no sum over a run overflows.
+# Limits of times and rates, so that no sum over a run overflows.
 MOST = 1e100
 LEAST = 1e-100
 
 
 class Link(NamedTuple):
-  """The links of a tier: seconds for a message, and bytes per second."""
+  """Links of a tier.
+
+  Attributes:
+    latency: seconds per message, >= 0.
+    bandwidth: bytes per second, > 0.
+  """
 
   latency: float
   bandwidth: float
 
 
-# Machines on 10 Gb/s Ethernet, each group inside one machine: round numbers.
+# Round numbers for machines on 10 Gb/s Ethernet, with a group in each machine.
 ETHERNET = Link(latency=50e-6, bandwidth=1.25e9)
 INSIDE = Link(latency=5e-6, bandwidth=50e9)
 
 
 class Network(NamedTuple):
-  """The machines and links on which the time of a run is modeled.
+  """Machines and links of the modeled time.
 
   Attributes:
     links: tier -> Link, for 'global', 'group' and 'neighbor'.
-    step_time: seconds of one gradient and update at speed 1.
-    speeds: one for each replica; all 1 if empty.
-    jitter: standard deviation of the logarithm of a step's time; the mean time
-      stays as it is.
-    seed: of the jitter and of graphs that are drawn by chance.
+    step_time: seconds for one gradient and update at speed 1.
+    speeds: [N], the relative speed of each replica, > 0. Default: all 1.
+    jitter: standard deviation of the logarithm of a step's time, >= 0. The mean
+      time does not change.
+    seed: seed of the jitter and of random graphs.
   """
 
   links: Mapping[str, Link] = {
@@ -49,7 +54,7 @@ class Network(NamedTuple):
   seed: int = 0
 
   def check(self, num_replicas: int) -> None:
-    """Raises ValueError unless it is a network of that many replicas."""
+    """Raise ValueError unless the network fits this number of replicas."""
     if set(self.links) != set(TIERS):
       raise ValueError(
         f'links must have the tiers {TIERS}, got {tuple(self.links)}'
@@ -81,12 +86,12 @@ class Network(NamedTuple):
       )
 
   def seconds(self, sent: Traffic) -> float:
-    """Returns how long one round takes once all have begun it."""
+    """Return the seconds of one round, from the arrival of its last replica."""
     link = self.links[sent.tier]
     return sent.latencies * link.latency + sent.bytes_sent / link.bandwidth
 
   def pace(self, num_replicas: int) -> np.ndarray:
-    """Returns the seconds of a step of every replica, float64[N]."""
+    """Return the seconds of a step on every replica, float64[N]."""
     return self.step_time / np.array(self.speeds or [1.0] * num_replicas)
 
 
@@ -94,7 +99,7 @@ NETWORK = Network()
 
 
 def check_time(name: str, value: float) -> None:
-  """Raises ValueError unless it is a time of the model, or a deviation."""
+  """Raise ValueError unless the value is a valid time or deviation."""
   check_number(
     name, value, lambda x: 0 <= x <= MOST, f'>= 0 and at most {MOST:g}'
   )

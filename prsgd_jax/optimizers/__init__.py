@@ -1,4 +1,9 @@
-"""Optimizers of a replica, and what the library must know of them."""
+"""Optimizers of a replica, and the adjustments that optax states need.
+
+`preconditioners` are optax transformations. `evaluation_points` finds the point
+at which an optimizer's result is evaluated. `optimizer_clocks` sets the counts
+of its schedules.
+"""
 
 from prsgd_jax.optimizers.evaluation_points import (
   evaluated_at,

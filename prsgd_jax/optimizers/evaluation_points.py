@@ -1,8 +1,8 @@
-"""EVALUATION POINTS: optimizers whose parameters are not what is evaluated.
+"""EVALUATION POINTS: optimizers whose result is not the parameters.
 
-Some optimizers take gradients at points that are not their result. Their
-result is a function of the parameters and of the optimizer's state, and an
-algorithm's output, which is averaged and evaluated, must be made of it.
+Some optimizers take gradients at points that are not their result. The result
+is a function of the parameters and the optimizer's state. The output of an
+algorithm, which is averaged and evaluated, must use it.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ EvaluatedFn = Callable[[Any, Any], Any]
 
 @struct.dataclass
 class EvaluatedAtState:
-  """State of an optimizer that says where it is evaluated.
+  """State of an optimizer with an explicit evaluation point.
 
   Attributes:
     inner: the state of the optimizer.
-    fn: `(inner, params) -> params`.
+    fn: `(inner, params) -> params`, the evaluation point.
   """
 
   inner: Any
@@ -35,23 +35,27 @@ class EvaluatedAtState:
 def evaluated_at(
   tx: optax.GradientTransformation, fn: EvaluatedFn
 ) -> optax.GradientTransformation:
-  """Says at which point an optimizer's result is evaluated.
+  """Return an optimizer whose result is evaluated at fn(state, params).
 
-  `consensus` and evaluation then take fn(state, params) of each replica in
-  place of its parameters. Training is that of `tx`. Batch statistics belong to
-  the points at which gradients were taken: estimate them again for the point
-  that is evaluated, with `make_reestimate`.
+  `consensus` and evaluation then use fn(state, params) of each replica in place
+  of its parameters. Training does not change. Batch statistics belong to the
+  points at which gradients were taken, so estimate them for the evaluated point
+  with `make_reestimate`.
 
-  `optax.contrib.schedule_free`, `optax.contrib.sam` and `optax.lookahead` need
-  no such line. Their points are known.
+  `optax.contrib.schedule_free`, `optax.contrib.sam` and `optax.lookahead` do
+  not need this wrapper, because their points are known.
 
   Args:
-    tx: any optax transformation.
-    fn: `(state of tx, params) -> params`, of one replica, such as
+    tx: an optax transformation.
+    fn: `(state of tx, params) -> params`, for one replica, such as
       `optax.contrib.schedule_free_eval_params`.
 
+  Returns:
+    An optax transformation that trains like `tx`.
+
   Raises:
-    ValueError: if `tx` is not an optax transformation, or `fn` is not callable.
+    ValueError: if `tx` is not an optax transformation, or if `fn` is not
+      callable.
 
   Example:
     >>> import jax, optax, prsgd_jax as pr
@@ -86,11 +90,11 @@ def evaluated_at(
 
 
 def evaluation_points(params: ArrayTree, opt_state: ArrayTree) -> ArrayTree:
-  """Returns the points of a block to evaluate: `params`, for most optimizers.
+  """Return the evaluation points of a block, for most optimizers `params`.
 
   Raises:
-    ValueError: if the optimizer has several such points, or one that does not
-      cover all parameters.
+    ValueError: if the optimizer has several such points, or one that covers
+      only some parameters.
   """
   if isinstance(params, optax.LookaheadParams):
     return optax.LookaheadParams(fast=params.slow, slow=params.slow)
@@ -100,7 +104,7 @@ def evaluation_points(params: ArrayTree, opt_state: ArrayTree) -> ArrayTree:
   if len(found) > 1:
     raise ValueError(
       f'the optimizer has {len(found)} states such as {type(found[0]).__name__}'
-      ', each with an evaluation point of its own; say which one counts by '
+      ', each with a different evaluation point; choose one with '
       'pr.optimizers.evaluated_at(tx, fn)'
     )
   points = over_block(POINTS[type(found[0])])(found[0], params)
@@ -108,11 +112,11 @@ def evaluation_points(params: ArrayTree, opt_state: ArrayTree) -> ArrayTree:
 
 
 def states_with_points(opt_state: ArrayTree) -> list[Any]:
-  """Returns the nodes that say where their optimizer is evaluated."""
+  """Return the nodes of a state that define an evaluation point."""
 
   def is_one(node: Any) -> bool:
     if isinstance(node, optax.contrib.SAMState) and node.cache is None:
-      return False  # its adversarial steps are inside of an update
+      return False  # because its adversarial steps are inside an update
     return type(node) in POINTS
 
   return [x for x in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(x)]
@@ -126,7 +130,7 @@ def _schedule_free(
 
 
 def _sam(state: optax.contrib.SAMState, params: ArrayTree) -> ArrayTree:
-  """The point that the adversarial steps began at."""
+  """Return the point at which the adversarial steps started."""
   _check_covers(state, state.cache, params)
   is_there = state.steps_since_sync == 0
   return jax.tree.map(
@@ -145,13 +149,13 @@ def _lookahead(state: optax.LookaheadState, params: ArrayTree) -> ArrayTree:
 def _check_covers(state: Any, kept: ArrayTree, params: ArrayTree) -> None:
   if jax.tree.structure(kept) != jax.tree.structure(params):  # type: ignore[operator]
     raise ValueError(
-      f'the {type(state).__name__} of the optimizer covers a part of the '
-      'parameters only, so that its evaluation point is not known; say it by '
+      f'the {type(state).__name__} of the optimizer covers only a part of the '
+      'parameters, so its evaluation point is unknown; define it with '
       'pr.optimizers.evaluated_at(tx, fn)'
     )
 
 
-# State -> the point of one replica, of it and the parameters.
+# Name of a state -> function of (state, params) that returns the point.
 POINTS: dict[type, EvaluatedFn] = {
   EvaluatedAtState: lambda state, params: state.fn(state.inner, params),
   optax.contrib.ScheduleFreeState: _schedule_free,

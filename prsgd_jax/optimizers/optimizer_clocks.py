@@ -1,11 +1,11 @@
-"""OPTIMIZER CLOCKS: the counts in optax's states, by the engine's step.
+"""OPTIMIZER CLOCKS: counts in optax states, set to the engine's step.
 
-optax has counts of three kinds. Some are read by schedules only: they are set
-to the engine's step, so that a replica that rested, or whose buffers were
-reset, reads what the other replicas read. Some belong to the buffers beside
-them, such as Adam's count for its bias correction: they stay. And some are
-both, or depend on what the optimizer did before. With these a schedule is right
-as long as no replica rests and nothing is reset, and is refused otherwise.
+optax has three kinds of counts. Counts that only schedules read are set to the
+engine's step, so that inactive or reset replicas read the values that all
+replicas read. Counts that belong to buffers, such as Adam's for its bias
+correction, are kept. Counts that serve both, or that depend on earlier updates,
+are correct as long as no replica is inactive or reset; otherwise their
+schedules are rejected.
 """
 
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ import optax
 
 from prsgd_jax.base import Array, ArrayTree
 
-# By the names of optax's types, some of which it does not export.
+# Types are compared by name, because optax does not export all of them.
 
-# State -> the count that its schedules read, and its value at step 0.
+# State -> (the count that its schedules read, its value at step 0).
 CLOCKS = {
   'ScaleByScheduleState': ('count', 0),
   'InjectHyperparamsState': ('count', 0),
@@ -35,23 +35,23 @@ CLOCKS = {
   'ScaleByAdemamixState': ('count_m2', 0),
   'ScheduleFreeState': ('step_count', 1),
 }
-# What is inside does not run at every step, or is reset by optax: state -> what
-# makes it.
+# States whose inner transformation is skipped at some steps, or reset by optax:
+# state -> the function that makes it.
 CONDITIONAL = {
   'ConditionallyTransformState': 'optax.conditionally_transform',
   'ConditionallyMaskState': 'optax.conditionally_mask',
   'LookaheadState': 'optax.lookahead',
   'SAMState': 'optax.contrib.sam',
 }
-# The same for what is beside, in the tuples of optax.experimental.process.
+# States in tuples of optax.experimental whose neighbors are skipped or reset.
 EXPERIMENTAL = (
   'AccumulateAvgUpdatesState',
   'PerElementMeanAndSumSqDiffGradsState',
 )
 ACCUMULATED = 'MultiStepsState'
 INJECTED = 'InjectStatefulHyperparamsState'
-# State -> (what makes it, the optimizer, the argument that may be a schedule),
-# where one count serves the schedule and the buffers.
+# States in which one count serves a schedule and the buffers: state -> (the
+# function that makes it, the optimizer, the argument that may be a schedule).
 SHARED = {
   'MomoState': ('momo', 'momo', 'learning_rate'),
   'MomoAdamState': ('momo_adam', 'momo_adam', 'learning_rate'),
@@ -68,10 +68,10 @@ SHARED = {
 
 @struct.dataclass
 class OwnSchedule:
-  """Marks, without arrays, an optimizer whose schedule is by its own count.
+  """Mark, without arrays, of an optimizer whose schedule uses its own count.
 
   Attributes:
-    reason: which one, and what to do, for the errors of `where` and `restart`.
+    reason: the optimizer and the remedy, for errors of `where` and `restart`.
   """
 
   reason: str = struct.field(pytree_node=False)
@@ -80,13 +80,13 @@ class OwnSchedule:
 def set_clock(
   opt_state: ArrayTree, step: Array, accumulated: int | None
 ) -> ArrayTree:
-  """Makes the counts of schedules, no others, read a step.
+  """Set the counts that only schedules read to a step.
 
   Args:
-    opt_state: any state of optax.
-    step: the engine's, 0-based.
-    accumulated: of `accumulation`. Inside `optax.MultiSteps` the clock is the
-      number of updates, step // accumulated; None leaves it alone.
+    opt_state: a state of optax.
+    step: the engine's 0-based step.
+    accumulated: the result of `accumulation`. Inside `optax.MultiSteps` the
+      clock is the number of updates, step // accumulated. None keeps it.
   """
   if _nodes(opt_state, EXPERIMENTAL):
     return opt_state
@@ -103,7 +103,7 @@ def set_clock(
         inner_opt_state=inner,
       )
     if name not in CLOCKS:
-      return node  # a conditional one that has no step
+      return node  # a conditional transformation without a step
     if name not in CONDITIONAL:
       inner = jax.tree.map(visit, tuple(node), is_leaf=_has_a_clock)
       node = type(node)(*inner)
@@ -115,9 +115,9 @@ def set_clock(
 
 
 def accumulation(tx: optax.GradientTransformation) -> int | None:
-  """Returns how many gradients `optax.MultiSteps` inside of `tx` accumulates.
+  """Return the number of gradients that `optax.MultiSteps` in `tx` accumulates.
 
-  It is 1 without one, and None if the number changes, or several differ.
+  It is 1 without `MultiSteps`, and None if the number is not constant.
   """
   found = {
     _constant(vars(part).get('_every_k_schedule'))
@@ -130,11 +130,11 @@ def accumulation(tx: optax.GradientTransformation) -> int | None:
 def own_schedule(
   tx: optax.GradientTransformation, opt_state: ArrayTree
 ) -> OwnSchedule | tuple[()]:
-  """Returns a mark if a schedule of `tx` reads the count of its own updates.
+  """Return a mark if a schedule of `tx` counts the updates of `tx` itself.
 
   Args:
     tx: the optimizer.
-    opt_state: its state, or the shapes of it.
+    opt_state: its state, or the shapes of its state.
   """
   if _nodes(opt_state, EXPERIMENTAL) and _nodes(opt_state, (*CLOCKS, *SHARED)):
     return OwnSchedule(
@@ -145,13 +145,13 @@ def own_schedule(
     name = _name(node)
     if name in CONDITIONAL and _nodes(tuple(node), (*CLOCKS, *SHARED)):
       return OwnSchedule(
-        f'a schedule inside of {CONDITIONAL[name]} counts the updates that it '
-        'lets through; put the schedule outside of it'
+        f'a schedule inside {CONDITIONAL[name]} counts only accepted updates; '
+        'move the schedule outside'
       )
     if name == ACCUMULATED and accumulation(tx) is None:
       return OwnSchedule(
-        'optax.MultiSteps accumulates a number of gradients that changes, and '
-        'schedules inside count its updates; give it one number'
+        'optax.MultiSteps accumulates a varying number of gradients, and '
+        'schedules inside count its updates; give it a constant number'
       )
     if name in SHARED and _is_scheduled(tx, opt_state, name):
       _, optimizer, argument = SHARED[name]
@@ -164,12 +164,12 @@ def own_schedule(
 
 
 def check_no_own_schedule(stage: str, when: str, state: ArrayTree) -> None:
-  """Raises ValueError if a state has the mark of `own_schedule`.
+  """Raise ValueError if a state has the mark of `own_schedule`.
 
   Args:
-    stage: what is refused, for the message.
-    when: why the counts would be wrong there.
-    state: of a stage, or the mark itself.
+    stage: the name of the stage, for the message.
+    when: why the counts would be wrong there, for the message.
+    state: the state of a stage, or the mark itself.
   """
 
   def is_mark(node: Any) -> bool:
@@ -182,7 +182,7 @@ def check_no_own_schedule(stage: str, when: str, state: ArrayTree) -> None:
 def _is_scheduled(
   tx: optax.GradientTransformation, opt_state: ArrayTree, name: str
 ) -> bool:
-  """Whether the argument is a schedule, or that cannot be known."""
+  """Return whether the argument is a schedule; True if it is unknown."""
   factory, _, argument = SHARED[name]
   given = [
     _closed_over(part)[argument]
@@ -198,7 +198,7 @@ def _is_scheduled(
 
 
 def _constant(every_k: Any) -> int | None:
-  """The number that a schedule always gives, None if it may change."""
+  """Return the constant value of a schedule, or None if it may vary."""
   if every_k is None:
     return None
   given: list[Any] = []
@@ -208,7 +208,7 @@ def _constant(every_k: Any) -> int | None:
 
 
 def _name(node: Any) -> str:
-  """The name of a type of optax, '' for all others."""
+  """Return the name of a node's type if optax defines it, else ''."""
   kind = type(node)
   return kind.__name__ if kind.__module__.startswith('optax.') else ''
 
@@ -218,7 +218,7 @@ def _has_a_clock(node: Any) -> bool:
 
 
 def _nodes(tree: ArrayTree, names: tuple[str, ...]) -> list[Any]:
-  """All nodes with one of the names, also inside one another."""
+  """Return all nodes with one of the names, including nested ones."""
 
   def is_found(node: Any) -> bool:
     return _name(node) in names
@@ -228,13 +228,13 @@ def _nodes(tree: ArrayTree, names: tuple[str, ...]) -> list[Any]:
 
 
 def _parts(root: Any) -> Iterator[Any]:
-  """All that a transformation is made of: optax keeps it in closures."""
+  """Yield all parts of a transformation, which optax stores in closures."""
   todo, seen = [root], {}
   while todo:
     part = todo.pop()
     if id(part) in seen:
       continue
-    seen[id(part)] = part  # kept, or another object might get its id
+    seen[id(part)] = part  # kept alive, so that its id is not reused
     yield part
     if isinstance(part, types.FunctionType):
       todo += _closed_over(part).values()

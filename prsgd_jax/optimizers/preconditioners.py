@@ -1,4 +1,4 @@
-"""Preconditioners of a replica's own gradient: optax transformations."""
+"""Preconditioners of a replica's own gradient, as optax transformations."""
 
 import math
 from typing import NamedTuple
@@ -12,8 +12,7 @@ from prsgd_jax.base import Array, ArrayTree
 from prsgd_jax.checks import check_number, check_positive_int
 from prsgd_jax.mixing.payload import cast_like, widen, wire_dtype
 
-# The identity's part of a factor, at least this much of the largest eigenvalue:
-# Kaldi's delta.
+# Smallest rho, as a fraction of the largest eigenvalue: Kaldi's delta.
 RELATIVE_FLOOR = 5e-4
 
 
@@ -23,7 +22,7 @@ class FisherFactor(NamedTuple):
   Attributes:
     basis: R, [rank, D], orthonormal rows.
     eigenvalues: d, [rank], >= 0.
-    scale: rho; 0 until there was a gradient.
+    scale: rho; 0 before the first gradient.
   """
 
   basis: Array
@@ -32,7 +31,7 @@ class FisherFactor(NamedTuple):
 
 
 class NaturalGradientState(NamedTuple):
-  """For each parameter, as they are flattened, a factor for each axis."""
+  """State: one factor for each axis of each parameter, in flattened order."""
 
   factors: tuple[tuple[FisherFactor, ...], ...]
 
@@ -40,11 +39,11 @@ class NaturalGradientState(NamedTuple):
 def scale_by_natural_gradient(
   *, rank: int = 20, smoothing: float = 4.0, update_rate: float = 0.1
 ) -> optax.GradientTransformation:
-  """Kaldi's online natural gradient, from the gradient alone.
+  """Return Kaldi's online natural gradient, computed from gradients only.
 
-  For every axis of every parameter the gradient is read as a matrix X of M
-  vectors of the axis's size D, and their scatter is estimated as a matrix of
-  low rank plus a multiple of the identity:
+  For every axis of every parameter, the gradient is treated as a matrix X of M
+  vectors of size D, the size of the axis. Their scatter is estimated by a
+  matrix of low rank plus a multiple of the identity:
 
     F_t = R_t' D_t R_t + rho_t I,      S_t = X_t' X_t / M
     T_t = eta S_t + (1 - eta) F_t,     Y_t = R_t T_t
@@ -52,35 +51,35 @@ def scale_by_natural_gradient(
     rho_{t+1} = (tr T_t - tr C_t^{1/2}) / (D - rank)
     D_{t+1} = C_t^{1/2} - rho_{t+1} I
 
-  one step of the power method that keeps the trace. Along each axis the
-  gradient is multiplied by (F_t + alpha tr(F_t) / D I)^{-1}, F_t the estimate
-  before this gradient; then it is scaled back to the 2-norm it had, parameter
-  by parameter: the direction changes, the length does not.
+  This is one step of the power method, which keeps the trace. Along each axis
+  the gradient is multiplied by (F_t + alpha tr(F_t) / D I)^{-1}, where F_t is
+  the estimate before this gradient. Then each parameter's gradient is rescaled
+  to its original 2-norm, so that only the direction changes.
 
   Differences from Kaldi:
-  - Kaldi sees, for each example of the minibatch, the input of a layer and the
-    derivative of its output, and preconditions those. A chain sees their summed
-    product alone: here the other axes are in the examples' place, as in the
-    PyTorch version by Kaldi's first author. A bias is one vector.
+  - Kaldi preconditions, for each example of the minibatch, the input of a layer
+    and the derivative of its output. A chain has only their summed product, so
+    the other axes take the place of the examples, as in the PyTorch version by
+    Kaldi's first author. A bias is one vector.
   - F_0 is the multiple of the identity with the trace of the first scatter, so
-    that the first gradient is left as it is. Kaldi begins with three updates on
-    it.
-  - Kaldi floors rho after it has set D, here before; so with trace and
-    eigenvalues where the floor is at work. D is floored at 0. rho_t is floored
-    too by what the new scatter is, so that a gradient a hundred times as long
-    as those before leaves R_{t+1} well determined.
-  - Rows of R are normalized by their own length, which is C_t^{1/2}, and made
+    the first gradient is not changed. Kaldi starts with three updates on it.
+  - Kaldi applies the floor of rho after computing D; here it comes before,
+    which changes trace and eigenvalues where the floor is active. D has the
+    floor 0. rho_t also has a floor from the new scatter, so that R_{t+1} is
+    well determined after a gradient a hundred times as long as earlier ones.
+  - Rows of R are normalized by their length, which is C_t^{1/2}, and made
     orthonormal at every step.
-  - The factors are updated at every step; Kaldi's may skip some to save time.
+  - The factors are updated at every step; Kaldi may skip steps to save time.
 
-  The cost for each axis at each step is that of four products of [rank, D] with
-  the gradient and an eigenvalue decomposition [rank, rank]. Computed in float32
-  or wider.
+  In each step, each axis costs four products of [rank, D] with the gradient and
+  one eigenvalue decomposition of [rank, rank], in float32 or wider.
 
   Args:
-    rank: of the part beside the identity, at most D - 1.
-    smoothing: alpha, >= 0: how much of its mean eigenvalue is added to F.
-    update_rate: eta, in (0, 1): how fast F forgets.
+    rank: the rank of the part that is not the identity, >= 1. It is limited to
+      D - 1.
+    smoothing: alpha, the multiple of the mean eigenvalue that is added to F,
+      >= 0.
+    update_rate: eta, the weight of the newest scatter in F, in (0, 1).
 
   Raises:
     ValueError: if an argument is out of its range.
@@ -113,7 +112,8 @@ def scale_by_natural_gradient(
     direction, renewed = given, []
     for axis, factor in zip(_axes(gradient), factors, strict=True):
       examples = jnp.moveaxis(given, axis, -1).reshape(-1, given.shape[axis])
-      # Accelerators' short products would cost R its orthonormal rows.
+      # Highest precision, because the low one of accelerators would make the
+      # rows of R lose orthonormality.
       with jax.default_matmul_precision('highest'):
         vectors = _solve(factor, alpha, jnp.moveaxis(direction, axis, -1))
         renewed.append(_renew(factor, eta, examples))
@@ -139,16 +139,16 @@ def scale_by_natural_gradient(
 
 
 def _axes(x: Array) -> list[int]:
-  """Axes along which there is something to precondition."""
+  """Return the axes that have anything to precondition."""
   return [axis for axis, size in enumerate(x.shape) if size > 1 and x.size]
 
 
 def _first_factor(x: Array, size: int, rank: int) -> FisherFactor:
-  """Nothing seen yet; R as Kaldi begins it.
+  """Return the factor before the first gradient, with Kaldi's initial R.
 
-  Row r of R is 1.1, 1, 1, ... at r, r + rank, r + 2 rank, ..., normalized:
-  every column is met, and no row is a vector of equal entries, to which
-  gradients are orthogonal where an axis is normalized by a softmax.
+  Row r of R is 1.1, 1, 1, ... at r, r + rank, r + 2 rank, ..., normalized. So
+  every column is covered. No row has equal entries, because along an axis
+  normalized by a softmax, gradients are orthogonal to such a row.
   """
   rank, dtype = min(rank, size - 1), wire_dtype(x)
   basis = np.zeros((rank, size))
@@ -161,10 +161,10 @@ def _first_factor(x: Array, size: int, rank: int) -> FisherFactor:
 
 
 def _solve(factor: FisherFactor, alpha: float, vectors: Array) -> Array:
-  """beta (F + alpha tr(F) / D I)^{-1} x of every vector [..., D].
+  """Return beta (F + alpha tr(F) / D I)^{-1} x for every vector x, [..., D].
 
-  With beta = rho + alpha tr(F) / D and e = d / (beta + d) that is
-  x - R' diag(e) R x, by Woodbury's identity.
+  With beta = rho + alpha tr(F) / D and e = d / (beta + d), this equals
+  x - R' diag(e) R x by Woodbury's identity.
   """
   basis, d, rho = factor
   size = basis.shape[1]
@@ -174,7 +174,7 @@ def _solve(factor: FisherFactor, alpha: float, vectors: Array) -> Array:
 
 
 def _renew(factor: FisherFactor, eta: float, examples: Array) -> FisherFactor:
-  """F_{t+1} from F_t and X_t, [M, D]; a zero gradient teaches nothing."""
+  """Return F_{t+1} from F_t and X_t, [M, D]; a zero gradient keeps F_t."""
   basis, d, rho = factor
   rank, size = basis.shape
   trace = jnp.square(examples).sum() / len(examples)
@@ -183,7 +183,8 @@ def _renew(factor: FisherFactor, eta: float, examples: Array) -> FisherFactor:
   y = eta / len(examples) * (basis @ examples.T) @ examples
   y += (1 - eta) * (d + rho)[:, None] * basis
   total = eta * trace + (1 - eta) * (d.sum() + size * rho)
-  # Relative to its trace, or the fourth power of small gradients is lost.
+  # Divided by the trace, because the fourth power of small gradients would
+  # underflow.
   y /= jnp.where(total > 0, total, 1)
   vectors = jnp.linalg.eigh(y @ y.T)[1].T[::-1] @ y
   norms = jnp.linalg.norm(vectors, axis=1)
@@ -196,9 +197,10 @@ def _renew(factor: FisherFactor, eta: float, examples: Array) -> FisherFactor:
 
 
 def _orthonormal(rows: Array) -> Array:
-  """Rows that nearly are, made so from the first on, as Kaldi does."""
+  """Orthonormalize nearly orthonormal rows, starting with the first."""
   factor, eye = jnp.linalg.cholesky(rows @ rows.T), jnp.eye(len(rows))
-  # The small inverse: solving for the long rows was 100 times slower on CPU.
+  # Invert the small matrix, because solving for the long rows was 100 times
+  # slower on CPU.
   inverse = jax.scipy.linalg.solve_triangular(
     factor, eye.astype(rows.dtype), lower=True
   )
@@ -206,15 +208,17 @@ def _orthonormal(rows: Array) -> Array:
 
 
 def limit_change(max_change: float) -> optax.GradientTransformation:
-  """Scales a whole step so that its 2-norm is at most the cap.
+  """Return a transformation that limits the 2-norm of the whole step.
 
-  u <- u min(1, max_change / |u|) over all parameters together, in float32 or
-  wider. Chained last, after the learning rate: it is the parameters' change
-  that is limited, not the gradient. (Kaldi's max-param-change, 2.0 by default,
-  is the same per minibatch; it has a further one for each layer.)
+    u <- u min(1, max_change / |u|)
+
+  |u| is the norm over all parameters together, in float32 or wider. Chain it
+  last, after the learning rate, so that it limits the step and not the
+  gradient. It is Kaldi's max-param-change (2.0 by default), which limits the
+  step of a minibatch. Kaldi also has a limit for each layer.
 
   Args:
-    max_change: the largest norm, > 0.
+    max_change: the largest norm of a step, > 0.
 
   Raises:
     ValueError: if `max_change` is not a number > 0.
