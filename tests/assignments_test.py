@@ -99,7 +99,7 @@ class RememberTest(parameterized.TestCase):
 
   @parameterized.parameters('params', 'grads', 'opt_state', 'metrics')
   def test_fields_are_there_already(self, name):
-    with self.assertRaisesRegex(ValueError, f'has {name!r} already'):
+    with self.assertRaisesRegex(ValueError, f'already has {name!r}'):
       pr.remember(**{name: 'params'})
 
 

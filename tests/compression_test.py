@@ -501,7 +501,7 @@ class ErrorsTest(parameterized.TestCase):
     (lambda: pr.codecs.top_k(0.5, 0.5), 'expected a compressor.*got 0.5'),
     (
       lambda: pr.codecs.chunked_top_k(values='e3m0'),
-      'compressor expects.*e3m0',
+      'expected a compressor.*e3m0',
     ),
   )
   def test_arguments(self, make, message):

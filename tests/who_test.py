@@ -81,7 +81,7 @@ class WhereTest(parameterized.TestCase):
 
   def test_the_ledger_must_know_who_is_active(self):
     with self.assertRaisesRegex(
-      ValueError, r"depends on \['weight'\].*expected="
+      ValueError, r"depend on \['weight'\].*expected="
     ):
       pr.where(lambda weight: weight > 0, pr.gradient())
 
