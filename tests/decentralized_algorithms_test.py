@@ -213,7 +213,7 @@ class AdPsgdTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ({'speeds': [1, 2]}, 'speeds must have one number .* got 2'),
-    ({'speeds': [1] * N, 'mixing': pr.graphs.ring()}, 'means of pairs'),
+    ({'speeds': [1] * N, 'mixing': pr.graphs.ring()}, 'averages pairs'),
   )
   def test_fits_the_replicas(self, keywords, message):
     algorithm = pr.ad_psgd(SGD, **keywords)
@@ -405,7 +405,7 @@ class ErrorsTest(parameterized.TestCase):
 
   @parameterized.parameters(pr.d_psgd, pr.diffusion, pr.sgp)
   def test_mixing_is_one(self, make):
-    with self.assertRaisesRegex(ValueError, 'mixing expects one such as'):
+    with self.assertRaisesRegex(ValueError, 'expected a mixing such as'):
       make(SGD, mixing=J)
 
   @parameterized.parameters(

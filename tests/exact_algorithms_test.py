@@ -223,7 +223,7 @@ class ErrorsTest(parameterized.TestCase):
   def test_d2_needs_eigenvalues_above_minus_one_third(self):
     self.assert_refused(
       pr.d2(SGD, mixing=pr.graphs.ring()),
-      r'> -1/3, got a smallest of -0.333333; .* pr.graphs.ring\(0.5\)',
+      r'> -1/3, got a minimum of -0.333333; .* pr.graphs.ring\(0.5\)',
     )
     # On an odd ring they are.
     algorithm = pr.d2(SGD, mixing=pr.graphs.ring())
@@ -233,7 +233,7 @@ class ErrorsTest(parameterized.TestCase):
 
   def test_extra_needs_eigenvalues_above_minus_one(self):
     self.assert_refused(
-      pr.extra(SGD, mixing=pr.graphs.ring(0.0)), '> -1, got a smallest of -1;'
+      pr.extra(SGD, mixing=pr.graphs.ring(0.0)), '> -1, got a minimum of -1;'
     )
 
   @parameterized.parameters(pr.d2, pr.extra)
@@ -262,7 +262,7 @@ class ErrorsTest(parameterized.TestCase):
     lambda tx, mixing: qg_dsgdm(0.9, mixing=mixing),
   )
   def test_mixing_is_one(self, make):
-    with self.assertRaisesRegex(ValueError, 'mixing expects one such as'):
+    with self.assertRaisesRegex(ValueError, 'expected a mixing such as'):
       make(SGD, mixing=nx.path_graph(N))
 
   @parameterized.parameters(
@@ -278,7 +278,7 @@ class ErrorsTest(parameterized.TestCase):
     (lambda: qg_dsgdm(1.0), r'momentum must be in \[0, 1\), got 1.0'),
     (
       lambda: pr.relay_sgd(SGD, parents=(0, 2)),
-      'got 2 for replica 2; number the replicas from replica 0',
+      'got 2 for replica 2; number the replicas outwards',
     ),
     (
       lambda: pr.relay_sgd(SGD, parents=(0, -1)),
@@ -291,7 +291,7 @@ class ErrorsTest(parameterized.TestCase):
 
   def test_there_is_a_parent_for_each_but_the_first(self):
     self.assert_refused(
-      pr.relay_sgd(SGD, parents=(0, 0)), 'but the first, 7, got 2'
+      pr.relay_sgd(SGD, parents=(0, 0)), 'except the first, 7, got 2'
     )
 
 

@@ -103,7 +103,7 @@ class ErrorsTest(parameterized.TestCase):
     (pr.mixing.weighted_mean(range(1, 9)), r'columns that sum to 1, got'),
     (
       pr.mixing.dense(np.eye(N) * 2 - np.roll(np.eye(N), 1, 0)),
-      'weights >= 0 .*, got a smallest of -1',
+      'weights >= 0 .*, got a minimum of -1',
     ),
     (
       pr.mixing.dense(np.repeat(np.eye(N)[:1], N, 0).T),

@@ -185,7 +185,7 @@ class ErrorsTest(parameterized.TestCase):
     ({'fragments': 2**31, 'period': 2**32}, 'at most 1024, got 2147483648'),
     ({'fragments': 0}, 'fragments must be an integer >= 1, got 0'),
     ({'delay': 4}, 'delay must be less than period = 4, got 4'),
-    ({'fragments': [['a'], []]}, r'names of layers .* got \[\[.a.\], \[\]\]'),
+    ({'fragments': [['a'], []]}, r'layer names .* got \[\[.a.\], \[\]\]'),
     ({'codec': 'e3m0'}, "got 'e3m0'"),
     ({'delay': -1}, r'delay must be .* got -1'),
     ({'delay': 1.0}, r'delay must be .* got 1.0'),

@@ -195,7 +195,8 @@ class ErrorsTest(parameterized.TestCase):
   def test_mixing_is_of_groups(self, make):
     algorithm = pr.ad_psgd(optax.sgd(0.1), speeds=SPEEDS, mixing=make())
     with self.assertRaisesRegex(
-      ValueError, r'pairs or other groups.*use pr.graphs.random_matching\(\)'
+      ValueError,
+      r'pairs or other disjoint groups.*use pr.graphs.random_matching\(\)',
     ):
       pr.engine.create_train_state(
         pr.engine.ReplicaMesh(N), algorithm, np.zeros(2)

@@ -1,28 +1,27 @@
 """One function per paper: an equation, a reference, the lines of its code.
 
-Notation: N replicas, x_i the local models, G_i a stochastic gradient at x_i,
-gamma the step size, t = step + 1. Three orders of mixing and stepping are in
-the literature and are different sequences; the stages show which one a paper
-has:
+Notation: N replicas, local models x_i, stochastic gradients G_i at x_i, step
+size gamma, and t = step + 1. The literature has three orders of mixing and
+stepping, which are different sequences. The stages of an algorithm show its
+order:
 
   A  x_i <- sum_j W_ij x_j - gamma G(x_i)       gradient, sync, local_update
   B  y_i = sum_j W_ij x_j; x_i <- y_i - gamma G(y_i)
                                                 sync, gradient, local_update
   C  x_i <- sum_j W_ij (x_j - gamma G(x_j))     gradient, local_update, sync
 
-What the replicas do at the end of a round is an argument, `average`: a stage on
-`params`, their mean by default. It says what papers leave open, such as whether
-momentum is averaged too (`sync(mean(), ('params', 'opt_state'))`; Yu, Jin, Yang
-2019) or reset (`chain(sync(mean()), restart(tx))`). It may be gossip, a mean in
-groups, or codes. An algorithm with a mixing of its own has a function from the
-mixing to that stage, `sync` by default.
+The argument `average` is the stage at the end of a round, by default the mean
+of the parameters. It decides details that papers leave open. For example,
+momentum may be averaged too (`sync(mean(), ('params', 'opt_state'))`; Yu, Jin,
+Yang 2019) or reset (`chain(sync(mean()), restart(tx))`). It may be gossip, a
+mean in groups, or compressed. For an algorithm that takes a `mixing`, `average`
+is a function from the mixing to the stage, by default `sync`.
 
-`local` is what a replica does in a step by itself: an optimizer, or any stage
-that takes a gradient and moves `params`, such as `sgp(tx)`.
+The argument `local` is the local step of a replica: an optimizer, or a stage
+that takes a gradient and updates `params`, such as `sgp(tx)`.
 
-Coupled L2 belongs to the loss, so that it is taken where the gradient is;
-decoupled weight decay belongs to `tx`, which in order A acts on the mixed
-point.
+Put coupled L2 into the loss, so that it is evaluated where the gradient is. Put
+decoupled weight decay into `tx`; in order A it then acts on the mixed point.
 """
 
 from prsgd_jax.algorithms.averaging import (
@@ -127,8 +126,8 @@ from prsgd_jax.algorithms.streaming import (
   streaming_diloco,
 )
 
-# What has a name of its own above but is no algorithm is not in this list,
-# because the flags and the documentation take it for that of the algorithms.
+# Only algorithms are listed, because the flags and the documentation treat the
+# list as the list of all algorithms.
 __all__ = (
   'ad_psgd',
   'bmuf',

@@ -1,4 +1,4 @@
-"""Averages of all replicas, once or at the steps of a schedule."""
+"""Averages of all replicas, once or by a schedule."""
 
 from collections.abc import Sequence
 import math
@@ -39,7 +39,7 @@ def ssgd(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """Synchronous SGD: x <- x - gamma mean_i G_i, at every step.
 
   Args:
-    tx: the optimizer of every replica. All of them see the mean gradient.
+    tx: an optimizer for every replica. All replicas see the mean gradient.
 
   Raises:
     ValueError: if `tx` is not an optax transformation.
@@ -69,12 +69,13 @@ def one_shot_averaging(
   """N independent runs, averaged once after T steps.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    num_steps: T, the length of the run, an integer >= 1.
-    average: what the replicas do at the end; their mean by default.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    num_steps: T, the length of the run in steps, an integer >= 1.
+    average: the stage at the end of the run. Default: the mean of the
+      parameters.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax
@@ -103,16 +104,17 @@ def pr_sgd(
   If t mod I = 0:  x_i^t = mean_j x_j^{t-1} - gamma G_i^t
   else:            x_i^t = x_i^{t-1} - gamma G_i^t,  G_i^t taken at x_i^{t-1}.
 
-  Each replica takes its own gradient step right after an average. So replicas
-  are never equal at the end of a step, and I = 1 is not synchronous SGD.
+  Each replica takes its own gradient step directly after an average. So
+  replicas are never equal at the end of a step, and I = 1 is not synchronous
+  SGD.
 
   Args:
-    tx: the optimizer of every replica.
+    tx: an optimizer for every replica.
     period: I, steps between averages, an integer >= 1; or a schedule.
-    average: what the replicas do in such a step; their mean by default.
+    average: the stage that averages. Default: the mean of the parameters.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -128,8 +130,8 @@ def pr_sgd(
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
     communication (arXiv 1807.06629), Algorithm 1. The paper's theory has no
-    momentum. Its experiment uses 0.9 and does not say what an average does to
-    the buffers: here they stay local unless `average` says otherwise.
+    momentum. Its experiment uses momentum 0.9 and does not state how an average
+    treats the buffers. Here they stay local; pass `average` to change this.
   """
   return algorithm(
     'pr_sgd',
@@ -150,19 +152,20 @@ def pr_sgd_time_varying(
   For s = 1 .. S:  x_i^{s,0} = mean_j x_j^{s-1,K^{s-1}}, then K^s local steps
   x_i^{s,k} = x_i^{s,k-1} - gamma^s G_i^{s,k}.
 
-  The paper takes the mean at the start of the next epoch, this function at the
-  end of an epoch. The points are the same, and the last epoch is averaged too.
+  The paper averages at the start of the next epoch, and this function at the
+  end of an epoch. The points are equal, and the last epoch is averaged too.
 
   Args:
     local: the optimizer of every replica, with gamma^s as its learning rate, or
       a stage that is its local step. `theory_schedule` gives the paper's rate.
-    epoch_lengths: K^s, steps in epoch s, each an integer >= 1. The last one
+    epoch_lengths: K^s, steps in epoch s, each an integer >= 1. The last epoch
       repeats.
-    average: what the replicas do at the end of an epoch; their mean by default.
+    average: the stage at the end of an epoch. Default: the mean of the
+      parameters.
 
   Raises:
-    ValueError: if there are no lengths, or an argument is not what it should
-      be.
+    ValueError: if `epoch_lengths` is empty, or if an argument has the wrong
+      type or is out of range.
 
   Example:
     >>> import optax
@@ -188,22 +191,22 @@ def pr_sgd_heterogeneous(
 ) -> ReplicaTransformation:
   """Parallel Restarted SGD, Algorithm 3: I_i steps on replica i (order C).
 
-  From a common point replica i takes I_i steps; then x_i <- mean_j x_j, the
-  plain mean. A round is max_i I_i steps of the clock; a finished replica waits.
+  From a common point, replica i takes I_i steps; then x_i <- mean_j x_j, the
+  plain mean. A round takes max_i I_i steps; a finished replica waits.
 
-  With all I_i equal it is `k_avg`. Where the replicas' losses differ, the mean
-  leans to those that take more steps: its fixed point is not the minimum (Wang,
-  Liu, Liang, Joshi, Poor 2020, arXiv 2007.07481, Lemma 1).
+  With equal I_i it is `k_avg`. If the replicas' losses differ, the mean is
+  biased towards replicas that take more steps, and its fixed point is not the
+  minimum (Wang, Liu, Liang, Joshi, Poor 2020, arXiv 2007.07481, Lemma 1).
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    local_steps: I_i, one integer >= 1 for each replica, matched to their
-      speeds.
-    average: what the replicas do at the end of a round; their mean by default.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    local_steps: I_i, one integer >= 1 for each replica, chosen by its speed.
+    average: the stage at the end of a round. Default: the mean of the
+      parameters.
 
   Raises:
-    ValueError: if a number of steps is not an integer >= 1; from `init`, if
-      there is not one per replica.
+    ValueError: if a number of steps is not an integer >= 1; from `init`, if the
+      number of entries is not N.
 
   Example:
     >>> import optax
@@ -229,18 +232,19 @@ def k_avg(
 ) -> ReplicaTransformation:
   """K-step averaging, also known as local SGD (order C).
 
-  From a common point each replica takes K steps; then x_i <- mean_j x_j.
+  From a common point, each replica takes K steps; then x_i <- mean_j x_j.
 
-  With K = 1 and an optimizer linear in the gradient it is synchronous SGD.
+  With K = 1 and an optimizer linear in the gradient, it is synchronous SGD.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     period: K (H in local SGD), steps between averages, an integer >= 1; or a
       schedule.
-    average: what the replicas do at the end of a round; their mean by default.
+    average: the stage at the end of a round. Default: the mean of the
+      parameters.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -278,16 +282,17 @@ def post_local_sgd(
   x_i <- x_i - gamma G_i; for t <= t' and then every H steps x_i <- mean_j x_j.
 
   In the paper t' is the first decay of the learning rate. As in the authors'
-  code, the synchronous steps average the models, not the gradients, which is
-  the same for optimizers linear in the gradient, and momentum stays local. The
-  authors count the steps of the second part from the start of the run, this
-  function from t'. Both agree if H divides t'.
+  code, synchronous steps average the models and not the gradients, and momentum
+  stays local. For optimizers linear in the gradient this makes no difference.
+  The authors count the H steps from the start of the run, and this function
+  from t'. Both agree if H divides t'.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     switch_step: t', the number of synchronous steps, an integer >= 0.
-    period: H, steps between the averages that follow, an integer >= 1.
-    average: what the replicas do at the end of a round; their mean by default.
+    period: H, steps between averages after t', an integer >= 1.
+    average: the stage at the end of a round. Default: the mean of the
+      parameters.
 
   Raises:
     ValueError: if `period` is not an integer >= 1 or `switch_step` is negative.
@@ -316,22 +321,23 @@ def dynamic_averaging(
   threshold: float,
   average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
-  """Dynamic averaging: only when a replica has gone far (order C).
+  """Dynamic averaging: only when a replica has moved far (order C).
 
   x_i <- x_i - gamma G_i; every b steps, if |x_i - r|^2 > Delta for some i:
   x_i <- mean_j x_j for all i, and r is that mean.
 
   With Delta = 0 it is `k_avg` with period b. The paper's coordinator first
-  tries to restore balance by averaging only some replicas: those that went far,
-  and others that it adds one by one until their mean is near r. Here all are
-  averaged at once, which is the same if all are added.
+  averages only some replicas: those that moved far, and further ones until
+  their mean is near r. Here all replicas are averaged at once, which is
+  equivalent if the coordinator ends up with all of them.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     check_period: b, steps between checks, an integer >= 1; or a schedule. A
       check sends one flag of four bytes.
-    threshold: Delta >= 0, of the squared distance from the last average.
-    average: what the replicas do when one has gone far; their mean by default.
+    threshold: Delta, the largest squared distance from the last average that
+      does not trigger an average, >= 0.
+    average: the stage that averages. Default: the mean of the parameters.
 
   Raises:
     ValueError: if `check_period` is not an integer >= 1, or `threshold` is not
@@ -345,7 +351,7 @@ def dynamic_averaging(
   Reference:
     Kamp, Adilova, Sicking, Hueger, Schlicht, Wirtz, Wrobel 2018, Efficient
     decentralized deep learning by dynamic model averaging (arXiv 1807.03210),
-    Algorithm 1 (its number was not verified).
+    Algorithm 1 (number not verified).
   """
   if not callable(check_period):
     check_period = check_positive_int('check_period', check_period)
@@ -369,7 +375,7 @@ def dynamic_averaging(
 
 
 def _squared_distance(x: ArrayTree, y: ArrayTree) -> Array:
-  """|x - y|^2 of the floating leaves of one replica."""
+  """Return |x - y|^2 over the floating leaves of one replica."""
   pairs = zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
   parts = [jnp.square(jnp.abs(x - y)).sum() for x, y in pairs if is_inexact(x)]
   return sum(parts, jnp.zeros((), jnp.float32))

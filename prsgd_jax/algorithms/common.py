@@ -1,4 +1,4 @@
-"""What the replicas do at the end of a round, `average=` of the algorithms."""
+"""The stage at the end of a round: the argument `average` of algorithms."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ from prsgd_jax.base import ReplicaTransformation
 from prsgd_jax.mixing.mixings import Mixing, mean
 from prsgd_jax.stages import sync
 
-# Of an algorithm that owns no mixing: a stage on `params`.
+# `average` of an algorithm without a `mixing`: a stage on `params`.
 AVERAGE = sync(mean())
-# Of an algorithm that owns its mixing: makes that stage, `sync` by default.
+# `average` of an algorithm with a `mixing`: mixing -> stage, by default `sync`.
 Average = Callable[[Mixing], ReplicaTransformation]
 
 
 def average_by(average: Any, mixing: Mixing) -> ReplicaTransformation:
-  """Returns the stage that `average` makes of a mixing.
+  """Return `average(mixing)`, checked to be a stage.
 
   Raises:
     ValueError: if `average` is not a function from a mixing to a stage.

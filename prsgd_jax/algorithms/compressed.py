@@ -1,4 +1,4 @@
-"""Algorithms that send codes in place of gradients, steps or models."""
+"""Algorithms that compress gradients, steps or models."""
 
 import jax.numpy as jnp
 import optax
@@ -34,15 +34,15 @@ def qsgd(
   """QSGD: synchronous SGD with gradients rounded at random to s levels.
 
   x <- x - gamma mean_i Q(G_i), Q(v)_k = |v| sgn(v_k) xi_k, unbiased (see
-  `stochastic_levels`). The norm is that of a leaf; the paper takes it over
+  `stochastic_levels`). The norm is taken over a leaf; the paper takes it over
   buckets of a fixed size.
 
   Args:
-    tx: the optimizer of every replica. All of them see the same gradient.
-    levels: s, an integer in [1, 32767].
+    tx: an optimizer for every replica. All replicas see equal gradients.
+    levels: s, the number of positive levels, an integer in 1 .. 32767.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax
@@ -64,10 +64,10 @@ def terngrad(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """TernGrad: synchronous SGD with gradients rounded at random to -s, 0, s.
 
   x <- x - gamma mean_i s_i sgn(G_i) b_i, P(b = 1) = |G_i| / s_i, s_i = max|G_i|
-  by layer. The paper clips gradients first, which `ternary` leaves out.
+  by layer. The paper clips gradients first; `ternary` does not.
 
   Args:
-    tx: the optimizer of every replica. All of them see the same gradient.
+    tx: an optimizer for every replica. All replicas see equal gradients.
 
   Raises:
     ValueError: if `tx` is not an optax transformation.
@@ -91,14 +91,14 @@ def terngrad(tx: optax.GradientTransformation) -> ReplicaTransformation:
 def sign_sgd(tx: optax.GradientTransformation) -> ReplicaTransformation:
   """signSGD with majority vote: x <- x - gamma sgn(sum_i sgn(G_i)).
 
-  Each replica sends one bit an entry. A tie of the vote is 0. One bit cannot
-  say 0: for an entry of its own that is 0, replica i sends + where i + step is
-  even, else -. So zeros of all replicas cancel where N is even, and alternate
-  in sign where it is odd. Momentum in `tx` is of the votes; the paper's Signum
-  takes the sign of each replica's momentum instead.
+  Each replica sends one bit per entry. A tied vote is 0. One bit cannot express
+  0, so for an entry that is 0, replica i sends + if i + step is even, else -.
+  If all replicas have a 0, these votes cancel for even N and alternate in sign
+  for odd N. Momentum in `tx` accumulates the votes; the paper's Signum takes
+  the sign of each replica's momentum instead.
 
   Args:
-    tx: the optimizer of every replica. All of them see the same votes.
+    tx: an optimizer for every replica. All replicas see equal votes.
 
   Raises:
     ValueError: if `tx` is not an optax transformation.
@@ -127,26 +127,27 @@ def _ballot(grads: Array, replica: Array, step: Step) -> Array:
 
 
 def _majority(grads: Array, num_replicas: int) -> Array:
-  # A mean of +1 and -1 may miss 0 by a rounding error, their sum not.
+  # Round the sum, because a mean of +1 and -1 may miss 0 by a rounding error.
   return jnp.sign(jnp.round(num_replicas * grads))
 
 
 def error_feedback_sgd(
   tx: optax.GradientTransformation, *, compressor: Compressor
 ) -> ReplicaTransformation:
-  """Error feedback: what a compressor leaves out of a step is sent later.
+  """Error feedback: compression errors of a step are sent later.
 
-  p_i = gamma G_i + e_i; x <- x - mean_j Q(p_j); e_i <- p_i - Q(p_i), e_i = 0 at
-  first. p_i has the learning rate in it: an error keeps the one at which it was
-  made.
+    p_i = gamma G_i + e_i;  x <- x - mean_j Q(p_j);  e_i <- p_i - Q(p_i)
+
+  e_i = 0 initially. p_i includes the learning rate, so that an error keeps the
+  learning rate of its step.
 
   Args:
-    tx: the optimizer of every replica, whose step -tx(G_i) is gamma G_i in the
-      equation: momentum is that of the replica's own gradients, before Q.
+    tx: an optimizer for every replica; -tx(G_i) takes the place of gamma G_i.
+      Momentum accumulates the replica's own gradients, before Q.
     compressor: Q, a contraction such as `top_k` or `signs`.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -177,18 +178,18 @@ def fedpaq(
 ) -> ReplicaTransformation:
   """FedPAQ: local SGD whose model differences are compressed (order C).
 
-  From a common x0 each replica takes I steps; then x0 <- x0 + mean_j Q(x_j -
-  x0). All replicas take part.
+  From a common x0, each replica takes I steps; then
+  x0 <- x0 + mean_j Q(x_j - x0). All replicas participate in every round.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
       Momentum stays local.
     period: I (tau in the paper), steps between averages, an integer >= 1; or a
       schedule.
     compressor: Q, unbiased such as `stochastic_levels`.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -221,17 +222,17 @@ def qsparse_local_sgd(
 ) -> ReplicaTransformation:
   """Qsparse-local-SGD: FedPAQ with error feedback (order C).
 
-  From a common x0 each replica takes H steps; then p_i = x_i - x0 + e_i, x0 <-
-  x0 + mean_j Q(p_j), e_i <- p_i - Q(p_i). H = 1 is `error_feedback_sgd`.
+  From a common x0, each replica takes H steps; then p_i = x_i - x0 + e_i,
+  x0 <- x0 + mean_j Q(p_j), e_i <- p_i - Q(p_i). H = 1 is `error_feedback_sgd`.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
       Momentum stays local.
     period: H, steps between averages, an integer >= 1; or a schedule.
     compressor: Q, a contraction such as `top_k`.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -264,28 +265,28 @@ def choco_sgd(
   consensus_step_size: float,
   period: int | Schedule = 1,
 ) -> ReplicaTransformation:
-  """CHOCO-SGD: gossip that sends compressed differences alone (order C).
+  """CHOCO-SGD: gossip that sends only compressed differences (order C).
 
-  x_i <- x_i - eta G_i; every H steps xhat_i <- xhat_i + Q(x_i - xhat_i); x_i <-
-  x_i + gamma sum_j W_ij (xhat_j - xhat_i), xhat_i = 0 at first. Without
+  x_i <- x_i - eta G_i; every H steps xhat_i <- xhat_i + Q(x_i - xhat_i);
+  x_i <- x_i + gamma sum_j W_ij (xhat_j - xhat_i), xhat_i = 0 initially. Without
   compression and with gamma = 1 it is x_i <- sum_j W_ij (x_j - eta G_j).
 
   Replica i keeps xhat_i and s_i = sum_j W_ij xhat_j (the paper's
   memory-efficient version), not the copies of its neighbors.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
       Momentum stays local.
-    mixing: W, the same in every round.
+    mixing: W, one matrix for all rounds.
     compressor: Q, a contraction such as `top_k`.
-    consensus_step_size: gamma, in (0, 1]. The more Q leaves out, the smaller it
-      must be.
-    period: H, steps between messages, an integer >= 1; or a schedule. 1 by
-      default, as in the paper.
+    consensus_step_size: gamma, in (0, 1]. Use a smaller value the more Q leaves
+      out.
+    period: H, steps between messages, an integer >= 1; or a schedule. Default:
+      1, as in the paper.
 
   Raises:
-    ValueError: if an argument is not what it should be; from `init`, if the
-      mixing has several matrices.
+    ValueError: if an argument has the wrong type or is out of range; from
+      `init`, if the mixing has several matrices.
 
   Example:
     >>> import optax, prsgd_jax as pr

@@ -1,4 +1,4 @@
-"""Corrections for unlike data, unequal work, noise and ill-scaled layers."""
+"""Corrections for unlike data, unequal work, noise and badly scaled layers."""
 
 from collections.abc import Sequence
 
@@ -42,7 +42,7 @@ def scaffold(
   period: int | Schedule,
   learning_rate: optax.ScalarOrSchedule,
 ) -> ReplicaTransformation:
-  """Stochastic controlled averaging: local SGD without drift to own optima.
+  """SCAFFOLD: local SGD without drift to each replica's own optimum.
 
   A round begins at the common x, y_i = x. K times, with c and c_i fixed,
     y_i <- y_i - gamma (g_i(y_i) - c_i + c);
@@ -50,28 +50,28 @@ def scaffold(
     c_i+ = c_i - c + (x - y_i) / (K gamma)
     c+ = c + mean_i (c_i+ - c_i),  x+ = mean_i y_i.
 
-  Where the f_i differ, local SGD with K > 1 ends beside the optimum of their
-  mean; this does not. A round sends two models' worth: the parameters and the
-  controls.
+  If the f_i differ, local SGD with K > 1 misses the optimum of their mean; this
+  method does not. A round sends two models' worth of data: the parameters and
+  the controls.
 
   The paper's local step is plain SGD. Here the correction -gamma (c - c_i) is
-  added to the step of any `local`, which for SGD is the same. With momentum c_i
-  is then the mean velocity, and the optimum is still the right one (fed to the
-  momentum with the gradient instead, the controls can diverge). With a local
-  step that is not linear in the gradient, the replicas agree on where the mean
-  of their steps is zero, which is not where the mean gradient is.
+  added to the step of any `local`, which is equivalent for SGD. With momentum,
+  c_i is the mean velocity, and the optimum is still correct. (If the correction
+  were added to the gradient before momentum, the controls could diverge.) With
+  a local step that is not linear in the gradient, the replicas agree on a point
+  at which the mean of their steps is zero. There the mean gradient is not zero.
 
-  The rounding of y_i is in c_i, divided by K gamma: mind that in half
-  precision.
+  The rounding error of y_i enters c_i, divided by K gamma. Consider this in
+  half precision.
 
   Args:
-    local: the optimizer of every replica, SGD in the paper, or a stage that is
-      its local step.
-    period: K, local steps of a round, an integer >= 1; or a schedule.
-    learning_rate: gamma, that of `local`: a number > 0 or the same schedule of
-      the step. With a schedule K gamma is the sum over the round, which follows
-      from adding up the K local steps. A constant is only a unit, which cancels
-      out.
+    local: an optimizer for every replica, SGD in the paper, or a stage that
+      takes its local step.
+    period: K, local steps in a round, an integer >= 1; or a schedule.
+    learning_rate: gamma, the learning rate of `local`: a number > 0 or a
+      schedule of the step. With a schedule, K gamma is the sum of the rates
+      over the round, which follows from adding up the K local steps. A constant
+      is only a unit, which cancels out.
 
   Raises:
     ValueError: if `period` is not an integer >= 1, or `learning_rate` is
@@ -92,7 +92,7 @@ def scaffold(
     ci: Array, c: Array, x0: Array, params: Array, total: Array
   ) -> Array:
     moved = (x0 - params) / jnp.where(total > 0, total, 1)
-    # A round of learning rate zero moved nothing and tells nothing.
+    # Keep c_i if the rates are zero, because then the round has no information.
     return jnp.where(total > 0, ci - c + moved, ci)
 
   return algorithm(
@@ -119,26 +119,26 @@ def weighted_averaging(
   weights: Sequence[float],
   average: Average = sync,
 ) -> ReplicaTransformation:
-  """Local SGD whose average counts the replicas unequally (order C).
+  """Local SGD with a weighted average of the replicas (order C).
 
-  From a common point each replica takes K steps; then
+  From a common point, each replica takes K steps; then
   x_i <- sum_j w_j x_j / sum_j w_j.
 
-  With equal weights it is `k_avg`; where the f_i differ, it is to the weighted
-  mean of them what `k_avg` is to the mean. For replicas that do unequal work
-  see `wp_sgd` and `fednova`.
+  With equal weights it is `k_avg`. If the f_i differ, it minimizes their
+  weighted mean in the way `k_avg` minimizes their mean. For replicas that do
+  unequal work, see `wp_sgd` and `fednova`.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     period: K, steps between averages, an integer >= 1; or a schedule.
-    weights: w, float[N], positive; only their ratios matter. FedAvg's are the
+    weights: w, float[N], each > 0. Only their ratios matter. FedAvg uses the
       numbers of examples.
-    average: makes, of the mixing with these weights, what the replicas do at
-      the end of a round.
+    average: `mixing -> stage` at the end of a round, given the mixing with
+      these weights. Default: `sync`, which averages the parameters.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or a weight is not a finite
-      number > 0; from `init`, if there is not one weight per replica.
+    ValueError: if `period` is not an integer >= 1, or if a weight is not a
+      finite number > 0; from `init`, if the number of weights is not N.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -148,8 +148,8 @@ def weighted_averaging(
 
   Reference:
     Cheng, Li, Zhang 2017, Weighted parallel SGD for distributed
-    unbalanced-workload training system (arXiv 1708.04801), the average with
-    weights given.
+    unbalanced-workload training system (arXiv 1708.04801), its average for
+    given weights.
   """
   return algorithm(
     'weighted_averaging',
@@ -165,25 +165,26 @@ def wp_sgd(
   contraction: float,
   average: Average = sync,
 ) -> ReplicaTransformation:
-  """Weighted parallel SGD: the more a replica did, the more it counts.
+  """Weighted parallel SGD: replicas that take more steps have more weight.
 
-  In a round of max_i I_i steps replica i takes I_i; then
+  In a round of max_i I_i steps, replica i takes I_i; then
   x_i <- sum_j w_j x_j / sum_j w_j with `delay_weights`.
 
-  It presumes that the f_i are alike. Where they differ, plain averages already
-  lean towards those that did more (FedNova), and these weights add to that.
+  It assumes equal f_i. If they differ, plain averages are already biased
+  towards replicas that take more steps (FedNova), and these weights add to the
+  bias.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     local_steps: I_i, one integer >= 1 for each replica.
-    contraction: r in (0, 1], the factor by which a step brings a replica closer
-      to its limit; see `delay_weights`.
-    average: makes, of the mixing with these weights, what the replicas do at
-      the end of a round.
+    contraction: r, the factor by which a step reduces the distance of a replica
+      from its limit, in (0, 1]; see `delay_weights`.
+    average: `mixing -> stage` at the end of a round, given the mixing with
+      these weights. Default: `sync`, which averages the parameters.
 
   Raises:
-    ValueError: if a number of steps is not an integer >= 1, or `contraction` is
-      not in (0, 1]; from `init`, if there is not one number per replica.
+    ValueError: if a number of steps is not an integer >= 1, or if `contraction`
+      is not in (0, 1]; from `init`, if the number of entries is not N.
 
   Example:
     >>> import optax
@@ -192,8 +193,8 @@ def wp_sgd(
 
   Reference:
     Cheng, Li, Zhang 2017, Weighted parallel SGD for distributed
-    unbalanced-workload training system (arXiv 1708.04801). There one weighted
-    average ends the run; here every round has one.
+    unbalanced-workload training system (arXiv 1708.04801). The paper has one
+    weighted average, at the end of the run; here every round ends with one.
   """
   weights = delay_weights(local_steps, contraction=contraction)
   return algorithm(
@@ -206,28 +207,28 @@ def wp_sgd(
 def delay_weights(
   local_steps: Sequence[int], *, contraction: float
 ) -> np.ndarray:
-  """WP-SGD's weights of replicas that did unequal work.
+  """Return WP-SGD's weights of replicas that take unequal numbers of steps.
 
-  w_i = r^(max_j I_j - I_i) / sum_j r^(max_k I_k - I_j): geometric in the
-  delay, the steps by which replica i is behind the first.
+    w_i = r^(max_j I_j - I_i) / sum_j r^(max_k I_k - I_j)
 
-  Where a step brings the iterate's distribution closer to its limit by a factor
-  r, that of replica i is within r^I_i of it, and with these weights each
-  replica adds as much to that bound on the weighted mean's distance. For SGD
-  with step gamma on a loss with L2 of strength lambda r = 1 - gamma lambda. The
-  geometric form is derived in this way; the paper's own equation was not
-  verified.
+  The weights are geometric in the delay, the number of steps that replica i is
+  behind the first. Suppose that a step reduces the distance of the iterate's
+  distribution from its limit by a factor r. Then replica i is within r^I_i of
+  the limit, and all replicas contribute equally to this bound on the distance
+  of the weighted mean. For SGD with step gamma on a loss with L2 of strength
+  lambda, r = 1 - gamma lambda. The geometric form is derived in this way. Not
+  verified: the paper's own equation.
 
   Args:
-    local_steps: I_i, one per replica.
+    local_steps: I_i, one integer >= 1 for each replica.
     contraction: r, in (0, 1]; 1 gives equal weights.
 
   Returns:
-    float64[N], which add up to 1.
+    float64[N], weights that sum to 1.
 
   Raises:
-    ValueError: if a number of steps is not an integer >= 1, or `contraction` is
-      not in (0, 1].
+    ValueError: if a number of steps is not an integer >= 1, or if `contraction`
+      is not in (0, 1].
 
   Example:
     >>> delay_weights([3, 4], contraction=0.25).tolist()
@@ -248,18 +249,19 @@ def tail_averaging(
 ) -> ReplicaTransformation:
   """N independent runs; the output is the mean of their last iterates.
 
-  x_i^t = x_i^{t-1} - gamma G_i^t; the output is the mean over i of
-  (1 / (T - s)) sum_{t = s+1}^T x_i^t, and the mean of the x_i until then.
+  x_i^t = x_i^{t-1} - gamma G_i^t. The output is the mean over i of
+  (1 / (T - s)) sum_{t = s+1}^T x_i^t; before step s it is the mean of the x_i.
 
-  The training is not changed by it: the averages over time are the algorithm's
-  `output`. Evaluation averages them over the replicas, which the ledger does
-  not count.
+  Training does not change, because the averages over time are the `output` of
+  the algorithm. Evaluation averages them over the replicas, which the ledger
+  does not count.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-      With an algorithm that communicates, such as `k_avg(tx, period=4)`, the
-      output is the tail of that.
-    start_step: s, the first 0-based step whose iterate counts, an integer >= 0.
+    local: an optimizer for every replica, or a stage that takes its local step.
+      It may communicate: with `k_avg(tx, period=4)` the output is the tail
+      average of `k_avg`.
+    start_step: s, the first 0-based step whose iterate is averaged, an integer
+      >= 0.
 
   Raises:
     ValueError: if `start_step` is not an integer >= 0.
@@ -272,25 +274,25 @@ def tail_averaging(
     Jain, Kakade, Kidambi, Netrapalli, Sidford 2018, Parallelizing stochastic
     gradient descent for least squares regression: mini-batching, averaging, and
     model misspecification (arXiv 1610.03774), tail-averaging with parameter
-    mixing. The number of its algorithm there was not verified.
+    mixing. Not verified: the number of its algorithm.
   """
   return chain(step(local), average_iterates(start_step))
 
 
 def average_iterates(start_step: int) -> ReplicaTransformation:
-  """Keeps the running mean over steps of a replica's parameters, to evaluate.
+  """Return a stage that evaluates the running mean over steps of parameters.
 
   With n = step - s + 1 iterates, m <- m + (x - m) / n; before the first of them
-  m is x. The replica is left alone: the mean is its `output`. Chain it after an
-  algorithm, whose parameters at the end of a step it then sees.
+  m is x. The replica does not change, because the mean is only its `output`.
+  Chain it after an algorithm, to average the parameters at the end of a step.
 
-  What the rounding of m leaves out is kept and added later (Kahan's summation).
-  Without that, m in float32 does not move any more once (x - m) / n is less
-  than half of its last digit.
+  The rounding error of m is kept and added later (Kahan summation). Otherwise m
+  in float32 would stop moving once (x - m) / n is less than half of its last
+  digit.
 
   Args:
-    start_step: s, the first 0-based step whose parameters count, an integer
-      >= 0.
+    start_step: s, the first 0-based step whose parameters are averaged, an
+      integer >= 0.
 
   Raises:
     ValueError: if `start_step` is not an integer >= 0.
@@ -332,31 +334,36 @@ def natural_gradient_averaging(
 ) -> ReplicaTransformation:
   """Kaldi's parallel training: rare averages of natural-gradient SGD.
 
-  Each replica by itself, for K steps:
+  Each replica, for K steps:
     u_i = tx(F_i^{-1} G_i),  x_i <- x_i + u_i min(1, max_change / |u_i|)
-  then x_i <- mean_j x_j. F_i, one factor for each axis of each parameter, is a
-  multiple of the identity plus a matrix of low rank, estimated by the replica
-  from its own gradients (`scale_by_natural_gradient`, where the differences
-  from Kaldi are listed).
+  then x_i <- mean_j x_j. F_i has one factor for each axis of each parameter: a
+  multiple of the identity plus a matrix of low rank. Each replica estimates it
+  from its own gradients; `scale_by_natural_gradient` lists the differences from
+  Kaldi.
 
   Only the parameters are averaged. Kaldi starts a new process after every
   average, whose preconditioner is made from its first minibatch (not verified);
-  `restart` in `average`, as in the example, is close to that. An average of N
-  divides by N what one replica learned: the paper gives every replica N times
-  the learning rate of a single one, which is for the caller to do in `tx`.
+  `restart` in `average`, as in the example, is similar. An average divides the
+  progress of one replica by N. So the paper multiplies the learning rate of
+  every replica by N, which the caller can do in `tx`.
 
   Args:
-    tx: the optimizer of every replica, fed the preconditioned gradient.
-    period: K, steps between averages, an integer >= 1; or a schedule. A minute
-      or two in the paper.
-    rank: of each factor's part beside the identity, an integer >= 1.
-    smoothing: alpha >= 0, of each factor towards the identity.
-    update_rate: eta in (0, 1), of each factor.
-    max_change: the largest 2-norm of a step, all parameters together, > 0.
-    average: what the replicas do at the end of a round; their mean by default.
+    tx: an optimizer for every replica, which receives the preconditioned
+      gradient.
+    period: K, steps between averages, an integer >= 1; or a schedule. The paper
+      averages every one or two minutes.
+    rank: rank of the part of each factor that is not the identity, an integer
+      >= 1.
+    smoothing: alpha, the multiple of the mean eigenvalue that is added to each
+      factor, >= 0.
+    update_rate: eta, the weight of the newest scatter in each factor, in
+      (0, 1).
+    max_change: the largest 2-norm of a step over all parameters, > 0.
+    average: the stage at the end of a round. Default: the mean of the
+      parameters.
 
   Raises:
-    ValueError: if `period` or `rank` is not an integer >= 1, or another number
+    ValueError: if `period` or `rank` is not an integer >= 1, or if an argument
       is out of its range.
 
   Example:
@@ -372,8 +379,8 @@ def natural_gradient_averaging(
 
   Reference:
     Povey, Zhang, Khudanpur 2015, Parallel training of DNNs with natural
-    gradient and parameter averaging (arXiv 1410.7455); the equations are those
-    of Kaldi's src/nnet3/natural-gradient-online.h.
+    gradient and parameter averaging (arXiv 1410.7455); the equations follow
+    Kaldi's src/nnet3/natural-gradient-online.h.
   """
   check_optax('natural_gradient_averaging', tx)
   natural = scale_by_natural_gradient(

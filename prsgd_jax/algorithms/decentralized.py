@@ -1,4 +1,4 @@
-"""Averages with graph neighbors only."""
+"""Averages with the neighbors in a graph only."""
 
 from collections.abc import Sequence
 import math
@@ -48,18 +48,20 @@ def d_psgd(
 ) -> ReplicaTransformation:
   """Decentralized parallel SGD (order A).
 
-  x_i <- sum_j W_ij x_j - gamma G(x_i): the gradient is taken at the replica's
-  own point while the neighbors' models travel.
+    x_i <- sum_j W_ij x_j - gamma G(x_i)
+
+  The gradient is taken at the replica's own point while the models are sent.
 
   Args:
-    tx: the optimizer of every replica; momentum stays local.
-    mixing: W, symmetric and doubly stochastic in the theory; a ring with equal
-      weights if None. DPSGD (Zhang et al. 2021) has `random_matching()`.
-    average: the stage that mixes, given W; by default it mixes the parameters.
+    tx: an optimizer for every replica; momentum stays local.
+    mixing: W, symmetric and doubly stochastic in the theory. Default: a ring
+      with equal weights. DPSGD (Zhang et al. 2021) has `random_matching()`.
+    average: `mixing -> stage`, which mixes by W. Default: `sync`, which mixes
+      the parameters.
 
   Raises:
-    ValueError: if `mixing` is not one; from `init`, if the rows of W do not sum
-      to one, or it does not fit the number of replicas.
+    ValueError: if `mixing` is not a mixing; from `init`, if the rows of W do
+      not sum to one, or if W does not fit the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -84,22 +86,23 @@ def diffusion(
 ) -> ReplicaTransformation:
   """Diffusion, or adapt-then-combine (order C).
 
-  x_i <- sum_j W_ij (x_j - gamma G(x_j)); between rounds only the step in
-  brackets.
+  x_i <- sum_j W_ij (x_j - gamma G(x_j)); between rounds only the local step,
+  in parentheses.
 
   With W = 11'/N it is `k_avg(period=period)`.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    mixing: W, doubly stochastic in the theory; a ring with equal weights if
-      None.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    mixing: W, doubly stochastic in the theory. Default: a ring with equal
+      weights.
     period: steps between rounds of mixing, or a schedule; 1 in the paper.
-    average: the stage that mixes, given W; by default it mixes the parameters.
+    average: `mixing -> stage`, which mixes by W. Default: `sync`, which mixes
+      the parameters.
 
   Raises:
-    ValueError: if `period` is neither an integer >= 1 nor a schedule, or
-      `mixing` is not one; from `init`, if the rows of W do not sum to one, or
-      it does not fit the number of replicas.
+    ValueError: if `period` is neither an integer >= 1 nor a schedule, or if
+      `mixing` is not a mixing; from `init`, if the rows of W do not sum to one,
+      or if W does not fit the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -109,7 +112,7 @@ def diffusion(
   Reference:
     Chen, Sayed 2012, Diffusion adaptation strategies for distributed
     optimization and learning over networks (arXiv 1111.0034), the
-    adapt-then-combine form; its number in the paper was not verified.
+    adapt-then-combine form (equation number not verified).
   """
   W = ring() if mixing is None else check_mixing(mixing)
   return algorithm(
@@ -129,33 +132,34 @@ def sgp(
     x_i <- x_i - gamma G(z_i), the gradient at the de-biased z_i
     x_i <- sum_j P_ij x_j;  w_i <- sum_j P_ij w_j;  z_i = x_i / w_i
 
-  The columns of P sum to one: each replica distributes what it has, whatever
-  the others do. The mean of x moves by the mean step. `params` are z, and
-  `weight` is w: in these, z_i <- z_i - gamma G(z_i) / w_i, and `sync` weights
-  every model it sends. With a doubly stochastic P, w is 1 and this is
+  The columns of P sum to one, so a replica can choose its own column without
+  knowing the other replicas. The mean of x moves by the mean step. `params` are
+  z and `weight` is w. In these, z_i <- z_i - gamma G(z_i) / w_i, and `sync`
+  weights every model it sends. With a doubly stochastic P, w is 1 and this is
   `diffusion`.
 
   Args:
-    tx: the optimizer of every replica; its update at z_i is added to x_i.
-    mixing: P, column-stochastic; the one-peer exponential graph if None.
+    tx: an optimizer for every replica; its update at z_i is added to x_i.
+    mixing: P, column-stochastic. Default: the one-peer exponential graph.
     period: steps between rounds of mixing, or a schedule; 1 in the paper.
-    average: the stage that mixes, given P; by default it mixes the parameters.
+    average: `mixing -> stage`, which mixes by P. Default: `sync`, which mixes
+      the parameters.
 
   Raises:
-    ValueError: if `period` is neither an integer >= 1 nor a schedule, or
-      `mixing` is not one; from `init`, if the columns of P do not sum to one, a
-      weight is negative, or it does not fit the number of replicas.
+    ValueError: if `period` is neither an integer >= 1 nor a schedule, or if
+      `mixing` is not a mixing; from `init`, if the columns of P do not sum to
+      one, if a weight is negative, or if P does not fit the number of replicas.
 
   Example:
     >>> import numpy as np, optax, prsgd_jax as pr
-    >>> P = [[0.5, 0.5], [0.2, 0.8]]  # of 1 half stays, half goes to 2
+    >>> P = [[0.5, 0.5], [0.2, 0.8]]  # replica 1 keeps half, sends half to 2
     >>> algorithm = pr.sgp(
     ...     optax.sgd(0.1), mixing=pr.graphs.graph(np.transpose(P)), period=4)
 
   Reference:
     Assran, Loizou, Ballas, Rabbat 2019, Stochastic gradient push for
     distributed deep learning (arXiv 1811.10792), Algorithm 1. Its experiments
-    have Nesterov momentum in `tx`; that it too acts on x was not verified.
+    use Nesterov momentum in `tx`. Not verified: that it also acts on x.
   """
   P = one_peer_exponential() if mixing is None else check_mixing(mixing)
   return algorithm(
@@ -177,29 +181,30 @@ def ad_psgd(
 ) -> ReplicaTransformation:
   """Asynchronous decentralized parallel SGD, simulated on a virtual clock.
 
-  When replica i is done with a gradient that it began at the model y_i:
+  When replica i finishes a gradient that it started at the model y_i:
 
     x_i, x_j <- (x_i + x_j) / 2 with a random neighbor j, atomically
     x_i <- x_i - gamma G(y_i);  y_i <- x_i, and the next gradient begins.
 
-  Meanwhile others have averaged with it, so that G is old. A step is a tick: a
-  gradient of replica i takes lcm(speeds) / speeds[i] ticks, and its batch is
-  that of the tick at which it begins. In a tick everyone has one neighbor.
-  Pairs of which neither is done do not meet. With equal speeds a gradient takes
-  one tick, and this is `d_psgd(mixing=random_matching())`.
+  Meanwhile other replicas have averaged with it, so G is old. A step is one
+  tick. A gradient of replica i takes lcm(speeds) / speeds[i] ticks and uses the
+  batch of the tick at which it starts. In a tick, each replica has one
+  neighbor. A pair does not average if neither of its replicas has finished.
+  With equal speeds a gradient takes one tick, and this is
+  `d_psgd(mixing=random_matching())`.
 
   Args:
-    tx: the optimizer of every replica; momentum stays local, and the learning
-      rate is that of the tick.
-    speeds: int[N], gradients that each replica takes in equal times, such as
+    tx: an optimizer for every replica; momentum stays local. Its learning rate
+      is evaluated at the tick.
+    speeds: int[N], gradients per unit of time of each replica, such as
       (1, 1, 2, 4).
-    mixing: the neighbors of a tick, pairs (or groups) that take their mean;
-      `random_matching()` if None.
+    mixing: the pairs (or groups) that average in a tick. Default:
+      `random_matching()`.
 
   Raises:
-    ValueError: if a speed is not an integer >= 1, or `mixing` is not one; from
-      `init`, if there is not one speed for each replica, or the mixing does
-      more than to take means in groups.
+    ValueError: if a speed is not an integer >= 1, or if `mixing` is not a
+      mixing; from `init`, if the number of speeds is not N, or if the mixing is
+      not a mean in disjoint groups.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -207,9 +212,9 @@ def ad_psgd(
 
   Reference:
     Lian, Zhang, Zhang, Liu 2018, Asynchronous decentralized parallel stochastic
-    gradient descent (arXiv 1710.06952), Algorithm 1, whose random worker and
-    staleness the clock decides here. In the paper a neighbor may be chosen by
-    several workers, one after the other; here by one in a tick.
+    gradient descent (arXiv 1710.06952), Algorithm 1. Here the clock determines
+    the active worker and the staleness. In the paper several workers may choose
+    one neighbor in turn; here only one can in a tick.
   """
   pairs = random_matching() if mixing is None else check_mixing(mixing)
   ticks = virtual_clock.durations(speeds)
@@ -243,38 +248,39 @@ def sparq_sgd(
   consensus_step_size: float,
   mixing: Mixing | None = None,
 ) -> ReplicaTransformation:
-  """SPARQ-SGD: compressed gossip of those that have changed enough (order C).
+  """SPARQ-SGD: compressed gossip, sent only after enough change (order C).
 
-  Each replica knows xhat_j, what j has sent so far, of its neighbors and of
+  Each replica knows xhat_j, the sum of what j has sent, for its neighbors and
   itself. Every H steps:
 
     q_i = Q(x_i - xhat_i) if |x_i - xhat_i|^2 > c_t gamma_t^2, otherwise 0
     xhat_j <- xhat_j + q_j;  x_i <- x_i + eta sum_j W_ij (xhat_j - xhat_i)
 
-  With c = 0 it is `choco_sgd(period=H)`. The mean of x moves by the mean step,
-  whoever sends.
+  With c = 0 it is `choco_sgd(period=H)`. The mean of x always moves by the mean
+  step.
 
-  The data decide who sends, so that the bytes of a run cannot be known before
-  it. The ledger counts a message of every replica in every round, an upper
-  bound: the simulation itself sends that, zeros for nothing. The register
-  `sparq_sgd.sent` counts the rounds in which each replica sent; its mean over
-  the replicas times the bytes of a round are the bytes of the paper.
+  The senders depend on the data, so the bytes cannot be counted in advance. The
+  ledger counts a message of every replica in every round. This upper bound is
+  what the simulation sends, with zeros in place of no message. The register
+  `sparq_sgd.sent` counts the rounds in which each replica sent. Its mean over
+  the replicas, times the bytes of a round, gives the bytes of the paper.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    learning_rate: gamma, that of `local`: a number or the same schedule.
-    threshold: c, of the squared change in units of the learning rate; >= 0, or
-      a schedule c_t of the step, which increases in the paper.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    learning_rate: gamma, the learning rate of `local`: a number or a schedule.
+    threshold: c, the threshold of the squared change in units of gamma^2, >= 0;
+      or a schedule c_t of the step. It increases in the paper.
     period: H, steps between checks, or a schedule.
     compressor: Q, a contraction such as `top_k`, which maps 0 to 0.
-    consensus_step_size: eta, in (0, 1]. It has to be small where Q leaves out
-      much.
-    mixing: W, constant and doubly stochastic; a ring with equal weights if
-      None.
+    consensus_step_size: eta, in (0, 1]. Use a smaller value the more Q leaves
+      out.
+    mixing: W, constant and doubly stochastic. Default: a ring with equal
+      weights.
 
   Raises:
-    ValueError: if an argument is not what it should be; from `init`, if W does
-      not fit the number of replicas, its rows do not sum to one, or it changes.
+    ValueError: if an argument has the wrong type or is out of range; from
+      `init`, if W does not fit the number of replicas, if its rows do not sum
+      to one, or if it changes between rounds.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -285,8 +291,8 @@ def sparq_sgd(
   Reference:
     Singh, Data, George, Diggavi 2019, SPARQ-SGD: Event-triggered and compressed
     communication in decentralized stochastic optimization (arXiv 1910.14280).
-    The update was read in a catalogue of optimizers, not in the paper; that it
-    is Algorithm 1 was not verified. The paper's Q is a sparsified quantizer.
+    The update was read in a catalog of optimizers, not in the paper. Not
+    verified: that it is Algorithm 1. The paper's Q is a sparsified quantizer.
   """
   W = ring() if mixing is None else check_mixing(mixing)
   check_compressor(compressor)

@@ -1,4 +1,4 @@
-"""DiLoCo that does not wait: late, eager and asynchronous outer steps."""
+"""DiLoCo without waiting: delayed, eager and asynchronous outer steps."""
 
 from collections.abc import Sequence
 import functools
@@ -38,30 +38,28 @@ def delayed_diloco(
   period: int | Schedule,
   outer: optax.GradientTransformation | None = None,
 ) -> ReplicaTransformation:
-  """DiLoCo whose mean arrives a round late (order C).
+  """DiLoCo whose mean arrives one round late (order C).
 
   At the end of round r, d_i(r) = x0 - x_i and d_i(-1) = 0:
-  x0 <- x0 + outer(mean_j d_j(r - 1));  x_i <- x0. The steps of round r change
-  the model after round r + 1.
+  x0 <- x0 + outer(mean_j d_j(r - 1));  x_i <- x0. So the steps of round r
+  change the model after round r + 1.
 
-  Nobody waits for the mean, which travels while the next round runs; the ledger
-  counts its bytes but no time for it.
+  No replica waits for the mean, which is sent during the next round. The ledger
+  counts its bytes but no time.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     period: H, steps of a round, or the schedule of its ends.
-    outer: optax transformation of the pseudo-gradient. Default: that of
-      `diloco`.
+    outer: an optax transformation of the pseudo-gradient. Default: Nesterov SGD
+      with learning rate 0.7 and momentum 0.9.
 
-  Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, or an
-      optimizer is none.
+  Raises: ValueError: if `period` is not an integer >= 1 or a schedule, or if an
+  argument has the wrong type.
 
   Reference:
     Kale, Douillard, Donchev 2025, Eager updates for overlapped communication
-    and computation in DiLoCo (arXiv 2502.12996), the delayed outer gradients
-    that it improves on. The equation is recalled, and so is what the first
-    round does.
+    and computation in DiLoCo (arXiv 2502.12996), its baseline with delayed
+    outer gradients. The equation and the first round were written from memory.
   """
   outer = DILOCO_OUTER if outer is None else outer
   check_optax('outer', outer)
@@ -85,30 +83,29 @@ def eager_diloco(
   period: int | Schedule,
   outer: optax.GradientTransformation | None = None,
 ) -> ReplicaTransformation:
-  """DiLoCo with eager updates: others' differences a round late (order C).
+  """DiLoCo with eager updates: differences of peers one round late (order C).
 
   At the end of round r, d_i(r) = x0_i - x_i and d_i(-1) = 0:
   x0_i <- x0_i + outer(d_i(r) / N + sum_{j != i} d_j(r - 1) / N);  x_i <- x0_i.
 
-  Every replica has an x0 and outer buffers of its own. Nobody waits for the
-  mean, which travels while the next round runs; the ledger counts its bytes but
-  no time for it. On one replica it is `diloco`. With equal differences that do
-  not change from round to round, it is `diloco` after the first round.
+  Every replica has its own x0 and outer buffers. No replica waits for the mean,
+  which is sent during the next round. The ledger counts its bytes but no time.
+  On one replica it is `diloco`. With equal and constant differences it is
+  `diloco` after the first round.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     period: H, steps of a round, or the schedule of its ends.
-    outer: optax transformation of the pseudo-gradient. Default: that of
-      `diloco`.
+    outer: an optax transformation of the pseudo-gradient. Default: Nesterov SGD
+      with learning rate 0.7 and momentum 0.9.
 
-  Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, or an
-      optimizer is none.
+  Raises: ValueError: if `period` is not an integer >= 1 or a schedule, or if an
+  argument has the wrong type.
 
   Reference:
     Kale, Douillard, Donchev 2025, Eager updates for overlapped communication
-    and computation in DiLoCo (arXiv 2502.12996). The equation is recalled, and
-    so is the first round, in which nothing of the others has come.
+    and computation in DiLoCo (arXiv 2502.12996). The equation was written from
+    memory, as was the first round, in which nothing has arrived yet.
   """
   outer = DILOCO_OUTER if outer is None else outer
   check_optax('outer', outer)
@@ -144,43 +141,44 @@ def delayed_nesterov(
 ) -> ReplicaTransformation:
   """Asynchronous DiLoCo: a server with delayed Nesterov momentum (order C).
 
-  Worker i takes H_i steps from the model it last fetched, hands in g, how far
-  it went, and fetches the server's model x. Of the arrivals s = 0, 1, ... the
-  server takes  D <- D + g, and if (s + 1) mod n = 0
+  Worker i takes H_i steps from the model it last fetched, sends its movement g,
+  and fetches the server's model x. For the arrivals s = 0, 1, ... the server
+  computes  D <- D + g, and if (s + 1) mod n = 0
   m <- beta m + D / n;  x <- x - eta ((1 - c n + c) beta m + g / n);  D <- 0,
   else  x <- x - eta (c beta m + g / n).
 
-  A step of the engine is a tick. A gradient of worker i takes lcm(v) / v_i
-  ticks and is that of the last one's batch. Arrivals in one tick are in the
-  order of their indices, and fetch the same x. Dynamic local updates (DyLU),
-  H_i = floor(H v_i / max v) and at least 1, make them arrive at about the same
-  times. Every replica keeps the server's x, m and D, and evaluation is of x.
-  The learning rate of `local` is that of the tick.
+  A step of the engine is one tick. A gradient of worker i takes lcm(v) / v_i
+  ticks and uses the batch of the last of them. Arrivals in one tick are
+  processed in the order of worker indices, and fetch equal x. Dynamic local
+  updates (DyLU), H_i = floor(H v_i / max v) and at least 1, make workers arrive
+  at similar times. Every replica stores the server's x, m and D; x is
+  evaluated. The learning rate of `local` is evaluated at the tick.
 
   With n = 1 the server is Nesterov SGD. With equal speeds, n = N and c = 0 it
   is `diloco`.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step.
-    speeds: v_i, one positive integer for each replica.
-    period: H, steps of the fastest worker before it hands in.
-    local_steps: H_i, one for each replica. Default: DyLU.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    speeds: v_i, the relative speed of each replica, integers >= 1.
+    period: H, steps of the fastest worker between arrivals, >= 1.
+    local_steps: H_i, steps of each replica between arrivals, integers >= 1.
+      Default: DyLU.
     buffer_size: n, arrivals between two updates of the momentum. Default: N.
-    outer_learning_rate: eta, > 0. Default 0.7.
-    outer_momentum: beta, in [0, 1). Default 0.9.
-    activation: c, in [0, 1 / n], the part of the momentum that is applied
-      between its updates. Default 0.
+    outer_learning_rate: eta, > 0. Default: 0.7.
+    outer_momentum: beta, in [0, 1). Default: 0.9.
+    activation: c, the fraction of the momentum that is applied between its
+      updates, in [0, 1 / n]. Default: 0.
 
   Raises:
-    ValueError: if an argument is out of range or `local` communicates; from
-      `init`, if there is not one speed for each replica.
+    ValueError: if an argument is out of range, or if `local` communicates; from
+      `init`, if the number of speeds is not N.
 
   Reference:
     Liu et al. 2024, Asynchronous local-SGD training for language modeling
     (arXiv 2401.09135), delayed Nesterov and DyLU, after the code of HALoS
-    (`opt.py`); the numbers of the paper's algorithms were not verified. Here
-    the clock is virtual, and an arrival is counted as an all-reduce, which is
-    about one model sent and one received, that nobody waits for.
+    (`opt.py`). Not verified: the numbers of the paper's algorithms. Here the
+    clock is virtual. An arrival counts as an all-reduce without waiting, which
+    is about one model sent and one received.
   """
   ticks, steps = _clock(speeds, period, local_steps)
   length = [
@@ -201,7 +199,7 @@ def delayed_nesterov(
   )
 
   def full(step: Step, i: int) -> Step:
-    """Whether the arrival of worker i fills the buffer."""
+    """Return whether the arrival of worker i fills the buffer."""
     arrivals = [(step + (j <= i)) // steps for j, steps in enumerate(length)]
     return sum(arrivals) % min(n, MAX_STEPS) == 0
 
@@ -242,7 +240,7 @@ def delayed_nesterov(
 def _clock(
   speeds: Sequence[int], period: int, local_steps: Sequence[int] | None
 ) -> tuple[list[int], list[int]]:
-  """Ticks of a step, and steps of a round, of each replica."""
+  """Return the ticks of a step, and the steps of a round, of each replica."""
   ticks = list(virtual_clock.durations(speeds))
   period = check_positive_int('period', period)
   if local_steps is None:

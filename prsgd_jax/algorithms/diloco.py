@@ -1,4 +1,4 @@
-"""DiLoCo and its synchronous relatives: an outer optimizer steps by rounds."""
+"""DiLoCo and its synchronous variants: one outer step per round."""
 
 from collections.abc import Callable
 
@@ -34,27 +34,28 @@ def diloco(
   outer: optax.GradientTransformation | None = None,
   average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
-  """DiLoCo: an outer optimizer steps by the mean of many local steps (order C).
+  """DiLoCo: an outer optimizer over the mean of many local steps (order C).
 
   After H local steps from x0:  x0 <- x0 + outer(x0 - mean_j x_j);  x_i <- x0.
 
-  On one replica it is SNOO, and with plain SGD outside Lookahead.
+  On one replica it is SNOO; with plain SGD as outer optimizer it is Lookahead.
 
   Args:
-    local: optimizer of every replica, AdamW in the paper, or a chain that is
-      the local step: `k_avg(tx, ...)` with group means makes an outer optimizer
-      of Hier-AVG, `sgp(...)` one of push-sum.
-    period: H, steps of a round, 500 in the paper, or the schedule of its ends.
-    outer: optax transformation of the pseudo-gradient. Default: Nesterov SGD
-      with learning rate 0.7 and momentum 0.9, the rate outside the buffer: m <-
-      mu m + d, x0 <- x0 - eta (mu m + d). Its schedules count rounds.
-    average: stage at the end of a round. Default: the mean of the parameters.
-      With gossip such as `sync(ring())`, every replica has an x0 of its own.
-      `average_differences(...)` sends the differences in codes.
+    local: an optimizer for every replica, AdamW in the paper, or a stage that
+      takes its local step. `k_avg(tx, ...)` with group means adds the outer
+      optimizer to Hier-AVG, and `sgp(...)` adds it to push-sum.
+    period: H, steps in a round, 500 in the paper; or the schedule of the ends
+      of rounds.
+    outer: an optax transformation of the pseudo-gradient. Its schedules count
+      rounds. Default: Nesterov SGD with learning rate eta = 0.7 and momentum
+      mu = 0.9, with the rate outside the buffer: m <- mu m + d,
+      x0 <- x0 - eta (mu m + d).
+    average: the stage at the end of a round. With gossip such as
+      `sync(ring())`, every replica has its own x0. `average_differences(...)`
+      compresses the differences. Default: the mean of the parameters.
 
-  Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, or an
-      optimizer is none.
+  Raises: ValueError: if `period` is not an integer >= 1 or a schedule, or if an
+  argument has the wrong type.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -76,7 +77,7 @@ def outer_rounds(
   period: int | Schedule,
   average: ReplicaTransformation,
 ) -> ReplicaTransformation:
-  """x0 <- x0 + outer(x0 - average);  x_i <- x0: DiLoCo by any other name."""
+  """Return DiLoCo under a name: x0 <- x0 + outer(x0 - average);  x_i <- x0."""
   check_optax('outer', outer)
   return algorithm(
     name,
@@ -105,20 +106,23 @@ def muloco(
   After H steps of Muon from x0, d = x0 - mean_j x_j:  u <- mu u + eta d;
   x0 <- x0 - mu u - eta d;  x_i <- x0.
 
-  The rate is inside the buffer, as in the paper's code; `diloco` has it
+  The rate is inside the buffer, as in the paper's code; in `diloco` it is
   outside. They differ only if eta follows a schedule. With mu = 0 and eta = 1
   it is `k_avg`. A round of one step with mu = 0 and eta = 1 is not Muon of the
-  mean gradient: orthogonalizing and averaging do not commute.
+  mean gradient, because orthogonalizing and averaging do not commute.
 
   Args:
-    local: `optax.contrib.muon(0.02)` in the paper: Muon for matrices, AdamW for
+    local: an optimizer for every replica, or a stage that takes its local step.
+      The paper uses `optax.contrib.muon(0.02)`: Muon for matrices and AdamW for
       other parameters. `muon_weight_dimension_numbers` excludes embeddings and
-      heads, as the paper does. Or any other optimizer or local step.
-    period: H, steps of a round, or the schedule of its ends. Default 30.
-    outer_learning_rate: eta, > 0, or an optax schedule of the round. Default
+      heads, as in the paper.
+    period: H, steps in a round, or the schedule of the ends of rounds. Default:
+      30.
+    outer_learning_rate: eta, > 0, or an optax schedule of the round. Default:
       0.7.
-    outer_momentum: mu, in [0, 1). Default 0.6.
-    average: stage at the end of a round. Default: the mean of the parameters.
+    outer_momentum: mu, in [0, 1). Default: 0.6.
+    average: the stage at the end of a round. Default: the mean of the
+      parameters.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -130,8 +134,8 @@ def muloco(
   Reference:
     Therien et al. 2025, MuLoCo: Muon is a practical inner optimizer for DiLoCo
     (arXiv 2505.23725), and its code (`muloco/jax/muloco.py`). optax corrects
-    the bias of Muon's momentum and gives the other parameters AdamW with
-    Nesterov momentum, which was not compared with the code.
+    the bias of Muon's momentum and uses AdamW with Nesterov momentum for other
+    parameters. Not verified: that the code does so.
   """
   if not callable(outer_learning_rate):
     outer_learning_rate = check_number(
@@ -159,25 +163,26 @@ def noloco(
 ) -> ReplicaTransformation:
   """NoLoCo: an outer optimizer over random pairs, no all-reduce (order C).
 
-  After H local steps from phi_i, with the mean over a group of replicas g that
-  is drawn for this round:
+  After H local steps from phi_i, with means over a random group g of replicas,
+  drawn in each round:
   delta_i <- a delta_i + eta mean_g(x_j - phi_j) + eta (mean_g phi_j - phi_i);
   phi_i <- phi_i + delta_i;  x_i <- phi_i.
 
-  The two means add up to mean_g x_j - phi_i, so that only x_j is sent: half of
-  what the code sends. With one group of all replicas it is DiLoCo with heavy
-  ball, with a = 0 and eta = 1 diffusion over random pairs. The mean of phi_i
-  follows the heavy ball for any groups.
+  The two means add up to mean_g x_j - phi_i, so only x_j is sent, half of the
+  bytes of the authors' code. With one group of all replicas it is DiLoCo with
+  heavy-ball momentum. With a = 0 and eta = 1 it is diffusion over random pairs.
+  The mean of phi_i follows the heavy ball for any groups.
 
   Args:
-    local: optimizer of every replica, Adam in the paper, or a chain that is the
-      local step.
-    period: H, steps of a round, 50 in the paper, or the schedule of its ends.
-    outer_learning_rate: eta, > 0. Default 0.7.
-    outer_momentum: a, in [0, 1). Default 0.5.
-    mixing: groups, one draw for each round. Default: random pairs.
-    average: makes the stage at the end of a round from the mixing. Default:
-      `sync`.
+    local: an optimizer for every replica, Adam in the paper, or a stage that
+      takes its local step.
+    period: H, steps in a round, 50 in the paper; or the schedule of the ends of
+      rounds.
+    outer_learning_rate: eta, > 0. Default: 0.7.
+    outer_momentum: a, in [0, 1). Default: 0.5.
+    mixing: the random groups, drawn in each round. Default: random pairs.
+    average: `mixing -> stage` at the end of a round. Default: `sync`, which
+      averages the parameters.
 
   Raises:
     ValueError: if an argument is out of range; from `init`, if the mixing does
@@ -186,8 +191,8 @@ def noloco(
   Reference:
     Kolehmainen et al. 2025, NoLoCo: no-all-reduce low communication training
     method for large models (arXiv 2506.10911), as in its code
-    (`sparse_optimizer_c.py`). The weight of the pull towards mean_g phi_j is
-    eta there; whether the paper has another was not verified.
+    (`sparse_optimizer_c.py`), in which the weight of the pull towards
+    mean_g phi_j is eta. Not verified: the weight in the paper.
   """
   eta = check_number(
     'outer_learning_rate', outer_learning_rate, lambda x: x > 0, '> 0'
@@ -210,32 +215,35 @@ def des_loc(
   eps: float = 1e-8,
   average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
-  """DES-LOC: parameters and Adam's moments at periods of their own (order A).
+  """DES-LOC: Adam's moments are averaged less often than parameters (order A).
 
   If t mod K_x = 0, x_i <- mean_j x_j; if t mod K_u = 0, m_i <- mean_j m_j; if
   t mod K_v = 0, v_i <- mean_j v_j. Then, with G_i taken before the means,
   m_i <- b1 m_i + (1 - b1) G_i;  v_i <- b2 v_i + (1 - b2) G_i^2;
-  x_i <- x_i + tx(mhat_i / (sqrt(vhat_i) + eps)), hats for Adam's correction of
-  the start.
+  x_i <- x_i + tx(mhat_i / (sqrt(vhat_i) + eps)), where hats denote Adam's bias
+  correction.
 
-  Where the gradient is 0 on some replicas, v_i is 0 there: if K_u < K_v, the
-  first mean of m_i makes a step of m_i / eps, which a small eps makes huge.
+  If the gradient is 0 on some replicas, v_i is 0 there. With K_u < K_v, the
+  first mean of m_i then causes a step of m_i / eps, which is huge for a small
+  eps.
 
-  Equal periods are Adam in order A with parameters and moments averaged
-  together. With all periods 1 it is not synchronous Adam, whose second moment
-  is of the mean gradient.
+  With equal periods it is Adam in order A with parameters and moments averaged
+  together. With all periods 1 it is not synchronous Adam, which squares the
+  mean gradient in its second moment.
 
   Args:
-    tx: optimizer of Adam's direction, `optax.sgd(gamma)` without momentum;
-      chained with `optax.add_decayed_weights` before, it makes AdamW.
+    tx: the optimizer that receives Adam's direction, `optax.sgd(gamma)` without
+      momentum. Chained after `optax.add_decayed_weights` it makes AdamW.
     period: K_x, steps between means of the parameters, or their schedule.
-    first_moment_period: K_u, of the first moment; 3 K_x in the paper.
-    second_moment_period: K_v, of the second moment; 6 K_x in the paper.
-    b1: decay of the first moment, in [0, 1). Default 0.9.
-    b2: decay of the second moment, in [0, 1). Default 0.999.
-    eps: added to the root, > 0. Default 1e-8.
-    average: stage at the times of `period`. Default: the mean of the
-      parameters.
+    first_moment_period: K_u, steps between means of the first moment; 3 K_x in
+      the paper.
+    second_moment_period: K_v, steps between means of the second moment; 6 K_x
+      in the paper.
+    b1: decay of the first moment, in [0, 1). Default: 0.9.
+    b2: decay of the second moment, in [0, 1). Default: 0.999.
+    eps: number added to the root, > 0. Default: 1e-8.
+    average: the stage that averages the parameters, once a `period`. Default:
+      their mean.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -243,9 +251,9 @@ def des_loc(
   Reference:
     Iacob et al. 2025, DES-LOC: desynced low communication adaptive optimizers
     for training foundation models (arXiv 2505.22549). The order and the periods
-    are from a catalogue that copies the paper's equations, which has no
-    correction of the start; neither was verified in the paper. Clip G_i in the
-    loss or leave it: the paper's clipping is left out.
+    come from a catalog that copies the paper's equations without bias
+    correction. Not verified: either of them in the paper. The paper's clipping
+    is not included; clip G_i in the loss if needed.
   """
   b1 = check_number('b1', b1, lambda x: 0 <= x < 1, 'in [0, 1)')
   b2 = check_number('b2', b2, lambda x: 0 <= x < 1, 'in [0, 1)')

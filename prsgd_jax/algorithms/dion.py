@@ -1,4 +1,4 @@
-"""Dion: matrices move along orthonormal directions of low rank."""
+"""Dion: matrices are updated along orthonormal directions of low rank."""
 
 import math
 
@@ -19,7 +19,7 @@ from prsgd_jax.stages import (
   zeros,
 )
 
-# Added to the norms of columns, as in the authors' code.
+# Added to column norms, as in the authors' code.
 EPSILON = 1e-8
 
 
@@ -28,21 +28,21 @@ def dion(
 ) -> ReplicaTransformation:
   """Dion: sends only orthonormal updates of low rank.
 
-  Of each matrix [in, out], with the common Q [in, r] and each replica's own M:
+  For each matrix [in, out], with a common Q [in, r] and each replica's own M:
     M_i <- M_i + G_i;  P = orth(mean_j M_j' Q);  R = mean_j M_j P
     M_i <- M_i - (1 - mu) R P';  Q <- R, each column divided by its norm
-  and tx is fed sqrt(out / in) Q P'; of the other parameters, mean_j G_j.
+  tx receives sqrt(out / in) Q P', and mean_j G_j for other parameters.
 
-  Each replica's part of M that was not sent waits in its own M_i. The mean of
-  the M_i and the parameters are those of Dion of the mean gradient, although
-  only (in + out) r numbers of a matrix are sent at a step, in two messages.
+  The unsent part of M remains in each replica's M_i. The mean of the M_i and
+  the parameters equal those of Dion applied to the mean gradient. But only
+  (in + out) r numbers of a matrix are sent in a step, in two messages.
 
   Args:
-    tx: optimizer that is fed the directions, with no momentum of its own for
-      matrices: `optax.sgd(gamma)`, with weight decay in the paper. For another
-      optimizer of the other parameters see `optax.partition`.
-    rank: r, an integer >= 1; at most the smaller side of a matrix is used.
-    momentum: mu, in [0, 1). Default 0.95.
+    tx: the optimizer that receives the directions, without momentum for
+      matrices: `optax.sgd(gamma)`, with weight decay in the paper. Use
+      `optax.partition` for a different optimizer of other parameters.
+    rank: r, an integer >= 1, limited to the smaller side of a matrix.
+    momentum: mu, in [0, 1). Default: 0.95.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -54,10 +54,10 @@ def dion(
   Reference:
     Ahn, Xu, Abreu, Langford 2025, Dion: distributed orthonormalized updates
     (arXiv 2504.05295), after the authors' code for one device (microsoft/dion,
-    dion/dion_simple.py). That the replicas' own M_i go with means of P and R
-    follows from its linear parts and was not compared with their distributed
-    code. The paper writes matrices as [out, in]. Its first Q is random; here it
-    is drawn from a fixed seed, the same for matrices of one shape.
+    dion/dion_simple.py). The use of separate M_i with means of P and R follows
+    from its linear parts and was not compared with their distributed code. The
+    paper writes matrices as [out, in]. Its initial Q is random; here it has a
+    fixed seed, and is equal for matrices of one shape.
   """
   rank = check_positive_int('rank', rank)
   mu = check_number('momentum', momentum, lambda x: 0 <= x < 1, 'in [0, 1)')

@@ -1,4 +1,4 @@
-"""Elastic averages: replicas that are tied to a center or to their start."""
+"""Elastic averages: replicas are pulled to a center or to their start."""
 
 from typing import Any
 
@@ -38,29 +38,29 @@ from prsgd_jax.stages import (
 
 
 def elastic(alpha: float) -> ReplicaTransformation:
-  """The elastic force between the replicas and a register `center`.
+  """Return the elastic force between the replicas and a register `center`.
 
-  x_i <- x_i - alpha (x_i - c);  c <- c + alpha sum_i (x_i - c), both of the old
-  x_i and c. Every replica keeps the same c, and only the mean of the x_i is
-  sent. N alpha <= 1, since c becomes (1 - N alpha) c + N alpha xbar: the
-  papers' beta = N alpha.
+    x_i <- x_i - alpha (x_i - c);  c <- c + alpha sum_i (x_i - c)
+
+  Both use the old x_i and c. c is equal on all replicas, and only the mean of
+  the x_i is sent. N alpha <= 1 is required, because c becomes
+  (1 - N alpha) c + N alpha xbar. The papers' beta is N alpha.
 
   Args:
     alpha: the moving rate, in (0, 1].
 
   Raises:
-    ValueError: if `alpha` is out of range; from `init`, if N alpha is more
-      than 1.
+    ValueError: if `alpha` is out of range; from `init`, if N alpha > 1.
   """
   alpha = check_number('alpha', alpha, lambda x: 0 < x <= 1, 'in (0, 1]')
 
   def check(replica: Replica, num_replicas: int) -> None:
     del replica
-    # N times 1 / N may be a rounding error more than 1.
+    # With a margin, because N times 1 / N may exceed 1 by a rounding error.
     if num_replicas * alpha > 1 + 1e-9:
       raise ValueError(
         f'alpha must be at most 1 / N = {1 / num_replicas:g} with '
-        f'{num_replicas} replicas, got {alpha}; 0.9 / N is usual'
+        f'{num_replicas} replicas, got {alpha}; a usual value is 0.9 / N'
       )
 
   return chain(
@@ -79,26 +79,25 @@ def elastic(alpha: float) -> ReplicaTransformation:
 def easgd(
   tx: optax.GradientTransformation, *, period: int | Schedule, alpha: float
 ) -> ReplicaTransformation:
-  """Elastic averaging SGD: replicas tied to a center (order A).
+  """Elastic averaging SGD: replicas are pulled to a center (order A).
 
   If t mod tau = 0:  x_i <- x_i - alpha (x_i - c) - gamma G(x_i) and
-  c <- c + alpha sum_i (x_i - c), all of the old x_i and c; else a local step.
+  c <- c + alpha sum_i (x_i - c), all with the old x_i and c; else a local step.
 
   The output is the center c, with the replicas' own batch statistics. The
-  replicas never agree.
+  replicas are never equal.
 
   Args:
-    tx: optimizer of every replica. With `optax.sgd(nesterov=True)` the force is
-      that on the point at which the gradient is taken: another sequence than
-      `eamsgd`.
+    tx: an optimizer for every replica. With `optax.sgd(nesterov=True)` the
+      force acts on the point of the gradient, which differs from `eamsgd`.
     period: tau, steps between pulls, or the schedule of the pulls. The first
-      comes with the tau-th gradient; by the paper's clock, which has one at 0
-      that does nothing, the next comes with the (tau + 1)-th.
-    alpha: the moving rate, in (0, 1 / N]; the paper's beta = N alpha is 0.9.
+      pull comes with the tau-th gradient. The paper has a pull at time 0, which
+      does nothing, and the next with the (tau + 1)-th gradient.
+    alpha: the moving rate, in (0, 1 / N]. The paper uses beta = N alpha = 0.9.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, or alpha not
-      in (0, 1]; from `init`, if N alpha is more than 1.
+    ValueError: if `period` is not an integer >= 1 or a schedule, or if alpha is
+      not in (0, 1]; from `init`, if N alpha > 1.
 
   Reference:
     Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
@@ -122,26 +121,26 @@ def eamsgd(
   alpha: float,
   momentum: float,
 ) -> ReplicaTransformation:
-  """Elastic averaging SGD with Nesterov momentum inside (order A).
+  """Elastic averaging SGD with Nesterov momentum (order A).
 
   v_i <- delta v_i - gamma G(x_i + delta v_i);  x_i <- x_i + v_i, and if
   t mod tau = 0 also x_i <- x_i - alpha (x_i - c) and
-  c <- c + alpha sum_i (x_i - c), the force that of the old x_i and c.
+  c <- c + alpha sum_i (x_i - c), with the force at the old x_i and c.
 
-  The output is the center c. In y_i = x_i + delta v_i the momentum alone is
-  `optax.sgd(nesterov=True)`, but the force is that on x_i, not on y_i: `easgd`
-  with such an optimizer is another sequence.
+  The output is the center c. In the variable y_i = x_i + delta v_i, the
+  momentum is `optax.sgd(nesterov=True)`. But the force acts on x_i and not on
+  y_i, so `easgd` with that optimizer is a different sequence.
 
   Args:
-    tx: optimizer without momentum, `optax.sgd(gamma)`.
+    tx: an optimizer without momentum for every replica, `optax.sgd(gamma)`.
     period: tau, steps between pulls, or the schedule of the pulls.
     alpha: the moving rate, in (0, 1 / N].
     momentum: delta, in [0, 1).
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, alpha not in
-      (0, 1] or delta not in [0, 1); from `init`, if N alpha is more than 1 or
-      `tx` has momentum of its own.
+    ValueError: if `period` is not an integer >= 1 or a schedule, or if alpha or
+      delta is out of range; from `init`, if N alpha > 1, or if `tx` has
+      momentum.
 
   Reference:
     Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
@@ -166,8 +165,8 @@ def _has_no_momentum(replica: Replica, num_replicas: int) -> None:
   nodes = jax.tree.leaves(replica.opt_state, is_leaf=_is_trace)
   if any(map(_is_trace, nodes)):
     raise ValueError(
-      'eamsgd has the momentum; give an optimizer without, such as '
-      'optax.sgd(0.1), got one with a velocity of its own'
+      'eamsgd adds the momentum itself and expects an optimizer without, such '
+      'as optax.sgd(0.1), got one with momentum'
     )
 
 
@@ -186,30 +185,32 @@ def palsgd(
   average: ReplicaTransformation = AVERAGE,
   draw_seed: int = 0,
 ) -> ReplicaTransformation:
-  """Pseudo-asynchronous local SGD: DiLoCo, with pulls to x0 now and then.
+  """Pseudo-asynchronous local SGD: DiLoCo with random pulls to x0.
 
-  At each step replica i, by itself, tosses a coin: with probability p
+  At each step, independently on each replica: with probability p
   x_i <- x_i - gamma (k / p) (x_i - x0) without a gradient, otherwise
   x_i <- x_i - gamma / (1 - p) G_i. After H steps, as in `diloco`,
   x0 <- x0 + outer(x0 - mean_j x_j);  x_i <- x0 (order C).
 
-  The mean step is that of `fedprox` with mu = k: -gamma (G_i + k (x_i - x0)).
-  With p = 0 it is `diloco`. A pull costs no gradient, so that replicas rest
-  while the others work, which the ledger counts.
+  The expected step is -gamma (G_i + k (x_i - x0)), as in `fedprox` with mu = k.
+  With p = 0 it is `diloco`. A pull takes no gradient, so some replicas are idle
+  in a step, which the ledger counts.
 
   Args:
-    tx: optimizer of every replica, AdamW in the paper. A pull leaves its
-      buffers alone.
-    period: H, steps of a round, or the schedule of its ends.
-    learning_rate: gamma, the learning rate of `tx`: a number > 0 or the same
-      schedule of the step.
-    probability: p, of a pull, in [0, 1).
-    pull: k, strength of the pull, >= 0.
-    outer: optax transformation of the pseudo-gradient. Default: that of
-      `diloco`.
-    average: stage at the end of a round. Default: the mean of the parameters.
-    draw_seed: seed of the coins, an integer in 0 .. 2^32 - 1. The seed of the
-      run does not matter to them. The ledger knows in advance who works.
+    tx: an optimizer for every replica, AdamW in the paper. A pull does not
+      change its buffers.
+    period: H, steps in a round, or the schedule of the ends of rounds.
+    learning_rate: gamma, the learning rate of `tx`: a number > 0 or a schedule
+      of the step.
+    probability: p, the probability of a pull in a step, in [0, 1).
+    pull: k, the strength of a pull, >= 0.
+    outer: an optax transformation of the pseudo-gradient. Default: Nesterov SGD
+      with learning rate 0.7 and momentum 0.9.
+    average: the stage at the end of a round. Default: the mean of the
+      parameters.
+    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1, independent of
+      the seed of the run, so that the ledger knows the draws in advance.
+      Default: 0.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -223,10 +224,10 @@ def palsgd(
   Reference:
     Naganuma et al. 2025, Pseudo-asynchronous local SGD (arXiv 2504.18454),
     after the authors' code (Hiroki11x/Pseudo-Asynchronous-LocalSGD,
-    resnet_cifar10/algorithm/postadaptive_localsgd_decoupled.py). The number of
-    the paper's algorithm was not verified. The code begins with synchronous
-    steps and has the coin of a step tossed at the end of the one before; its
-    default for k was not verified.
+    resnet_cifar10/algorithm/postadaptive_localsgd_decoupled.py). The code
+    begins with synchronous steps and draws the pulls of a step at the end of
+    the previous one. Not verified: the number of the paper's algorithm, and the
+    code's default for k.
   """
   gamma = as_rate(learning_rate)
   p = check_number(

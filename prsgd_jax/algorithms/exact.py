@@ -1,14 +1,14 @@
 """Decentralized methods that reach the optimum of the mean on unlike data.
 
 D-PSGD and diffusion stop where mixing and the replicas' own gradients balance,
-which is not the optimum if the f_i differ. Here a correction c_i takes up the
-difference. All c_i add up to 0, so that the mean of x moves by the mean step.
-`qg_dsgdm` is the exception: it only smooths what the replicas move by.
+which is not the optimum if the f_i differ. Here a correction c_i compensates
+the difference. The c_i add up to 0, so that the mean of x moves by the mean
+step. The exception is `qg_dsgdm`, which only smooths the movements.
 
 u_i is the step of the replica's optimizer, -gamma G_i for SGD. With momentum
-the corrections follow the momentum, and the optimum is still the right one.
-With an optimizer that is not linear in the gradient, the replicas agree on
-where the mean of their steps is zero.
+the corrections follow the momentum, and the optimum is still correct. With an
+optimizer that is not linear in the gradient, the replicas agree on a point at
+which the mean of their steps is zero.
 """
 
 import optax
@@ -46,20 +46,20 @@ def gradient_tracking(
   """Gradient tracking: u_i + c_i follows the mean step of all replicas.
 
     x_i <- sum_j W_ij (x_j + u_j + c_j)
-    c_i <- sum_j W_ij (c_j + u_j) - u_i,  c_i = 0 at first
+    c_i <- sum_j W_ij (c_j + u_j) - u_i,  c_i = 0 initially
 
   With y_i = u_i + c_i these are y_i <- sum_j W_ij y_j + u_i - u_i^- and x_i <-
-  sum_j W_ij (x_j + y_j). A round sends two models' worth. With W = 11'/N it is
-  `ssgd`. Local steps between rounds: `k_gt`.
+  sum_j W_ij (x_j + y_j). A round sends two models' worth of data. With
+  W = 11'/N it is `ssgd`. For local steps between rounds, see `k_gt`.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    mixing: W, doubly stochastic; a ring with equal weights if None. It may
-      change from round to round.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    mixing: W, doubly stochastic, which may change between rounds. Default: a
+      ring with equal weights.
 
   Raises:
-    ValueError: if `mixing` is not one; from `init`, if the rows or columns of W
-      do not sum to one, or it does not fit the number of replicas.
+    ValueError: if `mixing` is not a mixing; from `init`, if the rows or columns
+      of W do not sum to one, or if W does not fit the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -70,9 +70,8 @@ def gradient_tracking(
     Pu, Nedic 2018, Distributed stochastic gradient tracking methods (arXiv
     1805.11454); Koloskova, Lin, Stich 2021, An improved analysis of gradient
     tracking for decentralized machine learning (arXiv 2202.03836). The form
-    with c_i, and the optimizer's step in place of the gradient, are those of
-    the code of Vogels et al. 2021 (see `relay_sgd`). Which equation of the
-    papers it is was not verified.
+    with c_i, and the optimizer's step in place of the gradient, follow the code
+    of Vogels et al. 2021 (see `relay_sgd`). Not verified: the equation numbers.
   """
   W = ring() if mixing is None else check_mixing(mixing)
   return algorithm(
@@ -99,24 +98,24 @@ def d2(
   """D^2, or exact diffusion: a correction that is not sent.
 
     x_i+ = sum_j W_ij (x_j + u_j + c_j)
-    c_i <- x_i+ - x_i - u_i,  c_i = 0 at first
+    c_i <- x_i+ - x_i - u_i,  c_i = 0 initially
 
   which is x+ = W (2 x - x^- + u - u^-). A round sends one model, half of what
   `gradient_tracking` sends. With W = 11'/N it is `ssgd`.
 
-  It is unstable if an eigenvalue of W is below -1/3. The ring with equal
-  weights has one of exactly -1/3 for an even number of replicas.
+  It is unstable if an eigenvalue of W is below -1/3. For an even number of
+  replicas, the ring with equal weights has an eigenvalue of exactly -1/3.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1/3;
-      `ring(0.5)` if None. The theory has one constant W. Where a mixing has
-      several, each must meet the conditions.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1/3. The
+      theory has one constant W; if a mixing has several, each must meet the
+      conditions. Default: `ring(0.5)`.
 
   Raises:
-    ValueError: if `mixing` is not one; from `init`, if W is not symmetric, an
-      eigenvalue is not > -1/3, its rows do not sum to one, or it does not fit
-      the number of replicas.
+    ValueError: if `mixing` is not a mixing; from `init`, if W is not symmetric,
+      if an eigenvalue is not > -1/3, if its rows do not sum to one, or if it
+      does not fit the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -126,9 +125,9 @@ def d2(
     Tang, Lian, Yan, Zhang, Liu 2018, D^2: Decentralized training over
     decentralized data (arXiv 1803.07068); Yuan, Ying, Zhao, Sayed 2017, Exact
     diffusion for distributed optimization and learning (arXiv 1702.05122),
-    whose W is (I + W) / 2 of a doubly stochastic W. The form with c_i is that
-    of the code of Vogels et al. 2021 (see `relay_sgd`). Algorithm numbers were
-    not verified.
+    whose W is (I + W) / 2 of a doubly stochastic W. The form with c_i follows
+    the code of Vogels et al. 2021 (see `relay_sgd`). Not verified: the
+    algorithm numbers.
   """
   W = ring(0.5) if mixing is None else check_mixing(mixing)
   return algorithm(
@@ -145,28 +144,28 @@ def d2(
 def extra(
   tx: optax.GradientTransformation, *, mixing: Mixing | None = None
 ) -> ReplicaTransformation:
-  """EXTRA: D-PSGD (order A) whose mixing errors are added up.
+  """EXTRA: D-PSGD (order A) that corrects accumulated mixing errors.
 
     x_i+ = sum_j W_ij x_j + u_i + c_i
-    c_i <- c_i + (sum_j W_ij x_j - x_i) / 2,  c_i = 0 at first
+    c_i <- c_i + (sum_j W_ij x_j - x_i) / 2,  c_i = 0 initially
 
   which is x^{k+2} = (I + W) x^{k+1} - (I + W) / 2 x^k + u^{k+1} - u^k. A round
-  sends one model, while the gradient is taken. With W = 11'/N it is not `ssgd`:
-  as in `d_psgd` the last steps are not mixed.
+  sends one model, while the gradient is taken. With W = 11'/N it is not `ssgd`,
+  because the last steps are not mixed, as in `d_psgd`.
 
-  The rounding errors of W x add up in c_i. In single precision a ring with
-  weights of 1/3 moves the result by 1e-8 of x in every step; weights that are
-  sums of powers of two, as those of `ring(0.5)`, do not.
+  The rounding errors of W x accumulate in c_i. In single precision, a ring with
+  weights of 1/3 moves the result by 1e-8 of x in every step. Weights that are
+  sums of powers of two, as in `ring(0.5)`, do not.
 
   Args:
-    tx: the optimizer of every replica.
-    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1;
-      `ring(0.5)` if None. The theory has one constant W.
+    tx: an optimizer for every replica.
+    mixing: W, symmetric and doubly stochastic, with eigenvalues > -1. The
+      theory has one constant W. Default: `ring(0.5)`.
 
   Raises:
-    ValueError: if `mixing` is not one; from `init`, if W is not symmetric, an
-      eigenvalue is not > -1, its rows do not sum to one, or it does not fit the
-      number of replicas.
+    ValueError: if `mixing` is not a mixing; from `init`, if W is not symmetric,
+      if an eigenvalue is not > -1, if its rows do not sum to one, or if it does
+      not fit the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -175,9 +174,9 @@ def extra(
   Reference:
     Shi, Ling, Wu, Yin 2015, EXTRA: An exact first-order algorithm for
     decentralized consensus optimization (arXiv 1404.6264), with the paper's
-    choice (I + W) / 2 of its second matrix. Written from memory of the paper;
-    equation numbers were not verified. The paper has exact gradients and no
-    momentum.
+    choice (I + W) / 2 of its second matrix. It was written from memory of the
+    paper. Not verified: the equation numbers. The paper has exact gradients and
+    no momentum.
   """
   W = ring(0.5) if mixing is None else check_mixing(mixing)
   return algorithm(
@@ -209,27 +208,28 @@ def k_gt(
   A round begins at x_i. K times, y_i <- y_i - gamma (G_i(y_i) + c_i); then
 
     s_i = (x_i - y_i) / (K gamma)
-    c_i <- c_i + sum_j W_ij s_j - s_i,  c_i = 0 at first
+    c_i <- c_i + sum_j W_ij s_j - s_i,  c_i = 0 initially
     x_i <- sum_j W_ij (x_j - K gamma eta s_j)
 
-  A round sends two models' worth. With W = 11'/N and eta = 1 it is `scaffold`.
+  A round sends two models' worth of data. With W = 11'/N and eta = 1 it is
+  `scaffold`.
 
   The correction -gamma c_i is added to the step of any `local`, as in
-  `scaffold`; with momentum s_i is then the mean velocity.
+  `scaffold`. With momentum, s_i is the mean velocity.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step;
+    local: an optimizer for every replica, or a stage that takes its local step;
       SGD in the paper.
-    period: K, local steps of a round, or a schedule.
-    learning_rate: gamma, that of `local`: a number or the same schedule of the
-      step. With a schedule K gamma is the sum over the round.
-    outer_learning_rate: eta, > 0; 1 by default.
-    mixing: W, doubly stochastic; a ring with equal weights if None.
+    period: K, local steps in a round, or a schedule.
+    learning_rate: gamma, the learning rate of `local`: a number or a schedule
+      of the step. With a schedule K gamma is the sum over the round.
+    outer_learning_rate: eta, > 0. Default: 1.
+    mixing: W, doubly stochastic. Default: a ring with equal weights.
 
   Raises:
-    ValueError: if an argument is not what it should be; from `init`, if the
-      rows or columns of W do not sum to one, or it does not fit the number of
-      replicas.
+    ValueError: if an argument has the wrong type or is out of range; from
+      `init`, if the rows or columns of W do not sum to one, or it does not fit
+      the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -238,7 +238,7 @@ def k_gt(
   Reference:
     Liu, Lin, Koloskova, Stich 2023, Decentralized gradient tracking with local
     steps (arXiv 2301.01313). The update was read in another implementation, not
-    in the paper; the number of its algorithm was not verified.
+    in the paper. Not verified: the number of its algorithm.
   """
   W = ring() if mixing is None else check_mixing(mixing)
   rate = as_rate(learning_rate)
@@ -275,28 +275,28 @@ def qg_dsgdm(
   momentum: float,
   mixing: Mixing | None = None,
 ) -> ReplicaTransformation:
-  """QG-DSGDm: the momentum of what a replica moves by, mixing included.
+  """QG-DSGDm: momentum of each replica's whole movement, including mixing.
 
     x_i+ = sum_j W_ij (x_j - gamma (beta m_j + G_j))
-    m_i <- beta m_i + (1 - beta) (x_i - x_i+) / gamma,  m_i = 0 at first
+    m_i <- beta m_i + (1 - beta) (x_i - x_i+) / gamma,  m_i = 0 initially
 
-  The buffer follows the common direction, where local momentum follows the
-  replica's own data. It is not exact: with exact gradients it stops where
-  `diffusion` does. With beta = 0 it is `diffusion`.
+  The buffer follows the common direction, whereas local momentum follows the
+  replica's own data. The method is not exact: with exact gradients it stops at
+  the point of `diffusion`. With beta = 0 it is `diffusion`.
 
   Args:
-    tx: the optimizer that is given beta m_i + G_i: SGD with the learning rate
-      gamma and no momentum of its own.
-    learning_rate: gamma, that of `tx`: a number or the same schedule of the
-      step. Where it is 0, nothing is added to m_i.
-    momentum: beta, in [0, 1); 0.9 in the paper's experiments as recalled, not
-      verified.
-    mixing: W, doubly stochastic; a ring with equal weights if None.
+    tx: the optimizer that receives beta m_i + G_i: SGD with the learning rate
+      gamma and without momentum.
+    learning_rate: gamma, the learning rate of `tx`: a number or a schedule of
+      the step. Where it is 0, nothing is added to m_i.
+    momentum: beta, in [0, 1). The paper's experiments use 0.9 (from memory, not
+      verified).
+    mixing: W, doubly stochastic. Default: a ring with equal weights.
 
   Raises:
-    ValueError: if an argument is not what it should be; from `init`, if the
-      rows or columns of W do not sum to one, or it does not fit the number of
-      replicas.
+    ValueError: if an argument has the wrong type or is out of range; from
+      `init`, if the rows or columns of W do not sum to one, or it does not fit
+      the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -306,9 +306,9 @@ def qg_dsgdm(
   Reference:
     Lin, Karimireddy, Stich, Jaggi 2021, Quasi-global momentum: Accelerating
     decentralized deep learning on heterogeneous data (arXiv 2102.04761), the
-    heavy-ball form; the number of its algorithm was not verified. The code of
-    Vogels et al. 2021 (see `relay_sgd`) has Nesterov momentum here, G_i + beta
-    (beta m_i + G_i), and 1e-8 for a smaller learning rate.
+    heavy-ball form. Not verified: the number of its algorithm. The code of
+    Vogels et al. 2021 (see `relay_sgd`) uses Nesterov momentum, G_i + beta
+    (beta m_i + G_i), and 1e-8 in place of a smaller learning rate.
   """
   W = ring() if mixing is None else check_mixing(mixing)
   rate = as_rate(learning_rate)

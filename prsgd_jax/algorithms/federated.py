@@ -1,4 +1,4 @@
-"""Federated averages: replicas are clients, drawn by chance and weighed."""
+"""Federated averages: replicas are clients, sampled at random and weighted."""
 
 from collections.abc import Callable, Sequence
 
@@ -40,33 +40,36 @@ def fedavg(
 ) -> ReplicaTransformation:
   """Federated averaging with partial participation (order C).
 
-  In a round, max(round(C N), 1) replicas S, drawn uniformly, take K steps from
-  x;  x <- sum_{i in S} n_i x_i / sum_{i in S} n_i, on all replicas. The others
-  compute nothing. With `server`, x <- server(x - that mean): FedOpt.
+  In a round, a uniform random set S of max(round(C N), 1) replicas takes K
+  steps from x; then x <- sum_{i in S} n_i x_i / sum_{i in S} n_i on all
+  replicas. Replicas outside S compute nothing. With `server` it is FedOpt:
+  x <- server(x - mean).
 
-  C = 1 and equal n_i is `k_avg` with its buffers reset, K = E n_i / B. The
-  weight of a replica in the average is n_i or 0, and is sent along with it.
+  With C = 1 and equal n_i it is `k_avg` with its buffers reset, K = E n_i / B.
+  A replica sends its weight in the average, n_i or 0, along with its model.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    period: K, steps of a round, an integer >= 1; or a schedule.
-    participation: C, the part of the replicas that a round draws, in (0, 1].
-    weights: n_i > 0, one for each replica, such as its number of examples; all
-      equal by default.
-    server: optax transformation of the pseudo-gradient x - that mean; none by
-      default. Its schedules count rounds. FedAdam in the paper does not correct
-      the bias of Adam's moments, `optax.adam` does.
-    average: what the replicas do at the end of a round. By default their mean,
-      after which the buffers of an optimizer `local` start again, because the
-      paper's clients keep nothing between rounds. With
-      `average_differences(codec)` clients send codes; a codec with memory also
-      sends what it remembers of replicas that were not drawn.
-    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1. The seed of the
-      run does not matter to them. The ledger knows in advance who works.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    period: K, steps in a round, an integer >= 1; or a schedule.
+    participation: C, the fraction of replicas in a round, in (0, 1]. Default:
+      1.
+    weights: n_i, one number > 0 for each replica, such as its number of
+      examples. Default: all equal.
+    server: an optax transformation of the pseudo-gradient x - mean. Its
+      schedules count rounds. `optax.adam` corrects the bias of Adam's moments,
+      unlike the paper's FedAdam. Default: none.
+    average: the stage at the end of a round. Default: the weighted mean; then
+      the buffers of an optimizer `local` are reset, because the paper's clients
+      keep nothing between rounds. With `average_differences(codec)` clients
+      send codes; a codec with memory also sends the memory of replicas that
+      were not drawn.
+    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1, independent of
+      the seed of the run, so that the ledger knows the draws in advance.
+      Default: 0.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if there is not one
-      weight for each replica.
+    ValueError: if an argument is out of range; from `init`, if the number of
+      weights is not N.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -80,9 +83,9 @@ def fedavg(
     McMahan, Moore, Ramage, Hampson, Agüera y Arcas 2017,
     Communication-efficient learning of deep networks from decentralized data
     (arXiv 1602.05629), Algorithm 1; Reddi et al. 2021, Adaptive federated
-    optimization (arXiv 2003.00295), Algorithms 1 and 2. Here every replica of
-    the round takes the same number of steps, and the mean is an all-reduce of
-    all replicas.
+    optimization (arXiv 2003.00295), Algorithms 1 and 2. Here all replicas of a
+    round take equally many steps, and the mean is an all-reduce over all
+    replicas.
   """
   is_optimizer = isinstance(local, optax.GradientTransformation)
   return _federated(
@@ -109,29 +112,31 @@ def fedprox(
   average: ReplicaTransformation | None = None,
   draw_seed: int = 0,
 ) -> ReplicaTransformation:
-  """Federated averaging whose clients are held near x (order C).
+  """Federated averaging with a proximal term near x (order C).
 
-  As `fedavg`, but client i descends f_i(y) + mu |y - x|^2 / 2, where x is the
-  common point at which the round began: its gradient is G_i + mu (x_i - x).
+  It is `fedavg` in which client i minimizes f_i(y) + mu |y - x|^2 / 2, where x
+  is the common point at the start of the round. The gradient of the client is
+  G_i + mu (x_i - x).
 
-  mu = 0 is `fedavg`. The first step of a round is that of `fedavg` too, because
-  it starts at x.
+  mu = 0 is `fedavg`. The first step of a round equals a step of `fedavg`,
+  because it starts at x.
 
   Args:
     tx: the optimizer of every replica, plain SGD in the authors' code.
-    period: K, steps of a round, an integer >= 1; or a schedule.
+    period: K, steps in a round, an integer >= 1; or a schedule.
     mu: strength of the proximal term, >= 0.
-    participation: C, the part of the replicas that a round draws, in (0, 1].
-    weights: n_i > 0, one for each replica; all equal by default.
-    server: optax transformation of the pseudo-gradient x - the mean; none by
-      default.
-    average: what the replicas do at the end of a round. By default their mean,
-      after which the buffers of `tx` start again.
-    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1.
+    participation: C, the fraction of replicas in a round, in (0, 1]. Default:
+      1.
+    weights: n_i, one number > 0 for each replica. Default: all equal.
+    server: an optax transformation of the pseudo-gradient x - mean. Default:
+      none.
+    average: the stage at the end of a round. Default: the weighted mean, after
+      which the buffers of `tx` are reset.
+    draw_seed: seed of the draws, an integer in 0 .. 2^32 - 1. Default: 0.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if there is not one
-      weight for each replica.
+    ValueError: if an argument is out of range; from `init`, if the number of
+      weights is not N.
 
   Example:
     >>> import optax
@@ -139,11 +144,11 @@ def fedprox(
 
   Reference:
     Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith 2020, Federated optimization in
-    heterogeneous networks (arXiv 1812.06127); the local step is that of the
-    authors' code, litian96/FedProx, flearn/optimizer/pgd.py. The number of the
-    paper's algorithm was not verified. The paper draws clients with probability
-    n_i and takes their plain mean, which is `weights=None` of equal n_i; the
-    unequal numbers of local steps that it allows are those of `fednova`.
+    heterogeneous networks (arXiv 1812.06127); the local step follows the
+    authors' code, litian96/FedProx, flearn/optimizer/pgd.py. Not verified: the
+    number of the paper's algorithm. The paper draws clients with probability
+    n_i and takes their plain mean, which equals `weights=None` for equal n_i.
+    It also allows unequal local steps; see `fednova`.
   """
   mu = check_number('mu', mu, lambda x: 0 <= x < np.inf, '>= 0 and finite')
   proximal = chain(
@@ -173,26 +178,27 @@ def fednova(
 ) -> ReplicaTransformation:
   """Normalized averaging: unequal work without its bias (order C).
 
-  From the common x replica i takes I_i steps, d_i = x - x_i; then
+  From the common x, replica i takes I_i steps, d_i = x - x_i; then
+
     x <- x - (mean_j a_j) mean_i (d_i / a_i),  a_i = I_i.
 
-  A round is max_i I_i steps of the clock; a finished replica waits. With equal
-  I_i it is `k_avg`. With unequal ones the mean of `pr_sgd_heterogeneous` leans
-  to those that take more steps; here it does not, to first order in the
-  learning rate.
+  A round takes max_i I_i steps; a finished replica waits. With equal I_i it is
+  `k_avg`. With unequal I_i the mean of `pr_sgd_heterogeneous` is biased towards
+  replicas that take more steps. Here it is not, to first order in the learning
+  rate.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     local_steps: I_i, one integer >= 1 for each replica.
-    normalizers: a_i > 0, how far replica i moves, in units of one plain step of
-      SGD; I_i by default. With momentum m whose buffers start again at each
-      average, sum_{k=1}^{I_i} (1 - m^k) / (1 - m).
-    average: what the replicas do at the end of a round, to x - (mean_j a_j) d_i
-      / a_i; their mean by default.
+    normalizers: a_i > 0, the movement of replica i in units of one plain SGD
+      step. Default: I_i. With momentum m whose buffers are reset at each
+      average, use sum_{k=1}^{I_i} (1 - m^k) / (1 - m).
+    average: the stage at the end of a round, applied to x - (mean_j a_j) d_i
+      / a_i. Default: the mean of the parameters.
 
   Raises:
     ValueError: if a number of steps is not an integer >= 1, or a normalizer is
-      not a finite number > 0; from `init`, if there is not one per replica.
+      not a finite number > 0; from `init`, if the number of entries is not N.
 
   Example:
     >>> import optax
@@ -203,8 +209,8 @@ def fednova(
     problem in heterogeneous federated optimization (arXiv 2007.07481), with
     equal p_i and the authors' tau_eff = sum_i p_i a_i (JYWa/FedNova,
     distoptim/FedNova.py, which restarts the buffers at each average, as
-    `average=chain(sync(mean()), restart(tx))` does here). The numbers of its
-    equations were not verified.
+    `average=chain(sync(mean()), restart(tx))` does here). Not verified: the
+    numbers of its equations.
   """
   active = first_steps(local_steps)
   a = _positive(
@@ -238,13 +244,14 @@ def _federated(
   average: ReplicaTransformation | None,
   draw_seed: int,
 ) -> ReplicaTransformation:
-  """Rounds of drawn and weighed clients.
+  """Return rounds of sampled and weighted clients.
+
+  Args not listed are those of `fedavg`.
 
   Args:
-    name: of the algorithm.
-    local: the local step. It may read x0, the point where the round began.
-    restarts: follows the mean, unless `average` is given.
-    period: as in `fedavg`, and so are the others.
+    name: the name of the algorithm.
+    local: the local step. It may read x0, the point at the start of the round.
+    restarts: the stage after the mean, unless `average` is given.
   """
   ends = rounds(period)
   fraction = check_number(
@@ -279,7 +286,7 @@ def _federated(
 
 
 def _serve(server: optax.GradientTransformation) -> list[ReplicaTransformation]:
-  """x0 <- server(x0 - x), and x is that."""
+  """Return the stages x0 <- server(x0 - x); x <- x0."""
   return [
     let(delta=lambda x0, params: x0 - params),
     outer_update(server, of='delta', at='x0'),
@@ -290,10 +297,10 @@ def _serve(server: optax.GradientTransformation) -> list[ReplicaTransformation]:
 def _draws(
   fraction: float, seed: int, begins: Schedule
 ) -> tuple[Callable[..., Array], Callable[[np.ndarray, int], np.ndarray]]:
-  """Who works in a round, for the replicas and for the ledger.
+  """Return the clients of a round, for the replicas and for the ledger.
 
-  Both evaluate one function of the seed and of the round's first step. Of the
-  run's own randomness the ledger would know nothing.
+  Both evaluate one function of the seed and of the first step of the round,
+  because the ledger does not know the random keys of the run.
   """
 
   def drawn(first: Array, num_replicas: int) -> Array:

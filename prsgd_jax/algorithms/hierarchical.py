@@ -1,4 +1,4 @@
-"""Averages in groups more often than between them."""
+"""Hierarchical averages: often inside groups, rarely between them."""
 
 from collections.abc import Sequence
 import itertools
@@ -24,20 +24,20 @@ def hier_avg(
   """Hierarchical averaging: groups often, all replicas rarely (order C).
 
   Every K1 steps x_i <- mean over i's group of S replicas; every K2 steps
-  x_i <- mean over all. At a step of both the group comes first, as in the
-  paper; the global mean makes no difference of it.
+  x_i <- mean over all. If both are due, the group comes first, as in the paper,
+  which does not change the global mean.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     local_period: K1, steps between averages of a group, an integer >= 1.
     global_period: K2, steps between averages of all, a multiple of K1.
-    group_size: S, replicas in a group; divides the number of replicas.
-    average: makes the average of a level from its mixing. The default, `sync`,
-      averages the parameters.
+    group_size: S, replicas in a group, a divisor of the number of replicas.
+    average: `mixing -> stage`, the average of a level given its mixing.
+      Default: `sync`, which averages the parameters.
 
   Raises:
-    ValueError: if a period or the size is not an integer >= 1 or K1 does not
-      divide K2; from `init`, if S does not divide the number of replicas.
+    ValueError: if a period or the size is not an integer >= 1, or if K1 does
+      not divide K2; from `init`, if S does not divide the number of replicas.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -77,25 +77,25 @@ def multi_level_avg(
   """Hierarchical averaging on any number of levels (order C).
 
   For levels l = 1, 2, ...: every P_l steps x_i <- mean over i's group of S_l
-  replicas; the lower levels first.
+  replicas. Lower levels come first.
 
-  `hier_avg` is periods (K1, K2) with group sizes (S,), `k_avg` is one period
-  and no size.
+  `hier_avg` has periods (K1, K2) and group sizes (S,). `k_avg` has one period
+  and no group size.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    periods: P_l, steps between averages on each level, integers >= 1; each
-      divides the next.
-    group_sizes: S_l, replicas in a group on each level; each divides the next,
-      and the last one the number of replicas. One fewer than the periods if the
-      last level is of all replicas.
-    average: makes the average of a level from its mixing. The default, `sync`,
-      averages the parameters.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    periods: P_l, steps between averages on each level, integers >= 1. Each must
+      divide the next.
+    group_sizes: S_l, replicas in a group on each level. Each must divide the
+      next, and the last must divide the number of replicas. If the list is one
+      shorter than `periods`, the last level averages all replicas.
+    average: `mixing -> stage`, the average of a level given its mixing.
+      Default: `sync`, which averages the parameters.
 
   Raises:
-    ValueError: if there are no periods or a wrong number of sizes, a number is
-      not an integer >= 1 or does not divide the next; from `init`, if a size
-      does not divide the number of replicas.
+    ValueError: if `periods` is empty, if the number of sizes is wrong, or if a
+      number is not an integer >= 1 or does not divide the next; from `init`, if
+      a size does not divide the number of replicas.
 
   Example:
     >>> import optax
@@ -111,9 +111,9 @@ def multi_level_avg(
   group_sizes = _nested('group_sizes', group_sizes)
   if not periods or len(periods) - len(group_sizes) not in (0, 1):
     raise ValueError(
-      'multi_level_avg needs a period for each level, and a group size for '
-      'each or for all but the last, which is then of all replicas; got '
-      f'{len(periods)} periods and {len(group_sizes)} sizes'
+      'multi_level_avg expects a period for each level, and a group size for '
+      'each level or for all but the last, which then averages all replicas, '
+      f'got {len(periods)} periods and {len(group_sizes)} sizes'
     )
   levels = [*map(group_mean, group_sizes), mean()]
   return algorithm(
@@ -138,22 +138,23 @@ def hierarchical_local_sgd(
   """Hierarchical (post-)local SGD: blocks inside, all outside (order C).
 
   H^b times: H local steps on each replica, then x_i <- mean over i's block of
-  S replicas; after them x_i <- mean over all. Before t' steps are done all are
-  averaged at every step.
+  S replicas. Then x_i <- mean over all. During the first t' steps, all replicas
+  are averaged at every step.
 
   With t' = 0 it is `hier_avg` with K1 = H, K2 = H H^b. With H = 1 and an
-  optimizer linear in the gradient, the block takes steps along its mean
-  gradient, as the data-parallel machines of the authors' code do.
+  optimizer linear in the gradient, a block takes steps along its mean gradient,
+  like a data-parallel machine in the authors' code.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
     period: H, local steps between averages of a block, an integer >= 1.
-    block_steps: H^b, averages of a block between those of all.
-    group_size: S, replicas in a block; divides the number of replicas.
-    switch_step: t', steps of synchronous SGD before (post-local SGD); 0 by
-      default.
-    average: makes the average of a level from its mixing. The default, `sync`,
-      averages the parameters.
+    block_steps: H^b, averages of a block between averages of all replicas, an
+      integer >= 1.
+    group_size: S, replicas in a block, a divisor of the number of replicas.
+    switch_step: t', synchronous steps at the start (post-local SGD), >= 0.
+      Default: 0.
+    average: `mixing -> stage`, the average of a level given its mixing.
+      Default: `sync`, which averages the parameters.
 
   Raises:
     ValueError: if a number is not an integer >= 1 (>= 0 for `switch_step`);
@@ -167,7 +168,7 @@ def hierarchical_local_sgd(
   Reference:
     Lin, Stich, Patel, Jaggi 2020, Don't use large mini-batches, use local SGD
     (arXiv 1808.07217), hierarchical local SGD in the appendix (not verified
-    line by line). There it starts at t' = 0.
+    line by line), with t' = 0.
   """
   period = check_positive_int('period', period)
   outer_period = period * check_positive_int('block_steps', block_steps)
@@ -182,7 +183,7 @@ def hierarchical_local_sgd(
 
 
 def _nested(name: str, values: Sequence[int]) -> tuple[int, ...]:
-  """Positive integers, each of which divides the next."""
+  """Return positive integers, checked that each divides the next."""
   checked = tuple(check_positive_int(name, value) for value in values)
   for small, large in itertools.pairwise(checked):
     if large % small:

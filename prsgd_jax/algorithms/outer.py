@@ -1,4 +1,4 @@
-"""Momentum of whole rounds: SlowMo and BMUF."""
+"""Momentum over whole rounds: SlowMo and BMUF."""
 
 import optax
 
@@ -20,31 +20,31 @@ def slowmo(
   slow_momentum: float,
   average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
-  """SlowMo: momentum of whole rounds, in units of the learning rate (order C).
+  """SlowMo: momentum over rounds, in units of the learning rate (order C).
 
   After tau local steps from x_0:  u <- beta u + (x_0 - mean_j x_j) / gamma;
-  x_i <- x_0 - alpha gamma u. Where gamma is 0, u <- beta u and x_i <- x_0 -
+  x_i <- x_0 - alpha gamma u. If gamma is 0, u <- beta u and x_i <- x_0 -
   alpha (x_0 - mean_j x_j), the limit of x_i.
 
-  With alpha = 1 and beta = 0 it is local SGD, and with tau = 1 and plain SGD
-  also synchronous SGD. On one replica beta = 0 is Lookahead.
+  With alpha = 1 and beta = 0 it is local SGD; with tau = 1 and plain SGD also
+  synchronous SGD. On one replica with beta = 0 it is Lookahead.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step:
-      `sgp(...)` is the paper's SlowMo over push-sum.
-    learning_rate: gamma, the learning rate of the local step: a number > 0 or
-      the same schedule of the engine's step, read in the last step of a round.
-      The paper's gamma is one number for a round.
+    local: an optimizer for every replica, or a stage that takes its local step.
+      With `sgp(...)` it is the paper's SlowMo over push-sum.
+    learning_rate: gamma, the learning rate of `local`: a number > 0 or a
+      schedule of the step, evaluated in the last step of a round. In the paper,
+      gamma is constant in a round.
     period: tau, steps between averages, or the schedule of the averages.
-    slow_learning_rate: alpha, > 0. Default 1.
+    slow_learning_rate: alpha, > 0. Default: 1.
     slow_momentum: beta, in [0, 1).
-    average: stage at the end of a round. Default: the mean of the parameters.
-      The paper's experiments restart the buffers of momentum SGD with it,
-      `chain(sync(mean()), restart(tx))`, and keep those of Adam.
+    average: the stage at the end of a round. The paper's experiments also reset
+      the buffers of momentum SGD, `chain(sync(mean()), restart(tx))`, and keep
+      the buffers of Adam. Default: the mean of the parameters.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, or a rate or
-      beta is out of range.
+    ValueError: if `period` is not an integer >= 1 or a schedule, or if a rate
+      or beta is out of range.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -73,7 +73,7 @@ def slowmo(
       average,
       let(
         delta=lambda x0, params: x0 - params,
-        # alpha gamma u of the next u, written without a division by gamma.
+        # alpha gamma u of the next u, without division, because gamma may be 0.
         x0=lambda x0, u, delta, step: (
           x0 - alpha * (beta * rate(step) * u + delta)
         ),
@@ -93,28 +93,29 @@ def bmuf(
   nesterov: bool = False,
   average: ReplicaTransformation = AVERAGE,
 ) -> ReplicaTransformation:
-  """Blockwise model-update filtering: momentum of whole blocks (order C).
+  """Blockwise model-update filtering: momentum over whole blocks (order C).
 
-  G = mean_j x_j - x, x the model broadcast before; Delta <- eta Delta + zeta G;
-  w <- w + Delta. Every replica continues from w, with `nesterov` from
-  w + eta Delta, which is also what is evaluated.
+  G = mean_j x_j - x, with x the last broadcast model;
+  Delta <- eta Delta + zeta G;  w <- w + Delta. Every replica continues from w;
+  with `nesterov`, it continues from w + eta Delta, which is also evaluated.
 
-  It is SlowMo with alpha = zeta and beta = eta at a constant learning rate. In
-  the broadcast models the Nesterov variant is `optax.sgd(nesterov=True)`, so
+  At a constant learning rate it is SlowMo with alpha = zeta and beta = eta. In
+  the broadcast models, the Nesterov variant is `optax.sgd(nesterov=True)`. So
   `diloco` is BMUF with Nesterov momentum, eta = 0.9 and zeta = 0.7.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step.
-    period: steps of a block, or the schedule of the ends of blocks.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    period: steps in a block, or the schedule of the ends of blocks.
     block_momentum: eta, in [0, 1).
-    block_learning_rate: zeta, > 0. Default 1.
-    nesterov: whether the replicas continue from where momentum will have led.
-    average: stage at the end of a block. Default: the mean of the parameters.
-      With gossip such as `sync(ring())`, every replica has a w of its own.
+    block_learning_rate: zeta, > 0. Default: 1.
+    nesterov: whether replicas continue from the point ahead, w + eta Delta.
+    average: the stage at the end of a block. With gossip such as
+      `sync(ring())`, every replica has its own w. Default: the mean of the
+      parameters.
 
   Raises:
-    ValueError: if `period` is not an integer >= 1 or a schedule, eta not in
-      [0, 1) or zeta not > 0.
+    ValueError: if `period` is not an integer >= 1 or a schedule, or if eta or
+      zeta is out of range.
 
   Reference:
     Chen, Huo 2016, Scalable training of deep learning machines by incremental

@@ -1,4 +1,4 @@
-"""Learning rates that an algorithm must know: numbers or schedules."""
+"""Learning rates that an algorithm must know, as numbers or schedules."""
 
 import jax.numpy as jnp
 import optax
@@ -8,10 +8,10 @@ from prsgd_jax.checks import check_number
 
 
 def as_rate(learning_rate: optax.ScalarOrSchedule) -> Schedule:
-  """Returns the learning rate as a function of the step.
+  """Return the learning rate as a function of the step.
 
   Raises:
-    ValueError: if it is neither a schedule nor a number > 0.
+    ValueError: if the rate is neither a schedule nor a number > 0.
   """
   if callable(learning_rate):
     return learning_rate
@@ -22,6 +22,6 @@ def as_rate(learning_rate: optax.ScalarOrSchedule) -> Schedule:
 
 
 def per_unit(x: Array, rate: Array | float) -> Array:
-  """x / rate, and 0 where the rate is 0, where nothing moved."""
+  """Return x / rate, and 0 where the rate is 0, because nothing moved there."""
   rate = jnp.asarray(rate, x.dtype)
   return jnp.where(rate > 0, x / jnp.where(rate > 0, rate, 1), 0)

@@ -1,4 +1,4 @@
-"""Sums of all models that travel along a tree."""
+"""Sums of all models, relayed along a tree."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,28 +33,30 @@ def relay_sgd(
 ) -> ReplicaTransformation:
   """RelaySGD: the sum of all models, relayed link by link along a tree.
 
-  On each link i -> j travels what i has of the models on its side, old ones of
-  far replicas. What has not arrived yet is replaced by x^0:
+  On the link i -> j, replica i sends the sum of the models on its side of the
+  tree. Models of distant replicas are older. Models that have not arrived yet
+  are replaced by x^0:
 
     m_ij <- x_i + u_i + sum_{k != j} m_ki^-
     x_i <- (x_i + u_i + sum_j m_ji + missing x^0) / N
 
-  so that x_i <- (1/N) sum_j (x_j + u_j), where a replica at distance d counts
-  as it was d - 1 steps ago. Every model counts equally, however far. With two
-  replicas it is `ssgd`.
+  So x_i <- (1/N) sum_j (x_j + u_j), in which the model at distance d is d - 1
+  steps old. All models have equal weight, at any distance. With two replicas it
+  is `ssgd`.
 
-  A replica sends another message to each neighbor. The links are colored, so
-  that no two links of a replica have one color, and the links of a color are
-  one `sync` of pairs that swap. It keeps one message for each color.
+  A replica sends a different message to each neighbor. The links are colored so
+  that all links of a replica have different colors. One `sync` swaps the
+  messages along the links of one color. A replica stores one message per color.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
-    parents: for the replicas 1 to N - 1, the neighbor on the way to replica 0,
-      which must come before it; a binary tree if None.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    parents: int[N - 1], the parent of each replica 1 .. N - 1 in a tree with
+      root 0. A parent must have a smaller index than its child. Default: a
+      binary tree.
 
   Raises:
-    ValueError: if a parent is not an integer >= 0, or not before its child;
-      from `init`, if there are not N - 1 of them.
+    ValueError: if a parent is not an integer >= 0, or not smaller than its
+      child; from `init`, if the number of parents is not N - 1.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -64,11 +66,11 @@ def relay_sgd(
     Vogels, He, Koloskova, Lin, Karimireddy, Stich, Jaggi 2021, RelaySum for
     decentralized deep learning on heterogeneous data (arXiv 2110.04175),
     Algorithm 1, as in the authors' code (`relaysum_model`). The code also sends
-    how many models a message contains; here that follows from the step.
+    the number of models in a message; here it follows from the step.
   """
   find = _tree(parents)
   colors = range(find.num_colors)
-  heard = [f'heard{k}' for k in colors]  # m_ji of the link of color k
+  heard = [f'heard{k}' for k in colors]  # m_ji on the link of color k
   told = [f'told{k}' for k in colors]
 
   def tell(k: int) -> Rule:
@@ -109,27 +111,27 @@ def relay_sgd(
 
 
 class _Tree(NamedTuple):
-  """A tree of replicas, for any number of them or for one.
+  """A tree of replicas with colored links.
 
   Attributes:
-    num_colors: C, such that no two links of a replica have one color.
-    parents: `num_replicas -> int[N - 1]`.
+    num_colors: C; all links of a replica have different colors.
+    parents: `num_replicas -> int[N - 1]`, the parents of replicas 1 .. N - 1.
   """
 
   num_colors: int
   parents: Callable[[int], Sequence[int]]
 
   def partners(self, num_replicas: int) -> np.ndarray:
-    """int[C, N], the neighbor on the link of a color; oneself for none."""
+    """Return int[C, N], the neighbor on the link of each color, or i itself."""
     found = np.tile(np.arange(num_replicas), (self.num_colors, 1))
     for child, parent in enumerate(self.parents(num_replicas), start=1):
-      # The child has no other link yet.
+      # Only the parent matters, because the child has no other link yet.
       color = int(np.flatnonzero(found[:, parent] == parent)[0])
       found[color, [child, parent]] = parent, child
     return found
 
   def swaps(self, color: int) -> Callable[[int], list['csr_array']]:
-    """`num_replicas -> [W]`, which swaps along a color."""
+    """Return `num_replicas -> [W]`, which swaps along the links of a color."""
 
     def matrices(num_replicas: int) -> list['csr_array']:
       partner = self.partners(num_replicas)[color]
@@ -139,7 +141,7 @@ class _Tree(NamedTuple):
     return matrices
 
   def distances(self, num_replicas: int) -> np.ndarray:
-    """int32[N, N], the links between two replicas."""
+    """Return int32[N, N], the number of links between two replicas."""
     found = np.zeros((num_replicas, num_replicas), np.int32)
     for child, parent in enumerate(self.parents(num_replicas), start=1):
       found[child, :child] = found[:child, child] = found[parent, :child] + 1
@@ -153,14 +155,14 @@ def _tree(parents: Sequence[int] | None) -> _Tree:
   for child, parent in enumerate(given, start=1):
     if parent >= child:
       raise ValueError(
-        f'parents must come before their children, got {parent} for replica '
-        f'{child}; number the replicas from replica 0 outwards'
+        f'a parent must have a smaller index than its child, got {parent} for '
+        f'replica {child}; number the replicas outwards from replica 0'
       )
 
   def check(num_replicas: int) -> Sequence[int]:
     if len(given) != num_replicas - 1:
       raise ValueError(
-        'parents must have one number for each replica but the first, '
+        'parents must have one number for each replica except the first, '
         f'{num_replicas - 1}, got {len(given)}'
       )
     return given

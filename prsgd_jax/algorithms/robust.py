@@ -1,4 +1,4 @@
-"""DiLoCo that survives bad or missing replicas: averages of another kind."""
+"""DiLoCo with robust averages, which tolerate bad or missing replicas."""
 
 from collections.abc import Sequence
 
@@ -43,32 +43,33 @@ def edit(
   warmup_rounds: int = 100,
   clip_norm: float = float('inf'),
 ) -> ReplicaTransformation:
-  """EDiT: DiLoCo that weighs the replicas by how far they went (order C).
+  """EDiT: DiLoCo that weights replicas by the norm of their movement (order C).
 
   After H local steps from x0:  x0 <- x0 + outer(x0 - xbar);  x_i <- x0, where
   xbar is the average of `average_penalized`, tensor by tensor.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step. Its
-      buffers are kept. A replica whose buffers are not finite stays without
+    local: an optimizer for every replica, or a stage that takes its local step.
+      Its buffers are kept. A replica with non-finite buffers never regains
       weight; restart the buffers in `local` or in an `average` of `diloco`.
-    period: H, steps of a round, or the schedule of its ends.
-    outer: optax transformation of the pseudo-gradient. Default: Nesterov SGD
+    period: H, steps in a round, or the schedule of the ends of rounds.
+    outer: an optax transformation of the pseudo-gradient. Default: Nesterov SGD
       with learning rate 0.7 and momentum 0.8.
-    threshold: z-score above which a replica has no weight. Default 3.
-    norm_rate: of the running mean and variance of norms, in (0, 1]. Default
-      0.02.
-    warmup_rounds: rounds before z-scores count. Default 100.
-    clip_norm: norm to which the average of a tensor is clipped. Default: none.
+    threshold: z-score above which a replica has weight 0, > 0. Default: 3.
+    norm_rate: rate of the running mean and variance of norms, in (0, 1].
+      Default: 0.02.
+    warmup_rounds: rounds before z-scores are used, >= 0. Default: 100.
+    clip_norm: norm to which the average of a tensor is clipped, > 0. Default:
+      none.
 
   Raises:
     ValueError: if an argument is out of range.
 
   Reference:
     Cheng et al. 2024, EDiT: a local-SGD-based efficient distributed training
-    method for large language models (arXiv 2412.07210); see
-    `average_penalized`. Its synchronous form without sharding. Default numbers
-    are those of its code in atorch; the text of the paper was not compared.
+    method for large language models (arXiv 2412.07210), in its synchronous form
+    without sharding; see `average_penalized`. Defaults follow its code in
+    atorch. Not verified: the text of the paper.
   """
   return outer_rounds(
     'edit',
@@ -91,21 +92,21 @@ def average_penalized(
   warmup_rounds: int = 100,
   clip_norm: float = float('inf'),
 ) -> ReplicaTransformation:
-  """EDiT's average for rounds from a register x0, tensor by tensor.
+  """Return EDiT's average for rounds from a register x0, tensor by tensor.
 
-  d_i = x0 - x_i, n_i = |d_i|. Replicas whose n_i is not finite, or has a
-  z-score above the threshold, have weight 0; the others w = softmax(-n_i).
-  d = sum_i w_i d_i;  x_i <- x0 - d min(1, clip / |d|), and x0 if no replica has
-  weight. The z-score is by the running mean and variance that each replica has
-  of its own n_i:  s = n - mean;  mean <- mean + rate s;
-  var <- (1 - rate) (var + rate s (n - mean)).
+  d_i = x0 - x_i, n_i = |d_i|. A replica whose n_i is not finite, or whose
+  z-score exceeds the threshold, has weight 0. All other replicas have weights
+  w = softmax(-n_i). d = sum_i w_i d_i;  x_i <- x0 - d min(1, clip / |d|), and
+  x0 if no replica has weight. The z-score uses the running mean and variance
+  that each replica keeps of its own n_i:  s = n - mean;
+  mean <- mean + rate s;  var <- (1 - rate) (var + rate s (n - mean)).
 
-  With no replica left out, equal norms and no clip, it is the mean.
+  With equal finite norms and no clip, it is the mean.
 
   Args:
-    threshold: z-score above which a replica has no weight. Default 3.
-    norm_rate: of the running mean and variance, in (0, 1]. Default 0.02.
-    warmup_rounds: rounds before z-scores count, >= 0. Default 100.
+    threshold: z-score above which a replica has weight 0, > 0. Default: 3.
+    norm_rate: rate of the running mean and variance, in (0, 1]. Default: 0.02.
+    warmup_rounds: rounds before z-scores are used, >= 0. Default: 100.
     clip_norm: norm to which d is clipped, > 0. Default: none.
 
   Raises:
@@ -119,9 +120,9 @@ def average_penalized(
 
   Reference:
     Cheng et al. 2024 (arXiv 2412.07210), pseudo-gradient penalty, as in atorch
-    (`local_sgd`), with three differences: norms are of a tensor, not of a
-    sharded module; the threshold does not widen with recent z-scores; norms
-    that are not finite are left out.
+    (`local_sgd`), with three differences: a norm is taken over a tensor, not
+    over a sharded module; the threshold does not widen with recent z-scores;
+    norms that are not finite are excluded.
   """
   threshold = check_number(
     'threshold', threshold, lambda x: x > 0, '> 0', infinite=True
@@ -174,18 +175,18 @@ def average_penalized(
 
 
 def average_radial() -> ReplicaTransformation:
-  """The radial-directional average for rounds from a register x0.
+  """Return the radial-directional average for rounds from a register x0.
 
-  d_i = x0 - x_i, tensor by tensor, with the register `weight` of the replicas
-  if there is one:  r = sum_i w_i |d_i| / sum_i w_i;  u = sum_i w_i d_i / |d_i|;
-  x_i <- x0 - r u / |u|. Where differences point in many directions the mean is
-  short; here its length is that of the differences.
+  Tensor by tensor, d_i = x0 - x_i. With the register `weight`, if it exists:
+  r = sum_i w_i |d_i| / sum_i w_i;  u = sum_i w_i d_i / |d_i|;
+  x_i <- x0 - r u / |u|. If differences point in many directions, their mean is
+  short. This average has the mean length of the differences instead.
 
   Reference:
     Decoupled DiLoCo team 2026, Decoupled DiLoCo for resilient distributed
-    pre-training (arXiv 2604.21428). The equation is from a catalogue and was
-    not verified in the paper. A zero difference has no direction and counts in
-    r only.
+    pre-training (arXiv 2604.21428). The equation comes from a catalog and was
+    not verified in the paper. A zero difference has no direction and counts
+    only in r.
   """
   return algorithm(
     'average_radial',
@@ -206,29 +207,30 @@ def decoupled_diloco(
   quorum: int | None = None,
   outer: optax.GradientTransformation | None = None,
 ) -> ReplicaTransformation:
-  """Decoupled DiLoCo: the replicas that are there, weighted by work (order C).
+  """Decoupled DiLoCo: average of the present replicas by work (order C).
 
-  In a round, replica i takes I_i steps from x0; then M of the N, drawn by
-  chance, are there. x0 <- x0 + outer(x0 - xbar);  x_i <- x0, where xbar is the
-  average of `average_radial` over these with weights tokens^2 / steps, which
+  In a round, replica i takes I_i steps from x0. Then M random replicas of the N
+  are present. x0 <- x0 + outer(x0 - xbar);  x_i <- x0, where xbar is the
+  `average_radial` of the present replicas with weights tokens^2 / steps, which
   are proportional to I_i for equal batches.
 
   Args:
-    local: optimizer of every replica, or a chain that is the local step.
-    local_steps: I_i, one for each replica; a round is max_i I_i steps.
-    quorum: M, replicas that are there at the end of a round. Default: all.
-    outer: optax transformation of the pseudo-gradient. Default: that of
-      `diloco`.
+    local: an optimizer for every replica, or a stage that takes its local step.
+    local_steps: I_i, one integer >= 1 for each replica. A round takes max_i I_i
+      steps.
+    quorum: M, replicas present at the end of a round, in 1 .. N. Default: N.
+    outer: an optax transformation of the pseudo-gradient. Default: Nesterov SGD
+      with learning rate 0.7 and momentum 0.9.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if there is not one
-      number of steps for each replica.
+    ValueError: if an argument is out of range; from `init`, if the number of
+      entries is not N.
 
   Reference:
     Decoupled DiLoCo team 2026, Decoupled DiLoCo for resilient distributed
-    pre-training (arXiv 2604.21428). The weights are from a catalogue and were
-    not verified. Here learners share the rounds: the paper's learners have
-    clocks of their own, send fragments, and have a time of grace to arrive. An
+    pre-training (arXiv 2604.21428). The weights come from a catalog and were
+    not verified. Here all learners share the rounds; the paper's learners have
+    separate clocks, send fragments, and have a grace period to arrive. An
     absent replica loses its round and continues from x0.
   """
   counts = check_positive_ints('local_steps', local_steps)
@@ -263,7 +265,7 @@ def decoupled_diloco(
 
 
 def _number(params: Array) -> Array:
-  """A zero for each tensor."""
+  """Return a zero for each tensor."""
   return jnp.zeros((), params.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Algorithms that send few entries, few frequencies or few directions."""
+"""Algorithms that send few entries, frequencies or directions."""
 
 import jax
 import jax.numpy as jnp
@@ -40,28 +40,30 @@ def sparse_loco(
   outer_learning_rate: float = 1.0,
   senders_only: bool = False,
 ) -> ReplicaTransformation:
-  """SparseLoCo: DiLoCo that sends the largest entries of what it moved by.
+  """SparseLoCo: DiLoCo that sends the largest entries of each movement.
 
-  From a common x0 each replica takes H steps (order C); then d_i = x0 - x_i;
-  e_i <- beta e_i + d_i; q_i = Q(e_i); e_i <- e_i - q_i; x0 <- x0 - alpha mean_j
-  q_j. What is not sent waits in e_i, which takes the place of outer momentum.
+  From a common x0, each replica takes H steps (order C); then d_i = x0 - x_i;
+  e_i <- beta e_i + d_i; q_i = Q(e_i); e_i <- e_i - q_i;
+  x0 <- x0 - alpha mean_j q_j. The unsent part remains in e_i, which replaces
+  outer momentum.
 
   With beta = 0 and Q(v) = v it is `k_avg`, with beta = 1 `qsparse_local_sgd`.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step.
+    local: an optimizer for every replica, or a stage that takes its local step.
       AdamW in the paper.
-    period: H, steps between averages, an integer >= 1, or a schedule. 15 to 30
-      in the paper.
-    compressor: Q. By default the 64 largest entries of each chunk of 64 x 64,
-      in two bits: `chunked_top_k(64, values=bin_means(4))`.
-    decay: beta, in [0, 1]; 0.95 by default.
-    outer_learning_rate: alpha, > 0; 1 by default.
-    senders_only: whether each entry is averaged over the replicas that sent it,
-      as in the authors' code, or over all, as in the paper and by default.
+    period: H, steps between averages, an integer >= 1; or a schedule. The paper
+      uses 15 to 30.
+    compressor: Q. Default: `chunked_top_k(64, values=bin_means(4))`, the 64
+      largest entries of each 64 x 64 chunk, in two bits.
+    decay: beta, in [0, 1]. Default: 0.95.
+    outer_learning_rate: alpha, > 0. Default: 1.
+    senders_only: whether to average each entry only over the replicas that sent
+      it, as in the authors' code. Default: False, over all replicas, as in the
+      paper.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax
@@ -70,10 +72,10 @@ def sparse_loco(
   Reference:
     Sarfi, Therien, Lidin, Belilovsky 2025, Communication efficient LLM
     pre-training with SparseLoCo (arXiv 2508.15706); the authors' code,
-    tplr-ai/templar, src/tplr/compress.py and neurons.py. The equations were
-    read at second hand, the number of the algorithm was not verified. The code
-    also multiplies d_i by alpha, keeps an even number of entries, and clips the
-    messages at the median of their norms.
+    tplr-ai/templar, src/tplr/compress.py and neurons.py. Not verified: the
+    equations, which were read in a secondary source, and the number of the
+    algorithm. The code also multiplies d_i by alpha, keeps an even number of
+    entries, and clips the messages at the median of their norms.
   """
   alpha = check_number(
     'outer_learning_rate', outer_learning_rate, lambda x: x > 0, '> 0'
@@ -104,25 +106,26 @@ def demo(
   decay: float = 0.999,
   senders_only: bool = False,
 ) -> ReplicaTransformation:
-  """DeMo: signs of the strongest frequencies of every replica's own momentum.
+  """DeMo: signs of the largest frequencies of each replica's momentum.
 
   m_i <- beta m_i + G_i; q_i = the k largest of the DCT of each chunk of m_i;
   m_i <- m_i - iDCT(q_i); x <- x - gamma sgn(iDCT(mean_j q_j)).
 
-  Momentum is never synchronized: what of it is sent is taken from it.
+  Momentum is never synchronized; the sent part is subtracted from it.
 
   Args:
-    tx: the optimizer that is fed the signs: `optax.sgd(gamma)`, with decoupled
-      weight decay in the authors' code. All replicas see the same signs.
-    num_kept: k, the frequencies sent of each chunk, an integer >= 1; 32 by
-      default.
-    chunk: the largest side of a chunk, an integer >= 1; 64 by default.
-    decay: beta, in [0, 1]; 0.999 by default.
-    senders_only: whether each frequency is averaged over the replicas that sent
-      it, as in the authors' code, or over all, which is the default.
+    tx: the optimizer that receives the signs as gradients: `optax.sgd(gamma)`,
+      with decoupled weight decay in the authors' code. All replicas see equal
+      signs.
+    num_kept: k, the frequencies sent of each chunk, an integer >= 1. Default:
+      32.
+    chunk: the largest side of a chunk, an integer >= 1. Default: 64.
+    decay: beta, in [0, 1]. Default: 0.999.
+    senders_only: whether to average each frequency only over the replicas that
+      sent it, as in the authors' code. Default: False, over all replicas.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax
@@ -130,11 +133,11 @@ def demo(
 
   Reference:
     Peng, Quesnelle, Kingma 2024, DeMo: decoupled momentum optimization (arXiv
-    2411.19870), after the authors' code, bloc97/DeMo, demo.py; the number of
-    the paper's algorithm was not verified. The code multiplies G_i by gamma
-    before it enters m_i, which the signs do not show while gamma is constant.
-    It keeps m_i, here its frequencies are kept, which is the same but for
-    rounding.
+    2411.19870), after the authors' code, bloc97/DeMo, demo.py. Not verified:
+    the number of the paper's algorithm. The code multiplies G_i by gamma before
+    adding it to m_i, which does not change the signs while gamma is constant.
+    The code stores m_i; here its frequencies are stored, which is equivalent up
+    to rounding.
   """
   codec = feedback(chunked_top_k(num_kept, chunk=chunk), decay)
   if check_bool('senders_only', senders_only):
@@ -153,21 +156,21 @@ def sparta(
   *,
   fraction: float = 0.005,
 ) -> ReplicaTransformation:
-  """SPARTA: a random share of the parameters is averaged at every step.
+  """SPARTA: a random fraction of the parameters is averaged at every step.
 
-  x_i <- x_i - gamma G_i; then x_ik <- mean_j x_jk for k in S, a set of p n
-  entries, the same on all replicas and drawn at every step (order C).
+  x_i <- x_i - gamma G_i; then x_ik <- mean_j x_jk for k in S (order C). S is a
+  random set of p n entries, drawn at every step and equal on all replicas.
 
   With p = 1 all parameters are averaged at every step, `k_avg(period=1)`.
 
   Args:
-    local: the optimizer of every replica, or a stage that is its local step:
-      `diloco(...)` gives the authors' combination of both.
-    fraction: p, in (0, 1]; 0.005 by default. Each leaf averages at least one
-      entry.
+    local: an optimizer for every replica, or a stage that takes its local step.
+      With `diloco(...)` it is the authors' combination of both.
+    fraction: p, in (0, 1]. Each leaf averages at least one entry. Default:
+      0.005.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax
@@ -176,9 +179,10 @@ def sparta(
   Reference:
     Beton, Baioumy, van der Ouderaa, Reed, Howes, Cheema, Vrabie 2025, Improving
     the efficiency of distributed training using sparse parameter averaging
-    (OpenReview stFPf3gzq1, of which the abstract was read); after the authors'
-    code, exo-explore/gym, exogym/strategy/sparta.py, which tosses a coin for
-    each entry. Here the number of entries is fixed, as arrays need.
+    (OpenReview stFPf3gzq1, of which only the abstract was read); after the
+    authors' code, exo-explore/gym, exogym/strategy/sparta.py, which draws each
+    entry independently. Here the number of entries is fixed, because arrays
+    have fixed sizes.
   """
   return algorithm(
     'sparta',
@@ -190,23 +194,22 @@ def sparta(
 def power_sgd(
   tx: optax.GradientTransformation, *, rank: int
 ) -> ReplicaTransformation:
-  """PowerSGD: synchronous SGD whose gradients travel as matrices of low rank.
+  """PowerSGD: synchronous SGD with gradients of low rank.
 
-  Of each matrix, with the common Q and the replica's own error E_i = 0 at
-  first:  A_i = G_i + E_i; P = orth(mean_j A_j Q); Q <- mean_j A_j' P;
-  G <- P Q'; E_i <- A_i - G, and tx is fed G; of the other parameters, mean_j
-  G_j.
+  For each matrix, with a common Q and an error E_i of each replica, initially
+  0:  A_i = G_i + E_i; P = orth(mean_j A_j Q); Q <- mean_j A_j' P;
+  G <- P Q'; E_i <- A_i - G. tx receives G, and mean_j G_j for other parameters.
 
-  One power iteration is continued from step to step. Where the rank is that of
-  the matrix, it is synchronous SGD.
+  Q is kept between steps, so that the steps continue one power iteration. With
+  the full rank of a matrix it is synchronous SGD.
 
   Args:
-    tx: the optimizer of every replica. All of them see the same gradient.
-    rank: r, an integer >= 1; at most the smaller side of a matrix is used. 1 to
-      4 in the paper.
+    tx: an optimizer for every replica. All replicas see equal gradients.
+    rank: r, an integer >= 1, limited to the smaller side of a matrix. The paper
+      uses 1 to 4.
 
   Raises:
-    ValueError: if an argument is not what it should be.
+    ValueError: if an argument has the wrong type or is out of range.
 
   Example:
     >>> import optax
@@ -216,17 +219,17 @@ def power_sgd(
     Vogels, Karimireddy, Jaggi 2019, PowerSGD: practical low-rank gradient
     compression for distributed optimization (arXiv 1905.13727), Algorithms 1
     and 2, and the authors' code, epfml/powersgd, gradient_reducers.py. The
-    paper's momentum is Nesterov's, optax's with `nesterov=True`. A tensor is
-    the matrix of its last axis and all others together, in the paper of its
-    first axis, where its framework has the outputs. orth is the QR
-    decomposition, in the paper Gram-Schmidt. The first Q is drawn from a fixed
-    seed, the same for matrices of one shape.
+    paper uses Nesterov momentum, in optax `nesterov=True`. Here a tensor
+    becomes a matrix of its last axis and all other axes; the paper uses the
+    first axis, because its framework has the outputs there. orth is the QR
+    decomposition; the paper uses Gram-Schmidt. The initial Q has a fixed seed,
+    and is equal for matrices of one shape.
   """
   rank = check_positive_int('rank', rank)
 
   def start(params: Array) -> Array:
     if params.ndim < 2:
-      return jnp.zeros((), params.dtype)  # checkpoints have no empty arrays
+      return jnp.zeros((), params.dtype)  # checkpoints reject empty arrays
     rows, columns = matrix_shape(params.shape)
     key = jax.random.key(0, impl='threefry2x32')
     return jax.random.normal(

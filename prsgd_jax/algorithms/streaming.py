@@ -1,4 +1,4 @@
-"""Streaming DiLoCo: fragments of the model in turn, applied later."""
+"""Streaming DiLoCo: fragments of the model are sent in turn, applied later."""
 
 from collections.abc import Callable, Iterable, Sequence
 import itertools
@@ -37,7 +37,7 @@ from prsgd_jax.stages import (
 )
 from prsgd_jax.stages.scopes import viewed
 
-# Each is a stage of its own.
+# Limited, because each fragment is compiled as a separate stage.
 MAX_FRAGMENTS = 2**10
 
 
@@ -51,40 +51,40 @@ def streaming_diloco(
   outer: optax.GradientTransformation | None = None,
   codec: Compressor | Codec | None = None,
 ) -> ReplicaTransformation:
-  """Streaming DiLoCo: fragments in turn, on their way while training continues.
+  """Streaming DiLoCo: fragments are sent in turn while training continues.
 
-  Fragment p = 1 .. P of the parameters is sent at the steps t with t =
-  floor(p H / P) mod H, as x0 - x_i. At t + tau, with x0 its last agreed
-  parameters, x0 <- x0 + outer(mean_j (x0 - x_j^t));
-  x_i <- alpha x_i + (1 - alpha) x0.
+  Fragment p = 1 .. P of the parameters is sent at steps t = floor(p H / P) mod
+  H, as x0 - x_i, where x0 are its last common parameters. At t + tau,
+  x0 <- x0 + outer(mean_j (x0 - x_j^t));  x_i <- alpha x_i + (1 - alpha) x0.
 
-  One fragment, tau = 0 and alpha = 0 is `diloco`. A layer is an entry at the
-  top of the tree of parameters. A number of fragments deals the layers out in
-  turn, like cards ("strided").
+  With one fragment, tau = 0 and alpha = 0 it is `diloco`. A layer is a
+  top-level entry of the tree of parameters. With P fragments, fragment p has
+  every P-th layer ("strided").
 
   Args:
-    local: optimizer of every replica, whose buffers stay local, or a chain that
-      is the local step.
-    period: H, steps between two averages of the same fragment.
-    fragments: P, at most H and at most the number of layers; or the names of
-      the layers of each fragment, every layer in exactly one.
-    delay: tau, steps that a mean is on its way, less than H.
-    alpha: the part that the local parameters keep, in [0, 1).
-    outer: optax transformation of the pseudo-gradient, one for each fragment.
-      Default: that of `diloco`. Its schedules count rounds of the fragment.
-    codec: compressor or codec of the differences. Default: none. The paper's is
-      `e3m0()`, four bits a number; sums are taken in float32.
+    local: an optimizer for every replica, whose buffers stay local, or a stage
+      that takes its local step.
+    period: H, steps between two averages of one fragment, >= 1.
+    fragments: P, at most H and at most the number of layers; or a list of the
+      layer names of each fragment, with every layer in exactly one.
+    delay: tau, steps from sending to applying, in 0 .. H - 1.
+    alpha: the weight of the local parameters, in [0, 1).
+    outer: an optax transformation of the pseudo-gradient, applied to each
+      fragment. Default: Nesterov SGD with learning rate 0.7 and momentum 0.9.
+      Its schedules count rounds of the fragment.
+    codec: a compressor or codec of the differences. The paper uses `e3m0()`,
+      four bits per number, summed in float32. Default: none.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if the layers do
-      not make the fragments.
+    ValueError: if an argument is out of range; from `init`, if the fragments do
+      not match the layers.
 
   Reference:
     Douillard et al. 2025, Streaming DiLoCo with overlapping communication
-    (arXiv 2501.18512), Algorithm 2. The equations are recalled and agree with
-    the implementation in torchft (`local_sgd.py`), whose offsets and start are
-    taken, except that torchft has alpha = 0 only; the paper's text and its
-    numbers for alpha and tau are not verified.
+    (arXiv 2501.18512), Algorithm 2. The equations were written from memory.
+    They agree with torchft (`local_sgd.py`), whose offsets and start are used,
+    except that torchft supports only alpha = 0. Not verified: the paper's text,
+    and its numbers for alpha and tau.
   """
   outer = DILOCO_OUTER if outer is None else outer
   check_optax('outer', outer)
@@ -124,14 +124,14 @@ Select = Callable[[ArrayTree], list[int]]
 def _on_leaves(
   select: Callable[[ArrayTree], Iterable[int]], *stages: ReplicaTransformation
 ) -> ReplicaTransformation:
-  """Runs the stages on some leaves of the parameters, and of all like them.
+  """Run the stages on selected leaves of all registers shaped like `params`.
 
   Inside, a register with the structure of `params` is the list of its selected
-  leaves. What the stages declare has the structure of that list.
+  leaves. Registers that the stages declare have the structure of that list.
 
   Args:
-    select: `params -> positions` among the leaves of the tree.
-    *stages: in order.
+    select: `params -> positions` of the leaves in the flattened tree.
+    *stages: the stages, in order.
   """
   inner = chain(*stages)
   found = inner.names
@@ -171,8 +171,8 @@ def _on_leaves(
 
 
 def _after(offset: int, period: int, delay: int = 0) -> Schedule:
-  """`delay` steps after each t = offset mod H, not before the first of them."""
-  if period > MAX_STEPS:  # once in a run at most
+  """Return the schedule `delay` steps after each t = offset mod H, t > 0."""
+  if period > MAX_STEPS:  # at most once in a run
     return at_steps([offset + delay - 1])
   phase = (delay + offset) % period
   return lambda step: (step >= delay) & ((step + 1 - phase) % period == 0)
@@ -181,7 +181,7 @@ def _after(offset: int, period: int, delay: int = 0) -> Schedule:
 def _fragments(
   fragments: int | Sequence[Sequence[str]], period: int
 ) -> list[Select]:
-  """For each fragment `params -> positions of its leaves`."""
+  """Return, for each fragment, `params -> positions of its leaves`."""
   if isinstance(fragments, str) or not isinstance(fragments, Sequence):
     count = check_positive_int('fragments', fragments)
     _check_count(count, period)
@@ -192,7 +192,7 @@ def _fragments(
   ]
   if not named or not all(named):
     raise ValueError(
-      "fragments expects names of layers for each, such as [['embed'], "
+      "fragments expects a number or lists of layer names such as [['embed'], "
       f"['head']], got {fragments!r}"
     )
   _check_count(len(named), period)
@@ -209,7 +209,7 @@ def _check_count(count: int, period: int) -> None:
 
 
 def _layers(params: ArrayTree) -> dict[str, list[int]]:
-  """Name -> positions of the leaves, of the entries at the top of a tree."""
+  """Return name -> positions of the leaves, for the top-level entries."""
   layers: dict[str, list[int]] = {}
   for i, (path, _) in enumerate(jax.tree_util.tree_leaves_with_path(params)):
     name = jax.tree_util.keystr(path[:1], simple=True)
@@ -218,14 +218,14 @@ def _layers(params: ArrayTree) -> dict[str, list[int]]:
 
 
 def _every_layer(first: int, stride: int) -> Select:
-  """Layers first, first + stride, ..."""
+  """Select the layers first, first + stride, ..."""
 
   def select(params: ArrayTree) -> list[int]:
     layers = list(_layers(params).values())
     if len(layers) < stride:
       raise ValueError(
         f'fragments must be at most the number of layers, {len(layers)} '
-        f'entries at the top of the parameters, got {stride}'
+        f'top-level entries of the parameters, got {stride}'
       )
     return list(itertools.chain(*layers[first::stride]))
 
@@ -233,7 +233,7 @@ def _every_layer(first: int, stride: int) -> Select:
 
 
 def _layers_of(index: int, named: Sequence[Sequence[str]]) -> Select:
-  """Layers of one of the fragments that are given by name."""
+  """Select the layers of one fragment, given by name."""
 
   def select(params: ArrayTree) -> list[int]:
     layers = _layers(params)

@@ -1,10 +1,10 @@
 """VIRTUAL CLOCK: asynchronous replicas, simulated in ticks.
 
-A step of the engine is a tick. A gradient (or a round) of replica i takes D_i
-ticks: it begins at the ticks 0, D_i, 2 D_i, ... and ends with D_i - 1, 2 D_i -
-1, ... Nobody waits for a slower one, and the work of a slow one is old when it
-is applied. All is a function of the step and of the keys. Such a run can be
-repeated and resumed, which a run on real clocks cannot.
+A step of the engine is one tick. A gradient (or a round) of replica i takes D_i
+ticks: it begins at ticks 0, D_i, 2 D_i, ... and ends at ticks D_i - 1,
+2 D_i - 1, ... No replica waits for a slower one, so slow replicas apply old
+gradients. The run is a function of the step and the keys. So it can be repeated
+and resumed, unlike a run on real clocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ from prsgd_jax.stages.rules import Rule
 
 
 def durations(speeds: Sequence[int]) -> tuple[int, ...]:
-  """Returns D_i = lcm(speeds) / speeds[i], the ticks of one piece of work.
+  """Return D_i = lcm(speeds) / speeds[i], the ticks of one unit of work.
 
   Args:
-    speeds: int[N], pieces of work in equal times.
+    speeds: int[N], units of work per unit of time, each >= 1.
 
   Raises:
-    ValueError: if a speed is not an integer >= 1, there are none, or a piece of
-      work would take more than 2^31 - 1 ticks.
+    ValueError: if `speeds` is empty, if a speed is not an integer >= 1, or if
+      the least common multiple is more than 2^31 - 1 ticks.
 
   Example:
     >>> durations((1, 2, 4))
@@ -41,20 +41,20 @@ def durations(speeds: Sequence[int]) -> tuple[int, ...]:
   ticks = math.lcm(*counts)
   if ticks > MAX_STEPS:
     raise ValueError(
-      f'speeds must have a least common multiple of at most {MAX_STEPS} ticks, '
-      f'the steps that a run can have, got {ticks}; use smaller numbers'
+      f'speeds must have a least common multiple of at most {MAX_STEPS}, the '
+      f'maximum number of steps in a run, got {ticks}; use smaller numbers'
     )
   return tuple(ticks // s for s in counts)
 
 
 def begins(ticks: Sequence[int]) -> Rule:
-  """The rule, for `where`, that replica i begins in this tick.
+  """Return the rule, for `where`, that replica i begins its work at this tick.
 
   Args:
     ticks: D_i, int[N], from `durations`.
 
   Raises:
-    ValueError: from `init`, if there is not one for each replica.
+    ValueError: from `init`, if the number of entries is not N.
 
   Example:
     >>> import numpy as np
@@ -66,13 +66,13 @@ def begins(ticks: Sequence[int]) -> Rule:
 
 
 def ends(ticks: Sequence[int]) -> Rule:
-  """The rule, for `where`, that replica i is done at the end of this tick.
+  """Return the rule, for `where`, that replica i ends its work at this tick.
 
   Args:
     ticks: D_i, int[N], from `durations`.
 
   Raises:
-    ValueError: from `init`, if there is not one for each replica.
+    ValueError: from `init`, if the number of entries is not N.
 
   Example:
     >>> import numpy as np
@@ -84,7 +84,7 @@ def ends(ticks: Sequence[int]) -> Rule:
 
 
 def any_ends(ticks: Sequence[int]) -> Schedule:
-  """The ticks at whose end any replica is done.
+  """Return the schedule of the ticks at which any replica ends its work.
 
   Example:
     >>> import numpy as np
@@ -98,7 +98,7 @@ def _rule(ticks: Sequence[int], holds: Callable[[Any, Any], Any]) -> Rule:
   table = np.asarray(ticks, np.int32)
 
   def fn(step: Any, replica: Any) -> Any:
-    # The ledger asks with NumPy arrays.
+    # NumPy, because the ledger calls it with NumPy arrays.
     traced = isinstance(replica, jax.Array)
     return holds(step, (jnp.asarray(table) if traced else table)[replica])
 
