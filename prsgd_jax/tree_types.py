@@ -1,19 +1,19 @@
-"""Types of trees in the words of an error: one line, whatever the tree."""
+"""Descriptions of the types of trees, on one line, for error messages."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
-# The longest description of what came.
+# Maximum length of a description.
 _MAX_LENGTH = 80
 
 
 def describe(x: Any) -> str:
-  """Returns what `x` is, in a few words.
+  """Return a short description of `x`.
 
   Args:
-    x: anything that a caller passed.
+    x: any object that a caller passed.
 
   Example:
     >>> describe((np.zeros(3, np.float32), {'w': 1}))
@@ -48,22 +48,27 @@ def _describe(x: Any) -> str:
 
 
 def leaf_type(x: Any) -> str:
-  """Returns dtype and shape of an array, such as 'float32[3,2]'."""
+  """Return the dtype and shape of an array, such as 'float32[3,2]'.
+
+  Example:
+    >>> leaf_type(np.zeros((3, 2), np.float32))
+    'float32[3,2]'
+  """
   return f'{x.dtype}[{",".join(map(str, x.shape))}]'
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-  """Returns the path of a leaf, joined by dots."""
+  """Return the path of a leaf, joined by dots."""
   return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
 def difference(before: Any, after: Any, axes: int = 0) -> str | None:
-  """Returns the first difference of two trees' types, None if they agree.
+  """Return the first difference in the types of two trees, or None.
 
   Args:
     before: a tree of arrays.
-    after: another one.
-    axes: how many leading axes are left out of the shapes.
+    after: the tree of arrays to compare with.
+    axes: the number of leading axes to omit from the shapes. Default: 0.
 
   Example:
     >>> difference({'w': np.zeros(2)}, {'w': np.zeros(2), 'b': np.zeros(3)})
@@ -90,7 +95,7 @@ def _change(old: tuple[str, str] | None, new: tuple[str, str] | None) -> str:
 
 
 def _types(tree: Any, axes: int) -> dict[str, tuple[str, str]]:
-  """Path -> (its name, the type of the leaf). Names need not be unique."""
+  """Return path -> (its name, the type of the leaf); names may repeat."""
   leaves, _ = jax.tree.flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path): (path_name(path), _leaf_type(x, axes))
@@ -106,7 +111,7 @@ def _leaf_type(x: Any, axes: int) -> str:
 
 
 def is_array(x: Any) -> bool:
-  """Returns whether JAX takes `x` for an array of numbers or keys."""
+  """Return whether JAX accepts `x` as an array of numbers or keys."""
   if hasattr(x, 'shape') and hasattr(x, 'dtype'):
     return not isinstance(x.dtype, np.dtype) or x.dtype.kind not in 'OSU'
   return isinstance(x, bool | int | float | complex)

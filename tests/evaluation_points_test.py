@@ -105,7 +105,9 @@ class ScheduleFreeTest(parameterized.TestCase):
   def test_a_part_of_the_parameters_is_refused(self):
     tx = optax.masked(free(), {'a': True, 'b': False})
     start = {'a': START, 'b': START}
-    with self.assertRaisesRegex(ValueError, r'part of the.*pr\.evaluated_at'):
+    with self.assertRaisesRegex(
+      ValueError, r'part of the.*optimizers\.evaluated_at'
+    ):
       pr.engine.create_train_state(pr.engine.ReplicaMesh(2), pr.ssgd(tx), start)
 
   def test_two_of_them_are_refused(self):

@@ -162,7 +162,7 @@ class IsolationTest(parameterized.TestCase):
       ),
     }.items():
       with self.assertRaisesRegex(
-        ValueError, f'{who} .*no collective.*pr.sync'
+        ValueError, f'{who} .*not contain a collective.*pr.sync'
       ):
         state = pr.engine.create_train_state(
           mesh, algorithm, np.ones(3, np.float32)

@@ -84,15 +84,15 @@ OWN = {
       optax.sgd(0.1),
       optax.conditionally_transform(optax.scale_by_schedule(s), every_other),
     ),
-    'inside of optax.conditionally_transform',
+    'inside optax.conditionally_transform',
   ),
   'conditionally_mask': (
     lambda s: optax.conditionally_mask(optax.sgd(s), every_other),
-    'inside of optax.conditionally_mask',
+    'inside optax.conditionally_mask',
   ),
   'sam': (
     lambda s: contrib.sam(optax.sgd(s), optax.sgd(0.01)),
-    'inside of optax.contrib.sam',
+    'inside optax.contrib.sam',
   ),
   'multi_steps_of_a_schedule': (
     lambda s: multi_steps(optax.sgd(s), lambda update: 1 + update % 2),

@@ -322,7 +322,7 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   def fresh(replica: Replica) -> ArrayTree:
     made = over_block(tx.init)(replica.params)
     check_no_own_schedule(
-      'restart', 'a reset restarts its counts', own_schedule(tx, made)
+      'restart', 'a reset restarts counts', own_schedule(tx, made)
     )
     found, kept = map(jax.tree.structure, (made, replica.opt_state))
     if found != kept:  # type: ignore[operator]

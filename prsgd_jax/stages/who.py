@@ -82,7 +82,7 @@ def where(
       jax.eval_shape(lambda r: _who(rule, r, clock), replica)
     replica, state = inner.init(replica, num_replicas)
     check_no_own_schedule(
-      'where', 'its counts fall behind on inactive replicas', state
+      'where', 'counts fall behind on inactive replicas', state
     )
     return replica, state
 

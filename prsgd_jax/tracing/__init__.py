@@ -1,1 +1,6 @@
-"""How functions of callers and of one replica are traced, checked and keyed."""
+"""Tracing of the functions that callers pass in.
+
+`caller_functions` checks their arguments and results. `isolation` traces them
+without the axis of replicas. `keys` replaces their random keys. `tree_types`
+describes types in error messages.
+"""

@@ -1,8 +1,7 @@
-"""Checks of what a caller's functions take and return, while they are traced.
+"""Checks of the arguments and results of a caller's functions, while traced.
 
-JAX finds most slips too, later and in words of its own: a wrong number of
-values to unpack, an axis that cannot be squeezed. Here they have the name of
-the function and of the leaf.
+JAX also finds most mistakes, but later and with unrelated messages, such as an
+axis that cannot be squeezed. These checks name the function and the leaf.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,14 +26,15 @@ EVAL = 'eval_fn(params, model_state, batch)'
 
 
 def check_signature(signature: str, fn: Any) -> None:
-  """Checks that a function can be called as its signature says.
+  """Check that a function accepts the arguments of a call.
 
   Args:
-    signature: how the engine calls it, such as 'loss_fn(params, batch)'.
-    fn: what the caller passed.
+    signature: the call in the engine, such as 'loss_fn(params, batch)'.
+    fn: the object that the caller passed.
 
   Raises:
-    ValueError: if it is not a function, or takes another number of arguments.
+    ValueError: if `fn` is not a function, or if it takes another number of
+      arguments.
   """
   name, _, arguments = signature.partition('(')
   if not callable(fn):
@@ -43,7 +43,7 @@ def check_signature(signature: str, fn: Any) -> None:
     )
   try:
     found = inspect.signature(fn)
-  except (TypeError, ValueError):  # some built-in functions have none
+  except (TypeError, ValueError):  # some built-in functions have no signature
     return
   try:
     found.bind(*arguments.split(','))
@@ -54,12 +54,12 @@ def check_signature(signature: str, fn: Any) -> None:
 
 
 def checked_loss(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns the loss of one replica with its results checked.
+  """Return the loss of one replica with its results checked.
 
   Raises:
-    ValueError: from the call, if the result is not (float scalar, (model_state,
-      metrics)) with the model state's types as they were and a dict of arrays
-      as metrics.
+    ValueError: from the call, unless it returns (loss, (model_state, metrics))
+      with a float scalar, a model state of unchanged types, and a dict of
+      arrays.
   """
 
   @functools.wraps(loss_fn)
@@ -82,10 +82,10 @@ def checked_loss(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def checked_values(eval_fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns an `eval_fn` whose result is checked to be a dict of arrays.
+  """Return an `eval_fn` whose result is checked to be a dict of arrays.
 
   Raises:
-    ValueError: from the call, if it is not.
+    ValueError: from the call, if the result is not a dict of arrays.
   """
 
   @functools.wraps(eval_fn)
@@ -104,7 +104,7 @@ def checked_values(eval_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_floats(params: ArrayTree) -> None:
-  """Raises ValueError where a parameter has no gradient."""
+  """Raise ValueError if a parameter is not a float and so has no gradient."""
   for path, x in jax.tree.flatten_with_path(params)[0]:
     if not jnp.issubdtype(x.dtype, jnp.inexact):
       raise ValueError(
@@ -131,8 +131,8 @@ def _check_kept(before: ArrayTree, after: ArrayTree) -> None:
   if change:
     raise ValueError(
       'loss_fn must return model_state with the structure, shapes and dtypes '
-      f'that it was given, but {change}; cast it back, or leave what grows '
-      "(such as flax's collection 'losses') out of model_state"
+      f'of its argument, but {change}; cast it back, or remove collections '
+      "that grow (such as flax's 'losses') from model_state"
     )
 
 
@@ -141,7 +141,7 @@ def _check_metrics(metrics: Any) -> None:
     isinstance(name, str) for name in metrics
   ):
     raise ValueError(
-      'loss_fn must return metrics as a dict of arrays by their names, such as '
+      'loss_fn must return metrics as a dict from names to arrays, such as '
       f"{{'accuracy': accuracy}}, got {describe(metrics)}"
     )
   for path, x in jax.tree.flatten_with_path(dict(metrics))[0]:

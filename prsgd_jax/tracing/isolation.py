@@ -1,14 +1,15 @@
-"""Functions of one replica, traced where no axis of replicas is in scope.
+"""Isolation: a caller's function is traced without the axis of replicas.
 
 Inside the mapped function the axis of devices is bound. A collective over it in
-a caller's loss would be no error there: it would join the rows at one place of
-the blocks of V replicas, so that the result depended on the devices. Even its
-size would be that of the devices. So the functions of callers are traced
-outside, where JAX refuses the name, and the mapped function runs what came out.
+a caller's loss would not be an error. It would mix rows of different devices,
+so the result would depend on the number of devices. Therefore the functions of
+callers are traced outside, where JAX rejects the axis name, and the mapped
+function runs the traced programs.
 
-They cannot be traced before, because only the mapped function knows with what
-shapes it calls them. It raises `_Untraced` for a program that is missing;
-`completing` makes it and starts again. That costs nothing once all is compiled.
+They cannot be traced in advance, because only the mapped function knows the
+shapes of the arguments. It raises `_Untraced` if a program is missing;
+`completing` then traces the program and starts again. This costs nothing once
+everything is compiled.
 """
 
 from collections.abc import Callable
@@ -24,27 +25,26 @@ _Programs = dict[Any, Callable[..., Any]]
 
 
 class _Untraced(Exception):
-  """A program is missing: `make` traces it, keeps it, and returns its jaxpr."""
+  """A missing program: `make` traces it, stores it, and returns its jaxpr."""
 
   def __init__(self, make: Callable[[], Any], programs: _Programs):
-    super().__init__('call the mapped function by isolation.completing')
+    super().__init__('call the mapped function with isolation.completing')
     self.make, self.programs = make, programs
 
 
 def isolated(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns `fn` as a function that sees no axis of replicas.
+  """Return `fn` as a function without access to the axis of replicas.
 
   Args:
-    name: what the caller knows the function as, for the error.
+    name: the name of the function, for the error.
     fn: a function of arrays.
 
   Returns:
-    The function, to be called inside of a mapped function that `completing`
-    calls.
+    The function. Call it inside a mapped function that `completing` calls.
 
   Raises:
-    ValueError: from the call, if there is a collective over the axis of
-      replicas in `fn`.
+    ValueError: from the call, if `fn` contains a collective over the axis of
+      replicas.
   """
   programs: _Programs = {}
 
@@ -69,21 +69,21 @@ def completing(
   functions: int,
   watch: Callable[[Any], None] | None = None,
 ) -> Callable[..., Any]:
-  """Returns the mapped function with its isolated functions traced on demand.
+  """Return the mapped function with its isolated functions traced on demand.
 
-  Their programs are dropped at the end of the call, because the next trace may
-  happen under other settings of JAX, such as 64-bit types.
+  Programs are dropped at the end of the call, because the next trace may happen
+  under other settings of JAX, such as 64-bit types.
 
-  What is missing is found while tracing for shapes. A real call that raises
-  would leave JAX's fast path of dispatching for good (measured: 4.0 ms in place
-  of 0.35 ms a dispatch), so there is one only where the types of the first
-  argument change from call to call.
+  Missing programs are found while tracing for shapes, because a real call that
+  raises would permanently leave JAX's fast dispatch path (measured: 4.0 ms in
+  place of 0.35 ms per dispatch). So a real call raises only if the types of the
+  first argument change between calls.
 
   Args:
-    mapped: what `ReplicaMesh.map` returned.
-    functions: how many isolated functions it calls.
-    watch: is given the jaxpr of every isolated function that is traced; what it
-      raises ends the call before anything was run.
+    mapped: the result of `ReplicaMesh.map`.
+    functions: the number of isolated functions that it calls.
+    watch: a function that receives the jaxpr of every isolated function when it
+      is traced. If it raises, the call ends before anything runs.
   """
   known = set()
 
@@ -101,7 +101,7 @@ def completing(
         except _Untraced as untraced:
           missing = untraced
         made.append(missing.programs)
-        jaxpr = missing.make()  # outside of the handler: its errors are its own
+        jaxpr = missing.make()  # outside the handler, so errors are not chained
         if watch is not None:
           watch(jaxpr)
     finally:
@@ -127,14 +127,14 @@ def types_of(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...], bool]:
 
 def _type(x: Any) -> jax.ShapeDtypeStruct:
   aval = jax.typeof(x)
-  weak = getattr(aval, 'weak_type', False)  # keys have none
+  weak = getattr(aval, 'weak_type', False)  # keys do not have this attribute
   return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
 
 
 def _trace(
   name: str, fn: Callable[..., Any], shapes: tuple
 ) -> tuple[Callable[..., Any], Any]:
-  """The program of `fn` for arguments of these types, and its jaxpr."""
+  """Return the program of `fn` for these argument types, and its jaxpr."""
   try:
     closed, out = jax.make_jaxpr(fn, return_shape=True)(*shapes)
   except NameError as error:
@@ -149,18 +149,18 @@ def _trace(
 def over_block_isolated(
   name: str, fn: Callable[..., Any]
 ) -> Callable[..., Any]:
-  """Maps a function of a caller over the block, as `base.over_block` does.
+  """Map a caller's function over the block, as `base.over_block` does.
 
-  It is for functions that are too small to be traced outside, such as rules and
-  optimizers: their collectives are found in what was traced.
+  Use it for functions that are too small to be traced outside, such as rules
+  and optimizers. Their collectives are found in the traced program.
 
   Args:
-    name: what the caller knows the function as, for the error.
+    name: the name of the function, for the error.
     fn: a function of one replica's trees.
 
   Raises:
-    ValueError: from the call, if there is a collective over the axis of
-      replicas in `fn`.
+    ValueError: from the call, if `fn` contains a collective over the axis of
+      replicas.
   """
 
   def call(*args: Any) -> Any:
@@ -188,7 +188,7 @@ def _joins_replicas(jaxpr: Any) -> bool:
 
 def _refusal(name: str, example: str) -> ValueError:
   return ValueError(
-    f'{name} is of one replica and must have no collective over the axis '
-    f'{AXIS_NAME!r}, such as that of {example}; leave it out, and let pr.sync '
-    'average over the replicas'
+    f'{name} is a function of one replica and must not contain a collective '
+    f'over the axis {AXIS_NAME!r}, such as {example}; remove it, and let '
+    'pr.sync average over the replicas'
   )

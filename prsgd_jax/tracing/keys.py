@@ -1,13 +1,14 @@
-"""KEYS: random keys inside the states of optimizers and of models.
+"""KEYS: random keys inside the states of optimizers and models.
 
-A noisy optimizer, or a model with dropout of flax nnx, keeps a key in its state
+A noisy optimizer, or a flax nnx model with dropout, keeps a key in its state
 and splits it at every step. All replicas start from one copy of that state, so
-they would draw the same numbers, and again after each reset. Here the engine's
-key is the only source of randomness, as its step is the only clock: before such
-a state is used, its keys are replaced by keys made of the engine's.
+they would draw equal numbers, and repeat them after each reset. Here the
+engine's key is the only source of randomness, as its step is the only clock.
+Before such a state is used, its keys are replaced by keys derived from the
+engine's key.
 
-A key is a typed one, or a leaf uint32[..., 2] or uint32[..., 4] under a name
-with the word key, rng or seed, such as `rng_key`, as old code keeps it.
+A key is a typed key, or a raw one as in old code: a leaf uint32[..., 2] or
+uint32[..., 4] whose name contains key, rng or seed, such as `rng_key`.
 """
 
 from typing import Any
@@ -15,30 +16,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Not from `base`, which needs `names` only.
+# Defined here, because `base` imports only `names`.
 Array = jax.Array
 ArrayTree = Any
 
-# The words by which a raw key is known, and the sizes of its data.
+# Words in the name of a raw key, and the sizes of its data.
 WORDS = {'key', 'keys', 'rng', 'rngs', 'seed', 'seeds'}
 SIZES = (2, 4)
 
 
 def is_typed(x: Any) -> bool:
-  """Returns whether a leaf is a typed key, or an array of them."""
+  """Return whether a leaf is a typed key, or an array of them."""
   dtype = getattr(x, 'dtype', None)
   return dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def to_data(tree: ArrayTree) -> ArrayTree:
-  """Returns the tree with its typed keys as their uint32 data."""
+  """Return the tree with its typed keys as their uint32 data."""
   return jax.tree.map(
     lambda x: jax.random.key_data(x) if is_typed(x) else x, tree
   )
 
 
 def from_data(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
-  """Returns the tree with data made typed keys where `like` has them."""
+  """Return the tree with key data converted back where `like` has keys."""
 
   def wrap(x: Array, known: Any) -> Array:
     if not is_typed(known):
@@ -49,15 +50,15 @@ def from_data(tree: ArrayTree, like: ArrayTree) -> ArrayTree:
 
 
 def renew(tree: ArrayTree, keys: Array) -> ArrayTree:
-  """Replaces the keys in a tree.
+  """Replace the keys in a tree.
 
   Args:
-    tree: of a block, every leaf `[V, ...]`.
-    keys: key[V], of which each replica's new keys are made, a different one for
+    tree: the state of a block, leaves `[V, ...]`.
+    keys: key[V], one per replica, from which a different new key is derived for
       each key of the tree.
 
   Raises:
-    ValueError: if there are keys to replace, but `keys` is None.
+    ValueError: if the tree has keys, but `keys` is None.
   """
   leaves, treedef = jax.tree.flatten_with_path(tree)
   renewed, number = [], 0
@@ -66,8 +67,8 @@ def renew(tree: ArrayTree, keys: Array) -> ArrayTree:
       if keys is None:
         raise ValueError(
           f'{jax.tree_util.keystr(path)} of an optimizer is a random key, but '
-          "the stage around it draws nothing; add 'key' and 'shared_key' to "
-          'the reads of its names'
+          "its stage reads no key; add 'key' and 'shared_key' to the reads of "
+          'its names'
         )
       x = _drawn(x, jax.vmap(jax.random.fold_in, (0, None))(keys, number))
       number += 1
@@ -76,7 +77,7 @@ def renew(tree: ArrayTree, keys: Array) -> ArrayTree:
 
 
 def _drawn(x: Array, keys: Array) -> Array:
-  """Keys of the type and shape of `x`, whose data are random bits."""
+  """Return random keys of the type and shape of `x`."""
   shape = jax.eval_shape(to_data, x).shape[1:]
   bits = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))(keys)
   return from_data(bits, x)
