@@ -1,4 +1,4 @@
-"""Flax modules; no training code."""
+"""Flax modules, and their losses as pure functions; no training code."""
 
 from prsgd_jax.models.lenet import LeNet5
 from prsgd_jax.models.lstm import LSTMClassifier

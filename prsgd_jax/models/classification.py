@@ -1,4 +1,4 @@
-"""A flax classifier as the pure functions that the engine knows."""
+"""Classifiers: a flax module as pure functions that the engine calls."""
 
 from collections.abc import Callable
 import inspect
@@ -15,11 +15,11 @@ Batch = dict[str, Array]
 
 
 class Task(NamedTuple):
-  """What `training` and `evaluation` ask of a model and of its loss.
+  """Pure functions of a model and its loss, for training and evaluation.
 
   Attributes:
-    init: `(key, batch) -> (params, model_state)`; what is to be predicted may
-      be left out of the batch.
+    init: `(key, batch) -> (params, model_state)`. The batch may omit the
+      labels.
     loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
       metrics))` with the metrics `accuracy` and `loss`.
     eval_fn: `(params, model_state, batch) -> {'loss', 'accuracy'}`, `[batch]`.
@@ -33,13 +33,16 @@ class Task(NamedTuple):
 def classifier(
   model: nn.Module, *, weight_decay: float = 0.0, label_smoothing: float = 0.0
 ) -> Task:
-  """Cross-entropy of a flax module called as `model(x, train=...)`.
+  """Return the cross-entropy task of a flax image classifier.
 
   Args:
-    model: maps images to logits; its collections other than 'params' (batch
-      statistics) become the `model_state`. It may be without `train`.
-    weight_decay: as of `cross_entropy`.
-    label_smoothing: as of `cross_entropy`.
+    model: a flax module from images to logits, called as `model(x, train=...)`,
+      or as `model(x)` if it has no such argument. Its collections other than
+      'params', such as batch statistics, become the `model_state`.
+    weight_decay: strength of coupled L2, (weight_decay / 2) |x|^2 over all
+      parameters, >= 0. It is not included in the reported loss. Default: 0.
+    label_smoothing: fraction of a label that is spread over all classes, in
+      [0, 1). It does not change the reported loss. Default: 0.
 
   Returns:
     The task, for batches `{'image': [batch, ...], 'label': int[batch]}`.
@@ -61,21 +64,21 @@ def cross_entropy(
   weight_decay: float = 0.0,
   label_smoothing: float = 0.0,
 ) -> Task:
-  """The mean of -log p(label), in nats, of a flax module.
+  """Return the task of a flax module with the mean of -log p(label), in nats.
 
   Args:
-    model: called as `model(inputs, train=...)`, or as `model(inputs)` if it has
-      no such argument; gives logits `[batch, ..., classes]`. Its collections
-      other than 'params' become the `model_state`.
-    inputs: of a batch, what the model reads.
-    labels: of a batch, int[batch, ...], one for each of the model's
-      predictions. The values of an example are the means over its labels.
-    weight_decay: coupled L2 of all parameters: (weight_decay / 2) |x|^2 is part
-      of what is differentiated, so its gradient is taken at the point where the
-      loss's is. The loss that is reported is without it.
-    label_smoothing: share of a label that is spread over all classes where the
-      loss is differentiated, in [0, 1). The loss that is reported is without
-      it.
+    model: a flax module, called as `model(inputs, train=...)`, or as
+      `model(inputs)` if it has no such argument. It returns logits
+      `[batch, ..., classes]`. Its collections other than 'params' become the
+      `model_state`.
+    inputs: `batch -> inputs` of the model.
+    labels: `batch -> int[batch, ...]`, one label for each prediction. The
+      values of an example are means over its labels.
+    weight_decay: strength of coupled L2, (weight_decay / 2) |x|^2 over all
+      parameters, >= 0. Its gradient is taken at the point of the loss's
+      gradient. It is not included in the reported loss.
+    label_smoothing: fraction of a label that is spread over all classes, in
+      [0, 1). It does not change the reported loss.
   """
 
   def init(key: Array, batch: Batch) -> tuple[ArrayTree, ArrayTree]:
@@ -117,25 +120,25 @@ def cross_entropy(
 
 
 def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-  """Returns the keyword that says whether a module trains, if it has one.
+  """Return {'train': train} if the module has this argument, else {}.
 
   Args:
     model: a flax module.
-    train: whether it does.
+    train: whether the module trains.
   """
   has = 'train' in inspect.signature(type(model).__call__).parameters
   return {'train': train} if has else {}
 
 
 def _smooth(logits: Array, labels: Array, smoothing: float) -> Array:
-  """The mean loss of labels of which a share is spread over all classes."""
+  """Return the mean loss with a fraction of labels spread over all classes."""
   classes = logits.shape[-1]
   smooth = optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
   return optax.softmax_cross_entropy(logits, smooth).mean()
 
 
 def _values(logits: Array, labels: Array) -> dict[str, Array]:
-  """Loss and accuracy of each example, means over its labels."""
+  """Return the loss and accuracy of each example, means over its labels."""
   loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   correct = jnp.equal(logits.argmax(-1), labels) * 1.0
   own = tuple(range(1, labels.ndim))

@@ -1,4 +1,4 @@
-"""LeNet-5."""
+"""LeNet-5, a small convolutional network."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from prsgd_jax.base import Array
 class LeNet5(nn.Module):
   """LeNet-5 with ReLU and max pooling, as it is commonly trained today.
 
-  Convolutions are padded ('SAME'), so that 8x8 digits fit as well as 28x28.
+  Convolutions are padded ('SAME'), so that 8x8 digits fit as well as 28x28
+  ones.
 
   Reference:
     LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to
@@ -24,7 +25,7 @@ class LeNet5(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """[batch, height, width, channels] -> float32 logits [batch, classes]."""
+    """Map [batch, height, width, channels] to float32 [batch, classes]."""
     del train
     x = x.astype(self.dtype)
     for channels in (6, 16):

@@ -11,8 +11,9 @@ from prsgd_jax.base import Array
 class LSTMClassifier(nn.Module):
   """One LSTM layer over the rows of an image, and a linear readout.
 
-  A sequence [batch, length, features] is taken as it is; of an image every row
-  is one element, its pixels and channels the features.
+  The input is a sequence [batch, length, features], or an image. Each row of an
+  image is one element of the sequence; its pixels and channels are the
+  features.
 
   Reference:
     Hochreiter, Schmidhuber 1997, Long short-term memory.
@@ -24,7 +25,7 @@ class LSTMClassifier(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """[batch, length, ...] -> float32 logits [batch, num_classes]."""
+    """Map [batch, length, ...] to float32 logits [batch, num_classes]."""
     del train
     x = x.reshape((*x.shape[:2], -1)).astype(self.dtype)
     cell = nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype)

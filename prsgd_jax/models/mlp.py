@@ -10,7 +10,7 @@ from prsgd_jax.base import Array
 
 
 class MLP(nn.Module):
-  """Dense layers with ReLU between; inputs are flattened."""
+  """Dense layers with ReLU between them, on flattened inputs."""
 
   num_classes: int
   hidden: Sequence[int] = (128,)
@@ -18,7 +18,7 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """[batch, ...] -> float32 logits [batch, num_classes]."""
+    """Map [batch, ...] to float32 logits [batch, num_classes]."""
     del train
     x = x.reshape((x.shape[0], -1)).astype(self.dtype)
     for width in self.hidden:

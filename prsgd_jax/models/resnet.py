@@ -13,10 +13,10 @@ from prsgd_jax.base import Array
 class ResNet20(nn.Module):
   """ResNet-20 for 32x32 images: 0.27 million parameters, batch normalized.
 
-  A 3x3 convolution, three stages of three blocks of two 3x3 convolutions with
-  16, 32 and 64 channels, global average pooling. Shortcuts have no parameters:
-  where the shape changes they take every second pixel and add zero channels
-  (option A).
+  It has a 3x3 convolution, three stages of three blocks of two 3x3 convolutions
+  with 16, 32 and 64 channels, and global average pooling. Shortcuts have no
+  parameters. If the shape changes, they take every second pixel and add zero
+  channels (option A).
 
   Reference:
     He, Zhang, Ren, Sun 2016, Deep residual learning for image recognition
@@ -29,7 +29,7 @@ class ResNet20(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """[batch, height, width, channels] -> float32 logits [batch, classes]."""
+    """Map [batch, height, width, channels] to float32 [batch, classes]."""
     conv, norm = _layers(self.dtype, train)
     x = nn.relu(norm()(conv(16)(x.astype(self.dtype))))
     for channels, stride in _blocks((16, 32, 64), self.blocks_per_stage):
@@ -42,10 +42,10 @@ class ResNet20(nn.Module):
 class ResNet18(nn.Module):
   """ResNet-18 for 32x32 images: 11.17 million parameters for ten classes.
 
-  The network for ImageNet with the stem that is usual for small images: a 3x3
-  convolution and no max pooling. Then four stages of two blocks of two 3x3
-  convolutions with 64, 128, 256 and 512 channels, global average pooling. Where
-  the shape changes the shortcut is a 1x1 convolution, normalized (option B).
+  It is the ImageNet network with the usual stem for small images, a 3x3
+  convolution without max pooling. Four stages follow, of two blocks of two 3x3
+  convolutions with 64, 128, 256 and 512 channels, and global average pooling.
+  If the shape changes, the shortcut is a normalized 1x1 convolution (option B).
 
   Reference:
     He, Zhang, Ren, Sun 2016, Deep residual learning for image recognition
@@ -59,7 +59,7 @@ class ResNet18(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """[batch, height, width, channels] -> float32 logits [batch, classes]."""
+    """Map [batch, height, width, channels] to float32 [batch, classes]."""
     conv, norm = _layers(self.dtype, train)
     x = nn.relu(norm()(conv(self.channels[0])(x.astype(self.dtype))))
     for channels, stride in _blocks(self.channels, self.blocks_per_stage):
@@ -74,7 +74,7 @@ class ResNet18(nn.Module):
 
 
 def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
-  """Makers of 3x3 convolutions without bias, and of batch normalizations."""
+  """Return factories of bias-free 3x3 convolutions and of batch norms."""
   conv = functools.partial(
     nn.Conv,
     kernel_size=(3, 3),
@@ -92,7 +92,7 @@ def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
 def _blocks(
   channels: Sequence[int], blocks_per_stage: int
 ) -> list[tuple[int, int]]:
-  """(channels, stride) of each block: later stages begin with stride 2."""
+  """Return (channels, stride) of each block; later stages begin with 2."""
   return [
     (width, 2 if stage > 0 and block == 0 else 1)
     for stage, width in enumerate(channels)
@@ -107,6 +107,6 @@ def _shortcut(x: Array, channels: int, stride: int) -> Array:
 
 
 def _readout(x: Array, num_classes: int, dtype: Any) -> Array:
-  """Global average pooling and a dense layer, as float32."""
+  """Return float32 logits by global average pooling and a dense layer."""
   x = nn.Dense(num_classes, dtype=dtype)(x.mean(axis=(1, 2)))
   return x.astype(jnp.float32)

@@ -9,26 +9,26 @@ from prsgd_jax.base import Array
 
 
 class Transformer(nn.Module):
-  """Predicts at every position of a sequence the token that comes next.
+  """Predict the next token at every position of a sequence.
 
-  Token and position embeddings, then blocks of causal attention and of a dense
-  layer four times as wide with GELU, each normalized before and added to what
-  it read (pre-norm); a last normalization and a readout of its own. There is no
-  dropout. With width w, length l, vocabulary v and b blocks it has
+  It has token and position embeddings, and pre-norm residual blocks of causal
+  attention and of a dense layer four times as wide with GELU. A normalization
+  and a separate readout follow. It has no dropout. With width w, length l,
+  vocabulary v and b blocks it has
 
     v w + l w + b (12 w^2 + 13 w) + 2 w + w v + v
 
-  parameters. The readout begins small, so that the first prediction is close
-  to uniform.
+  parameters. The initial readout is small, so that the first prediction is
+  close to uniform.
 
   Attributes:
-    vocabulary_size: tokens are in 0 .. vocabulary_size - 1.
-    max_length: the longest sequence, for which there are positions.
-    width: of the residual stream, a multiple of `num_heads`.
+    vocabulary_size: the number of tokens; tokens are 0 .. vocabulary_size - 1.
+    max_length: the longest sequence that has position embeddings.
+    width: the width of the residual stream, a multiple of `num_heads`.
 
   Reference:
     Vaswani et al. 2017, Attention is all you need (arXiv 1706.03762), the
-    decoder alone; Radford et al. 2019, Language models are unsupervised
+    decoder only; Radford et al. 2019, Language models are unsupervised
     multitask learners, for pre-norm and learned positions.
   """
 
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """int[batch, length] -> float32 logits [batch, length, vocabulary].
+    """Map int[batch, length] to float32 logits [batch, length, vocabulary].
 
     Raises:
       ValueError: if the sequences are longer than `max_length`.

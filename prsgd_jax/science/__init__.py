@@ -1,4 +1,8 @@
-"""What is known of averaged SGD, and what is measured along a run."""
+"""Theory of averaged SGD, and measurements along a run.
+
+`theory` has the bounds of the papers, `laws` exact results on simple problems.
+`noise` and `landscape` measure gradients and curvature on the host.
+"""
 
 from prsgd_jax.science import landscape, laws, noise, theory
 

@@ -1,6 +1,6 @@
-"""What is measured of the loss around a run: curvature and effective steps.
+"""Measurements of the loss landscape: curvature and effective steps.
 
-On the host, and of the loss by its `grad_fn` alone, as in `noise`.
+They run on the host and need only the `grad_fn` of the loss; see `noise`.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +22,11 @@ from prsgd_jax.science.noise import GradFn, gradients, length, rows
 class Curvature(NamedTuple):
   """Eigenvalues of the Hessian H at one point.
 
-  All are NaN if the iterations did not suffice, or if H is not finite.
+  All are NaN if the iterations did not converge, or if H is not finite.
 
   Attributes:
-    smoothness: the largest |eigenvalue|: the gradient's Lipschitz L near there.
+    smoothness: the largest |eigenvalue|, the local Lipschitz constant L of the
+      gradient.
     sharpness: the largest eigenvalue, with its sign.
     residual: |H v - lambda v| / L of the two eigenpairs, the larger one.
   """
@@ -36,16 +37,18 @@ class Curvature(NamedTuple):
 
 
 class EffectiveStep(NamedTuple):
-  """A step of the replicas' mean, against gradient descent from there.
+  """A step of the replicas' mean, compared with gradient descent.
 
   Attributes:
-    learning_rate: alpha_e = alpha g_a . g / |g|^2; nan where g = 0.
+    learning_rate: alpha_e = alpha g_a . g / |g|^2; nan if g = 0.
     noise: Delta = |eta|^2 = alpha^2 |g_a|^2 - alpha_e^2 |g|^2.
     ssgd_noise: Delta_S = alpha^2 |g_S - g|^2.
     landscape_noise: Delta_2 = Delta - Delta_S, of either sign.
-    ssgd_learning_rate: alpha_e with g_S for g_a.
-    ssgd_across: Delta with g_S for g_a: Delta_S without what is along g.
-    displacement: alpha^2 |g_a - g_S|^2, all that the replicas' spread does.
+    ssgd_learning_rate: alpha_e with g_S in place of g_a.
+    ssgd_across: Delta with g_S in place of g_a, which is Delta_S without the
+      part along g.
+    displacement: alpha^2 |g_a - g_S|^2, the total effect of the spread of the
+      replicas.
     square_gradient: |g|^2.
   """
 
@@ -68,16 +71,16 @@ def curvature(
   tolerance: float = 1e-3,
   max_iterations: int = 1000,
 ) -> Curvature:
-  """Computes the largest eigenvalues of the Hessian from products H v.
+  """Return the largest eigenvalues of the Hessian, from products H v.
 
   The implicitly restarted Lanczos method of ARPACK finds the eigenvalue of
   largest size. If it is negative, H + L I has the largest one.
 
   Args:
-    grad_fn: the gradient, as in `noise`.
-    params: the point.
-    batch: of the loss whose Hessian it is.
-    key: with which it draws, the same in all products.
+    grad_fn: the gradient of the loss, `(params, batch, key) -> gradients`.
+    params: the point at which the Hessian is taken.
+    batch: the batch of the loss.
+    key: the random key of the loss, used in all products.
     tolerance: the residual to reach; the error of an isolated eigenvalue is of
       the order of its square.
     max_iterations: the number of restarts, of about 20 products each.
@@ -94,7 +97,7 @@ def curvature(
   """
   max_iterations = check_positive_int('max_iterations', max_iterations)
   wide = jax.tree.map(lambda x: np.asarray(x, wire_dtype(x)), params)
-  # Placed once for all products.
+  # Placed on the device once, because all products use them.
   point, given = jax.device_put((wide, batch))
 
   def product(v: np.ndarray) -> np.ndarray:
@@ -129,29 +132,29 @@ def effective_step(
   *,
   learning_rate: float,
 ) -> EffectiveStep:
-  """Effective learning rate and noise of DPSGD at the mean of the replicas.
+  """Return the effective learning rate and noise of DPSGD at the mean.
 
-  alpha g_a = alpha_e g + eta with eta . g = 0, for g = grad L(w_a) at the mean
-  w_a = mean_j w_j and g_a = mean_j grad L^{mu_j}(w_j); on the same batches SSGD
-  would take g_S = mean_j grad L^{mu_j}(w_a).
+  alpha g_a = alpha_e g + eta with eta . g = 0, where g = grad L(w_a) at the
+  mean w_a = mean_j w_j, and g_a = mean_j grad L^{mu_j}(w_j). On these batches,
+  SSGD would take g_S = mean_j grad L^{mu_j}(w_a).
 
-  What is exactly 0 on quadratics with one Hessian for all batches is g_a - g_S:
-  then `displacement` is 0, alpha_e is SSGD's, Delta is `ssgd_across`, and
-  Delta_2 = -(alpha_e - alpha)^2 |g|^2, which is below 0 unless the noise of the
-  batches has nothing along g: Delta_S counts that part, Delta does not. What
-  the landscape adds to the noise is therefore Delta - `ssgd_across`.
+  On quadratics with one Hessian for all batches, g_a - g_S is exactly 0. Then
+  `displacement` is 0, alpha_e is that of SSGD, Delta is `ssgd_across`, and
+  Delta_2 = -(alpha_e - alpha)^2 |g|^2. This is negative unless the noise of the
+  batches has no part along g, because Delta_S includes that part and Delta does
+  not. So the landscape adds Delta - `ssgd_across` to the noise.
 
   Args:
-    grad_fn: the gradient, as in `noise`.
-    points: w_j, leaves `[N, ...]`, where the replicas take their gradients.
-    batches: mu_j, leaves `[N, ...]`, one for each replica.
-    full_batches: leaves `[K, ...]`, the mean of whose gradients is grad L: all
-      examples, or a large sample, whose own noise then is in every figure.
-    key: of what the gradients draw, g_a and g_S the same.
+    grad_fn: the gradient of the loss, `(params, batch, key) -> gradients`.
+    points: w_j, leaves `[N, ...]`, at which the replicas take gradients.
+    batches: mu_j, leaves `[N, ...]`, one batch for each replica.
+    full_batches: leaves `[K, ...]`, batches whose mean gradient is grad L: all
+      examples, or a large sample, whose noise then enters all results.
+    key: the random key of the loss, shared by g_a and g_S.
     learning_rate: alpha.
 
   Raises:
-    ValueError: if there is not one batch for each point.
+    ValueError: if the number of batches differs from the number of points.
 
   Example:
     >>> step = effective_step(  # x^4 / 4 at 0 and 2, against its slope at 1
@@ -163,8 +166,8 @@ def effective_step(
   Reference:
     Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
     dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433), the section on DPSGD's dynamics
-    (its equations' numbers were not verified).
+    descent (arXiv 2112.01433), the section on DPSGD's dynamics (equation
+    numbers not verified).
   """
   if length(points) != length(batches):
     raise ValueError(
@@ -181,7 +184,7 @@ def effective_step(
   g_s = _mean(gradients(grad_fn, there, batches, own_key))
   g = _mean(gradients(grad_fn, there, full_batches, full_key))
   square = g @ g
-  # Relative to alpha: the parts along g, and what is across it.
+  # In units of alpha: the parts along g, and the parts orthogonal to it.
   along_a, along_s = (
     h @ g / square if square else math.nan for h in (g_a, g_s)
   )
@@ -228,7 +231,7 @@ def _eigenvalue(
 def _hessian_product(
   grad_fn: GradFn, params: ArrayTree, batch: Any, key: Array, v: np.ndarray
 ) -> Array:
-  """H v, as the derivative of the gradient along v."""
+  """Return H v, the derivative of the gradient along v."""
   x, unravel = ravel_pytree(params)
 
   def gradient(x: Array) -> Array:

@@ -1,8 +1,8 @@
-"""What is known exactly of averaged SGD on simple problems.
+"""Laws: exact results for averaged SGD on simple problems.
 
-Fixed points, drifts and stationary variances in closed form, or by linear
-algebra without a random number: what a simulation must come out at. Bounds are
-in `theory`.
+They are fixed points, drifts and stationary variances, in closed form or by
+linear algebra without random numbers. Simulations must reproduce them. Bounds
+are in `theory`.
 """
 
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from prsgd_jax.mixing.matrices import sums_to_one
 from prsgd_jax.mixing.mixings import Mixing
 from prsgd_jax.science.theory import check_hierarchy
 
-# How much of noise is left, relative to all there was, when it counts as gone;
-# and how much of it must go meanwhile, or it never will.
+# The fraction of noise at which the sum ends, and the fraction by which a cycle
+# must reduce it, because otherwise it never decays.
 GONE = 1e-14
 STUCK = 1e-12
 
@@ -32,8 +32,8 @@ class ConsensusVariance(NamedTuple):
   """Stationary (1/N) E sum_i |x_i - xbar|^2 at the end of a step.
 
   Attributes:
-    mix_then_step: of order A or B, as `d_psgd`: x <- W x + noise.
-    step_then_mix: of order C, as `diffusion`: x <- W (x + noise).
+    mix_then_step: order A or B, such as `d_psgd`: x <- W x + noise.
+    step_then_mix: order C, such as `diffusion`: x <- W (x + noise).
   """
 
   mix_then_step: float
@@ -48,26 +48,27 @@ def hier_avg_drift(
   global_period: int,
   group_size: int,
 ) -> np.ndarray:
-  """Hier-AVG's drift without gradients, before the averaging that is due.
+  """Return Hier-AVG's drift without gradients, before the average of a step.
 
   D(t) = ((t - 1) mod K1 + 1) (1 - 1/P) + floor((t - 1) / K1) K1 (1/S - 1/P)
 
-  at step t = 1 .. K2 of a round, for noise of unit variance in every step: the
-  mean of (1/P) E sum_i |x_i - xbar|^2, to be multiplied by gamma^2 E|noise|^2.
-  With K1 = K2 or S = 1 it is K-AVG's, t (1 - 1/P).
+  It is (1/P) E sum_i |x_i - xbar|^2 at step t = 1 .. K2 of a round, for noise
+  of unit variance in every step. Multiply it by gamma^2 E|noise|^2. With K1 =
+  K2 or S = 1 it is the drift of K-AVG, t (1 - 1/P).
 
   Args:
-    steps: int[...], 0-based: t - 1 from the begin of the run.
-    num_replicas: P.
-    local_period, global_period: K1 and K2.
-    group_size: S.
+    steps: int[...], 0-based steps of the run, t - 1.
+    num_replicas: P, >= 1.
+    local_period: K1, a divisor of K2.
+    global_period: K2.
+    group_size: S, a divisor of P.
 
   Returns:
-    float64[...], rising with K1 and falling with S.
+    float64[...], increasing in K1 and decreasing in S.
 
   Raises:
-    ValueError: if an argument is out of its range, K1 does not divide K2 or S
-      does not divide P.
+    ValueError: if an argument is out of its range, if K1 does not divide K2, or
+      if S does not divide P.
 
   Example:
     >>> hier_avg_drift(
@@ -76,8 +77,8 @@ def hier_avg_drift(
     [0.75, 1.5, 1.25, 2.0]
 
   Reference:
-    Derived; the algorithm is that of Zhou, Cong 2019 (arXiv 1903.05133). Noise
-    that a group has averaged counts 1/S - 1/P, and 1 - 1/P before.
+    Derived, for the algorithm of Zhou, Cong 2019 (arXiv 1903.05133). Noise that
+    a group has averaged contributes 1/S - 1/P; other noise 1 - 1/P.
   """
   p, k1, k2, size = check_hierarchy(
     num_replicas, local_period, global_period, group_size
@@ -89,12 +90,16 @@ def hier_avg_drift(
 
 
 def mean_drift(period: int, num_replicas: int) -> ConsensusVariance:
-  """The mean over an interval of the drift of PR-SGD and K-AVG, no gradients.
+  """Return the mean drift of PR-SGD and K-AVG over an interval, no gradients.
 
-  (1 - 1/N) (I + 1) / 2 at the end of PR-SGD's steps, or just before K-AVG's
-  averages are due, and (1 - 1/N) (I - 1) / 2 at the end of K-AVG's steps; for
-  noise of unit variance, to be multiplied by gamma^2 E|noise|^2. PR-SGD's first
-  interval, from equal replicas, has one noise less.
+  It is (1 - 1/N) (I + 1) / 2 at the end of PR-SGD's steps, or before K-AVG's
+  averages, and (1 - 1/N) (I - 1) / 2 at the end of K-AVG's steps, for noise of
+  unit variance. Multiply it by gamma^2 E|noise|^2. PR-SGD's first interval,
+  from equal replicas, has one noise term less.
+
+  Args:
+    period: I, steps between averages, >= 1.
+    num_replicas: N, >= 1.
 
   Raises:
     ValueError: if an argument is not an integer >= 1.
@@ -109,21 +114,25 @@ def mean_drift(period: int, num_replicas: int) -> ConsensusVariance:
 
 
 def consensus_variance(mixing: Mixing, num_replicas: int) -> ConsensusVariance:
-  """How far gossip leaves replicas that get noise and no gradient.
+  """Return the stationary variance of replicas under gossip and noise only.
 
-  sum_{s >= 0} E|Pi W_s ... W_1|^2 / N with Pi = I - 11'/N and the Frobenius
-  norm, and the same from s = 1 in order C; for noise of unit variance in every
-  replica and step, to be multiplied by gamma^2 E|noise|^2.
+  It is sum_{s >= 0} E|Pi W_s ... W_1|^2 / N with Pi = I - 11'/N and the
+  Frobenius norm; in order C the sum starts at s = 1. The noise has unit
+  variance in every replica and step. Multiply the result by gamma^2 E|noise|^2.
 
-  For one symmetric W that is (1/N) sum_{i >= 2} 1 / (1 - lambda_i^2), and with
-  lambda_i^2 above in order C. Where all replicas are alike to random matrices,
-  as to `random_matching`, the eigenvalues of E[W'W] take the place of lambda^2;
-  elsewhere those do not suffice, and here the covariance is followed. For
-  matrices that take turns, one at every step, it is the mean over their cycle.
+  For one symmetric W it is (1/N) sum_{i >= 2} 1 / (1 - lambda_i^2); order C has
+  lambda_i^2 in the numerator. If random matrices are symmetric in the replicas,
+  as in `random_matching`, the eigenvalues of E[W'W] replace lambda^2. In
+  general they do not suffice, so the covariance is iterated. For alternating
+  matrices, one per step, it is the mean over their cycle.
+
+  Args:
+    mixing: W, doubly stochastic.
+    num_replicas: N, >= 1.
 
   Raises:
     ValueError: if the mixing is not doubly stochastic, does not fit the number
-      of replicas, or never brings them together.
+      of replicas, or never makes them agree.
 
   Example:
     >>> import prsgd_jax as pr
@@ -132,8 +141,8 @@ def consensus_variance(mixing: Mixing, num_replicas: int) -> ConsensusVariance:
     [2.41, 1.472]
 
   Reference:
-    Derived. Orders: Lian et al. 2017 (arXiv 1705.09056), Algorithm 1, is A;
-    the setting of Zhang et al. 2021 (arXiv 2112.01433).
+    Derived, for the setting of Zhang et al. 2021 (arXiv 2112.01433). Lian et
+    al. 2017 (arXiv 1705.09056), Algorithm 1, has order A.
   """
   matrices = mixing.matrices(num_replicas)
   if not (sums_to_one(matrices, -1) and sums_to_one(matrices, -2)):
@@ -154,10 +163,10 @@ def consensus_variance(mixing: Mixing, num_replicas: int) -> ConsensusVariance:
 
 
 def _noise_left(cycle: Sequence[np.ndarray], n: int) -> float:
-  """What is left of the noise of one step, summed over all rounds after it.
+  """Return the remaining noise of one step, summed over all later rounds.
 
   Args:
-    cycle: the rounds that take turns, each [K, N, N] equally likely matrices.
+    cycle: the rounds of a cycle, each [K, N, N] equally likely matrices.
     n: N.
   """
   apart = np.eye(n) - 1 / n
@@ -171,12 +180,13 @@ def _noise_left(cycle: Sequence[np.ndarray], n: int) -> float:
       covariance = moved.mean(axis=0)
       left = float(np.trace(covariance))
       total += left
-    # W lengthens nothing. Where a whole cycle takes nothing off either, what is
-    # left is mapped onto itself, and no later cycle will.
+    # W never increases noise. If a whole cycle does not reduce it, the rest is
+    # invariant, and later cycles do not reduce it either.
     if left > (1 - STUCK) * before:
       raise ValueError(
-        'consensus_variance expects a mixing that brings replicas together, '
-        'got one that never does; connect all, each with a weight of its own'
+        'consensus_variance expects a mixing that makes replicas agree, got '
+        'one that never does; connect all replicas, with weights > 0 on the '
+        'diagonal'
       )
   return total / n
 
@@ -190,27 +200,28 @@ def averaged_quadratic_variance(
   beta_squared: float,
   sigma_squared: float,
 ) -> float:
-  """lim E[wbar^2] on c w^2 / 2, averaging with probability zeta at each step.
+  """Return lim E[wbar^2] on c w^2 / 2 for averages at random steps.
 
-  (alpha sigma^2 / M) / (2 c - alpha c^2 - alpha beta^2 theta) with
+  It is (alpha sigma^2 / M) / (2 c - alpha c^2 - alpha beta^2 theta) with
   theta = [(1 - zeta) (1 - a) + zeta / M] / [(1 - zeta) (1 - a) + zeta] and
-  a = (1 - alpha c)^2, for gradients c w - b w - h with Var b = beta^2 and
-  Var h = sigma^2, drawn by each replica for itself. With beta = 0 it does not
+  a = (1 - alpha c)^2. Gradients are c w - b w - h with Var b = beta^2 and
+  Var h = sigma^2, independent between replicas. With beta = 0 it does not
   depend on zeta.
 
-  It is exact for averages by chance, and not for averages at every K-th step:
-  with zeta = 1 / K it is larger than theirs (by 9% in the example with K = 10).
-  Use `periodic_quadratic_variance` for those.
+  It is exact for averages at random steps, and not for averages at every K-th
+  step. With zeta = 1 / K it is larger than the variance of those (by 9% in the
+  example with K = 10); use `periodic_quadratic_variance`.
 
   Args:
-    probability: zeta, in [0, 1].
-    num_replicas: M.
-    learning_rate: alpha.
-    curvature: c.
-    beta_squared, sigma_squared: beta^2 and sigma^2.
+    probability: zeta, the probability of an average at a step, in [0, 1].
+    num_replicas: M, >= 1.
+    learning_rate: alpha, > 0.
+    curvature: c, > 0.
+    beta_squared: beta^2, >= 0.
+    sigma_squared: sigma^2, >= 0.
 
   Returns:
-    The limit; infinity where the replicas diverge.
+    The limit; infinity if the replicas diverge.
 
   Raises:
     ValueError: if an argument is out of its range.
@@ -241,11 +252,11 @@ def averaged_quadratic_variance(
 
 
 class PeriodicVariance(NamedTuple):
-  """Stationary E[wbar^2] of averages at every K-th step.
+  """Stationary E[wbar^2] for averages at every K-th step.
 
   Attributes:
-    at_averages: at the steps that end with an average.
-    mean: over all steps.
+    at_averages: the value at steps that end with an average.
+    mean: the mean over all steps.
   """
 
   at_averages: float
@@ -261,7 +272,7 @@ def periodic_quadratic_variance(
   beta_squared: float,
   sigma_squared: float,
 ) -> PeriodicVariance:
-  """lim E[wbar^2] on c w^2 / 2, averaging at every K-th step.
+  """Return lim E[wbar^2] on c w^2 / 2 for averages at every K-th step.
 
   With a = (1 - alpha c)^2, p = a + alpha^2 beta^2, s = alpha^2 sigma^2,
   g_k(x) = 1 + x + ... + x^(k-1) and h(x) = g_1(x) + ... + g_K(x):
@@ -269,22 +280,23 @@ def periodic_quadratic_variance(
     at averages  m = s g_K(p) / [(1 - p) g_K(p) + (M - 1) (1 - a) g_K(a)]
     mean         {m [p g_K(p) + (M - 1) a g_K(a)] + s h(p)} / (K M)
 
-  Derivation: a step of the second moments A = E[w_i^2] and C = E[w_i w_j] of
-  independent noise is A <- p A + s, C <- a C, and wbar has (A + (M - 1) C) / M.
-  From A = C = m just after an average, that is after k steps
-  (p^k m + s g_k(p) + (M - 1) a^k m) / M. It is m again at k = K, which with
-  1 - x^K = (1 - x) g_K(x) gives m; its sum over k = 1 .. K gives the mean.
+  Derivation: with independent noise, a step maps the second moments
+  A = E[w_i^2] and C = E[w_i w_j] to A <- p A + s, C <- a C, and
+  E[wbar^2] = (A + (M - 1) C) / M. Starting from A = C = m after an average, it
+  is (p^k m + s g_k(p) + (M - 1) a^k m) / M after k steps. At k = K it is m
+  again, which with 1 - x^K = (1 - x) g_K(x) gives m. The sum over k = 1 .. K
+  gives the mean.
 
   Args:
     period: K, an integer >= 1.
-    num_replicas: M.
-    learning_rate: alpha.
-    curvature: c.
-    beta_squared, sigma_squared: beta^2 and sigma^2, as in
-      `averaged_quadratic_variance`.
+    num_replicas: M, >= 1.
+    learning_rate: alpha, > 0.
+    curvature: c, > 0.
+    beta_squared: beta^2, >= 0; see `averaged_quadratic_variance`.
+    sigma_squared: sigma^2, >= 0; see `averaged_quadratic_variance`.
 
   Returns:
-    The limits; infinity where the replicas diverge.
+    The limits; infinity if the replicas diverge.
 
   Raises:
     ValueError: if an argument is out of its range.
@@ -307,7 +319,7 @@ def periodic_quadratic_variance(
   alpha, c, beta2, sigma2 = _quadratic(
     learning_rate, curvature, beta_squared, sigma_squared
   )
-  # 1 - a and 1 - p, which would cancel.
+  # 1 - a and 1 - p, expanded, because the differences would cancel.
   own = alpha * c * (2 - alpha * c)
   noisy = own - alpha**2 * beta2
   (g_p, h_p), (g_a, _) = _power_sums(1 - noisy, k), _power_sums(1 - own, k)
@@ -322,9 +334,10 @@ def periodic_quadratic_variance(
 
 
 def _power_sums(x: float, k: int) -> tuple[float, float]:
-  """(g_k(x), g_1(x) + ... + g_k(x)) with g_k(x) = 1 + x + ... + x^(k-1).
+  """Return g_k(x) = 1 + x + ... + x^(k-1), and g_1(x) + ... + g_k(x).
 
-  By squaring the matrix of g <- x g + 1, h <- h + g: without a difference.
+  Computed by repeated squaring of the matrix of g <- x g + 1, h <- h + g,
+  because it has no differences that cancel.
   """
   step = np.array([[x, 0.0, 1.0], [x, 1.0, 1.0], [0.0, 0.0, 1.0]])
   with np.errstate(over='ignore', invalid='ignore'):
@@ -338,7 +351,7 @@ def _quadratic(
   beta_squared: float,
   sigma_squared: float,
 ) -> tuple[float, float, float, float]:
-  """Returns alpha, c, beta^2 and sigma^2, checked."""
+  """Return alpha, c, beta^2 and sigma^2, checked."""
   return (
     check_positive('learning_rate', learning_rate),
     check_positive('curvature', curvature),
@@ -348,10 +361,17 @@ def _quadratic(
 
 
 def one_shot_quartic(num_replicas: int) -> float:
-  """E f(wbar) of one average at the end, f(w) = (w^2 - 1)^2 from w = 0.
+  """Return E f(wbar) of one final average, for f(w) = (w^2 - 1)^2 from w = 0.
 
-  1 - 2/M + 3/M^2 - 2/M^3: each of M replicas ends at +1 or -1 by chance, both
-  optimal, and their mean is near 0, where f = 1.
+  It is 1 - 2/M + 3/M^2 - 2/M^3. Each of M replicas ends at +1 or -1 at random,
+  both optimal, and their mean is near 0, where f = 1.
+
+  Args:
+    num_replicas: M, >= 1.
+
+  Example:
+    >>> one_shot_quartic(1), one_shot_quartic(2)
+    (0.0, 0.5)
 
   Raises:
     ValueError: if `num_replicas` is not an integer >= 1.
@@ -370,21 +390,22 @@ def heterogeneous_fixed_point(
   *,
   learning_rate: float,
 ) -> np.ndarray:
-  """Where Algorithm 3 of PR-SGD ends on f_i = |x - e_i|^2 / 2, exact gradients.
+  """Return the fixed point of PR-SGD's Algorithm 3 on f_i = |x - e_i|^2 / 2.
 
-  sum_i w_i e_i / sum_i w_i with w_i = 1 - (1 - gamma)^{I_i}: the optimum is
-  mean_i e_i, and for small gamma the limit is sum_i I_i e_i / sum_i I_i.
+  With exact gradients it is sum_i w_i e_i / sum_i w_i with
+  w_i = 1 - (1 - gamma)^{I_i}. The optimum is mean_i e_i. For small gamma the
+  fixed point tends to sum_i I_i e_i / sum_i I_i.
 
   Args:
     targets: e_i, [N, ...].
-    local_steps: I_i, [N].
-    learning_rate: gamma, in (0, 2), where it converges.
+    local_steps: I_i, [N], integers >= 1.
+    learning_rate: gamma, in (0, 2), where the algorithm converges.
 
   Returns:
-    float64[...].
+    The fixed point, float64[...].
 
   Raises:
-    ValueError: if an argument is out of its range, or they differ in length.
+    ValueError: if an argument is out of its range, or if the lengths differ.
 
   Example:
     >>> point = heterogeneous_fixed_point(
@@ -409,7 +430,8 @@ def heterogeneous_fixed_point(
       f'targets, got {len(counts)}'
     )
   steps = np.array(counts, np.float64)
-  # Below 1 by logarithms, because 1 - (1 - gamma)^I cancels for small gamma.
+  # For gamma < 1 use logarithms, because 1 - (1 - gamma)^I cancels if gamma is
+  # small.
   weights = (
     -np.expm1(steps * np.log1p(-gamma))
     if gamma < 1

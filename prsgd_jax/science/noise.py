@@ -1,17 +1,18 @@
-"""What is measured of stochastic gradients at the points of a run.
+"""Measurements of stochastic gradients at the points of a run.
 
-It is measured on the host, with points and batches as arrays, and knows the
-loss by one function of one model alone,
+They run on the host, with points and batches as arrays. The loss enters only by
+one function of one model:
 
   grad_fn(params, batch, key) -> gradients, like params
 
-which is compiled once if it is always the same object: make it outside of the
-loop over the run. Of the engine's `loss_fn` it is
+Create it once, outside the loop over the run, because each new function object
+is compiled again. For the engine's `loss_fn` it is
 
   jax.grad(lambda p, batch, key: loss_fn(p, model_state, batch, key)[0])
 
-Every gradient is a dispatch of its own and is added up on the host, in float64:
-few are held at a time, and no convolution is in a loop (see `training`).
+Every gradient is a separate dispatch and is accumulated on the host in float64,
+so that few gradients are in memory, and no convolution is in a loop (see
+`training`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +36,7 @@ class GradientNoise(NamedTuple):
     variance: sigma^2 = E|G - grad f|^2.
     second_moment: E|G|^2.
     square_gradient: |grad f|^2, the difference of the two.
-    largest: the largest |G|^2 that was seen.
+    largest: the largest |G|^2 among the batches.
   """
 
   variance: float
@@ -45,7 +46,7 @@ class GradientNoise(NamedTuple):
 
 
 class VarianceEnvelope(NamedTuple):
-  """beta^2 and sigma^2 of E|G - grad f|^2 = beta^2 |w - w*|^2 + sigma^2."""
+  """Constants of E|G - grad f|^2 = beta^2 |w - w*|^2 + sigma^2."""
 
   beta_squared: float
   sigma_squared: float
@@ -59,21 +60,21 @@ def gradient_noise(
   *,
   exhaustive: bool = False,
 ) -> GradientNoise:
-  """Variance and second moment of a stochastic gradient at a point.
+  """Return the variance and second moment of a stochastic gradient.
 
-  sigma^2 = sum_k |G_k - mean G|^2 / (K - 1), without bias for independent
-  draws; over K instead where the batches are all there are, equally likely.
+  sigma^2 = sum_k |G_k - mean G|^2 / (K - 1), which is unbiased for independent
+  draws. If the batches are exhaustive and equally likely, the divisor is K.
 
   Args:
-    grad_fn: the gradient, as above.
-    params: the point.
-    batches: leaves `[K, ...]`, the k-th of which gives G_k; `[K, 1, ...]` for
-      the gradients of single examples.
-    key: G_k draws with `fold_in(key, k)`.
-    exhaustive: whether the batches are all that may be drawn.
+    grad_fn: the gradient of the loss, `(params, batch, key) -> gradients`.
+    params: the point at which gradients are taken.
+    batches: leaves `[K, ...]`, K >= 2, one batch for each G_k; `[K, 1, ...]`
+      for gradients of single examples.
+    key: the random key; G_k uses `fold_in(key, k)`.
+    exhaustive: whether these are all possible batches. Default: False.
 
   Raises:
-    ValueError: if there is not more than one batch.
+    ValueError: if K < 2.
 
   Example:
     >>> found = gradient_noise(
@@ -93,7 +94,7 @@ def gradient_noise(
     )
   drawn = gradients(grad_fn, itertools.repeat(params), batches, key)
   first = next(drawn)
-  # From the first, not from the origin, where a small variance would cancel.
+  # Relative to the first gradient, because a small variance would cancel.
   shifted, scatter, squares = np.zeros_like(first), 0.0, [first @ first]
   for gradient in drawn:
     squares.append(gradient @ gradient)
@@ -110,15 +111,16 @@ def gradient_noise(
 def second_moment_bound(
   grad_fn: GradFn, points: ArrayTree, batches: Any, key: Array
 ) -> float:
-  """G^2 = max over the points of E|G|^2, a mean over the batches.
+  """Return G^2, the maximum over points of E|G|^2, a mean over the batches.
 
-  A bound along a run if the points are those of the run, and for these alone.
-  What bounds |G|^2 of every batch is the `largest` of `gradient_noise`.
+  It bounds a run only at the given points. The `largest` of `gradient_noise`
+  bounds |G|^2 of every batch.
 
   Args:
-    grad_fn, key: as in `gradient_noise`.
-    points: leaves `[P, ...]`.
-    batches: leaves `[K, ...]`, all of which every point has.
+    grad_fn: the gradient of the loss, `(params, batch, key) -> gradients`.
+    points: leaves `[P, ...]`, the points.
+    batches: leaves `[K, ...]`, the batches, used at every point.
+    key: the random key of the loss.
 
   Reference:
     Yu, Yang, Zhu 2019 (arXiv 1807.06629), Assumption 1.
@@ -135,22 +137,22 @@ def variance_envelope(
   square_distances: Sequence[float] | np.ndarray,
   variances: Sequence[float] | np.ndarray,
 ) -> VarianceEnvelope:
-  """Fits beta^2 |w - w*|^2 + sigma^2 to the variances at some points.
+  """Fit beta^2 |w - w*|^2 + sigma^2 to the variances at some points.
 
-  Least squares under beta^2, sigma^2 >= 0: above some of the points and below
-  others, where the paper has a bound.
+  The fit is least squares with beta^2, sigma^2 >= 0. Unlike the paper's bound,
+  it is above some points and below others.
 
   Args:
     square_distances: |w - w*|^2 of every point, float[P].
-    variances: of the gradient there, float[P].
+    variances: the variance of the gradient at every point, float[P].
 
   Raises:
-    ValueError: if there are fewer than two different distances, or not a finite
-      variance for each.
+    ValueError: if fewer than two distances differ, or if the variances are not
+      P finite numbers.
 
   Reference:
     Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?
-    (arXiv 1606.07365), the model of the variance (its equation's number was not
+    (arXiv 1606.07365), the model of the variance (equation number not
     verified).
   """
   from scipy.optimize import nnls
@@ -175,7 +177,7 @@ def variance_envelope(
 def gradients(
   grad_fn: GradFn, points: Iterable[ArrayTree], batches: Any, key: Array
 ) -> Iterator[np.ndarray]:
-  """The gradient at the k-th point on the k-th batch, flat, float64[P]."""
+  """Yield the flat gradient, float64[P], at the k-th point and batch."""
   for k, (point, batch) in enumerate(zip(points, rows(batches))):
     yield np.asarray(_gradient(grad_fn, point, batch, key, k), np.float64)
 

@@ -1,8 +1,8 @@
-"""What the papers' theorems promise: their right-hand sides.
+"""Theory: the right-hand sides of the papers' theorems.
 
-Every term by itself, in a NamedTuple whose `sum` is the bound, so that a check
-can leave one out and must then fail somewhere. The constants of a problem at
-hand are measured by `analysis`; what is known exactly is in `laws`.
+A bound is a NamedTuple of its terms, whose `sum` is the bound. So a test can
+omit a term, and must then fail somewhere. `noise` and `landscape` measure the
+constants of a problem. Exact results are in `laws`.
 """
 
 import math
@@ -17,12 +17,12 @@ from prsgd_jax.checks import (
 
 
 class GradientBound(NamedTuple):
-  """The terms of a bound on a mean of E|grad f|^2; their `sum` is the bound.
+  """Terms of a bound on a mean of E|grad f|^2; their `sum` is the bound.
 
   Attributes:
-    start: what the distance of the first loss from the optimum costs.
-    noise: what the variance of the averaged gradient costs.
-    drift: what it costs that the replicas are apart.
+    start: the term of the distance of the first loss from the optimum.
+    noise: the term of the variance of the averaged gradient.
+    drift: the term of the distance between the replicas.
   """
 
   start: float
@@ -31,12 +31,12 @@ class GradientBound(NamedTuple):
 
 
 class Corollary(NamedTuple):
-  """The choices for which Theorem 1 of PR-SGD gives O(1 / sqrt(N T)).
+  """Parameters for which Theorem 1 of PR-SGD gives O(1 / sqrt(N T)).
 
   Attributes:
     learning_rate: gamma.
-    period: the longest I, not rounded.
-    rounds: T / I, the fewest averages.
+    period: the largest allowed I, not rounded.
+    rounds: T / I, the smallest number of averages.
   """
 
   learning_rate: float
@@ -47,20 +47,26 @@ class Corollary(NamedTuple):
 def drift_bound(
   *, learning_rate: float, period: int, second_moment: float
 ) -> float:
-  """PR-SGD's lemma: E|xbar^t - x_i^t|^2 <= 4 gamma^2 I^2 G^2 at every t.
+  """Return the bound of PR-SGD's lemma on the drift at every step.
+
+    E|xbar^t - x_i^t|^2 <= 4 gamma^2 I^2 G^2
 
   Args:
-    learning_rate: gamma.
-    period: I.
-    second_moment: G^2, where E|G_i|^2 <= G^2 (`analysis.second_moment_bound`).
+    learning_rate: gamma, > 0.
+    period: I, >= 1.
+    second_moment: G^2, where E|G_i|^2 <= G^2 (`noise.second_moment_bound`).
 
   Raises:
     ValueError: if an argument is out of its range.
 
+  Example:
+    >>> round(drift_bound(learning_rate=0.1, period=5, second_moment=2), 4)
+    2.0
+
   Reference:
     Yu, Yang, Zhu 2019, Parallel restarted SGD with faster convergence and less
-    communication (arXiv 1807.06629), the lemma before Theorem 1
-    (its number was not verified).
+    communication (arXiv 1807.06629), the lemma before Theorem 1 (number not
+    verified).
   """
   gamma = check_positive('learning_rate', learning_rate)
   period = check_positive_int('period', period)
@@ -79,26 +85,26 @@ def pr_sgd_bound(
   variance: float,
   second_moment: float,
 ) -> GradientBound:
-  """PR-SGD's Theorem 1, for 0 < gamma <= 1 / L.
+  """Return the bound of PR-SGD's Theorem 1, for 0 < gamma <= 1 / L.
 
   (1/T) sum_{t=1..T} E|grad f(xbar^{t-1})|^2 <=
     2 (f(xbar^0) - f*) / (gamma T) + L gamma sigma^2 / N + 4 gamma^2 I^2 G^2 L^2
 
-  Its authors' slides print L for L^2 in the last term, which is the drift's;
-  their corollary, and the units, need L^2.
+  The authors' slides print L in place of L^2 in the last term, the drift. Their
+  corollary, and the units, require L^2.
 
   Args:
-    num_replicas: N.
-    num_steps: T.
-    period: I.
-    learning_rate: gamma.
-    smoothness: L, the Lipschitz constant of grad f_i.
-    initial_gap: f(xbar^0) - f*.
+    num_replicas: N, >= 1.
+    num_steps: T, >= 1.
+    period: I, >= 1.
+    learning_rate: gamma, in (0, 1 / L].
+    smoothness: L, the Lipschitz constant of grad f_i, > 0.
+    initial_gap: f(xbar^0) - f*, >= 0.
     variance: sigma^2, where E|G_i - grad f_i|^2 <= sigma^2.
     second_moment: G^2, where E|G_i|^2 <= G^2.
 
   Raises:
-    ValueError: if an argument is out of its range, gamma above 1 / L.
+    ValueError: if an argument is out of its range, such as gamma > 1 / L.
 
   Example:
     >>> bound = pr_sgd_bound(
@@ -113,7 +119,7 @@ def pr_sgd_bound(
   n = check_positive_int('num_replicas', num_replicas)
   num_steps = check_positive_int('num_steps', num_steps)
   smoothness = check_positive('smoothness', smoothness)
-  # A millionth more than 1 / L, which may have been rounded.
+  # Allow a millionth more, because 1 / L may have been rounded.
   gamma = check_number(
     'learning_rate',
     learning_rate,
@@ -134,26 +140,33 @@ def pr_sgd_bound(
 def pr_sgd_corollary(
   *, num_replicas: int, num_steps: int, smoothness: float
 ) -> Corollary:
-  """gamma = sqrt(N) / (L sqrt(T)), I <= T^{1/4} / N^{3/4}.
+  """Return the parameters of PR-SGD's corollary.
 
-  With them Theorem 1 gives (2 L (f(xbar^0) - f*) + 4 G^2 + sigma^2) / sqrt(N T)
-  after N^{3/4} T^{3/4} averages.
+    gamma = sqrt(N) / (L sqrt(T)),  I <= T^{1/4} / N^{3/4}
+
+  With them, Theorem 1 gives (2 L (f(xbar^0) - f*) + 4 G^2 + sigma^2) /
+  sqrt(N T) after N^{3/4} T^{3/4} averages.
+
+  Args:
+    num_replicas: N, >= 1.
+    num_steps: T, >= N^3.
+    smoothness: L, the Lipschitz constant of grad f_i, > 0.
 
   Raises:
-    ValueError: if an argument is out of its range, or T < N^3, where not even
-      I = 1 is allowed.
+    ValueError: if an argument is out of its range, or if T < N^3, for which not
+      even I = 1 is allowed.
 
   Reference:
-    Yu, Yang, Zhu 2019 (arXiv 1807.06629), the corollary of Theorem 1 (its
-    number was not verified).
+    Yu, Yang, Zhu 2019 (arXiv 1807.06629), the corollary of Theorem 1 (number
+    not verified).
   """
   n = check_positive_int('num_replicas', num_replicas)
   num_steps = check_positive_int('num_steps', num_steps)
   smoothness = check_positive('smoothness', smoothness)
   if num_steps < n**3:
     raise ValueError(
-      f'num_steps must be >= num_replicas^3 = {n**3}, for which the corollary '
-      f'allows a period of 1, got {num_steps}'
+      f'num_steps must be >= num_replicas^3 = {n**3}, the least for which the '
+      f'corollary allows a period of 1, got {num_steps}'
     )
   return Corollary(
     learning_rate=math.sqrt(n / num_steps) / smoothness,
@@ -174,31 +187,32 @@ def k_avg_bound(
   batch_size: int = 1,
   delta: float = 0.5,
 ) -> GradientBound:
-  """K-AVG's bound on the mean of E|grad F|^2 over R averages.
+  """Return K-AVG's bound on the mean of E|grad F|^2 over R averages.
 
   2 dF / (R (K - 1 + d) gamma) +
     L K gamma M / (B (K - 1 + d)) * (K / P + L (2 K - 1) (K - 1) gamma / 6)
 
-  Recalled, not verified in the paper, nor are the conditions on gamma checked.
+  The bound was written from memory and not verified in the paper. The
+  conditions on gamma are not checked.
 
   Args:
-    num_replicas: P.
-    num_rounds: R.
-    period: K.
-    learning_rate: gamma.
-    smoothness: L.
-    initial_gap: dF = F(w_1) - F*.
-    variance: M, of the gradient of one example.
-    batch_size: B, examples in a gradient.
-    delta: d in (0, 1).
+    num_replicas: P, >= 1.
+    num_rounds: R, >= 1.
+    period: K, >= 1.
+    learning_rate: gamma, > 0.
+    smoothness: L, the Lipschitz constant of grad F, > 0.
+    initial_gap: dF = F(w_1) - F*, >= 0.
+    variance: M, the variance of the gradient of one example, >= 0.
+    batch_size: B, the number of examples in a gradient, >= 1.
+    delta: d, in (0, 1).
 
   Raises:
     ValueError: if an argument is out of its range.
 
   Reference:
     Zhou, Cong 2018, On the convergence properties of a K-step averaging
-    stochastic gradient descent algorithm (arXiv 1708.01012); the number of the
-    theorem was not verified.
+    stochastic gradient descent algorithm (arXiv 1708.01012). Not verified: the
+    number of the theorem.
   """
   p = check_positive_int('num_replicas', num_replicas)
   k = check_positive_int('period', period)
@@ -231,26 +245,29 @@ def hier_avg_bound(
   batch_size: int = 1,
   delta: float = 0.5,
 ) -> GradientBound:
-  """Hier-AVG's bound on the mean of E|grad F|^2 over R global averages.
+  """Return Hier-AVG's bound on the mean of E|grad F|^2, R global averages.
 
   2 dF / (R (K2 - 1 + d) gamma) + L gamma M K2^2 / (P B (K2 - 1 + d)) +
     L^2 gamma^2 M K2 / (12 B (K2 - 1 + d)) *
     [(K2 - K1) (4 K2 + K1 - 3) / S + (K1 - 1) (3 K2 + K1 - 2)]
 
-  Recalled, not verified in the paper, nor are the conditions on gamma checked.
-  It is K-AVG's at S = 1 and at K1 = K2; it falls with S and rises with K1.
+  The bound was written from memory and not verified in the paper. The
+  conditions on gamma are not checked. At S = 1 and at K1 = K2 it is the bound
+  of K-AVG. It decreases in S and increases in K1. Args not listed are those of
+  `k_avg_bound`.
 
   Args:
-    local_period, global_period, group_size: K1, K2 and S.
-    num_replicas: P; this and the rest as in `k_avg_bound`.
+    local_period: K1, a divisor of K2.
+    global_period: K2.
+    group_size: S, a divisor of P.
 
   Raises:
-    ValueError: if an argument is out of its range, K1 does not divide K2 or S
-      does not divide P.
+    ValueError: if an argument is out of its range, if K1 does not divide K2, or
+      if S does not divide P.
 
   Reference:
     Zhou, Cong 2019, A distributed hierarchical SGD algorithm with sparse global
-    reduction (arXiv 1903.05133); the number of the theorem was not verified.
+    reduction (arXiv 1903.05133). Not verified: the number of the theorem.
   """
   p, k1, k2, size = check_hierarchy(
     num_replicas, local_period, global_period, group_size
@@ -275,10 +292,11 @@ def hier_avg_bound(
 def check_hierarchy(
   num_replicas: int, local_period: int, global_period: int, group_size: int
 ) -> tuple[int, int, int, int]:
-  """Returns P, K1, K2 and S as integers.
+  """Return P, K1, K2 and S as integers.
 
   Raises:
-    ValueError: if one is not >= 1, K1 does not divide K2 or S not P.
+    ValueError: if one of them is not an integer >= 1, if K1 does not divide K2,
+      or if S does not divide P.
   """
   p = check_positive_int('num_replicas', num_replicas)
   k1 = check_positive_int('local_period', local_period)
