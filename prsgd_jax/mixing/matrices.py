@@ -14,7 +14,7 @@ from prsgd_jax.base import Senders
 if TYPE_CHECKING:
   from scipy.sparse import csr_array
 
-# Senders are a table where it has at most so many times the links there are.
+# Senders are a table, unless its size exceeds this multiple of the links.
 PADDING = 4
 
 

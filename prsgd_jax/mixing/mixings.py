@@ -48,7 +48,7 @@ from prsgd_jax.mixing.matrices import (
 if TYPE_CHECKING:
   from scipy.sparse import csr_array
 
-# Matrices whose links the ledger keeps at once.
+# Number of matrices whose links the ledger caches.
 KEPT = 1024
 
 

@@ -101,18 +101,18 @@ def gossip_differences(
 def average_entries(
   fraction: float, *, mixing: Mixing | None = None
 ) -> ReplicaTransformation:
-  """Average a random share of the entries, the same ones on all replicas.
+  """Average a random fraction of the entries, equal on all replicas.
 
-    x_ik <- sum_j W_ij x_jk for k in S; other entries stay
+    x_ik <- sum_j W_ij x_jk for k in S; other entries do not change
 
-  S is drawn for each round. No replica sends positions, because all draw S from
-  the shared key. The values are summed in transit as in a plain mean, so a
-  round costs `fraction` of one.
+  S is drawn in each round. No replica sends positions, because all replicas
+  draw S from the shared key. The values are summed in transit as in a plain
+  mean, so a round costs `fraction` of a mean.
 
   Args:
-    fraction: share of the entries of each leaf that is in S, in (0, 1]. |S| is
-      rounded, and at least one entry.
-    mixing: W, the mean of all replicas by default.
+    fraction: the fraction of the entries of each leaf in S, in (0, 1]. |S| is
+      rounded, and at least 1.
+    mixing: W, the mixing. Default: the mean of all replicas.
 
   Raises:
     ValueError: if an argument has the wrong type or is out of range.
@@ -128,7 +128,8 @@ def average_entries(
     leaves, treedef = jax.tree.flatten(params)
     places = []
     for key, x in zip(jax.random.split(shared_key, len(leaves)), leaves):
-      # The largest of random numbers: half the time of a permutation.
+      # The positions of the k largest of random numbers, because this takes
+      # half the time of a permutation.
       bits = jax.random.bits(key, (x.size,), jnp.uint32)
       places.append(lax.top_k(bits, num_kept(fraction, x.size))[1])
     return jax.tree.unflatten(treedef, places)

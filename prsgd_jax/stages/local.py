@@ -303,8 +303,7 @@ def restart(tx: optax.GradientTransformation) -> ReplicaTransformation:
   they read the engine's step, and noise is not repeated.
 
   Args:
-    tx: the optimizer of `local_update`, or one whose state has the same
-      structure.
+    tx: the optimizer of `local_update`, or one with an equal state structure.
 
   Raises:
     ValueError: if `tx` is not an optax transformation; from `init`, or from

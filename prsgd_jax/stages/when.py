@@ -43,8 +43,8 @@ class Anyone(NamedTuple):
 def anyone(register: str) -> Anyone:
   """Return the condition, for `at`, that at least one replica raises a flag.
 
-  All replicas take the same decision, because the flags are reduced over them
-  first. In each check, every replica sends one flag of four bytes.
+  All replicas decide equally, because the flags are reduced over them first. In
+  each check, every replica sends one flag of four bytes.
 
   Args:
     register: the name of a register with one number for each replica. Any

@@ -1,6 +1,5 @@
 """Tracing of the functions that callers pass in.
 
 `caller_functions` checks their arguments and results. `isolation` traces them
-without the axis of replicas. `keys` replaces their random keys. `tree_types`
-describes types in error messages.
+without the axis of replicas. `keys` replaces their random keys.
 """

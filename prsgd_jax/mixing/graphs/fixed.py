@@ -53,7 +53,7 @@ def graph(graph: 'nx.Graph | np.ndarray') -> Mixing:
   """
   from scipy.sparse import csr_array
 
-  # Imported if the graph is one of networkx, which a matrix does not need.
+  # Not imported here, because a matrix does not need networkx.
   networkx = sys.modules.get('networkx')
   if networkx is not None and isinstance(graph, networkx.Graph):
     check_graph(graph)
