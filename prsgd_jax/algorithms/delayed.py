@@ -56,6 +56,10 @@ def delayed_diloco(
   Raises: ValueError: if `period` is not an integer >= 1 or a schedule, or if an
   argument has the wrong type.
 
+  Example:
+    >>> import optax
+    >>> algorithm = delayed_diloco(optax.adamw(1e-3), period=50)
+
   Reference:
     Kale, Douillard, Donchev 2025, Eager updates for overlapped communication
     and computation in DiLoCo (arXiv 2502.12996), its baseline with delayed
@@ -101,6 +105,10 @@ def eager_diloco(
 
   Raises: ValueError: if `period` is not an integer >= 1 or a schedule, or if an
   argument has the wrong type.
+
+  Example:
+    >>> import optax
+    >>> algorithm = eager_diloco(optax.adamw(1e-3), period=50)
 
   Reference:
     Kale, Douillard, Donchev 2025, Eager updates for overlapped communication
@@ -172,6 +180,11 @@ def delayed_nesterov(
   Raises:
     ValueError: if an argument is out of range, or if `local` communicates; from
       `init`, if the number of speeds is not N.
+
+  Example:
+    >>> import optax
+    >>> algorithm = delayed_nesterov(
+    ...     optax.sgd(0.1), speeds=(1, 1, 2, 4), period=8)
 
   Reference:
     Liu et al. 2024, Asynchronous local-SGD training for language modeling

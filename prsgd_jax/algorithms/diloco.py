@@ -188,6 +188,10 @@ def noloco(
     ValueError: if an argument is out of range; from `init`, if the mixing does
       not fit the number of replicas.
 
+  Example:
+    >>> import optax
+    >>> algorithm = noloco(optax.adam(1e-3), period=50)
+
   Reference:
     Kolehmainen et al. 2025, NoLoCo: no-all-reduce low communication training
     method for large models (arXiv 2506.10911), as in its code
@@ -247,6 +251,12 @@ def des_loc(
 
   Raises:
     ValueError: if an argument is out of range.
+
+  Example:
+    >>> import optax
+    >>> algorithm = des_loc(
+    ...     optax.sgd(1e-3), period=8, first_moment_period=24,
+    ...     second_moment_period=48)
 
   Reference:
     Iacob et al. 2025, DES-LOC: desynced low communication adaptive optimizers

@@ -51,6 +51,10 @@ def elastic(alpha: float) -> ReplicaTransformation:
 
   Raises:
     ValueError: if `alpha` is out of range; from `init`, if N alpha > 1.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pull = pr.chain(pr.remember(center='params'), elastic(0.1))
   """
   alpha = check_number('alpha', alpha, lambda x: 0 < x <= 1, 'in (0, 1]')
 
@@ -99,6 +103,10 @@ def easgd(
     ValueError: if `period` is not an integer >= 1 or a schedule, or if alpha is
       not in (0, 1]; from `init`, if N alpha > 1.
 
+  Example:
+    >>> import optax
+    >>> algorithm = easgd(optax.sgd(0.1), period=8, alpha=0.9 / 8)  # N = 8
+
   Reference:
     Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD
     (arXiv 1412.6651), equations of synchronous EASGD (numbers not verified).
@@ -141,6 +149,11 @@ def eamsgd(
     ValueError: if `period` is not an integer >= 1 or a schedule, or if alpha or
       delta is out of range; from `init`, if N alpha > 1, or if `tx` has
       momentum.
+
+  Example:
+    >>> import optax
+    >>> algorithm = eamsgd(
+    ...     optax.sgd(0.1), period=8, alpha=0.9 / 8, momentum=0.9)  # N = 8
 
   Reference:
     Zhang, Choromanska, LeCun 2015, Deep learning with elastic averaging SGD

@@ -244,9 +244,7 @@ def _federated(
   average: ReplicaTransformation | None,
   draw_seed: int,
 ) -> ReplicaTransformation:
-  """Return rounds of sampled and weighted clients.
-
-  Args not listed are those of `fedavg`.
+  """Return rounds of sampled and weighted clients; see `fedavg`.
 
   Args:
     name: the name of the algorithm.

@@ -117,6 +117,10 @@ def bmuf(
     ValueError: if `period` is not an integer >= 1 or a schedule, or if eta or
       zeta is out of range.
 
+  Example:
+    >>> import optax
+    >>> algorithm = bmuf(optax.sgd(0.1), period=8, block_momentum=0.875)
+
   Reference:
     Chen, Huo 2016, Scalable training of deep learning machines by incremental
     block training with intra-block parallel optimization and blockwise

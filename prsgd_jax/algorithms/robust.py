@@ -65,6 +65,10 @@ def edit(
   Raises:
     ValueError: if an argument is out of range.
 
+  Example:
+    >>> import optax
+    >>> algorithm = edit(optax.adamw(1e-3), period=50, clip_norm=10.0)
+
   Reference:
     Cheng et al. 2024, EDiT: a local-SGD-based efficient distributed training
     method for large language models (arXiv 2412.07210), in its synchronous form
@@ -182,6 +186,11 @@ def average_radial() -> ReplicaTransformation:
   x_i <- x0 - r u / |u|. If differences point in many directions, their mean is
   short. This average has the mean length of the differences instead.
 
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = pr.diloco(
+    ...     optax.adamw(1e-3), period=50, average=average_radial())
+
   Reference:
     Decoupled DiLoCo team 2026, Decoupled DiLoCo for resilient distributed
     pre-training (arXiv 2604.21428). The equation comes from a catalog and was
@@ -225,6 +234,11 @@ def decoupled_diloco(
   Raises:
     ValueError: if an argument is out of range; from `init`, if the number of
       entries is not N.
+
+  Example:
+    >>> import optax
+    >>> algorithm = decoupled_diloco(
+    ...     optax.adamw(1e-3), local_steps=[50, 50, 40, 40], quorum=3)
 
   Reference:
     Decoupled DiLoCo team 2026, Decoupled DiLoCo for resilient distributed

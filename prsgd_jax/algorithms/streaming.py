@@ -79,6 +79,12 @@ def streaming_diloco(
     ValueError: if an argument is out of range; from `init`, if the fragments do
       not match the layers.
 
+  Example:
+    >>> import optax, prsgd_jax as pr
+    >>> algorithm = streaming_diloco(
+    ...     optax.adamw(1e-3), period=50, fragments=4, delay=5, alpha=0.5,
+    ...     codec=pr.codecs.e3m0())
+
   Reference:
     Douillard et al. 2025, Streaming DiLoCo with overlapping communication
     (arXiv 2501.18512), Algorithm 2. The equations were written from memory.

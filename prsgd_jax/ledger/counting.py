@@ -174,7 +174,20 @@ def meter(
 
 
 def spent_at(meter: Meter, steps: Iterable[int]) -> Iterator[Spent]:
-  """Yield the cost after each of the given numbers of steps, ascending."""
+  """Yield the cost after each of the given numbers of steps.
+
+  Args:
+    meter: the meter of the run.
+    steps: the numbers of steps, ascending.
+
+  Example:
+    >>> import jax, numpy as np, optax, prsgd_jax as pr
+    >>> shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    >>> run = meter(
+    ...     pr.k_avg(optax.sgd(0.1), period=4), shapes, 8, num_steps=20)
+    >>> [spent.rounds for spent in spent_at(run, (4, 8, 20))]
+    [1, 2, 5]
+  """
   position = meter.init()
   for step in steps:
     position = meter.advance(position, step)
@@ -248,6 +261,13 @@ def working_share(
     shapes: one replica's shapes (`train_state.replica_shapes`).
     num_replicas: N, >= 1.
     num_steps: T, the length of the run in steps.
+
+  Example:
+    >>> import jax, numpy as np, optax, prsgd_jax as pr
+    >>> shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    >>> half = pr.fedavg(optax.sgd(0.1), period=4, participation=0.5)
+    >>> round(working_share(half, shapes, 8, num_steps=100), 6)
+    0.5
   """
   steps = np.arange(min(num_steps, SAMPLED))
   if num_steps > SAMPLED:

@@ -46,6 +46,12 @@ def classifier(
 
   Returns:
     The task, for batches `{'image': [batch, ...], 'label': int[batch]}`.
+
+  Example:
+    >>> from prsgd_jax.models.mlp import MLP
+    >>> task = classifier(MLP(num_classes=10))
+    >>> params, model_state = task.init(
+    ...     jax.random.key(0), {'image': jnp.zeros((2, 8, 8, 1))})
   """
   return cross_entropy(
     model,

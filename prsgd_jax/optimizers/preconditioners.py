@@ -84,6 +84,11 @@ def scale_by_natural_gradient(
   Raises:
     ValueError: if an argument is out of its range.
 
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> tx = optax.chain(scale_by_natural_gradient(rank=2), optax.sgd(0.1))
+    >>> state = tx.init(jnp.zeros((4, 3)))
+
   Reference:
     Povey, Zhang, Khudanpur 2015, Parallel training of DNNs with natural
     gradient and parameter averaging (arXiv 1410.7455), section on the online
@@ -222,6 +227,14 @@ def limit_change(max_change: float) -> optax.GradientTransformation:
 
   Raises:
     ValueError: if `max_change` is not a number > 0.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> tx = optax.chain(optax.sgd(1.0), limit_change(5.0))
+    >>> x = jnp.zeros(2)
+    >>> step, _ = tx.update(jnp.array([6.0, 8.0]), tx.init(x), x)
+    >>> [round(float(x), 3) for x in step]
+    [-3.0, -4.0]
   """
   cap = check_number(
     'max_change', max_change, lambda x: x > 0, '> 0', infinite=True

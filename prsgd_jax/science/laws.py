@@ -104,6 +104,10 @@ def mean_drift(period: int, num_replicas: int) -> ConsensusVariance:
   Raises:
     ValueError: if an argument is not an integer >= 1.
 
+  Example:
+    >>> mean_drift(5, num_replicas=4)
+    ConsensusVariance(mix_then_step=2.25, step_then_mix=1.5)
+
   Reference:
     Derived; Yu, Yang, Zhu 2019 (arXiv 1807.06629), Algorithm 1 (order A), and
     Zhou, Cong 2018 (arXiv 1708.01012), Algorithm 1 (order C).

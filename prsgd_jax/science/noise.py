@@ -122,6 +122,13 @@ def second_moment_bound(
     batches: leaves `[K, ...]`, the batches, used at every point.
     key: the random key of the loss.
 
+  Example:
+    >>> points, batches = np.array([[0.0], [3.0]]), np.array([[1.0], [-1.0]])
+    >>> second_moment_bound(
+    ...     lambda x, target, key: x - target, points, batches,
+    ...     jax.random.key(0))
+    10.0
+
   Reference:
     Yu, Yang, Zhu 2019 (arXiv 1807.06629), Assumption 1.
   """
@@ -149,6 +156,11 @@ def variance_envelope(
   Raises:
     ValueError: if fewer than two distances differ, or if the variances are not
       P finite numbers.
+
+  Example:
+    >>> fit = variance_envelope([0.0, 1.0, 2.0], [1.0, 3.0, 5.0])
+    >>> [round(float(x), 6) for x in fit]
+    [2.0, 1.0]
 
   Reference:
     Zhang, De Sa, Mitliagkas, Re 2016, Parallel SGD: when does averaging help?

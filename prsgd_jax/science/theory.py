@@ -156,6 +156,11 @@ def pr_sgd_corollary(
     ValueError: if an argument is out of its range, or if T < N^3, for which not
       even I = 1 is allowed.
 
+  Example:
+    >>> found = pr_sgd_corollary(num_replicas=4, num_steps=10**4, smoothness=1)
+    >>> round(found.learning_rate, 4), round(found.period, 4)
+    (0.02, 3.5355)
+
   Reference:
     Yu, Yang, Zhu 2019 (arXiv 1807.06629), the corollary of Theorem 1 (number
     not verified).
@@ -203,11 +208,18 @@ def k_avg_bound(
     smoothness: L, the Lipschitz constant of grad F, > 0.
     initial_gap: dF = F(w_1) - F*, >= 0.
     variance: M, the variance of the gradient of one example, >= 0.
-    batch_size: B, the number of examples in a gradient, >= 1.
-    delta: d, in (0, 1).
+    batch_size: B, the number of examples in a gradient, >= 1. Default: 1.
+    delta: d, in (0, 1). Default: 0.5.
 
   Raises:
     ValueError: if an argument is out of its range.
+
+  Example:
+    >>> bound = k_avg_bound(
+    ...     num_replicas=8, num_rounds=100, period=4, learning_rate=0.01,
+    ...     smoothness=1, initial_gap=1, variance=1)
+    >>> round(sum(bound), 4)
+    0.5775
 
   Reference:
     Zhou, Cong 2018, On the convergence properties of a K-step averaging
@@ -253,17 +265,32 @@ def hier_avg_bound(
 
   The bound was written from memory and not verified in the paper. The
   conditions on gamma are not checked. At S = 1 and at K1 = K2 it is the bound
-  of K-AVG. It decreases in S and increases in K1. Args not listed are those of
-  `k_avg_bound`.
+  of K-AVG. It decreases in S and increases in K1.
 
   Args:
+    num_replicas: P, >= 1.
+    num_rounds: R, the number of global averages, >= 1.
     local_period: K1, a divisor of K2.
-    global_period: K2.
+    global_period: K2, >= 1.
     group_size: S, a divisor of P.
+    learning_rate: gamma, > 0.
+    smoothness: L, the Lipschitz constant of grad F, > 0.
+    initial_gap: dF = F(w_1) - F*, >= 0.
+    variance: M, the variance of the gradient of one example, >= 0.
+    batch_size: B, the number of examples in a gradient, >= 1. Default: 1.
+    delta: d, in (0, 1). Default: 0.5.
 
   Raises:
     ValueError: if an argument is out of its range, if K1 does not divide K2, or
       if S does not divide P.
+
+  Example:
+    >>> bound = hier_avg_bound(
+    ...     num_replicas=8, num_rounds=100, local_period=2, global_period=4,
+    ...     group_size=4, learning_rate=0.01, smoothness=1, initial_gap=1,
+    ...     variance=1)
+    >>> round(sum(bound), 4)
+    0.5773
 
   Reference:
     Zhou, Cong 2019, A distributed hierarchical SGD algorithm with sparse global

@@ -160,6 +160,14 @@ def random_k(fraction: float) -> Compressor:
   Raises:
     ValueError: if `fraction` is not in (0, 1].
 
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> v = jnp.arange(1.0, 9.0)
+    >>> q = random_k(0.25)
+    >>> sent = q.decode(q.encode(jax.random.key(0), v), v)
+    >>> int((sent != 0).sum())
+    2
+
   Reference:
     Stich, Cordonnier, Jaggi 2018, Sparsified SGD with memory (arXiv
     1809.07599), definition 2.2.

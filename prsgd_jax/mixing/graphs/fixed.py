@@ -141,6 +141,11 @@ def exponential() -> Mixing:
 
   It is directed and doubly stochastic, with equal weights and log2 N messages.
 
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.exponential().matrices(4)[0].round(3).tolist()[0]
+    [0.333, 0.0, 0.333, 0.333]
+
   Reference:
     Ying, Yuan, Chen, Hu, Pan, Yin 2021, Exponential graph is provably efficient
     for decentralized deep training (arXiv 2110.13363), equation 5 (its
@@ -163,6 +168,11 @@ def torus(num_rows: int | None = None) -> Mixing:
 
   Raises:
     ValueError: from `Mixing.weights`, if `num_rows` does not divide N.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.torus(3).matrices(9)[0].round(3).tolist()[0]
+    [0.2, 0.2, 0.2, 0.2, 0.0, 0.0, 0.2, 0.0, 0.0]
   """
   if num_rows is not None:
     num_rows = check_positive_int('num_rows', num_rows)
@@ -189,6 +199,11 @@ def hypercube() -> Mixing:
 
   Raises:
     ValueError: from `Mixing.weights`, if N is not a power of two.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.hypercube().matrices(4)[0].round(3).tolist()[0]
+    [0.333, 0.333, 0.333, 0.0]
   """
 
   def make(num_replicas: int) -> 'nx.Graph':
@@ -210,7 +225,13 @@ def hypercube() -> Mixing:
 
 
 def star() -> Mixing:
-  """Return the star, on which all replicas neighbor replica 0 only."""
+  """Return the star, on which all replicas neighbor replica 0 only.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.star().matrices(3)[0].round(3).tolist()[1]
+    [0.333, 0.667, 0.0]
+  """
 
   def make(num_replicas: int) -> 'nx.Graph':
     import networkx as nx
@@ -224,6 +245,11 @@ def complete() -> Mixing:
   """Return the complete graph: the mean, by N - 1 messages.
 
   Use it only for comparison, because `mean` sends fewer bytes.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.complete().matrices(4)[0].tolist()[0]
+    [0.25, 0.25, 0.25, 0.25]
   """
 
   def make(num_replicas: int) -> 'nx.Graph':
@@ -244,6 +270,12 @@ def erdos_renyi(edge_probability: float, *, seed: int = 0) -> Mixing:
   Raises:
     ValueError: if an argument is out of range; from `Mixing.weights`, if the
       drawn graph is not connected.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> mixing = pr.graphs.erdos_renyi(0.5, seed=1)
+    >>> pr.mixing.spectral_gap(mixing, 8) > 0
+    True
   """
   edge_probability = check_fraction('edge_probability', edge_probability)
   seed = check_seed('seed', seed)
@@ -270,6 +302,12 @@ def one_peer_exponential() -> Mixing:
 
   k cycles through 0, 1, ... up to the largest 2^k below N. If N is a power of
   two, log2 N rounds give exactly the mean of all replicas.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> first, second = pr.graphs.one_peer_exponential().matrices(4)
+    >>> (second @ first).tolist()[0]
+    [0.25, 0.25, 0.25, 0.25]
 
   Reference:
     Ying, Yuan, Chen, Hu, Pan, Yin 2021, Exponential graph is provably efficient

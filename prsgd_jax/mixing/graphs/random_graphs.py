@@ -54,6 +54,11 @@ def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
       `Mixing.weights`, if the number of nodes is not N, or if N is odd and no
       graph is given.
 
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.random_matching().matrices(4).shape  # N - 1 matchings
+    (3, 4, 4)
+
   Reference:
     Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
     dependent self-adjusting learning rates in decentralized stochastic gradient
@@ -120,6 +125,11 @@ def random_neighbor() -> Mixing:
   The neighbor of a replica is uniform among the other replicas, and does not
   average with it in return. A replica sends one model, and the mean is kept.
   With `independent_neighbors` each replica draws its own neighbor.
+
+  Example:
+    >>> import prsgd_jax as pr
+    >>> pr.graphs.random_neighbor().matrices(3)[0].tolist()[0]
+    [0.5, 0.0, 0.5]
   """
 
   def apply(
