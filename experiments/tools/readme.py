@@ -71,7 +71,7 @@ def family(name: str) -> str:
 
   Example:
     >>> family('slowmo')
-    'Momentum of whole rounds: SlowMo and BMUF.'
+    'Momentum over whole rounds: SlowMo and BMUF.'
   """
   made = algorithm_flags.ALGORITHMS[algorithm_flags.find(name)]
   module = sys.modules[made.__module__]
