@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
 .PHONY: help install demo test lint wheel faults benchmark results reproduce \
-  report notebooks browser clean
+  report notebooks docs browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
+	@echo 'make docs       the documentation site, in docs/_build/html'
 	@echo 'make browser    Chromium, in which tests open the report (Debian, root)'
 
 install: $(INSTALLED)
@@ -71,10 +72,15 @@ report: $(INSTALLED)
 notebooks: $(INSTALLED)
 	$(BIN)/python experiments/tools/execute_notebooks.py
 
+docs: $(INSTALLED)
+	@echo '== building the documentation, warnings as errors'
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo '== open docs/_build/html/index.html'
+
 browser:
 	@echo '== installing Chromium and its driver from Debian'
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium chromium-driver
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info docs/_build docs/_generated docs/api docs/notebooks
