@@ -17,8 +17,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from prsgd_jax.names import FIELDS, Names, check_writes, joined
-from prsgd_jax.names import names as names
+from prsgd_jax.names import FIELDS, Names, check_writes, joined, names
+
+__all__ = (
+  'AXIS_NAME',
+  'Context',
+  'Decided',
+  'Names',
+  'Replica',
+  'ReplicaTransformation',
+  'Traffic',
+  'Work',
+  'chain',
+  'lasting',
+  'names',
+  'over_block',
+)
 
 # The axis of devices. Every collective uses this constant.
 AXIS_NAME = 'replica'

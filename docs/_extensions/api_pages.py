@@ -7,6 +7,7 @@ kept in the repository, because they follow from the package.
 import importlib
 import inspect
 import pathlib
+import sys
 import types
 from typing import Any, NamedTuple
 
@@ -15,6 +16,14 @@ from sphinx.application import Sphinx
 
 ROOT = 'prsgd_jax'
 DIRECTORY = 'api'
+# Room of a flat name -> its group on the page of the package.
+GROUPS = {
+  'engine': 'Training and data',
+  'data': 'Training and data',
+  'stages': 'The words of an algorithm',
+  'base': 'The words of an algorithm',
+  'algorithms': 'Algorithms',
+}
 
 
 class Namespace(NamedTuple):
@@ -52,11 +61,18 @@ def public(module: types.ModuleType) -> list[str]:
 def namespaces(name: str = ROOT) -> list[Namespace]:
   """Returns a namespace and those that are public in it, depth first."""
   module = importlib.import_module(name)
+  return _inside(name, module)
+
+
+def _inside(name: str, module: types.ModuleType) -> list[Namespace]:
+  # autodoc imports by the names that users write. The module of `pr.graphs` has
+  # another one, because it lies in `mixing`.
+  sys.modules.setdefault(name, module)
   things = {n: getattr(module, n) for n in public(module)}
   inner = [n for n, x in things.items() if inspect.ismodule(x)]
   found = [Namespace(name, module, tuple(n for n in things if n not in inner))]
   for n in inner:
-    found += namespaces(f'{name}.{n}')
+    found += _inside(f'{name}.{n}', things[n])
   return found
 
 
@@ -113,18 +129,33 @@ def _page(namespace: Namespace, entries: list[str], others: list[str]) -> str:
     '   :no-members:',
     '',
   ]
-  if entries:
+  for title, members in _groups(namespace, entries).items():
+    if title:
+      lines += [title, '-' * len(title), '']
     lines += ['.. list-table::', '   :class: summary', '']
-    for entry in entries:
+    for entry in members:
       lines.append(f'   * - :obj:`{entry.rpartition(".")[2]} <{entry}>`')
       lines.append(f'     - {_summary(_thing(entry))}')
     lines.append('')
   if others:
     lines += ['Documented elsewhere: ', '']
     lines[-2] += ', '.join(f':obj:`{_short(x)} <{x}>`' for x in others) + '.'
+  if len(_groups(namespace, entries)) > 1:
+    lines += ['Entries', '-------', '']
   for entry in entries:
     lines += [f'.. {_directive(entry)}:: {entry}', '']
   return '\n'.join(lines)
+
+
+def _groups(namespace: Namespace, entries: list[str]) -> dict[str, list[str]]:
+  """Title -> entries. Only the package has names of several rooms."""
+  if namespace.name != ROOT:
+    return {'': entries} if entries else {}
+  groups: dict[str, list[str]] = {title: [] for title in GROUPS.values()}
+  for entry in entries:
+    room = _thing(entry).__module__.split('.')[1]
+    groups[GROUPS[room]].append(entry)
+  return groups
 
 
 def _thing(entry: str) -> Any:
