@@ -16,6 +16,7 @@ extensions = [
   'myst_nb',
   'api_pages',
   'copied_files',
+  'cost_table',
   'docstrings',
   'mathml',
   'signatures',
