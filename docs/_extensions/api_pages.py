@@ -83,15 +83,14 @@ def pages(found: list[Namespace]) -> dict[str, str]:
   refers to it.
   """
   made = {'index.rst': _index(found)}
-  places: dict[int, str] = {}
+  places: dict[int, Namespace] = {}
   for namespace in found:
     entries, others = [], []
     for name in namespace.names:
-      thing, full = getattr(namespace.module, name), f'{namespace.name}.{name}'
-      place = full
+      thing, place = getattr(namespace.module, name), namespace
       if callable(thing):  # numbers and strings may be equal by chance
-        place = places.setdefault(id(thing), full)
-      (entries if place == full else others).append(place)
+        place = places.setdefault(id(thing), namespace)
+      (entries if place is namespace else others).append(f'{place.name}.{name}')
     made[f'{namespace.name}.rst'] = _page(namespace, entries, others)
   return made
 
