@@ -31,7 +31,10 @@ from tests import binaries
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
-        'experiments/RESULTS.md')  # fmt: skip
+        'experiments/RESULTS.md', *(
+          str(path.relative_to(ROOT))
+          for path in sorted((ROOT / 'docs').glob('*.md'))
+        ))  # fmt: skip
 # Called until their flags are parsed: they take long, or write to the project.
 LONG = ('benchmark', 'execute_notebooks', 'readme',
         'reproduce', 'results')  # fmt: skip
@@ -48,7 +51,7 @@ def in_docs():
     for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL):
       found += lines_of(block)
     found += re.findall(r'(?<!`)`(python (?:-m|exp)[^`]+)`', text)
-  return found
+  return list(dict.fromkeys(found))  # a directory is written once
 
 
 def in_docstrings():
@@ -165,8 +168,6 @@ class CommandsTest(parameterized.TestCase):
     module = words[2] if words[1] == '-m' else words[1].removesuffix('.py')
     name = module.replace('/', '.')
     args = words[3:] if words[1] == '-m' else words[2:]
-    if name == 'experiments.reproduce':
-      name += '.__main__'
     if name == 'prsgd_jax':
       name += '.__main__'
       importlib.import_module(name).main()
