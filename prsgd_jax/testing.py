@@ -5,7 +5,7 @@ An algorithm is correct if it matches a NumPy loop written from the paper.
 1e-12 then tells any two algorithms apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +14,10 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_seed
-from prsgd_jax.engine.replica_mesh import ReplicaMesh
-from prsgd_jax.engine.train_state import (
-  TrainState,
-  create_train_state,
-  replica_shapes,
-)
-from prsgd_jax.engine.training import make_train_steps
+from prsgd_jax.data.values import drawn
+from prsgd_jax.engine.run_state import State
+from prsgd_jax.engine.train_state import TrainState, replica_shapes
+from prsgd_jax.engine.trainer import Trainer, trainer
 from prsgd_jax.ledger.counting import Account, account
 from prsgd_jax.tracing.keys import from_data, to_data
 
@@ -172,35 +169,40 @@ class _Run(NamedTuple):
 def _run(
   algorithm: ReplicaTransformation, problem: Problem, num_devices: int
 ) -> _Run:
-  mesh = ReplicaMesh(problem.num_replicas, num_devices)
-  state = create_train_state(mesh, algorithm, problem.start)
-  states = [_to_host(state)]
-  _continue(mesh, algorithm, problem, state, range(problem.num_steps), states)
+  trainer = _trainer(algorithm, problem, num_devices)
+  start = trainer.init(problem.start)
+  states = [_to_host(start)]
+  states += _states(trainer, problem, start, problem.num_steps)
   for step, after in enumerate(states[1:], 1):
     if _types(after) != _types(states[0]):
       raise AssertionError(
         f'step {step} changed the structure, a shape or a dtype of the state'
       )
-  x = [s.params.reshape((problem.num_replicas, -1)) for s in states]
-  return _Run(np.stack(x), states)
+  n = problem.num_replicas
+  return _Run(np.stack([s.params.reshape((n, -1)) for s in states]), states)
 
 
-def _continue(
-  mesh: ReplicaMesh,
-  algorithm: ReplicaTransformation,
-  problem: Problem,
-  state: TrainState,
-  steps: range,
-  states: list,
-) -> None:
-  """Append the state after each step to `states`."""
-  train_steps = make_train_steps(mesh, algorithm, _loss)
-  blocks = (mesh.num_devices, 1, mesh.block_size, -1)
-  for step in steps:
-    batch = (problem.curvature, problem.target, problem.noise[step])
-    batch = jax.tree.map(lambda x: x.reshape(blocks), batch)
-    state, _ = train_steps(state, mesh.place_per_device(batch))
-    states.append(_to_host(state))
+def _trainer(
+  algorithm: ReplicaTransformation, problem: Problem, num_devices: int
+) -> Trainer:
+  n = problem.num_replicas
+  return trainer(algorithm, _loss, num_replicas=n, num_devices=num_devices)
+
+
+def _states(
+  trainer: Trainer, problem: Problem, state: State, num_steps: int
+) -> Iterator[TrainState]:
+  """Yield the state after each step, on the host."""
+  for _ in range(num_steps):
+    arrays = (problem.curvature, problem.target, problem.noise)
+    state, _ = trainer.run(state, drawn(arrays, _batch), 1)
+    yield _to_host(state)
+
+
+def _batch(data: Any, step: Array, replica: Array, key: Array) -> Any:
+  del key
+  curvature, target, noise = data
+  return curvature[replica], target[replica], noise[step, replica]
 
 
 def _loss(
@@ -218,15 +220,14 @@ def _check_resume(
   whole: _Run,
   num_devices: int,
 ) -> None:
-  mesh = ReplicaMesh(problem.num_replicas, num_devices)
+  trainer = _trainer(algorithm, problem, num_devices)
   # One step before the half, because that lies inside most periods.
   middle = max(problem.num_steps // 2 - 1, 0)
-  fresh = create_train_state(mesh, algorithm, problem.start)
-  state = from_data(mesh.place_per_device(whole.states[middle]), fresh)
-  rest: list = []
-  steps = range(middle, problem.num_steps)
-  _continue(mesh, algorithm, problem, state, steps, rest)
-  one, other = (jax.tree.leaves(s) for s in (rest[-1], whole.states[-1]))
+  fresh = trainer.init(problem.start)
+  placed = trainer.mesh.place_per_device(whole.states[middle])
+  state = fresh.replace(on_devices=from_data(placed, fresh.on_devices))
+  *_, last = _states(trainer, problem, state, problem.num_steps - middle)
+  one, other = (jax.tree.leaves(s) for s in (last, whole.states[-1]))
   if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other)):
     raise AssertionError(
       f'a run resumed after {middle} steps differs from the uninterrupted run; '
@@ -252,9 +253,9 @@ def _distance(x: np.ndarray, wanted: np.ndarray, what: str) -> float:
   return float(apart.max())
 
 
-def _to_host(state: TrainState) -> TrainState:
+def _to_host(state: State) -> TrainState:
   """Return the state as NumPy arrays, with keys as their data."""
-  return jax.tree.map(np.array, to_data(state))
+  return jax.tree.map(np.array, to_data(state.on_devices))
 
 
 def _types(state: TrainState) -> tuple:
