@@ -54,7 +54,7 @@ class MapRunsTest(parameterized.TestCase):
     found = run(rates, seeds, every=T)
     self.assertEqual(found.shape, (2, 2, 1, N, 3))
     for k, (rate, seed) in enumerate(zip(rates, seeds)):
-      trainer = pr.trainer(make(rate), loss_fn, num_replicas=N, num_devices=2)
+      trainer = pr.trainer(make(rate), loss_fn, num_replicas=N, num_devices=1)
       state = trainer.init(START, {'steps': np.int32(0)}, seed=seed)
       state, _ = trainer.run(state, DATA, T)
       np.testing.assert_allclose(

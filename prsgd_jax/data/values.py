@@ -329,7 +329,8 @@ def stream(iterator: Iterator[Any], *, global_batch: bool = False) -> Stream:
 
   Raises:
     ValueError: if it is not an iterator; from `Trainer.run`, if the iterator
-      ends, or a batch does not have these shapes.
+      ends, or a batch does not have these shapes. If more than 64 steps were
+      asked for, the state passed may be used up then.
 
   Example:
     >>> import itertools, numpy as np, prsgd_jax as pr

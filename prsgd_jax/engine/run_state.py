@@ -5,7 +5,7 @@ Here they are shown as `[N, ...]`. The arrays on the devices stay as they are,
 so that a step costs nothing more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flax import struct
@@ -97,8 +97,8 @@ def check_own(who: str, mesh: ReplicaMesh, state: Any) -> TrainState:
   return state.on_devices
 
 
-def by_step(mesh: ReplicaMesh) -> Callable[[ArrayTree], ArrayTree]:
-  """Returns `[D, steps, V, ...] -> [steps, N, ...]`, on the first device.
+def by_step(mesh: ReplicaMesh, tree: ArrayTree) -> ArrayTree:
+  """Returns metrics `[D, steps, V, ...]` as `[steps, N, ...]`, on one device.
 
   A transposition of arrays that several devices share may be a program with a
   collective, which may meet those of dispatches in flight in another order. So
@@ -107,21 +107,20 @@ def by_step(mesh: ReplicaMesh) -> Callable[[ArrayTree], ArrayTree]:
 
   Args:
     mesh: of the arrays.
+    tree: the arrays.
   """
+  if mesh.num_devices == 1:
+    return _join((tree,))
+  leaves, treedef = jax.tree.flatten(tree)
+  rows = [{s.device: s.data for s in x.addressable_shards} for x in leaves]
+  parts = [[row[device] for row in rows] for device in mesh.devices]
+  moved = jax.device_put(parts, mesh.devices[0])
+  return jax.tree.unflatten(treedef, _join(moved))
 
-  @jax.jit
-  def join(parts: Sequence[ArrayTree]) -> ArrayTree:
-    return jax.tree.map(
-      lambda *xs: jnp.concatenate([x[0] for x in xs], axis=1), *parts
-    )
 
-  def apply(tree: ArrayTree) -> ArrayTree:
-    if mesh.num_devices == 1:
-      return join((tree,))
-    leaves, treedef = jax.tree.flatten(tree)
-    rows = [{s.device: s.data for s in x.addressable_shards} for x in leaves]
-    parts = [[row[device] for row in rows] for device in mesh.devices]
-    moved = jax.device_put(parts, mesh.devices[0])
-    return jax.tree.unflatten(treedef, join(moved))
-
-  return apply
+@jax.jit
+def _join(parts: Sequence[ArrayTree]) -> ArrayTree:
+  """The devices' parts `[1, steps, V, ...]` as `[steps, N, ...]`."""
+  return jax.tree.map(
+    lambda *xs: jnp.concatenate([x[0] for x in xs], axis=1), *parts
+  )

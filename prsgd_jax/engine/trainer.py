@@ -206,7 +206,6 @@ def _run(
   setting: _Setting,
 ) -> Callable[[State, Data, int], tuple[State, ArrayTree]]:
   mesh, _, memo = setting
-  views = by_step(mesh)
   latest: list[Any] = [None]
 
   def settle(program: Any, state: Any) -> None:
@@ -227,7 +226,7 @@ def _run(
       settle(train_steps, own)
       for batches in stacked(mesh, data, num_steps):
         own, metrics = train_steps(own, batches)
-        collected.append(views(metrics))
+        collected.append(by_step(mesh, metrics))
       metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), *collected)
       return State(own, mesh), metrics
     data = check_resident('run', data)
@@ -235,7 +234,7 @@ def _run(
     placed = memo.place(data.arrays)
     settle(train_steps, own)
     own, metrics = train_steps(own, placed, num_steps)
-    return State(own, mesh), views(metrics)
+    return State(own, mesh), by_step(mesh, metrics)
 
   return run
 
