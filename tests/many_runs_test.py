@@ -50,16 +50,13 @@ def run(settings, seeds, **kwargs):
 
 class MapRunsTest(parameterized.TestCase):
   def test_each_is_the_run_of_a_trainer(self):
-    rates, seeds = (0.1, 0.3), (0, 7)
-    found = run(rates, seeds, every=T)
+    found = run((0.1, 0.3), (0, 7), every=T)
     self.assertEqual(found.shape, (2, 2, 1, N, 3))
-    for k, (rate, seed) in enumerate(zip(rates, seeds)):
-      trainer = pr.trainer(make(rate), loss_fn, num_replicas=N, num_devices=1)
+    trainer = pr.trainer(make(0.3), loss_fn, num_replicas=N, num_devices=1)
+    for seed, x in zip((0, 7), found[1]):
       state = trainer.init(START, {'steps': np.int32(0)}, seed=seed)
       state, _ = trainer.run(state, DATA, T)
-      np.testing.assert_allclose(
-        found[k, k, 0], state.params, rtol=1e-5, atol=1e-6
-      )
+      np.testing.assert_allclose(x[0], state.params, rtol=1e-5, atol=1e-6)
 
   def test_replicas_cannot_be_joined_in_the_loss(self):
     def joined(params, model_state, batch, key):

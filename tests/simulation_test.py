@@ -32,9 +32,7 @@ def synchronous(rate):
 
 class SimulateTest(parameterized.TestCase):
   @parameterized.parameters(
-    lambda tx: pr.ssgd(tx),
     lambda tx: pr.hier_avg(tx, local_period=1, global_period=2, group_size=2),
-    lambda tx: pr.d_psgd(tx, mixing=pr.graphs.random_matching()),
     lambda tx: pr.sgp(tx, mixing=pr.graphs.exponential()),
   )
   def test_runs_every_kind_of_communication(self, make):
@@ -42,11 +40,6 @@ class SimulateTest(parameterized.TestCase):
     self.assertEqual(x.shape, (1, 2, 12, N, 3))
     self.assertTrue(np.isfinite(x).all())
     self.assertGreater(np.abs(x[0, 0] - x[0, 1]).max(), 1e-3)
-
-  def test_is_local_sgd(self):
-    x = run(lambda rate: pr.k_avg(optax.sgd(rate), period=4))[0, 0]
-    for t in range(12):
-      self.assertEqual((x[t] == x[t][0]).all(), (t + 1) % 4 == 0)
 
   def test_every_replica_may_have_a_start_of_its_own(self):
     def make(rate):

@@ -97,16 +97,15 @@ def assert_same(actual, desired):
   jax.tree.map(np.testing.assert_array_equal, actual, desired)
 
 
-class EngineTest(parameterized.TestCase):
-  @parameterized.parameters(1, 2, 8)
-  def test_is_the_engine_bit_for_bit(self, num_devices):
-    mesh = pr.engine.ReplicaMesh(N, num_devices)
+class EngineTest(absltest.TestCase):
+  def test_is_the_engine_bit_for_bit(self):
+    mesh = pr.engine.ReplicaMesh(N, 2)
     state = pr.engine.create_train_state(mesh, ALGORITHM, START, COUNT, seed=3)
     train_steps = pr.engine.make_resident_train_steps(
       mesh, ALGORITHM, loss_fn, first_rows
     )
     state, metrics = train_steps(state, mesh.replicate(DATA), T)
-    trainer = known(num_devices)
+    trainer = known()
     found, views = trainer.run(start(trainer, seed=3), data(), T)
     assert_same(harness.to_host(found.on_devices), harness.to_host(state))
     laid_out = jax.tree.map(

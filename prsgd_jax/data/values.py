@@ -204,7 +204,7 @@ def dirichlet(
       not write to them during a run.
     batch_size: examples per replica and step.
     alpha: concentration, > 0 and finite: about one class per replica at 0.01,
-      nearly equal shares at 100.
+      nearly equal shares at 1000.
     labels: the class of each example, int[n], or its name in `arrays`. Default:
       'label'.
     seed: of the parts and shuffles, an integer in 0 .. 2^32 - 1. Default: 0.
