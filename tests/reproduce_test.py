@@ -16,7 +16,7 @@ from experiments.papers import claims, results_page, t09_post_local, target
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, runs
 from experiments.running.flags import run_config
-from experiments.running.records import records
+from experiments.running.records import records, writing
 from experiments.tools import drawing, figure_files
 import prsgd_jax as pr
 from prsgd_jax import ledger
@@ -39,6 +39,15 @@ def without_images(name, data_dir):
   return pr.data.Dataset(
     name, split(shape.num_examples), split(10_000), shape.num_classes
   )
+
+
+def check_claims(test, outcome):
+  """Assert that every rule fits its numbers and can be kept."""
+  test.assertNotEmpty(outcome.claims)
+  for claim in outcome.claims:
+    kept = json.loads(writing.to_json(claims.to_json(claim)))
+    test.assertIsNone(claims.check(kept), claim.text)
+    test.assertTrue(claim.setting, claim.text)
 
 
 TARGETS = reproduce.all_targets()
@@ -66,7 +75,7 @@ class TargetTest(parameterized.TestCase):
         self.skipTest(str(error))
     data = json.loads(json.dumps(outcome.data))
     reproduce.make_figure(TARGETS[name], data)
-    self.assertNotEmpty(outcome.claims)
+    check_claims(self, outcome)
 
 
 class FullSettingTest(parameterized.TestCase):
@@ -123,7 +132,7 @@ class FullSettingTest(parameterized.TestCase):
     data = json.loads(json.dumps(outcome.data))
     figure = reproduce.make_figure(TARGETS[name], data)
     self.assertEqual(looks.faults(figure), [])
-    self.assertNotEmpty(outcome.claims)
+    check_claims(self, outcome)
     for parts in self.assembled:
       self.assertNotEqual(parts.config.model, 'mlp')
       self.assertGreaterEqual(parts.plan.num_steps, 1000)
