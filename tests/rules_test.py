@@ -205,7 +205,7 @@ class ClaimTest(parameterized.TestCase):
   def test_tables_have_every_number_once(self):
     single, crossed = self.CLAIM.tables()
     self.assertEqual(
-      single.rows, [('law', '1', ''), ('gain', '1.300 ± 0.200', '%')]
+      single.rows, [('law', '1', ''), ('gain', '1.3 ± 0.2', '%')]
     )
     self.assertEqual(crossed.head, ('case', 'loss, nats', 'limit', 'time'))
     self.assertEqual(

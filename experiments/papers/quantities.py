@@ -33,7 +33,7 @@ class Measurement(NamedTuple):
 
     Example:
       >>> str(of_seeds([1.0, 1.5]))
-      '1.250 (1 to 1.50)'
+      '1.25 (1 to 1.5)'
     """
     if self.error is not None:
       return f'{_shown(self.value)} ± {_shown(self.error, SPREAD_DIGITS)}'
@@ -115,6 +115,8 @@ def _shown(value: float, digits: int = DIGITS) -> str:
     return 'never'
   if value == int(value) and abs(value) < _LARGE:
     return str(int(value))
+  if value == float(short := f'{value:g}'):
+    return short  # a constant, such as a learning rate
   return f'{value:#.{digits}g}'
 
 
