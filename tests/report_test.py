@@ -19,7 +19,12 @@ from PIL import Image
 
 from experiments import report, sweep
 from experiments.running.records import units
-from experiments.tools import figures, report_page, report_runs
+from experiments.tools import (
+  figures,
+  report_methods,
+  report_page,
+  report_runs,
+)
 from experiments.tools.report_page import Chip
 from experiments.tools.tables import Column
 from tests import binaries, browser, written_runs
@@ -112,7 +117,7 @@ class ReportTest(PageTest):
 
   def test_methods_have_the_spread_over_seeds(self):
     runs = figures.read_runs(figures.find_runs([self.write_sweep()]))
-    rows = {row['method']: row for row in report_runs.method_rows(runs)}
+    rows = {row['method']: row for row in report_methods.method_rows(runs)}
     ssgd = rows['ssgd']
     self.assertEqual((ssgd['runs'], ssgd['done'], ssgd['diverged']), (2, 2, 0))
     self.assertAlmostEqual(ssgd['loss'].mean, 0.7)
@@ -129,14 +134,14 @@ class ReportTest(PageTest):
       written_runs.write(path, name, label=name, losses=losses, own=name)
     written_runs.write(path, 'c', label='c', failed='not finite')
     runs = figures.read_runs(figures.find_runs([path]))
-    target = report_runs.target_of(runs)
+    target = report_methods.target_of(runs)
     # The test loss is in every second record: a reached 0.2, b 0.4.
     self.assertEqual(target, ('test_loss', 0.4))
-    a, b, c = report_runs.method_rows(runs, target)
+    a, b, c = report_methods.method_rows(runs, target)
     self.assertEqual(a['bytes_to_target'].mean, 40 * 2**20)
     self.assertEqual(b['seconds_to_target'].mean, 20.0)
     self.assertNotIn('bytes_to_target', c)
-    harder = report_runs.method_rows(runs, target._replace(value=0.3))
+    harder = report_methods.method_rows(runs, target._replace(value=0.3))
     self.assertIn('bytes_to_target', harder[0])
     self.assertNotIn('bytes_to_target', harder[1])
 

@@ -48,29 +48,25 @@ def choose(
         f'--best_measure={measure} was not recorded by {row["label"]}; use '
         f'{" or ".join(recorded)}'
       )
-  methods: dict[tuple[str, ...], list[records.Record]] = {}
-  for row in rows:
-    method = (row['label'], *(row[name] for name in over))
-    methods.setdefault(method, []).append(row)
   return [
     {
       'label': label,
       'settings': dict(zip(over, settings, strict=True)),
-      **_best(same, by, measure),
+      **_best(same.to_dict('records'), by, measure),
     }
-    for (label, *settings), same in methods.items()
+    for (label, *settings), same in tables.over_seeds(rows, ('label', *over))
   ]
 
 
 def _best(
   rows: Sequence[records.Record], by: Sequence[str], measure: str
 ) -> records.Record:
-  tried: dict[tuple[str, ...], list[records.Record]] = {}
-  for row in rows:
-    tried.setdefault(tuple(row[name] for name in by), []).append(row)
   scores = [
-    {'values': dict(zip(by, value, strict=True)), **_score(same, measure)}
-    for value, same in tried.items()
+    {
+      'values': dict(zip(by, value, strict=True)),
+      **_score(same.to_dict('records'), measure),
+    }
+    for value, same in tables.over_seeds(rows, by)
   ]
   complete = all(s['missing'] == 0 for s in scores)
   means = [math.nan if s['mean'] is None else s['mean'] for s in scores]
