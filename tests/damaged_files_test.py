@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from experiments import compare, plot, report, sweep, train
 from experiments.papers import results_page
 from experiments.running.records import json_files, records
-from experiments.tools import figures, results
+from experiments.tools import figures, report_methods, results
 from tests import binaries, damages, written_runs
 
 FILES = (
@@ -265,7 +265,7 @@ class FinishedTest(parameterized.TestCase):
 
   def test_its_last_record_is_in_no_mean_of_a_report(self):
     self.open(60)
-    (row,) = report.method_rows(figures.read_runs([self.workdir]))
+    (row,) = report_methods.method_rows(figures.read_runs([self.workdir]))
     self.assertEqual((row['runs'], row['done']), (1, 0))
     self.assertNotIn('loss', row)
 

@@ -89,7 +89,7 @@ def spent_until(
 def method_rows(
   runs: Sequence[figures.Run], target: Target | None = None
 ) -> list[records.Record]:
-  """One row for each method: what its seeds measured and spent at their end."""
+  """Return what the seeds of each method measured and spent at their end."""
   rows, names = [], figures.differing(runs)
   for same in figures.group(runs).values():
     ended = [run for run in same if run.done and run.history]
