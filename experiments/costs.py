@@ -269,7 +269,8 @@ def _row(
 
 def _decided(rounds: Sequence[Row]) -> str:
   return ', '.join(
-    f'{units.size(each["bytes_sent"])}, {each["modeled_seconds"]:.3g} s'
+    f'{units.size(each["bytes_sent"])}, '
+    f'{units.duration(each["modeled_seconds"])}'
     for each in rounds
   )
 

@@ -39,6 +39,15 @@ class TablesTest(absltest.TestCase):
     self.assertEqual(first[: ends[1]].split(), ['a|b', '0.250'])
     self.assertEqual(len(second), len(first))  # numbers end at the right
 
+  def test_a_terminal_gets_narrow_columns(self):
+    rows = [{'label': 'word ' * 20, 'loss': 0.25}]
+    titled = Column('loss', 'a long title', show=str, is_number=True)
+    text = tables.aligned(rows, (COLUMNS[0], titled, COLUMNS[2]))
+    self.assertNotIn('step', text)  # no row has it
+    self.assertLess(max(map(len, text.splitlines())), 56)
+    self.assertEqual(text.split().count('word'), 20)
+    self.assertRegex(text, r'(?m) a$')  # of the heading, on three lines
+
   def test_a_table_without_rows_has_its_head(self):
     text = tables.markdown([], COLUMNS)
     self.assertIn('method', text)

@@ -17,7 +17,7 @@ class UnitsTest(parameterized.TestCase):
     self.assertEqual(units.size(count), text)
 
   @parameterized.parameters(
-    (math.nan, 'nan'), (0, '0 s'), (1e-5, '0.0 ms'), (0.0123, '12.3 ms'),
+    (math.nan, 'nan'), (0, '0 s'), (1e-5, '10.0 µs'), (0.0123, '12.3 ms'),
     (59.94, '59.9 s'), (90, '1.5 min'), (86400, '1.0 d'), (1e300, '1.16e+295 d')
   )  # fmt: skip
   def test_durations(self, seconds, text):

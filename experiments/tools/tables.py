@@ -6,12 +6,15 @@ so that every table of the project has the same cells for the same thing.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
+import textwrap
 from typing import Any, NamedTuple
 
 import pandas as pd
 import tabulate
 
 Row = Mapping[str, Any]
+# Letters of a text in a terminal, before it is wrapped.
+_WIDTH = 44
 
 
 class Column(NamedTuple):
@@ -68,9 +71,25 @@ def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
 
 
 def aligned(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-  """Returns a table whose columns are aligned, for a terminal."""
-  aligns = ['right' if c.is_number else 'left' for c in columns]
-  return _text(_frame(rows, columns), 'simple', aligns)
+  """Return a table whose columns are aligned, for a terminal.
+
+  To be narrow, it wraps headings and long texts, and leaves out empty columns.
+  """
+  frame = _frame(rows, columns)
+  filled = [i for i in range(len(columns)) if frame.iloc[:, i].any()]
+  kept = filled if len(frame) else range(len(columns))
+  frame = frame.iloc[:, list(kept)]
+  frame.columns = [
+    _wrapped(title, frame.iloc[:, i]) for i, title in enumerate(frame.columns)
+  ]
+  aligns = ['right' if columns[i].is_number else 'left' for i in kept]
+  widths = [None if columns[i].is_number else _WIDTH for i in kept]
+  return _text(frame, 'simple', aligns, widths)
+
+
+def _wrapped(title: str, cells: Iterable[str]) -> str:
+  width = max(map(len, (*title.split(), *cells)), default=1)
+  return textwrap.fill(title, max(width, 1), break_on_hyphens=False)
 
 
 def csv(rows: Sequence[Row], last: Sequence[str] = ()) -> str:
@@ -145,11 +164,13 @@ def _text(
   frame: pd.DataFrame,
   style: str | tabulate.TableFormat,
   aligns: Sequence[str | None],
+  widths: Sequence[int | None] | None = None,
 ) -> str:
   lines = frame.to_markdown(
     index=False,
     tablefmt=style,
     colalign=aligns,
+    maxcolwidths=widths,
     disable_numparse=True,
   )
   return f'{lines}\n'

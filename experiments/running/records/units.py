@@ -4,7 +4,9 @@ import math
 
 _BYTES = ('B', 'KiB', 'MiB', 'GiB', 'TiB')
 # Unit -> its seconds, from the longest.
-_TIMES = {'d': 86400.0, 'h': 3600.0, 'min': 60.0, 's': 1.0, 'ms': 1e-3}
+_TIMES = {
+  'd': 86400.0, 'h': 3600.0, 'min': 60.0, 's': 1.0, 'ms': 1e-3, 'µs': 1e-6,
+}  # fmt: skip
 
 
 def size(count: float) -> str:
@@ -44,7 +46,7 @@ def duration(seconds: float) -> str:
   if seconds == 0:
     return '0 s'
   fitting = [unit for unit, length in _TIMES.items() if seconds >= length]
-  unit = fitting[0] if fitting else 'ms'
+  unit = fitting[0] if fitting else 'µs'
   value = seconds / _TIMES[unit]
   return f'{value:.1f} {unit}' if value < 1e6 else f'{value:.3g} {unit}'
 
