@@ -41,7 +41,7 @@ def table(
     Column('shown', 'status'),
     *COLUMNS.values(),
     *(_tier(name) for name in settings if name[:6] == 'bytes_'),
-    Column('failed', 'reason'),
+    Column('failed', 'why it failed'),
   ]
   made = [
     {
