@@ -4,13 +4,17 @@ The browser is Chromium, by selenium (`make browser`); where there is none these
 are skipped.
 """
 
+import atexit
 import base64
+import functools
 import hashlib
 import html.parser
+import importlib.util
 import json
 import math
 import pathlib
 import re
+import shutil
 import tempfile
 from unittest import mock
 
@@ -27,7 +31,7 @@ from experiments.tools import (
 )
 from experiments.tools.report_page import Chip
 from experiments.tools.tables import Column
-from tests import binaries, browser, written_runs
+from tests import binaries, written_runs
 
 AT_MOST_ONE = {
   'kind': 'compare', 'left': 'loss', 'relation': '<=', 'right': 1.0,
@@ -38,11 +42,42 @@ REPRODUCTION = {
   'commit': 'abc', 'seeds': [0, 1], 'data': {'curve': [0.125] * 9},
   'claims': [
     {'text': 'flat', 'source': 'ours', 'rule': {'yes': AT_MOST_ONE},
-     'measured': {'loss': {'unit': 'a & b', 'cases': {'': 0.1}}}},
+     'measured': {'loss': {'unit': 'a & b', 'cases': {
+       '': {'value': 0.1, 'seeds': [0.05, 0.15]}}}}},
     {'text': 'faster', 'source': 'ours', 'rule': {'yes': AT_MOST_ONE},
      'measured': {'loss': {'cases': {'': 2.0}}}, 'note': 'I = 4'},
   ],
 }  # fmt: skip
+
+
+def why_no_browser():
+  """What is missing for a test in a browser, or None."""
+  if importlib.util.find_spec('selenium') is None:
+    return 'selenium is not installed: pip install selenium'
+  for programs in (('chromium', 'google-chrome'), ('chromedriver',)):
+    if not any(map(shutil.which, programs)):
+      return f'there is no {" or ".join(programs)}: make browser'
+  return None
+
+
+@functools.cache
+def browser():
+  """Chromium, until the tests of this process end."""
+  from selenium import webdriver
+
+  options = webdriver.ChromeOptions()
+  # Chromium's sandbox refuses to run as root, as in a container.
+  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu'):
+    options.add_argument(argument)
+  options.add_argument('--disable-dev-shm-usage')
+  options.binary_location = shutil.which('chromium') or shutil.which(
+    'google-chrome'
+  )
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
+  service = webdriver.ChromeService(shutil.which('chromedriver'))
+  driver = webdriver.Chrome(options=options, service=service)
+  atexit.register(driver.quit)
+  return driver
 
 
 class PageTest(parameterized.TestCase):
@@ -179,6 +214,8 @@ class ReportTest(PageTest):
     text = self.output.read_text()
     self.assertIn('Loss &lt;flat&gt; in I', text)
     self.assertIn('a &amp; b', text)
+    self.assertRegex(text, '>0.10*<small>0.050* to 0.150*</small>')
+    self.assertIn('yes if loss ≤ 1; otherwise no', text)
     self.assertIn('<span class="chip no">not reproduced</span>', text)
     self.assertIn('<article class="claim no">', text)
     self.assertIn('<span class="chip yes">1 reproduced</span>', text)
@@ -186,7 +223,6 @@ class ReportTest(PageTest):
     self.assertIn('12.5 s', text)
     self.assertIn('href="#t99-cpu"', text)
     self.assertIn('id="t99-cpu"', text)
-    self.assertIn('yes if loss ≤ 1; otherwise no', text)
     self.assertNotIn('0.125', text)  # the data of the figure
 
   @parameterized.parameters(
@@ -343,9 +379,9 @@ class BrowserTest(PageTest):
   """The page, opened; one browser for all, because starting it takes long."""
 
   def open(self, width=1400):
-    if missing := browser.why_missing():
+    if missing := why_no_browser():
       self.skipTest(missing)
-    driver = browser.chromium()
+    driver = browser()
     driver.get_log('browser')  # forget what other pages said
     driver.execute_cdp_cmd(
       'Emulation.setDeviceMetricsOverride',

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 from experiments.papers import claims
+from experiments.papers.quantities import Table as Measured
 from experiments.running.records import json_files, units
 from experiments.tools import report_page
-from experiments.tools.report_page import Chip, Claim, Link, Section, Table
+from experiments.tools.report_page import Chip, Link, Ranged, Section, Table
 from experiments.tools.tables import Column
 
 # What a claim may be found to be -> how it is shown.
@@ -35,6 +37,8 @@ _FORM = json_files.object_of(
     'machine': json_files.object_of({}),
   },
 )
+# Heads of columns that have words in the tables of measured numbers.
+_WORDS = ('case', 'quantity', 'unit')
 
 
 class Reproduction(NamedTuple):
@@ -42,16 +46,13 @@ class Reproduction(NamedTuple):
 
   Attributes:
     path: of the file.
-    found: what is in it.
+    found: what is in it, besides the claims.
+    claims: what it says, and how that was judged.
   """
 
   path: pathlib.Path
   found: Mapping[str, Any]
-
-  @property
-  def claims(self) -> list[claims.Claim]:
-    """Its claims, whose verdicts are evaluated again."""
-    return [claims.from_json(claim) for claim in self.found['claims']]
+  claims: Sequence[claims.Claim]
 
   @property
   def chips(self) -> list[Chip]:
@@ -65,10 +66,11 @@ def read(directory: pathlib.Path) -> list[Reproduction]:
   Raises:
     ValueError: if there is none, or a file has another form.
   """
-  found = [
-    Reproduction(path, json_files.read(path, _FORM))
-    for path in sorted(directory.glob('*.json'))
-  ]
+  found = []
+  for path in sorted(directory.glob('*.json')):
+    one = json_files.read(path, _FORM)
+    judged = [claims.from_json(claim) for claim in one['claims']]
+    found.append(Reproduction(path, one, judged))
   if not found:
     raise ValueError(
       f'there is no reproduction in {directory}; run some, or pass another '
@@ -169,26 +171,33 @@ def _duration(seconds: float | None) -> str | None:
   return None if seconds is None else units.duration(seconds)
 
 
-def _claim(claim: claims.Claim) -> Claim:
-  measured = [
-    report_page.table(
-      [{str(i): cell for i, cell in enumerate(row)} for row in rows],
-      [Column(str(i), title or ' ') for i, title in enumerate(head)],
-    )
-    for head, rows in claim.tables()
-  ]
+def _claim(claim: claims.Claim) -> report_page.Claim:
   remarks = {
-    'Source': claim.source,
     'Rule': claim.sentence,
-    'Setting': claim.setting or None,
-    'Note': claim.note or None,
+    'Source': claim.source,
+    'Setting': claim.setting,
+    'Note': claim.note,
   }
-  return Claim(
+  return report_page.Claim(
     text=claim.text,
     verdict=VERDICTS[claim.verdict],
-    tables=measured,
+    tables=[_measured(one) for one in claim.tables()],
     remarks=report_page.as_facts(remarks),
   )
+
+
+def _measured(one: Measured) -> Table:
+  """Return the table of some quantities, with their ranges below the means."""
+  columns = [Column(name, is_number=name not in _WORDS) for name in one.head]
+  rows = [
+    dict(zip(one.head, map(_with_range, row), strict=True)) for row in one.rows
+  ]
+  return report_page.table(rows, columns)._replace(is_plain=True)
+
+
+def _with_range(text: str) -> str | Ranged:
+  found = re.fullmatch(r'(\S+) \((.+ to .+)\)', text)
+  return Ranged(*found.groups()) if found else text
 
 
 def _is_table(value: Any) -> bool:

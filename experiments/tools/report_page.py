@@ -55,6 +55,13 @@ class Spread(NamedTuple):
   high: float
 
 
+class Ranged(NamedTuple):
+  """A text with the range of its value."""
+
+  text: str
+  range: str
+
+
 class Titled(NamedTuple):
   """A text with another one that shows when it is pointed at."""
 
@@ -96,17 +103,26 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A table whose rows can be sorted, and filtered if they are many."""
+  """A table whose rows can be sorted, and filtered if they are many.
+
+  Attributes:
+    title: the heading.
+    note: what one must know to read it.
+    columns: those that are shown.
+    rows: a cell for each column.
+    is_plain: whether it is too small for sorting and filtering.
+  """
 
   title: str
   note: str
   columns: Sequence[Column]
   rows: Sequence[Sequence[Cell]]
+  is_plain: bool = False
 
   @property
   def has_filter(self) -> bool:
     """Whether the rows are too many to see at once."""
-    return len(self.rows) > _FEW_ROWS
+    return len(self.rows) > _FEW_ROWS and not self.is_plain
 
   @property
   def is_wide(self) -> bool:
@@ -127,14 +143,12 @@ class Claim(NamedTuple):
   Attributes:
     text: what the paper says.
     verdict: whether it was reproduced.
-    measured: the numbers, a line each.
     tables: small ones of the numbers.
     remarks: (name, text), such as the rule that decides.
   """
 
   text: str
   verdict: Chip
-  measured: Sequence[str] = ()
   tables: Sequence[Table] = ()
   remarks: Sequence[tuple[str, str]] = ()
 
@@ -261,6 +275,8 @@ def _cell(value: Any, column: Column) -> Cell:
       return Cell(text, key or text, kind=kind)
     case Link(text, anchor):
       return Cell(text, text, anchor=anchor)
+    case Ranged(text, ends):
+      return Cell(text, text, ends)
     case Titled(text, title):
       return Cell(text, text, title=title)
     case Spread(mean, low, high):
