@@ -66,18 +66,6 @@ def link(name: str, pages: str = '') -> str:
   return f'[`{name}`]({pages}{name}.md)'
 
 
-def family(name: str) -> str:
-  """Returns the title of an algorithm's family: the first line of its module.
-
-  Example:
-    >>> family('slowmo')
-    'Momentum over whole rounds: SlowMo and BMUF.'
-  """
-  made = algorithm_flags.ALGORITHMS[algorithm_flags.find(name)]
-  module = sys.modules[made.__module__]
-  return (inspect.getdoc(module) or '').split('\n')[0]
-
-
 def summary(name: str) -> str:
   """Returns the sentence below the title of an algorithm's page.
 
