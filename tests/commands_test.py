@@ -36,7 +36,7 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
           for path in sorted((ROOT / 'docs').glob('*.md'))
         ))  # fmt: skip
 # Called until their flags are parsed: they take long, or write to the project.
-LONG = ('benchmark', 'execute_notebooks', 'readme',
+LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'readme',
         'reproduce', 'results')  # fmt: skip
 PLACES = {
   'NAME': 'digits', 'DIR': 'data', 'FILE': 'cifar', 'DIRECTORY': 'idx',
