@@ -217,14 +217,14 @@ def _format_figure(name: str, sentences: Sequence[str]) -> str:
   words = [
     f'![Messages of {name} by step and replica, and its training loss]'
     f'(figures/{name}.svg)\n',
-    f'*Left:* gradients and messages of the first {SHOWN_STEPS} steps'
+    f'*Left:* gradients and messages of a run of {SHOWN_STEPS} steps'
     f'{with_changed}.',
     *sentences,
     f'*Right:* training loss of the preset `{docs_costs.preset(name)}`, one '
     'seed.',
   ]
   if name != 'ssgd':
-    words.append('Gray is synchronous SGD on the same data.')
+    words.append('Gray is the preset `digits_ssgd` on the same data.')
   return '\n'.join(words) + '\n'
 
 
