@@ -8,11 +8,16 @@ table of all algorithms. Costs and training losses are kept in
 figures/data.json. With --rerun the presets run again, for a quarter of an hour.
 """
 
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[2])
+
 from collections.abc import Mapping, Sequence
 import json
-import pathlib
 import subprocess
-import sys
 from typing import Any
 
 from absl import flags
@@ -31,7 +36,7 @@ Entries = tuple[pr.base.Work | pr.base.Traffic, ...]
 flags.adopt_module_key_flags(cli)
 flags.DEFINE_bool('rerun', False, 'Run the presets again for the losses.')
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 PAGES = HERE.parent / 'docs' / 'algorithms'
 DATA = PAGES / 'figures' / 'data.json'
 # Steps of the left panel.

@@ -17,7 +17,7 @@ from experiments.running.execution import parts
 from experiments.running.flags import algorithm_flags
 import prsgd_jax as pr
 
-PRESETS = pathlib.Path(__file__).parent / 'presets'
+PRESETS = pathlib.Path(__file__).parents[1] / 'presets'
 NUM_REPLICAS = 8
 # The length of the presets.
 NUM_STEPS = 600
