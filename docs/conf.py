@@ -54,4 +54,7 @@ html_theme_options = {
   'use_fullscreen_button': False,
   'show_toc_level': 2,
   'home_page_in_toc': True,
+  # Each page lists the pages of its own section only: a hundred in each of a
+  # hundred pages double the time to build.
+  'collapse_navbar': True,
 }
