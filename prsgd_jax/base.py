@@ -270,16 +270,16 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
       entries = stage.cost(shapes, num_replicas, steps)
       _check_talks(stage, entries)
       spent += entries
-      # Tracing `init` takes most of the time: only for the sake of a later
-      # stage, which may read a new register.
+      # Trace `init` only if a later stage may read a new register, because the
+      # trace takes most of the time.
       if i + 1 < len(stages) and _makes_registers(stage, shapes):
         leaves, treedef = jax.tree.flatten(shapes)
         kinds = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         shapes = after(i, treedef, kinds, num_replicas)
     return spent
 
-  # Kept because the shapes are those of every span of steps, and a trace of
-  # many leaves takes seconds.
+  # Cached, because all spans of steps have equal shapes, and a trace of many
+  # leaves takes seconds.
   @functools.lru_cache(2 * len(stages))
   def after(
     i: int, treedef: Any, kinds: tuple[Any, ...], num_replicas: int

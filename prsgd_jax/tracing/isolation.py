@@ -120,7 +120,7 @@ def _signature(x: Any) -> Any:
 
 
 def types_of(tree: Any) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...], bool]:
-  """Structure and types of a traced tree, and whether floats are of 64 bits."""
+  """Return the structure and types of a traced tree, and the 64-bit setting."""
   leaves, treedef = jax.tree.flatten(tree)
   return treedef, tuple(map(_type, leaves)), _wide()
 
