@@ -11,7 +11,7 @@ import sys
 
 
 def directory() -> pathlib.Path:
-  """Returns the directory that has `experiments/`.
+  """Return the directory that has `experiments/`.
 
   Raises:
     FileNotFoundError: if neither the installation nor a checkout has it.
@@ -31,7 +31,7 @@ def directory() -> pathlib.Path:
 
 
 def add_to_path() -> None:
-  """Makes `import experiments` find the programs of this installation.
+  """Make `import experiments` find the programs of this installation.
 
   For a program of your own that uses them, such as
   `experiments.running.execution.objects`.

@@ -209,10 +209,10 @@ def _eigenvalue(
   tolerance: float,
   max_iterations: int,
 ) -> tuple[float, float]:
-  """Returns the eigenvalue of largest size and |A v - lambda v|, or NaN."""
+  """Return the eigenvalue of largest size and |A v - lambda v|, or NaN."""
   from scipy.sparse import linalg
 
-  if len(start) == 1:  # ARPACK needs two dimensions
+  if len(start) == 1:  # because ARPACK requires two dimensions
     return multiply(np.ones(1)).item(), 0.0
   operator = linalg.LinearOperator(
     (len(start), len(start)), multiply, dtype=np.float64
