@@ -417,6 +417,14 @@ def traffic(
     num_replicas: N.
     steps: the steps, an integer array.
     coded: whether the payload is codes, which cannot be summed on the way.
+      Default: False.
+
+  Returns:
+    The `Traffic`, with `fires` true at each of the steps.
+
+  Example:
+    >>> traffic(mean(), 100.0, 4, np.arange(3)).bytes_sent
+    150.0
   """
   message = mixing.coded_message if coded else mixing.message
   sent = message(payload, num_replicas)

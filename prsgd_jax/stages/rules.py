@@ -175,6 +175,9 @@ def first_steps(local_steps: Sequence[int]) -> Rule:
 def zeros(params: Array) -> Array:
   """Return zeros like the parameters; a rule for `remember`.
 
+  Args:
+    params: a leaf of the parameters.
+
   Example:
     >>> import prsgd_jax as pr
     >>> stage = pr.remember(u=pr.zeros)

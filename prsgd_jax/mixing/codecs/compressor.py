@@ -38,7 +38,11 @@ class PackedCode(NamedTuple):
 
 
 def coded_bytes(compressor: Compressor, shapes: ArrayTree) -> int:
-  """Return the bytes of the codes of a tree with given shapes and dtypes.
+  """Return the bytes of the codes of a tree.
+
+  Args:
+    compressor: the compressor.
+    shapes: a tree of arrays, or of `jax.ShapeDtypeStruct`.
 
   Example:
     >>> import jax.numpy as jnp, prsgd_jax as pr
