@@ -98,13 +98,13 @@ class MeanDriftTest(parameterized.TestCase):
 
 class ConsensusVarianceTest(parameterized.TestCase):
   @parameterized.parameters(
-    ('ring', 16, 2.410, 1.472),
-    ('random_matching', 16, 1.758, 0.820),
-    ('mean', 16, 0.9375, 0),
+    (pr.graphs.ring, 16, 2.410, 1.472),
+    (pr.graphs.random_matching, 16, 1.758, 0.820),
+    (pr.mixing.mean, 16, 0.9375, 0),
   )
-  def test_sixteen_replicas(self, name, n, order_a, order_c):
+  def test_sixteen_replicas(self, mixing, n, order_a, order_c):
     # Computed once and for all from the eigenvalues.
-    got = laws.consensus_variance(getattr(pr, name)(), n)
+    got = laws.consensus_variance(mixing(), n)
     np.testing.assert_allclose(got, (order_a, order_c), atol=6e-4)
 
   @parameterized.product(n=(2, 3, 8, 17), self_weight=(1 / 3, 0.5, 0.1))

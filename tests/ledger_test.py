@@ -355,7 +355,7 @@ class NaiveClockTest(parameterized.TestCase):
     )
     network = pr.ledger.Network(jitter=0.4)
     want, _ = self.account(algorithm, network)
-    with mock.patch.multiple(pr.ledger, HELD=held, TIMED=held):
+    with mock.patch.multiple(pr.ledger.counting, HELD=held, TIMED=held):
       got, _ = self.account(algorithm, network)
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -404,7 +404,7 @@ class MeterTest(parameterized.TestCase):
     shapes = self.shapes(algorithm)
     whole = pr.ledger.account(algorithm, shapes, N, self.T, network)
     with mock.patch.multiple(
-      pr.ledger, HELD=4 * first * N, TIMED=first * N, FIRST=first
+      pr.ledger.counting, HELD=4 * first * N, TIMED=first * N, FIRST=first
     ):
       meter = pr.ledger.meter(algorithm, shapes, N, self.T, network)
       position = meter.init()
@@ -464,7 +464,7 @@ class MeterTest(parameterized.TestCase):
     self.assertEqual(meter.spent(position).rounds, want.rounds[-1])
 
   def test_the_spans_cover_the_run_and_grow_with_it(self):
-    with mock.patch.multiple(pr.ledger, HELD=64 * N, FIRST=4):
+    with mock.patch.multiple(pr.ledger.counting, HELD=64 * N, FIRST=4):
       spans = [pr.ledger.counting._span(step, N, 1000) for step in range(1000)]
     for step, (first, stop) in enumerate(spans):
       self.assertLessEqual(first, step)
