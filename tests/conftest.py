@@ -1,7 +1,7 @@
 """Tests run on 8 fake CPU devices, asked for before JAX makes its own.
 
-The tests and the workers of a session share compiled programs, because they
-compile many repeatedly: every call of a binary has jitted functions of its own.
+Compiled programs are shared by the tests of a session, which compile many of
+them again and again: every call of a binary has jitted functions of its own.
 They run for a moment each, and most of the time goes into compiling them: each
 is compiled in one piece, without the compiler's last optimizations and, where a
 flag can turn them off, the emitters of fused loops that double its time.
@@ -29,14 +29,10 @@ if metadata.version('jaxlib').startswith('0.10.'):  # later ones refuse it
 import jax
 import pytest
 
-CACHE = 'PRSGD_TESTS_CACHE'  # set by the session, inherited by its workers
-
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
-if CACHE not in os.environ:
-  _cache = tempfile.TemporaryDirectory()  # removed when the session ends
-  os.environ[CACHE] = _cache.name
-jax.config.update('jax_compilation_cache_dir', os.environ[CACHE])
+_cache = tempfile.TemporaryDirectory()  # removed when the session ends
+jax.config.update('jax_compilation_cache_dir', _cache.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
