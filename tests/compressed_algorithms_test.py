@@ -376,7 +376,8 @@ class ErrorsTest(parameterized.TestCase):
   )
   def test_choco_needs_a_static_mixing(self, mixing):
     with self.assertRaisesRegex(
-      ValueError, r'one W for all steps, got a mixing with \d; use a static one'
+      ValueError,
+      r'one W for all rounds, got a mixing with \d; use a static one',
     ):
       self.choco_on(mixing())
 

@@ -8,6 +8,7 @@ from unittest import mock
 from absl.testing import absltest
 
 from experiments.running.records import records
+from tests import written_runs
 
 
 class CommitTest(absltest.TestCase):
@@ -53,6 +54,22 @@ class CommitTest(absltest.TestCase):
     new.unlink()
     self.program.write_text('2\n')
     self.assertEqual(records.commit(), f'{clean}-dirty')
+
+
+class OlderRunTest(absltest.TestCase):
+  def test_british_names_of_version_0_1_are_read_as_those_of_now(self):
+    workdir = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    written_runs.write(workdir, 'run', label='d_psgd', losses=[1.0, 0.5])
+    wanted = records.read_records(workdir / 'run')
+    self.assertIn('modeled_seconds', wanted[0])
+    for name in (records.METRICS, records.CONFIG):
+      file = workdir / 'run' / name
+      text = file.read_text().replace('modeled_seconds', 'modelled_seconds')
+      text = text.replace('d_psgd', 'random_neighbour of a neighbourhood')
+      file.write_text(text.replace('"neighbor"', '"neighbour"'))
+    self.assertEqual(records.read_records(workdir / 'run'), wanted)
+    config = records.read_config(workdir / 'run')
+    self.assertEqual(config['label'], 'random_neighbor of a neighbourhood')
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import stat
 from typing import IO, Any
 
@@ -24,6 +25,12 @@ MAX_BYTES = 2**26
 # Of lists and objects in each other: below what Python can recurse into.
 MAX_DEPTH = 32
 _FIRST_TAIL = 2**12  # bytes; a record is a few hundred
+# Version 0.1 had names in British spelling; runs that it wrote are read by those
+# of now.
+_RENAMED = re.compile(
+  r'"(?:modelled_seconds|neighbour)"|\brandom_neighbour\b|'
+  r'\bindependent_neighbours\b'
+)
 
 # Returns what is wrong with a value, None if nothing is.
 Check = Callable[[Any], str | None]
@@ -200,6 +207,10 @@ def read_last_line(path: pathlib.Path, check: Check) -> Any:
       size *= 16
 
 
+def _renamed(found: re.Match[str]) -> str:
+  return found[0].replace('modelled', 'modeled').replace('bour', 'bor')
+
+
 def parse(
   data: bytes, check: Check, path: pathlib.Path, place: str = ''
 ) -> Any:
@@ -217,7 +228,7 @@ def parse(
   if len(data) > MAX_BYTES:
     raise damaged(path, f'{place}it has more than {MAX_BYTES} bytes')
   try:
-    written = data.decode()
+    written = _RENAMED.sub(_renamed, data.decode())
     value = json.loads(written)
     if '\\u' in written:  # half of a surrogate pair can never be printed
       json.dumps(value, ensure_ascii=False).encode()

@@ -246,7 +246,7 @@ def commit() -> str:
   """
 
   def git(*args: str) -> str:
-    here = pathlib.Path(__file__).parents[3]
+    here = pathlib.Path(__file__).parent
     command = ['git', '-C', str(here), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.strip()
