@@ -25,8 +25,8 @@ MAX_BYTES = 2**26
 # Of lists and objects in each other: below what Python can recurse into.
 MAX_DEPTH = 32
 _FIRST_TAIL = 2**12  # bytes; a record is a few hundred
-# Version 0.1 had names in British spelling; runs that it wrote are read by those
-# of now.
+# Version 0.1 had names in British spelling. Its runs are read by the names of
+# now.
 _RENAMED = re.compile(
   r'"(?:modelled_seconds|neighbour)"|\brandom_neighbour\b|'
   r'\bindependent_neighbours\b'
