@@ -1,7 +1,9 @@
-"""What a trainer is made of: mesh, state, training, evaluation, checkpoints.
+"""ENGINE: training, evaluation and checkpoints of N replicas on D devices.
 
-Each works on blocks of replicas, leaves `[D, V, ...]`: D devices, V replicas on
-each.
+`trainer` is the way in; it joins the other files. `replica_mesh` places the
+replicas, `train_state` holds their arrays, `training` compiles the steps.
+`feeding` and `stacking` bring batches, `run_state` shows results, `memo` reuses
+programs. Inside, arrays are `[D, V, ...]`: V replicas on each device.
 """
 
 from prsgd_jax.engine.batch_statistics import (

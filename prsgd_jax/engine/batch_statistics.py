@@ -1,8 +1,8 @@
-"""Batch statistics of the averaged model, estimated anew.
+"""BATCH STATISTICS of the averaged model, re-estimated on training batches.
 
-An average of models has other activations than the models had: their batch
-statistics, averaged or not, need not be its own. Here they are taken from
-training batches, as BatchNorm takes them in training.
+An averaged model has other activations than the models it averages, so the
+average of their batch statistics may be wrong for it. Here BatchNorm estimates
+them again, with the update that it uses in training.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from prsgd_jax.tracing.caller_functions import (
 )
 from prsgd_jax.tracing.isolation import completing, isolated
 
-# What is left of the old statistics with flax's momentum of 0.9: 0.1 %.
+# Because 0.9^64, with flax's momentum, leaves 0.1 % of the old statistics.
 NUM_BATCHES = 64
 
 
@@ -36,27 +36,27 @@ def make_reestimate(
   *,
   num_batches: int = NUM_BATCHES,
 ) -> Callable[[Any], Any]:
-  """Makes the function that estimates a model's state anew.
+  """Make the function that re-estimates the state of a model.
 
-  Every device runs the loss on as many batches, those of replicas that take
-  turns, without a gradient; then the devices' states are averaged. For
+  Every device runs the loss, without a gradient, on batches of replicas in
+  turn. Then the states of the devices are averaged. Pass the result to
   `make_evaluate(..., refresh=...)`.
 
   Args:
-    mesh: where the replicas live.
-    loss_fn: that of training, whose model state moves with every batch.
-    batch_fn: that of training.
+    mesh: placement of the replicas.
+    loss_fn: loss function of training; it updates the model state.
+    batch_fn: batch function of training, see `make_resident_train_steps`.
     data: for `batch_fn`, as `ReplicaMesh.replicate` places it.
-    num_batches: on every device. A state that moves by a tenth of what is
-      missing forgets all but 0.9^num_batches of what it was.
+    num_batches: batches per device, >= 1. With BatchNorm's momentum of 0.9,
+      0.9^num_batches of the old state is left.
 
   Returns:
     `point -> point` with point = (params, model_state), leaves `[D, ...]`.
 
   Raises:
     ValueError: if `num_batches` is not an integer >= 1, `data` is not placed,
-      or a function takes another number of arguments; from the result, if
-      `loss_fn` does not return what training expects.
+      or a function takes another number of arguments. The result raises it
+      if `loss_fn` does not return what training expects.
   """
   check_positive_int('num_batches', num_batches)
   check_signature(LOSS, loss_fn)
@@ -69,7 +69,7 @@ def make_reestimate(
     params, model_state = point
     device = lax.axis_index(AXIS_NAME)
     replica = (turn * mesh.num_devices + device) % mesh.num_replicas
-    # Of no training step, whose keys come from the run's seed.
+    # A fixed root, because the keys of training steps come from the run's seed.
     key = jax.random.fold_in(jax.random.key(0, impl='threefry2x32'), turn)
     batch_key, loss_key = jax.random.split(jax.random.fold_in(key, device))
     batch = own_batch(data, turn, replica, batch_key)
@@ -84,7 +84,7 @@ def make_reestimate(
   mapped_average = mesh.map(average)
 
   def reestimate(point: Any) -> Any:
-    # A loop on the host: convolutions are slow inside of one on CPU.
+    # A loop on the host, because convolutions in a loop are slow on CPU.
     for turn in range(num_batches):
       point = mapped_move(point, data, mesh.replicate(np.int32(turn)))
     return mapped_average(point)

@@ -1,9 +1,9 @@
-"""The files of the checkpoints of one run: which are whole, which may go.
+"""CHECKPOINT FILES of one run: find, verify, seal and remove them.
 
-A directory whose name is a step in decimal digits is a checkpoint. All others
+A directory whose name is a step in decimal digits is a checkpoint. Other names
 are not: `.<step>.partial` was being written, `.<step>.deleted` was being
-removed, and `<step>.unrecorded` was set aside. Every change of such a name is
-one rename, so that a process killed in the middle leaves no half of one.
+removed, and `<step>.unrecorded` was set aside. A name changes by one rename, so
+that a killed process leaves no partial checkpoint.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from prsgd_jax.checks import check_positive_int
 
 Path = str | os.PathLike
 RECORD = 'record.json'
-_MAX_RECORD = 2**28  # bytes; that of a thousand leaves has about 2^20
+_MAX_RECORD = 2**28  # bytes; a record of a thousand leaves has about 2^20
 _STEP = re.compile('0|[1-9][0-9]*', re.ASCII)
 _LEFT_OVER = re.compile(r'\.[0-9]+\.(partial|deleted)', re.ASCII)
 
@@ -30,12 +30,12 @@ class CheckpointError(ValueError):
 
 
 def steps(directory: Path) -> list[int]:
-  """Returns the steps of the checkpoints, in order.
+  """Return the steps of the checkpoints, in order.
 
   Files, broken links and directories with other names are ignored.
 
   Args:
-    directory: of the checkpoints of one run; it may be missing.
+    directory: directory of the checkpoints of one run; it may be missing.
 
   Raises:
     CheckpointError: if it is a file, or cannot be listed.
@@ -61,7 +61,7 @@ def steps(directory: Path) -> list[int]:
 
 
 def latest_step(directory: Path) -> int | None:
-  """Returns the step of the newest checkpoint, None if there is none.
+  """Return the step of the newest checkpoint, None if there is none.
 
   Example:
     >>> latest_step('no/such/directory') is None
@@ -71,28 +71,28 @@ def latest_step(directory: Path) -> int | None:
 
 
 def path_of(directory: Path, step: int) -> pathlib.Path:
-  """Returns where the checkpoint of a step is."""
+  """Return the path of the checkpoint of a step."""
   return pathlib.Path(directory).absolute() / str(step)
 
 
 def prune(directory: Path, keep: int) -> list[int]:
-  """Removes old checkpoints, and what an interrupted process left over.
+  """Remove old checkpoints, and files that an interrupted process left.
 
-  The newest ones stay. Nothing is removed while the newest one is damaged,
+  The newest checkpoints are kept. If the newest is damaged, none is removed,
   because an older one is then needed. A checkpoint is renamed before its files
-  are removed: kill the process at any moment, and those that are left are
-  whole. No other process may save to the directory meanwhile.
+  are removed, so that killing the process leaves only whole checkpoints. No
+  other process may save to the directory at the same time.
 
   Args:
-    directory: of the checkpoints of one run.
-    keep: how many to keep, at least 1.
+    directory: directory of the checkpoints of one run.
+    keep: number of checkpoints to keep, >= 1.
 
   Returns:
-    The steps whose checkpoints are gone, in order.
+    The steps whose checkpoints were removed, in order.
 
   Raises:
-    ValueError: if `keep` is not an integer of at least 1.
-    CheckpointError: if the newest one is damaged.
+    ValueError: if `keep` is not an integer >= 1.
+    CheckpointError: if the newest checkpoint is damaged.
 
   Example:
     >>> prune('no/such/directory', keep=3)
@@ -109,7 +109,7 @@ def prune(directory: Path, keep: int) -> list[int]:
     remove(condemned)
     path_of(root, step).rename(condemned)
   if old:
-    sync(root)  # gone by name before the first of their files is
+    sync(root)  # because the names must be gone before the files are
   left_over = root.iterdir() if root.is_dir() else ()
   for path in list(left_over):
     if _LEFT_OVER.fullmatch(path.name):
@@ -118,10 +118,15 @@ def prune(directory: Path, keep: int) -> list[int]:
 
 
 def set_aside(directory: Path, step: int) -> pathlib.Path:
-  """Renames a checkpoint so that none of its files is lost and it is ignored.
+  """Rename a checkpoint, which is then ignored but keeps its files.
+
+  Args:
+    directory: directory of the checkpoints of one run.
+    step: the checkpoint to rename.
 
   Returns:
-    Its new path, `<step>.unrecorded`, with a number where that is taken.
+    Its new path, `<step>.unrecorded`, or `<step>.unrecorded-<number>` if that
+    name is taken.
   """
   source = path_of(directory, step)
   target = source.with_name(f'{step}.unrecorded')
@@ -135,7 +140,7 @@ def set_aside(directory: Path, step: int) -> pathlib.Path:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes a directory, a file or a link (not what it points to), if any."""
+  """Remove a directory, a file or a link (not its target), if it exists."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
   else:
@@ -143,10 +148,10 @@ def remove(path: pathlib.Path) -> None:
 
 
 def sync(directory: pathlib.Path) -> None:
-  """Returns once the names in a directory are on the disk."""
+  """Wait until the names in a directory are on the disk."""
   descriptor = os.open(directory, os.O_RDONLY)
   try:
-    # Some network file systems have no such call for directories.
+    # Because some network file systems cannot fsync a directory.
     with contextlib.suppress(OSError):
       os.fsync(descriptor)
   finally:
@@ -154,11 +159,11 @@ def sync(directory: pathlib.Path) -> None:
 
 
 def write_record(source: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Seals a checkpoint that is being written, and forces it to the disk.
+  """Add the record with all checksums, and force the files to the disk.
 
   Args:
-    source: the directory, with all its other files.
-    record: what to keep beside them, of JSON types.
+    source: directory of the checkpoint, with all its other files.
+    record: dict of JSON types to keep in it.
   """
   whole = {**record, 'files': digests(source)}
   with open(source / RECORD, 'w', encoding='utf-8') as file:
@@ -170,7 +175,10 @@ def write_record(source: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 def read_seal(source: pathlib.Path) -> dict[str, Any]:
-  """Returns the record of a checkpoint; its other files are not looked at.
+  """Return the record of a checkpoint, without verifying its other files.
+
+  Args:
+    source: directory of the checkpoint.
 
   Raises:
     CheckpointError: if the record is damaged.
@@ -182,10 +190,13 @@ def read_seal(source: pathlib.Path) -> dict[str, Any]:
 
 
 def read_record(source: pathlib.Path) -> dict[str, Any]:
-  """Returns the record of a checkpoint whose files are all as they were saved.
+  """Return the record of a checkpoint after verifying all its files.
+
+  Args:
+    source: directory of the checkpoint.
 
   Raises:
-    CheckpointError: if one is missing, new or changed.
+    CheckpointError: if a file is missing, new or changed.
   """
   fault = _fault(source)
   if fault is not None:
@@ -194,10 +205,10 @@ def read_record(source: pathlib.Path) -> dict[str, Any]:
 
 
 def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
-  """The record with its seal, or what is wrong with it."""
+  """Return the record with its seal, or a text on what is wrong with it."""
   path = source / RECORD
   try:
-    # To open a pipe is to wait for its writer.
+    # Not opened unless a file, because opening a pipe waits for its writer.
     if not path.is_file() or path.stat().st_size > _MAX_RECORD:
       return f'{RECORD} cannot be read'
     record = json.loads(path.read_text(encoding='utf-8'))
@@ -206,7 +217,7 @@ def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
     whole = all(isinstance(part, dict) for part in parts)
     if whole and record['sha256'] == _seal(unsealed):
       return record
-  # Python cannot recurse into what is nested too deeply.
+  # RecursionError, because json.loads recurses into nested values.
   except (
     OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError
   ):  # fmt: skip
@@ -215,7 +226,7 @@ def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
 
 
 def _fault(source: pathlib.Path) -> str | None:
-  """What is wrong with a checkpoint, None if it is whole."""
+  """Return what is wrong with a checkpoint, None if it is whole."""
   record = _unsealed(source)
   if isinstance(record, str):
     return record
@@ -231,13 +242,13 @@ def _fault(source: pathlib.Path) -> str | None:
 
 
 def digests(root: pathlib.Path) -> dict[str, str]:
-  """File -> SHA-256 of everything below a directory but the record."""
+  """Return file -> SHA-256 for all files of a directory but the record."""
   files = sorted(p for p in root.rglob('*') if p.is_file() and p.name != RECORD)
   return {str(p.relative_to(root)): _digest(p) for p in files}
 
 
 def _digest(path: pathlib.Path) -> str:
-  """SHA-256 of a file, which is on the disk when this returns."""
+  """Return the SHA-256 of a file, after forcing it to the disk."""
   with open(path, 'rb') as file:
     os.fsync(file.fileno())
     return hashlib.file_digest(file, 'sha256').hexdigest()

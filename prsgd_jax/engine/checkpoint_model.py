@@ -1,8 +1,8 @@
-"""The model in a checkpoint, for a new run with another algorithm.
+"""The MODEL in a checkpoint, for a new run with another algorithm.
 
 Only parameters and model state are read, so that the two runs may differ in
-their algorithm, optimizer and number of replicas. The parameters are those of
-the state; an algorithm whose output differs from them (push-sum) is not asked.
+algorithm, optimizer and number of replicas. The parameters are the state's own,
+even if the output of the algorithm differs from them, as with push-sum.
 """
 
 import pathlib
@@ -17,18 +17,18 @@ from prsgd_jax.engine.checkpoint_files import CheckpointError
 
 
 def check(path: pathlib.Path, params: ArrayTree, model_state: ArrayTree) -> int:
-  """Looks whether a checkpoint is whole and of a model.
+  """Check that a checkpoint is whole and of the given model.
 
   Args:
-    path: of the checkpoint.
-    params: of one replica, or their shapes.
-    model_state: of one replica, or its shapes.
+    path: directory of the checkpoint.
+    params: parameters of one replica, or their shapes.
+    model_state: model state of one replica, or its shapes.
 
   Returns:
-    The number of replicas in it.
+    The number of replicas in the checkpoint.
 
   Raises:
-    CheckpointError: if it is damaged or has other leaves or shapes.
+    CheckpointError: if the checkpoint is damaged or has other leaves or shapes.
   """
   record = checkpoint_files.read_record(path)
   n = record['num_replicas']
@@ -54,18 +54,18 @@ def check(path: pathlib.Path, params: ArrayTree, model_state: ArrayTree) -> int:
 def read(
   path: pathlib.Path, params: ArrayTree, model_state: ArrayTree
 ) -> tuple[ArrayTree, ArrayTree]:
-  """Reads the parameters and model state of all replicas, on the host.
+  """Read the parameters and model state of all replicas, on the host.
 
   Args:
-    path: of the checkpoint.
-    params: of one replica, or their shapes.
-    model_state: of one replica, or its shapes.
+    path: directory of the checkpoint.
+    params: parameters of one replica, or their shapes.
+    model_state: model state of one replica, or its shapes.
 
   Returns:
-    (params, model_state) with leaves `[N, ...]`, with the checkpoint's N.
+    (params, model_state), leaves `[N, ...]` with the N of the checkpoint.
 
   Raises:
-    CheckpointError: as `check`.
+    CheckpointError: if the checkpoint is damaged or has other leaves or shapes.
   """
   import orbax.checkpoint as ocp
 
@@ -78,7 +78,7 @@ def read(
 
 
 def _named(params: ArrayTree, model_state: ArrayTree) -> dict[str, Any]:
-  """The leaves by their names in a checkpoint, in the order of the tree."""
+  """Return name in a checkpoint -> leaf, in the order of the tree."""
   named: dict[str, Any] = {}
   for prefix, tree in (('params', params), ('model_state', model_state)):
     for path, leaf in jax.tree.flatten_with_path(tree)[0]:

@@ -1,11 +1,10 @@
-"""Checkpoints of the whole train state, with all replicas.
+"""CHECKPOINTS of the whole train state, with all replicas.
 
-A checkpoint does not know the devices: every leaf is saved as `[N, ...]`, so
-that a run goes on with another D. orbax writes the arrays to the side; a record
-of the run, of every leaf and of the SHA-256 of every file joins them; then one
-rename puts the directory into place. So a directory with the name of a step is
-whole, and what was cut off or has changed since is known before a byte of it is
-used.
+Leaves are saved as `[N, ...]`, so that a run can resume with another number of
+devices. orbax writes the arrays to a side directory. A record of the run, the
+leaves and the SHA-256 of every file is added. Then one rename puts the
+directory into place, so that a directory named by a step is complete. Checksums
+are verified before any array is read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +45,7 @@ __all__ = (
 
 
 class SaveError(CheckpointError):
-  """A checkpoint cannot be written; the ones before it are whole."""
+  """A checkpoint cannot be written; older ones are still whole."""
 
 
 def save(
@@ -57,24 +56,24 @@ def save(
   *,
   notes: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
-  """Saves the state in `directory/<step>`, whole or not at all.
+  """Save the state in `directory/<step>`, completely or not at all.
 
-  It is on the disk when this returns: `prune` may then remove older ones.
+  The files are on the disk when this returns, so `prune` may remove older ones.
 
   Args:
-    directory: of the checkpoints of one run; made if it is not there.
-    mesh: where the state lives.
-    state: what to save; it is left as it is.
-    description: what the run is, of JSON types; `restore` compares it.
-    notes: what else to keep, of JSON types; `read_notes` returns it.
+    directory: directory of the checkpoints of one run; created if missing.
+    mesh: placement of the replicas.
+    state: state to save; it stays usable.
+    description: identity of the run, of JSON types; `restore` compares it.
+    notes: further values of JSON types, for `read_notes`. Default: none.
 
   Returns:
     The path of the checkpoint.
 
   Raises:
-    CheckpointError: if there is a checkpoint of this step: none is overwritten.
-    SaveError: if it cannot be written, such as on a full disk. What was written
-      of it is removed, and the checkpoints before it are whole.
+    CheckpointError: if a checkpoint of this step exists.
+    SaveError: if the checkpoint cannot be written, such as on a full disk. Its
+      partial files are removed, and older checkpoints are still whole.
   """
   leaves = _to_host(mesh, state)
   step = int(leaves['step'])
@@ -94,7 +93,7 @@ def save(
     _write(staging, leaves, record)
     staging.rename(target)
     checkpoint_files.sync(target.parent)
-  # orbax passes on what tensorstore and its threads raise.
+  # All three, because orbax lets errors of tensorstore and threads through.
   except (OSError, ValueError, RuntimeError) as error:
     with contextlib.suppress(OSError):
       checkpoint_files.remove(staging)  # makes room on a full disk
@@ -109,12 +108,12 @@ def _write(
   leaves: dict[str, np.ndarray],
   record: Mapping[str, Any],
 ) -> None:
-  """Writes a checkpoint to the side, on the disk when this returns."""
+  """Write a checkpoint to a side directory and force it to the disk."""
   import orbax.checkpoint as ocp
 
-  checkpoint_files.remove(staging)  # of a run that was cut off while saving
-  # The asynchronous one leaves threads when its directory cannot be made, and
-  # the process waits for them at its end.
+  checkpoint_files.remove(staging)  # an interrupted save may have left one
+  # Not the asynchronous checkpointer, because it leaves threads if it cannot
+  # create its directory, and the process waits for them when it ends.
   handler = ocp.StandardCheckpointHandler()
   with _without_orbax_logs(), ocp.Checkpointer(handler) as checkpointer:
     saved = ocp.args.StandardSave(_not_empty(leaves))
@@ -124,7 +123,7 @@ def _write(
 
 @contextlib.contextmanager
 def _without_orbax_logs() -> Iterator[None]:
-  """Keeps orbax from logging the errors that it raises, with tracebacks."""
+  """Keep orbax from logging the errors that it raises, with tracebacks."""
 
   def from_elsewhere(record: logging.LogRecord) -> bool:
     return 'orbax' not in record.pathname
@@ -138,14 +137,14 @@ def _without_orbax_logs() -> Iterator[None]:
 
 
 def read_notes(directory: Path, step: int) -> dict[str, Any] | None:
-  """Returns the `notes` that a checkpoint was saved with, None without any.
+  """Return the `notes` of a checkpoint, None if it has none.
 
   Args:
-    directory: of the checkpoints of one run.
-    step: which checkpoint.
+    directory: directory of the checkpoints of one run.
+    step: step of the checkpoint.
 
   Raises:
-    CheckpointError: if its record is damaged.
+    CheckpointError: if the record of the checkpoint is damaged.
   """
   return checkpoint_files.read_seal(path_of(directory, step)).get('notes')
 
@@ -157,18 +156,21 @@ def restore(
   description: Mapping[str, Any],
   step: int | None = None,
 ) -> TrainState:
-  """Reads a checkpoint onto the devices of a mesh; it is left as it was.
+  """Read a checkpoint onto the devices of a mesh.
 
   Args:
-    directory: of the checkpoints of one run.
-    mesh: where the state goes: the same N, any D.
-    like: a new state of the same algorithm and model, for its structure.
-    description: what the run is, as given to `save`.
-    step: which checkpoint; the newest whole one if None.
+    directory: directory of the checkpoints of one run.
+    mesh: placement of the replicas; N as saved, any D.
+    like: a new state of the algorithm and model, for its structure.
+    description: identity of the run, as passed to `save`.
+    step: step of the checkpoint. Default: the newest one.
+
+  Returns:
+    The state, on the devices.
 
   Raises:
-    CheckpointError: if there is no checkpoint, or it is damaged, of another
-      run, of another number of replicas, or of other shapes.
+    CheckpointError: if the checkpoint is missing, damaged, of another run, of
+      another number of replicas, or of other shapes.
   """
   import orbax.checkpoint as ocp
 
@@ -191,7 +193,7 @@ def restore(
 
 
 def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
-  """As it reads after a turn through JSON, where a tuple becomes a list."""
+  """Convert through JSON, because a tuple becomes a list there."""
   return json.loads(json.dumps(dict(description)))
 
 
@@ -209,16 +211,16 @@ def _names(state: TrainState) -> list[str]:
 
 
 def _is_global(name: str) -> bool:
-  """Whether a leaf is one for all replicas, the same on every device."""
+  """Return whether all replicas share a leaf, equal on every device."""
   return name in ('step', 'key')
 
 
 def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
-  """Name -> `[N, ...]`, or one value of what is the same on every device."""
+  """Return name -> `[N, ...]`, or one value of a leaf that all share."""
   check_state('a checkpoint', mesh, state)
 
   def fetch(name: str, x: Array) -> np.ndarray:
-    x = to_data(x)  # typed keys as their data
+    x = to_data(x)  # because NumPy has no typed keys
     return first(x) if _is_global(name) else mesh.gather(x)
 
   leaves = jax.tree.leaves(state)
@@ -226,7 +228,7 @@ def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
 
 
 def _not_empty(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Without arrays of size 0, which orbax refuses; their shapes say it all."""
+  """Omit arrays of size 0, because orbax rejects them."""
   return {name: x for name, x in leaves.items() if x.size}
 
 
@@ -241,7 +243,7 @@ def _to_devices(
   known, treedef = jax.tree.flatten(like)
   new = [put(n, x) for n, x in zip(_names(like), known, strict=True)]
   placed = jax.tree.unflatten(treedef, new)
-  # An identity makes buffers of the program's own, which may be donated.
+  # Copied by a program, because only buffers it owns may be donated.
   return mesh.map(lambda state: jax.tree.map(jnp.copy, state))(placed)
 
 
@@ -258,7 +260,7 @@ def _compare(
   expected: dict[str, np.ndarray],
   description: Mapping[str, Any],
 ) -> None:
-  """Raises CheckpointError where a checkpoint is not of this run."""
+  """Raise CheckpointError if a checkpoint is not of this run."""
   saved, shapes = record['description'], record['leaves']
   num_replicas = record['num_replicas']
   this = _as_json(description)

@@ -1,4 +1,4 @@
-"""Checks of what the engine is given: the commonest slips, by their names."""
+"""CHECKS of the arguments of the engine, which name what is wrong with them."""
 
 from typing import Any
 
@@ -10,7 +10,12 @@ from prsgd_jax.tree_types import describe, is_array, path_name
 
 
 def check_setting(who: str, mesh: Any, algorithm: Any) -> None:
-  """Checks the first two arguments of the engine's factories.
+  """Check the first two arguments of a factory of the engine.
+
+  Args:
+    who: name of the factory, for the message.
+    mesh: should be a `ReplicaMesh`.
+    algorithm: should be a `ReplicaTransformation`.
 
   Raises:
     ValueError: if they are not a mesh and an algorithm, in this order.
@@ -27,7 +32,7 @@ def check_setting(who: str, mesh: Any, algorithm: Any) -> None:
 
 
 def check_arrays(**trees: ArrayTree) -> None:
-  """Raises ValueError where something else than an array is a leaf."""
+  """Raise ValueError if a leaf is not an array, or `params` has no leaf."""
   for name, tree in trees.items():
     for path, x in jax.tree.flatten_with_path(tree)[0]:
       if not is_array(x):

@@ -1,8 +1,10 @@
-"""Evaluation of the averaged model, or of every replica by itself.
+"""EVALUATION of the averaged model, or of each replica separately.
 
-What is measured is a pure function of one model,
+The caller passes a pure function of one model,
 
   eval_fn(params, model_state, batch) -> dict of values [batch]
+
+and the results are its means over the examples, which the devices share.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,24 +46,24 @@ def make_evaluate(
   *,
   refresh: Callable[[Any], Any] | None = None,
 ) -> Callable[[TrainState, Any], dict[str, float]]:
-  """Evaluation of the averaged output, the examples shared by the devices.
+  """Make the function that evaluates the averaged output of an algorithm.
 
   Args:
-    mesh: where the replicas live.
-    algorithm: whose output is averaged.
-    eval_fn: values `[batch]` of one model on a batch.
-    refresh: what is done to the averaged (params, model_state), leaves
-      `[D, ...]`, before; such as `make_reestimate`'s on the training data.
+    mesh: placement of the replicas.
+    algorithm: its output is averaged over the replicas.
+    eval_fn: `(params, model_state, batch) -> dict of values [batch]`.
+    refresh: function of the averaged (params, model_state), leaves `[D, ...]`,
+      that is applied first, such as `make_reestimate(...)`. Default: none.
 
   Returns:
-    `(state, examples) -> dict of means` over the examples, which
-    `shard_examples` prepares, with `consensus_distance` of the replicas'
-    parameters (not of their outputs).
+    `(state, examples) -> dict of means` over the examples that
+    `shard_examples` prepares. `consensus_distance` is added; it is computed
+    from the parameters of the replicas, not from their outputs.
 
   Raises:
     ValueError: if the arguments are not a mesh, an algorithm and a function of
-      three arguments; from the result, if the state or the examples are not as
-      described, or `eval_fn` does not return a dict of values `[batch]`.
+      three arguments. The result raises it if the state or the examples are not
+      as described, or `eval_fn` does not return a dict of values `[batch]`.
   """
   check_setting('make_evaluate', mesh, algorithm)
   values_fn = _values(eval_fn)
@@ -86,7 +88,7 @@ def make_evaluate(
     if refresh is not None:
       point = refresh(point)
     sums = [mapped_sums(point, batch) for batch in _batches(examples)]
-    # [D] of each batch; on the host, so that no loop is around `eval_fn`.
+    # On the host, because convolutions in a loop are slow on CPU.
     means = _means([jax.tree.map(np.sum, jax.device_get(s)) for s in sums])
     if 'consensus_distance' in means:
       raise ValueError(
@@ -100,7 +102,7 @@ def make_evaluate(
 
 
 def _average(x: Array) -> Array:
-  """`[V, ...] -> [...]` as `train_state.consensus` has it, on every device."""
+  """Average `[V, ...] -> [...]` over all devices; `consensus` on devices."""
   if is_inexact(x):
     mean = x.astype(wire_dtype(x)).mean(axis=0)
     return lax.pmean(mean, AXIS_NAME).astype(x.dtype)
@@ -112,14 +114,21 @@ def _average(x: Array) -> Array:
 def make_evaluate_replicas(
   mesh: ReplicaMesh, algorithm: ReplicaTransformation, eval_fn: EvalFn
 ) -> Callable[[TrainState, Any], dict[str, np.ndarray]]:
-  """Evaluation of every replica's output by itself, on all examples.
+  """Make the function that evaluates each replica on all examples.
+
+  Args:
+    mesh: placement of the replicas.
+    algorithm: the outputs of its replicas are evaluated.
+    eval_fn: `(params, model_state, batch) -> dict of values [batch]`.
 
   Returns:
-    `(state, examples) -> dict of float[N]`, with examples as `shard_examples`
-    prepares them.
+    `(state, examples) -> dict of float[N]`, the means over the examples that
+    `shard_examples` prepares.
 
   Raises:
-    ValueError: as `make_evaluate` and its result do.
+    ValueError: if the arguments are not a mesh, an algorithm and a function of
+      three arguments. The result raises it if the state or the examples are not
+      as described, or `eval_fn` does not return a dict of values `[batch]`.
   """
   check_setting('make_evaluate_replicas', mesh, algorithm)
   values_fn = _values(eval_fn)
@@ -146,7 +155,7 @@ def make_evaluate_replicas(
     points = mapped_output(state)
     sums = []
     for batch in _batches(examples):
-      # Awaited one by one: they have a collective (`training.MAX_IN_FLIGHT`).
+      # Awaited one by one, because un-awaited collectives dead-lock on CPU.
       sums.append(mesh.gather(mapped_sums(points, batch)))
     return _means(sums)
 
@@ -154,20 +163,20 @@ def make_evaluate_replicas(
 
 
 def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
-  """Places examples for evaluation, cut into batches on every device.
+  """Split examples into batches for evaluation, and place them on devices.
 
   Args:
-    mesh: the devices that share the examples.
-    examples: tree of host arrays `[n, ...]`.
-    batch_size: examples per device in one call of `eval_fn`.
+    mesh: its devices share the examples.
+    examples: tree of host arrays `[n, ...]`, n >= 1.
+    batch_size: examples per device in one call of `eval_fn`, >= 1.
 
   Returns:
-    (examples, weights) on the devices, leaves `[D, batches, batch, ...]`; the
-    last batches are filled up with examples of weight 0.
+    (examples, weights) on the devices, leaves `[D, batches, batch, ...]`. The
+    last batches are padded with examples of weight 0.
 
   Raises:
-    ValueError: if there are no examples, or `batch_size` is not an integer of
-      at least 1.
+    ValueError: if `examples` is empty or its arrays differ in length, or
+      `batch_size` is not an integer >= 1.
   """
   check_positive_int('batch_size', batch_size)
   sizes = {np.shape(x)[:1] for x in jax.tree.leaves(examples)}
@@ -193,10 +202,14 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
 
 
 def check_examples(mesh: ReplicaMesh, examples: Any) -> None:
-  """Checks that examples have the form that `shard_examples` gives them.
+  """Check that examples have the form that `shard_examples` returns.
+
+  Args:
+    mesh: placement of the replicas.
+    examples: should be (examples, weights), leaves `[D, batches, batch, ...]`.
 
   Raises:
-    ValueError: if they have not, or there are none.
+    ValueError: if they have another form, or are empty.
   """
   is_pair = isinstance(examples, tuple | list) and len(examples) == 2
   weights: Any = examples[1] if is_pair else None
@@ -212,13 +225,13 @@ def check_examples(mesh: ReplicaMesh, examples: Any) -> None:
 
 
 def _values(eval_fn: Any) -> Callable[..., dict[str, Array]]:
-  """`eval_fn` with its result checked, without the axis of replicas."""
+  """Return `eval_fn` with its result checked, without the replica axis."""
   check_signature(EVAL, eval_fn)
   return isolated('eval_fn', checked_values(eval_fn))
 
 
 def _batches(examples: Any) -> Iterator[Any]:
-  """The batches `[D, batch, ...]` of what `shard_examples` made."""
+  """Yield the batches `[D, batch, ...]` that `shard_examples` made."""
   for i in range(jax.tree.leaves(examples)[0].shape[1]):
     yield jax.tree.map(lambda x, i=i: x[:, i], examples)
 
@@ -226,7 +239,7 @@ def _batches(examples: Any) -> Iterator[Any]:
 def _weighted_sums(
   values_fn: EvalFn, point: tuple[ArrayTree, ArrayTree], batch: Any
 ) -> tuple[dict[str, Array], Array]:
-  """Weighted sums of `eval_fn` over a batch, and the sum of the weights."""
+  """Return weighted sums of `eval_fn` over a batch, and the weights' sum."""
   inputs, weights = batch
   values = values_fn(*point, inputs)
   for name, value in values.items():
@@ -243,7 +256,7 @@ def _weighted_sums(
 
 
 def _means(sums: list[tuple[dict[str, Any], Any]]) -> dict[str, Any]:
-  """Means over the batches from their sums and weights, in float64."""
+  """Return means over the batches from sums and weights, in float64."""
   total, weight = jax.tree.map(
     lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *sums
   )

@@ -1,4 +1,4 @@
-"""Batches on the devices: rows gathered there, or streamed from the host."""
+"""FEEDING: batches on the devices, gathered there or copied from the host."""
 
 from collections.abc import Iterator
 import itertools
@@ -17,20 +17,20 @@ from prsgd_jax.tree_types import describe, difference
 def make_batch_fn(
   mesh: ReplicaMesh, sampler: Sampler, transform: Transform | None = None
 ) -> BatchFn:
-  """The `batch_fn` of `training.make_resident_train_steps`.
+  """Make the `batch_fn` of `training.make_resident_train_steps`.
 
   Args:
-    mesh: where the replicas live.
-    sampler: which rows a replica takes at a step.
-    transform: `(key, batch) -> batch`, such as augmentation.
+    mesh: placement of the replicas.
+    sampler: function that chooses the rows of a replica at a step.
+    transform: `(key, batch) -> batch`, such as augmentation. Default: none.
 
   Returns:
-    `(data, step, replica, key) -> batch`: the rows of every leaf of `data`.
+    `(data, step, replica, key) -> batch`, the rows of every leaf of `data`.
 
   Raises:
     ValueError: if the arguments are not a mesh and a sampler, or the sampler is
-      of another number of replicas; from the result, if the data has another
-      number of examples.
+      of another number of replicas. The result raises it if the data has
+      another number of examples.
   """
   if not isinstance(mesh, ReplicaMesh) or not isinstance(sampler, Sampler):
     raise ValueError(
@@ -48,16 +48,16 @@ def stack_batches(
   *,
   global_batch: bool = False,
 ) -> Any:
-  """Takes the next steps from an iterator and places them on the devices.
+  """Take the next batches from an iterator and place them on the devices.
 
   Args:
-    mesh: where the replicas live.
-    batches: an iterator over host batches of one step each, leaves `[N, batch,
-      ...]`. Make it once, before the loop; where a loader ends after an epoch,
-      by a generator that starts it again.
-    num_steps: how many steps to take, an integer >= 1.
-    global_batch: whether the leaves are `[N * batch, ...]`, the batches of all
-      replicas one after the other, as most loaders give them.
+    mesh: placement of the replicas.
+    batches: iterator over host batches of one step each, leaves `[N, batch,
+      ...]`. Create it once, before the loop. If a loader ends after an epoch,
+      wrap it in a generator that starts it again.
+    num_steps: number of steps to take, >= 1.
+    global_batch: whether leaves are `[N * batch, ...]`, the batches of all
+      replicas concatenated, as most loaders return them. Default: False.
 
   Returns:
     A tree of `[D, steps, V, batch, ...]` for `training.make_train_steps`.
@@ -93,7 +93,7 @@ def stack_batches(
 
 
 def _stack(batches: Iterator[Any], num_steps: int) -> Any:
-  """Copies each batch as it comes: a loader may write the next in its place."""
+  """Copy each batch at once, because a loader may reuse its memory."""
   first = next(batches)
   stacked = jax.tree.map(
     lambda x: np.empty((num_steps, *x.shape), x.dtype), first
@@ -114,8 +114,8 @@ def _take(batches: Any, num_steps: int) -> Iterator[Any]:
       'the loop'
     )
   for i in range(num_steps):
-    # Not by a for loop or islice: those call iter, by which some loaders that
-    # are their own iterators start again.
+    # Not by a for loop or islice, because those call iter, and some loaders
+    # that are their own iterators start again when it is called.
     try:
       batch = next(batches)
     except StopIteration:
@@ -124,7 +124,12 @@ def _take(batches: Any, num_steps: int) -> Iterator[Any]:
 
 
 def ended(num_steps: int, i: int) -> ValueError:
-  """Returns the error of an iterator that ended after i of so many batches."""
+  """Return the error of an iterator that ended after i batches.
+
+  Args:
+    num_steps: number of batches expected.
+    i: number of batches that came.
+  """
   return ValueError(
     f'expected {num_steps} more batches, the iterator ended after {i}, which '
     'are lost; pass a generator that starts the loader again for each epoch: '
@@ -143,7 +148,7 @@ def _check_alike(first: Any, batch: Any) -> None:
 
 
 def _of_replicas(n: int, batch: Any, global_batch: bool) -> Any:
-  """A batch with leaves `[N, batch, ...]`."""
+  """Return a batch with leaves `[N, batch, ...]`."""
 
   def split(x: Any) -> np.ndarray:
     x = np.asarray(x)

@@ -1,8 +1,8 @@
 """MANY RUNS: an algorithm mapped over settings and seeds, in one program.
 
-Toy problems need thousands of short runs, which the engine would start one by
-one. Here all replicas of a run are one block on one device, settings and seeds
-are mapped over it, and a step is that of the engine.
+Toy problems need thousands of short runs, which a trainer would start one by
+one. Here all replicas of a run form one block on one device, and `jax.vmap`
+maps over settings and seeds. A step is `training.one_step`, as in a trainer.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,33 +44,33 @@ def map_runs(
   per_replica: bool = False,
   keys_fn: Callable[[Array, Array, Array], StepKeys] = step_keys,
 ) -> ArrayTree:
-  """Runs an algorithm once for every setting and seed.
+  """Run an algorithm once for every setting and seed.
 
   A run equals that of a trainer with the same algorithm, seed and data, up to
   rounding.
 
   Args:
-    make: the algorithm of a setting, such as a learning rate. The algorithms of
-      all settings communicate at the same steps.
+    make: function from a setting, such as a learning rate, to an algorithm. All
+      settings must communicate at the same steps.
     settings: K numbers.
-    seeds: S seeds of all randomness but that of the data.
+    seeds: S seeds of all randomness except the order of the data.
     loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
       metrics))` of one replica.
-    data: such as `pr.shared(arrays, batch_size=16)`; the same for all runs.
-    start: the parameters from which all replicas start; or a function of a key
-      that returns them.
-    num_replicas: N.
+    data: data of every run, such as `pr.shared(arrays, batch_size=16)`.
+    start: parameters from which all replicas start, or a function of a key that
+      returns them.
+    num_replicas: N, >= 1.
     num_steps: T, a multiple of `every`.
-    observe: what to keep of the outputs, a function of parameters `[N, ...]`.
-    model_state: of one model at the start. Default: none.
+    observe: function of the output parameters `[N, ...]`; its result is kept.
+    model_state: model state of one replica at the start. Default: none.
     every: steps between observations. Default: 1.
     per_replica: whether `start` and `model_state` have the leading axis N.
       Default: False.
     keys_fn: `(root, step, replica_index) -> StepKeys`. Default: the engine's.
 
   Returns:
-    What was observed after every `every` steps, NumPy leaves `[K, S, T / every,
-    ...]`.
+    The results of `observe` every `every` steps, NumPy leaves `[K, S, T /
+    every, ...]`.
 
   Raises:
     ValueError: if `every` does not divide `num_steps`, or an argument is not as
@@ -136,7 +136,7 @@ def _copies(num_replicas: int, x: Array) -> Array:
 
 
 def _mapped(run: Callable[..., ArrayTree]) -> Callable[..., ArrayTree]:
-  """Maps a run over settings and seeds, on one device with all replicas."""
+  """Map a run over settings and seeds, on one device with all replicas."""
   over_seeds = jax.vmap(run, in_axes=(None, 0, None))
   over_all = jax.vmap(over_seeds, in_axes=(0, None, None))
   alone: Callable[..., Any] = jax.vmap(
@@ -146,11 +146,11 @@ def _mapped(run: Callable[..., ArrayTree]) -> Callable[..., ArrayTree]:
 
 
 def _compiler_options() -> dict[str, str] | None:
-  """Turns off what is wrong in jaxlib.
+  """Return options that avoid a bug of jaxlib, None if none are needed.
 
-  From 0.10.2 on, its sums of products may be wrong on a CPU: runs of several
-  seeds took all their gradients at the start. The cause is what is handed to
-  YNNPACK (jax-ml/jax, issue 39103), so nothing is.
+  Since jaxlib 0.10.2, sums of products may be wrong on a CPU: runs of several
+  seeds took all their gradients at the start. YNNPACK is the cause
+  (jax-ml/jax, issue 39103), so no operation may be handed to it.
   """
   if jax.default_backend() == 'cpu' and jax.__version_info__ >= (0, 10, 2):
     return {'xla_cpu_experimental_ynn_fusion_type': ''}

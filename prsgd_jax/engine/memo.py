@@ -1,8 +1,8 @@
-"""MEMO: compiled steps and placed arrays, remembered while they are in use.
+"""MEMO: caches of compiled steps and placed arrays.
 
-They are pure functions of what they were made from, so that remembering them
-changes only the time that a call takes. Arrays are recognized by identity: to
-compare their numbers would cost as much as to place them.
+They are pure functions of their arguments, so the caches change only the time
+of a call. Arrays are recognized by identity, because comparing their numbers
+would cost as much as placing them.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from prsgd_jax.engine.training import (
   make_train_steps,
 )
 
-# What is remembered of each kind, the newest ones.
+# The newest entries that each cache keeps.
 PROGRAMS = 16
 PLACEMENTS = 4
 
@@ -36,9 +36,9 @@ class Memo(NamedTuple):
   Attributes:
     resident_steps: `recipe -> (state, data, num_steps) -> (state, metrics)`.
     streamed_steps: `() -> (state, batches) -> (state, metrics)`.
-    place: arrays -> the same on every device, `[D, ...]`.
-    place_examples: (arrays, batch_size) -> as `shard_examples` does.
-    refresh: resident data -> the function of `make_reestimate`.
+    place: `arrays -> arrays` copied to every device, `[D, ...]`.
+    place_examples: `(arrays, batch_size)` -> result of `shard_examples`.
+    refresh: resident data -> result of `make_reestimate`.
   """
 
   resident_steps: Callable[[Recipe], TrainSteps]
@@ -51,12 +51,12 @@ class Memo(NamedTuple):
 def make_memo(
   mesh: ReplicaMesh, algorithm: ReplicaTransformation, loss_fn: LossFn
 ) -> Memo:
-  """Returns functions that remember the newest of their results.
+  """Return functions that cache the newest of their results.
 
   Args:
-    mesh: where the replicas are.
-    algorithm: of the steps.
-    loss_fn: of the steps, and of `refresh`.
+    mesh: placement of the replicas.
+    algorithm: the algorithm of the steps.
+    loss_fn: the loss of the steps, and of `refresh`.
   """
 
   @functools.lru_cache(PROGRAMS)
@@ -93,7 +93,7 @@ def make_memo(
 
 
 def _key(tree: ArrayTree) -> tuple[Any, ...]:
-  """A tree as what can be looked up: its structure, and the arrays held."""
+  """Return a hashable key: the structure of a tree and its arrays' ids."""
   leaves, treedef = jax.tree.flatten(tree)
   return treedef, *map(Held, leaves)
 

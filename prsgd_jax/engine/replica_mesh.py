@@ -1,4 +1,4 @@
-"""N replicas on D devices, and the only `jax.pmap`.
+"""REPLICA MESH: the placement of N replicas on D devices; the only `jax.pmap`.
 
 Arrays on a mesh have the shape `[D, V, ...]`: D devices, each with a block of
 V = N / D replicas. Replica r is row r mod V of device r // V.
@@ -20,15 +20,18 @@ from prsgd_jax.checks import check_live, check_positive_int
 from prsgd_jax.tracing.keys import from_data, to_data
 from prsgd_jax.tree_types import describe
 
-# On CPU, the largest block whose replicas are written out one by one.
+# The largest block that is unrolled on CPU.
 WRITTEN_OUT = 128
 
 
 def first(x: Array) -> np.ndarray:
-  """Fetches the row of the first device of `[D, ...]`, the same on all devices.
+  """Fetch the first row of `[D, ...]`, an array equal on all devices.
 
-  Not `x[0]`: indexing a sharded array is a program with a collective, which may
-  meet those of dispatches in flight in another order.
+  Not by `x[0]`, because indexing a sharded array is a program with a
+  collective, which can dead-lock with dispatches in flight.
+
+  Args:
+    x: array on the devices of a mesh.
 
   Example:
     >>> import jax.numpy as jnp
@@ -43,14 +46,14 @@ class ReplicaMesh:
   """The placement of N replicas on D devices.
 
   Args:
-    num_replicas: N.
-    num_devices: D, which must divide N; if None, the largest number of the
-      devices there are that does.
-    devices: the devices to choose from; all of JAX's if None.
+    num_replicas: N, >= 1.
+    num_devices: D, which must divide N. Default: the largest number of
+      available devices that does.
+    devices: the devices to choose from. Default: all of JAX's.
 
   Raises:
-    ValueError: if N is not an integer >= 1, D does not divide N, or there are
-      fewer than D devices.
+    ValueError: if N is not an integer >= 1, D does not divide N, or fewer than
+      D devices are available.
 
   Example:
     >>> print(ReplicaMesh(num_replicas=8, num_devices=1))
@@ -89,7 +92,7 @@ class ReplicaMesh:
     if num_devices > len(there):
       raise ValueError(
         f'num_devices must be at most the {len(there)} {there[0].platform} '
-        f'device(s) there are, got {num_devices}; for fake CPU devices set '
+        f'device(s) available, got {num_devices}; for fake CPU devices set '
         f"jax.config.update('jax_num_cpu_devices', {num_devices}) first"
       )
     object.__setattr__(self, 'num_replicas', num_replicas)
@@ -97,12 +100,12 @@ class ReplicaMesh:
 
   @property
   def num_devices(self) -> int:
-    """D."""
+    """Number of devices, D."""
     return len(self.devices)
 
   @property
   def block_size(self) -> int:
-    """V = N / D."""
+    """Replicas per device, V = N / D."""
     return self.num_replicas // self.num_devices
 
   def __str__(self) -> str:
@@ -119,10 +122,16 @@ class ReplicaMesh:
     donate_argnums: Sequence[int] = (),
     static_argnums: Sequence[int] = (),
   ) -> Callable[..., Any]:
-    """Compiles `fn` to run on every device, on its `[V, ...]` blocks.
+    """Compile `fn` to run on every device, on its `[V, ...]` blocks.
 
-    The arguments and results outside have the leading axis D; inside, the
-    collectives of `prsgd_jax.mixing.collectives` may be used.
+    Args:
+      fn: function of blocks; it may use `prsgd_jax.mixing.collectives`.
+      donate_argnums: positions of the arguments to donate. Default: none.
+      static_argnums: positions of the arguments that are not arrays. Default:
+        none.
+
+    Returns:
+      The function, with the leading axis D on arguments and results.
     """
     return jax.pmap(
       fn,
@@ -133,12 +142,15 @@ class ReplicaMesh:
     )
 
   def map_block(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Maps `fn` of one replica over its block, the fastest way known.
+    """Map `fn` of one replica over its block, in the fastest known way.
 
-    On CPU a vmap over convolutions' weights becomes a grouped convolution, five
-    times slower than one replica after the other, and a loop around
-    convolutions is slower still: the block is written out, unless it is so
-    large that this would take long to compile.
+    On CPU, the calls are unrolled for blocks of up to 128 replicas, because a
+    larger one would compile slowly. A vmap over the weights of convolutions
+    would be a grouped convolution, five times slower than one replica after the
+    other. A loop around convolutions would be slower still.
+
+    Args:
+      fn: function of one replica's arrays.
     """
     on_cpu = self.devices[0].platform == 'cpu'
 
@@ -155,15 +167,18 @@ class ReplicaMesh:
     return mapped
 
   def replica_index(self) -> Array:
-    """int32[V], inside a mapped function: the block's replicas."""
+    """Return the replicas of the block, int32[V], inside a mapped function."""
     first = lax.axis_index(AXIS_NAME) * self.block_size
     return (first + jnp.arange(self.block_size)).astype(jnp.int32)
 
   def place(self, tree: ArrayTree) -> ArrayTree:
-    """Puts host arrays `[N, ...]` on the devices as `[D, V, ...]`.
+    """Put host arrays `[N, ...]` on the devices as `[D, V, ...]`.
 
-    Like all that places, it copies: the caller may write to the arrays again.
-    Typed keys stay typed.
+    The arrays are copied, so the caller may write to them afterwards. Typed
+    keys stay typed.
+
+    Args:
+      tree: arrays `[N, ...]`.
 
     Raises:
       ValueError: if an array lacks the leading axis N.
@@ -183,12 +198,12 @@ class ReplicaMesh:
     return from_data(data, tree)
 
   def place_per_device(self, tree: ArrayTree) -> ArrayTree:
-    """Puts host arrays `[D, ...]` on the devices, a row on each."""
+    """Put host arrays `[D, ...]` on the devices, one row on each."""
     data = self._put(jax.tree.map(np.array, to_data(tree)))
     return from_data(data, tree)
 
   def replicate(self, tree: ArrayTree) -> ArrayTree:
-    """Puts host arrays on every device, as `[D, ...]`."""
+    """Copy host arrays to every device, as `[D, ...]`."""
 
     def rows(x: np.ndarray) -> np.ndarray:
       # One copy, which fake CPU devices may share.
@@ -197,10 +212,13 @@ class ReplicaMesh:
     return from_data(self._put(jax.tree.map(rows, to_data(tree))), tree)
 
   def check_replicated(self, tree: ArrayTree) -> None:
-    """Checks that data has the form that `replicate` gives it, `[D, ...]`.
+    """Check that data has the form that `replicate` returns, `[D, ...]`.
+
+    Args:
+      tree: the data.
 
     Raises:
-      ValueError: if it has not.
+      ValueError: if a leaf lacks the leading axis D.
     """
     for x in jax.tree.leaves(tree):
       if np.shape(x)[:1] != (self.num_devices,):
@@ -210,14 +228,17 @@ class ReplicaMesh:
         )
 
   def _put(self, tree: ArrayTree) -> ArrayTree:
-    """Places arrays `[D, ...]`, whose memory a CPU device may go on using."""
+    """Place arrays `[D, ...]`; a CPU device may keep using their memory."""
     mesh = Mesh(np.asarray(self.devices), (AXIS_NAME,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS_NAME)))
 
   def gather(self, tree: ArrayTree) -> ArrayTree:
-    """Fetches `[D, V, ...]` arrays to the host as NumPy `[N, ...]`.
+    """Fetch `[D, V, ...]` arrays to the host as NumPy `[N, ...]`.
 
-    Of typed keys, which NumPy does not have, it fetches the uint32 data.
+    Typed keys become their uint32 data, because NumPy has no typed keys.
+
+    Args:
+      tree: arrays `[D, V, ...]`.
 
     Raises:
       ValueError: if an array was donated to a dispatch.

@@ -1,8 +1,8 @@
-"""VIEWS: the state and the metrics of a run, without the axis of devices.
+"""RUN STATE: the state and metrics of a run, without the device axis.
 
-The engine's arrays have the axes `[D, V, ...]`, devices and replicas on each.
-Here they are shown as `[N, ...]`. The arrays on the devices stay as they are,
-so that a step costs nothing more.
+Arrays on the devices are `[D, V, ...]`: D devices, V replicas on each. The
+views here are `[N, ...]` arrays in NumPy. They are made when they are read, so
+they add no cost to a step.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class State(struct.PyTreeNode):
   before it. Arrays are NumPy's; random keys are JAX's.
 
   Attributes:
-    on_devices: the arrays of the engine, `[D, V, ...]`.
-    mesh: where they are.
+    on_devices: the arrays on the devices, `[D, V, ...]`.
+    mesh: the placement of the replicas.
   """
 
   on_devices: TrainState
@@ -64,7 +64,7 @@ class State(struct.PyTreeNode):
     return from_data(self.mesh.gather(tree), tree)
 
   def __repr__(self) -> str:
-    """The sizes in place of the numbers."""
+    """Return sizes instead of numbers, because the arrays are large."""
     params = jax.tree.leaves(self.on_devices.params)
     size = sum(x.size for x in params) // self.mesh.num_replicas
     gone = self.on_devices.step.is_deleted()
@@ -73,15 +73,15 @@ class State(struct.PyTreeNode):
 
 
 def check_own(who: str, mesh: ReplicaMesh, state: Any) -> TrainState:
-  """Returns the arrays of a state that lies on a mesh.
+  """Return the arrays on the devices of a checked state.
 
   Args:
-    who: what the state was passed to.
-    mesh: where it should be.
-    state: what was passed.
+    who: name of the caller, for the message.
+    mesh: mesh that the state should be on.
+    state: should be a `State`.
 
   Raises:
-    ValueError: if it is no `State`, is of another mesh, or was used up.
+    ValueError: if it is not a `State`, is of another mesh, or was used up.
   """
   if not isinstance(state, State):
     raise ValueError(
@@ -98,16 +98,15 @@ def check_own(who: str, mesh: ReplicaMesh, state: Any) -> TrainState:
 
 
 def by_step(mesh: ReplicaMesh, tree: ArrayTree) -> ArrayTree:
-  """Returns metrics `[D, steps, V, ...]` as `[steps, N, ...]`, on one device.
+  """Return metrics `[D, steps, V, ...]` as `[steps, N, ...]`, on one device.
 
-  A transposition of arrays that several devices share may be a program with a
-  collective, which may meet those of dispatches in flight in another order. So
-  each device's part is copied to the first device and joined there. The copies
-  are asynchronous.
+  The part of each device is copied to the first device and joined there,
+  asynchronously. No sharded array is transposed, because that may be a program
+  with a collective, which can dead-lock with dispatches in flight.
 
   Args:
-    mesh: of the arrays.
-    tree: the arrays.
+    mesh: placement of the replicas.
+    tree: metrics `[D, steps, V, ...]`.
   """
   if mesh.num_devices == 1:
     return _join((tree,))
@@ -120,7 +119,7 @@ def by_step(mesh: ReplicaMesh, tree: ArrayTree) -> ArrayTree:
 
 @jax.jit
 def _join(parts: Sequence[ArrayTree]) -> ArrayTree:
-  """The devices' parts `[1, steps, V, ...]` as `[steps, N, ...]`."""
+  """Join the devices' parts `[1, steps, V, ...]` to `[steps, N, ...]`."""
   return jax.tree.map(
     lambda *xs: jnp.concatenate([x[0] for x in xs], axis=1), *parts
   )

@@ -1,7 +1,7 @@
-"""STACKING: the batches of an iterator, those of many steps in one dispatch.
+"""STACKING: batches of an iterator, many steps in one dispatch.
 
-A long run would not fit in memory as one stack, so it is cut into pieces. The
-host stacks the next piece while the devices work on the one before.
+The stack of a long run may not fit in memory, so it is split into pieces. The
+host stacks the next piece while the devices work on the current one.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from prsgd_jax.engine import feeding
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.mixing.chunks import piece
 
-# Of one stack, at most.
+# The bounds of one stack.
 MAX_STEPS = 64
 MAX_BYTES = 2**28
 
 
 def stacked(mesh: ReplicaMesh, data: Stream, num_steps: int) -> Iterator[Any]:
-  """Iterates over the next batches, as many at once as the bounds allow.
+  """Stack the next batches into pieces as long as the bounds allow.
 
   Args:
-    mesh: where the replicas are.
-    data: an iterator over batches. No more than `num_steps` are taken.
-    num_steps: how many batches, an integer >= 1.
+    mesh: placement of the replicas.
+    data: stream of batches; no more than `num_steps` are taken.
+    num_steps: number of batches, >= 1.
 
   Returns:
     An iterator over trees `[D, steps, V, batch, ...]` on the devices.
@@ -49,7 +49,8 @@ def stacked(mesh: ReplicaMesh, data: Stream, num_steps: int) -> Iterator[Any]:
   rest = _after(head, batches)
   size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(head))
   most = min(max(MAX_BYTES // max(size, 1), 1), MAX_STEPS)
-  # Pieces of one length, if they need not be short, are one program.
+  # Pieces of equal length unless they would be short, because each length
+  # compiles another program.
   length = piece(num_steps, most)
   length = length if 2 * length > most else most
   for begun in range(0, num_steps, length):
@@ -62,10 +63,10 @@ def stacked(mesh: ReplicaMesh, data: Stream, num_steps: int) -> Iterator[Any]:
 
 
 def _taken(iterator: Iterator[Any], num_steps: int) -> Iterator[Any]:
-  """The next batches of an iterator, and no more.
+  """Yield the next batches of an iterator, and take no more.
 
-  Not by a for loop or `islice`, because those call `iter`, by which some
-  loaders that are their own iterators start again.
+  Not by a for loop or `islice`, because those call `iter`, and some loaders
+  that are their own iterators start again when it is called.
   """
   for i in range(num_steps):
     try:

@@ -1,4 +1,9 @@
-"""The state of all replicas on their devices, and its consensus."""
+"""TRAIN STATE: the arrays of all replicas on their devices, and their average.
+
+Every leaf is `[D, V, ...]`: V replicas on each of D devices. `step` and `key`
+are `[D]` and equal on all devices. `create_train_state` makes a state,
+`advance` replaces it after a step, and `consensus` averages the replicas.
+"""
 
 import functools
 import math
@@ -27,11 +32,11 @@ from prsgd_jax.tree_types import describe, difference
 
 
 class TrainState(struct.PyTreeNode):
-  """All that a run has: arrays only, every leaf with the leading axis D.
+  """The whole state of a run, arrays with the leading axis D.
 
   Attributes:
-    step: int32[D], steps done: the one clock, the same on all devices.
-    key: key[D], made of the seed, the same on all devices.
+    step: int32[D], the number of steps done, equal on all devices.
+    key: key[D], made of the seed, equal on all devices.
     params, opt_state, model_state: `[D, V, ...]`.
     algorithm_state: the private states of the stages, `[D, V, ...]`.
     registers: name -> tree, the registers that `remember` declares, `[D, V,
@@ -47,7 +52,7 @@ class TrainState(struct.PyTreeNode):
   registers: dict[str, ArrayTree] = struct.field(default_factory=dict)
 
   def replica(self) -> Replica:
-    """The replicas as the first stage of a step finds them."""
+    """Return the replicas as the first stage of a step receives them."""
     return Replica(
       params=self.params,
       opt_state=self.opt_state,
@@ -58,7 +63,11 @@ class TrainState(struct.PyTreeNode):
   def advance(
     self, replica: Replica, algorithm_state: ArrayTree
   ) -> 'TrainState':
-    """Returns the state after a step that ended with this replica.
+    """Return the state after a step.
+
+    Args:
+      replica: the replicas as the last stage of the step returned them.
+      algorithm_state: the private states of the stages after the step.
 
     Raises:
       ValueError: if the step changed a structure, a shape or a dtype.
@@ -69,7 +78,7 @@ class TrainState(struct.PyTreeNode):
       opt_state=replica.opt_state,
       model_state=replica.model_state,
       algorithm_state=algorithm_state,
-      # What belongs to the step ends with it.
+      # Only declared registers, because the others belong to the step.
       registers={name: replica.registers[name] for name in self.registers},
     )
     _check_types(self, after)
@@ -77,7 +86,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def _check_types(before: TrainState, after: TrainState) -> None:
-  """Raises ValueError where a step changed a type, naming the leaf."""
+  """Raise ValueError, with the name of the leaf, if a step changed a type."""
   old, new = _named(before), _named(after)
   for name in old:
     change = difference(old[name], new[name], axes=1)
@@ -100,16 +109,16 @@ def _named(state: TrainState) -> dict[str, ArrayTree]:
 
 
 def check_state(who: str, mesh: ReplicaMesh | None, state: Any) -> None:
-  """Checks that a state can be read, and that it lies on the mesh.
+  """Check that a state can be read, and that it is on the mesh.
 
   Args:
-    who: what the state was passed to.
-    mesh: where it should be; None if anywhere.
-    state: what was passed.
+    who: name of the caller, for the message.
+    mesh: mesh that the state should be on; None accepts any.
+    state: should be a `TrainState`.
 
   Raises:
-    ValueError: if it is no `TrainState`, was given to `train_steps` before, or
-      is of another mesh.
+    ValueError: if it is not a `TrainState`, was passed to `train_steps` before,
+      or is of another mesh.
   """
   if not isinstance(state, TrainState):
     raise ValueError(
@@ -131,11 +140,11 @@ def check_state(who: str, mesh: ReplicaMesh | None, state: Any) -> None:
 def check_fits(
   algorithm: ReplicaTransformation, state: TrainState, num_replicas: int
 ) -> None:
-  """Checks that a state is of the algorithm: only types are compared.
+  """Check that a state is of an algorithm, by comparing types only.
 
   Args:
-    algorithm: what is to read the state.
-    state: of a block, leaves `[V, ...]`.
+    algorithm: the algorithm that will read the state.
+    state: state of a block, leaves `[V, ...]`.
     num_replicas: N.
 
   Raises:
@@ -164,28 +173,32 @@ def create_train_state(
   seed: int = 0,
   per_replica: bool = False,
 ) -> TrainState:
-  """Makes the state of a new run on the devices of the mesh.
+  """Make the state of a new run on the devices of the mesh.
 
-  The arrays given are copied: donating the state leaves them alone.
+  The arrays passed are copied, so they stay valid when the state is donated.
 
   Args:
-    mesh: where the replicas live.
-    algorithm: what will update the state.
+    mesh: placement of the replicas.
+    algorithm: the algorithm that will update the state.
     params: one point from which all replicas start; with `per_replica`, N
       points, every leaf `[N, ...]`.
-    model_state: batch statistics and the like, in the same form. Random keys
-      in it, such as those of flax nnx's dropout, are replaced before each loss
-      by keys made of the seed, the replica and the step.
-    seed: of all randomness of the run, an integer in 0 .. 2^32 - 1.
+    model_state: state of the model, such as batch statistics; with
+      `per_replica`, every leaf `[N, ...]`. Random keys in it (flax nnx's
+      dropout) are replaced before each loss by keys made of seed, replica and
+      step. Default: none.
+    seed: seed of all randomness of the run, in 0 .. 2^32 - 1. Default: 0.
     per_replica: whether `params` and `model_state` have the leading axis N. An
-      algorithm that keeps the last agreed point (`outer`, SlowMo, FedPAQ, an
-      elastic center) takes a replica's own start for it: from different points
-      its replicas agree late or never.
+      algorithm that remembers the last agreed point (`outer`, SlowMo, FedPAQ,
+      an elastic center) takes the start of each replica for it. Its replicas
+      then agree late or never. Default: False.
+
+  Returns:
+    The state at step 0.
 
   Raises:
     ValueError: if a stage reads a register that holds nothing, or assigns one
-      that nobody reads; if the algorithm does not fit the number of replicas;
-      if leaves lack the leading axis N where it is promised.
+      that no stage reads; if the algorithm does not fit the number of replicas;
+      if `per_replica` and a leaf lacks the leading axis N.
   """
   check_setting('create_train_state', mesh, algorithm)
   check_complete(algorithm.names)
@@ -210,13 +223,13 @@ def create_block(
   seed: int | Array,
   point: tuple[ArrayTree, ArrayTree],
 ) -> TrainState:
-  """Makes the state of a block, leaves `[V, ...]`.
+  """Make the state of a block, leaves `[V, ...]`.
 
   Args:
-    algorithm: what will update the state.
+    algorithm: the algorithm that will update the state.
     num_replicas: N.
-    seed: of all randomness.
-    point: (params, model_state) of the block.
+    seed: seed of all randomness, in 0 .. 2^32 - 1.
+    point: (params, model_state) of the block, leaves `[V, ...]`.
   """
   replica = Replica(params=point[0], model_state=point[1])
   replica, algorithm_state = algorithm.init(replica, num_replicas)
@@ -234,12 +247,16 @@ def create_block(
 
 
 def _strong(x: Array) -> Array:
-  """Without the weak type that would cost a second trace."""
+  """Remove a weak type, because it would cost a second trace."""
   return jax.lax.convert_element_type(x, x.dtype)
 
 
 def replica_shapes(state: TrainState) -> Replica:
-  """One replica's shapes and dtypes: what the ledger counts."""
+  """Return the shapes and dtypes of one replica, for the ledger.
+
+  Args:
+    state: state of a run, leaves `[D, V, ...]`.
+  """
 
   def shape(x: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[2:], x.dtype)
@@ -259,16 +276,16 @@ def initial_shapes(
   params: ArrayTree,
   model_state: ArrayTree = (),
 ) -> Replica:
-  """Returns one replica's shapes before there is a state.
+  """Return the shapes and dtypes of one replica without making a state.
 
   Args:
-    algorithm: what will update the state.
+    algorithm: the algorithm that will update the state.
     num_replicas: N.
-    params: of one model, arrays or their shapes.
-    model_state: of one model, in the same form.
+    params: parameters of one model, arrays or shapes.
+    model_state: model state of one model, arrays or shapes. Default: none.
 
   Returns:
-    What `replica_shapes` returns of the state.
+    The result of `replica_shapes` for the state of a new run.
 
   Raises:
     ValueError: if the algorithm does not fit the number of replicas.
@@ -291,14 +308,20 @@ def initial_shapes(
 def consensus(
   algorithm: ReplicaTransformation, state: TrainState
 ) -> tuple[ArrayTree, ArrayTree]:
-  """The algorithm's output averaged over the replicas, on the host.
+  """Average the output of an algorithm over the replicas, on the host.
+
+  Args:
+    algorithm: the algorithm of the state.
+    state: state of a run, leaves `[D, V, ...]`.
 
   Returns:
-    (params, model_state) of one model, NumPy arrays. Counters, other integers
-    and random keys, which have no mean, are those of replica 0. Typed keys are
-    arrays of JAX, because NumPy has none.
-  """
+    (params, model_state) of one model, NumPy arrays. Integers and random keys
+    have no mean and are taken from replica 0. Typed keys are JAX arrays,
+    because NumPy has none.
 
+  Raises:
+    ValueError: if the arguments are not an algorithm and a state of it.
+  """
   if not isinstance(algorithm, ReplicaTransformation):
     raise ValueError(
       'consensus expects (algorithm, state), got '
@@ -325,7 +348,7 @@ def _first_block(state: TrainState) -> TrainState:
 
 
 def host_mean(x: np.ndarray) -> np.ndarray:
-  """Returns the mean over `[N, ...]`; integers are those of replica 0."""
+  """Return the mean over `[N, ...]`; integers come from replica 0."""
   if is_typed(x) or not is_inexact(x):
     return x[0]
   return np.asarray(x).mean(axis=0, dtype=wire_dtype(x)).astype(x.dtype)

@@ -1,7 +1,8 @@
-"""TRAINER: the one way to train, an algorithm and a loss on N replicas.
+"""TRAINER: the way in. It trains an algorithm and a loss on N replicas.
 
-A trainer joins what the engine keeps apart: the mesh, the compiled steps, the
-placement of data, evaluation, averages, the ledger and checkpoints.
+A trainer is a NamedTuple of pure functions. It joins the parts of the engine:
+the mesh, the compiled steps, the placement of data, evaluation, averaging, the
+ledger and checkpoints.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,36 +43,36 @@ EVAL_BATCH = 500
 
 
 class Trainer(NamedTuple):
-  """Pure functions of a state, which `trainer` makes.
+  """Pure functions of a state; `trainer` makes them.
 
   Attributes:
-    init: `(params, model_state=(), *, seed=0, per_replica=False) -> State`, all
-      replicas at one point, or with `per_replica` at N points `[N, ...]`.
+    init: `(params, model_state=(), *, seed=0, per_replica=False) -> State`. All
+      replicas start at one point, or with `per_replica` at N points `[N, ...]`.
     run: `(state, data, num_steps) -> (state, metrics)`, with metrics `[steps,
-      N, ...]`: `loss` and what `loss_fn` reports. The state passed is used up:
-      continue with the one returned. It returns before the devices are done.
+      N, ...]`: `loss` and the metrics of `loss_fn`. The state passed is used
+      up, so continue with the one returned. It does not wait for the devices.
     evaluate: `(state, arrays, *, batch_size=500, reestimate=None) -> dict of
       floats`, means of `eval_fn` of the averaged model over the examples
       `[n, ...]`, and `consensus_distance`, the mean squared distance of the
       replicas from their average.
     evaluate_replicas: `(state, arrays, *, batch_size=500) -> dict of float[N]`,
-      the same means of each replica.
+      means of `eval_fn` of each replica over the examples `[n, ...]`.
     average: `(state, *, reestimate=None) -> (params, model_state)`, the
       averaged model in NumPy arrays.
     account: `(state, num_steps, network=NETWORK) -> ledger.Account`, gradients,
-      rounds, bytes and modeled seconds after every step of a run of that
-      length. Instead of a state it takes what `shapes` returns.
+      rounds, bytes and modeled seconds after every step of a run of
+      `num_steps`. The result of `shapes` may replace the state.
     spent: `(state, network=NETWORK) -> ledger.Spent`, the totals of the steps
-      done, with the rounds that depended on the data.
+      done, including data-dependent rounds.
     shapes: `(params, model_state=()) -> Replica` of shapes, without devices.
     save: `(directory, state, description={}) -> path`, a checkpoint of all
       replicas in `directory/<step>`.
-    restore: `(directory, like, description={}, step=None) -> State`, the newest
-      checkpoint, or that of a step. `like` is a state that `init` made.
-      `description` must equal the one that was saved.
+    restore: `(directory, like, description={}, step=None) -> State`, the
+      checkpoint of a step, by default the newest. `like` is a state that `init`
+      made. `description` must equal the saved one.
     lower: `(state, data, num_steps) -> jax.stages.Lowered`, the program of
       `run` on resident data.
-    mesh: where the replicas are.
+    mesh: the placement of the replicas.
   """
 
   init: Callable[..., State]
@@ -88,7 +89,7 @@ class Trainer(NamedTuple):
   mesh: ReplicaMesh
 
   def __repr__(self) -> str:
-    """The replicas in place of the addresses of functions."""
+    """Return the placement of the replicas, not addresses of functions."""
     return f'Trainer({self.mesh})'
 
 
@@ -101,7 +102,7 @@ def trainer(
   num_devices: int | None = None,
   devices: Sequence[jax.Device] | None = None,
 ) -> Trainer:
-  """Joins an algorithm and a loss for training on N replicas.
+  """Join an algorithm and a loss for training on N replicas.
 
   `run` places the arrays of its data on the devices once, and compiles once for
   each kind of data and each `num_steps`. It recognizes arrays by identity, so a
@@ -109,7 +110,7 @@ def trainer(
   remembers the newest 4 sets of arrays and 16 programs.
 
   Args:
-    algorithm: such as `pr.pr_sgd(optax.sgd(0.1), period=4)`.
+    algorithm: the algorithm, such as `pr.pr_sgd(optax.sgd(0.1), period=4)`.
     loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
       metrics))` of one replica, without collectives. `metrics` is a dict of
       arrays.
@@ -121,7 +122,7 @@ def trainer(
     devices: the devices to choose from. Default: all of JAX's.
 
   Returns:
-    The functions of a run.
+    The functions of a run, see `Trainer`.
 
   Raises:
     ValueError: if an argument is not as described.
@@ -166,7 +167,7 @@ def trainer(
 
 
 class _Setting(NamedTuple):
-  """What the functions of a trainer are made of."""
+  """The parts that the functions of a trainer share."""
 
   mesh: ReplicaMesh
   algorithm: ReplicaTransformation
@@ -209,16 +210,17 @@ def _run(
   latest: list[Any] = [None]
 
   def settle(program: Any, state: Any) -> None:
-    """Waits if another program ran last: each bounds only its own dispatches.
+    """Wait if another program ran last.
 
-    Too many dispatches with a collective dead-lock on CPU.
+    Because each program bounds only its own dispatches, and too many dispatches
+    with a collective dead-lock on CPU.
     """
     if latest[0] is not program:
       jax.block_until_ready(state)
       latest[0] = program
 
   def run(state: State, data: Data, num_steps: int) -> tuple[State, ArrayTree]:
-    """Trains for `num_steps` steps on the data."""
+    """Train for `num_steps` steps on the data."""
     own = check_own('run', mesh, state)
     if isinstance(data, Stream):
       train_steps = memo.streamed_steps()
@@ -267,7 +269,7 @@ def _evaluation(
     batch_size: int = EVAL_BATCH,
     reestimate: Resident | None = None,
   ) -> dict[str, float]:
-    """Evaluates the averaged model."""
+    """Evaluate the averaged model."""
     own = check_own('evaluate', mesh, state)
     examples = memo.place_examples(arrays, batch_size)
     if reestimate is None:
@@ -278,7 +280,7 @@ def _evaluation(
   def evaluate_replicas(
     state: State, arrays: ArrayTree, *, batch_size: int = EVAL_BATCH
   ) -> dict[str, np.ndarray]:
-    """Evaluates every replica."""
+    """Evaluate every replica."""
     own = check_own('evaluate_replicas', mesh, state)
     return replicas(own, memo.place_examples(arrays, batch_size))
 
@@ -293,7 +295,7 @@ def _average(
   def average(
     state: State, *, reestimate: Resident | None = None
   ) -> tuple[ArrayTree, ArrayTree]:
-    """Averages the replicas."""
+    """Average the replicas."""
     point = consensus(algorithm, check_own('average', mesh, state))
     if reestimate is None:
       return point
@@ -317,21 +319,21 @@ def _ledger(
   def account(
     state: State | Replica, num_steps: int, network: Network = NETWORK
   ) -> ledger.Account:
-    """Counts what a run of `num_steps` steps spends."""
+    """Count the cost of a run of `num_steps` steps."""
     known = state
     if not isinstance(known, Replica):
       known = replica_shapes(check_own('account', mesh, state))
     return ledger.account(algorithm, known, n, num_steps, network)
 
   def spent(state: State, network: Network = NETWORK) -> ledger.Spent:
-    """Counts what was spent so far."""
+    """Count the cost of the steps done."""
     own = check_own('spent', mesh, state)
     meter = ledger.meter(algorithm, replica_shapes(own), n, state.step, network)
     position = meter.advance(meter.init(), state.step)
     return meter.spent(position, own.algorithm_state)
 
   def shapes(params: ArrayTree, model_state: ArrayTree = ()) -> Replica:
-    """Returns the shapes of one replica."""
+    """Return the shapes of one replica."""
     return initial_shapes(algorithm, n, params, model_state)
 
   return account, spent, shapes
@@ -345,7 +347,7 @@ def _checkpoints(
     state: State,
     description: Mapping[str, Any] = {},
   ) -> pathlib.Path:
-    """Saves all replicas."""
+    """Save all replicas."""
     from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
 
     own = check_own('save', mesh, state)
@@ -357,7 +359,7 @@ def _checkpoints(
     description: Mapping[str, Any] = {},
     step: int | None = None,
   ) -> State:
-    """Restores all replicas."""
+    """Restore all replicas."""
     from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
 
     own = check_own('restore', mesh, like)
@@ -373,7 +375,7 @@ def _lower(
   mesh, _, memo = setting
 
   def lower(state: State, data: Data, num_steps: int) -> jax.stages.Lowered:
-    """Lowers the program of `run`."""
+    """Lower the program of `run`."""
     own = check_own('lower', mesh, state)
     data = check_resident('lower', data)
     train_steps: Any = memo.resident_steps(data.recipe)

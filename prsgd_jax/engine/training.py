@@ -1,12 +1,11 @@
-"""The engine: scanned training steps.
+"""TRAINING: many steps of an algorithm in one program, by `lax.scan`.
 
-The engine knows pure functions of one replica only:
+The caller passes pure functions of one replica,
 
   loss_fn(params, model_state, batch, key) -> (loss, (model_state, metrics))
   batch_fn(data, step, replica, key) -> batch
 
-A dispatch runs many steps by `lax.scan` inside the mapped function, and each
-step is one `algorithm.update`.
+and each step is one `algorithm.update` on the block of each device.
 """
 
 import collections
@@ -39,32 +38,32 @@ from prsgd_jax.tree_types import describe
 
 LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
 
-# Un-awaited dispatches of a program with a collective dead-lock on CPU.
+# Because un-awaited dispatches with a collective dead-lock on CPU.
 MAX_IN_FLIGHT = 2
 
 
 def make_train_steps(
   mesh: ReplicaMesh, algorithm: ReplicaTransformation, loss_fn: LossFn
 ) -> Callable[[TrainState, Any], tuple[TrainState, ArrayTree]]:
-  """Training on batches that the caller brings.
+  """Make the function that trains on batches the caller passes.
 
   Args:
-    mesh: where the replicas live.
-    algorithm: the chain to run.
+    mesh: placement of the replicas.
+    algorithm: the algorithm to run.
     loss_fn: the loss of one replica, without collectives over the replicas.
 
   Returns:
-    `(state, batches) -> (state, metrics)`. The batches' leaves are `[D, steps,
-    V, batch, ...]` (`feeding.stack_batches` makes them); the metrics'
-    are `[D, steps, V, ...]`: `loss`, what `loss_fn` reports, and `active` where
-    `where` lets replicas sit out. The state given is donated: use the one that
-    is returned. Batches of 0 steps do nothing. At most two dispatches are in
-    flight. Its attribute `lower` is that of a function that JAX compiles.
+    `(state, batches) -> (state, metrics)`. Batches have leaves `[D, steps, V,
+    batch, ...]`; `feeding.stack_batches` makes them. Metrics are `[D, steps, V,
+    ...]`: `loss`, the metrics of `loss_fn`, and `active` if a stage `where`
+    lets replicas pause. The state passed is donated, so use the one returned.
+    Batches of 0 steps do nothing. At most two dispatches are in flight. The
+    attribute `lower` lowers the program, as in `jax.jit(f).lower`.
 
   Raises:
     ValueError: if the arguments are not a mesh, an algorithm and a function of
-      four arguments; from the result, if the state, the batches or what
-      `loss_fn` returns is not as described.
+      four arguments. The result raises it if the state, the batches or the
+      result of `loss_fn` is not as described.
   """
   check_setting('make_train_steps', mesh, algorithm)
   grad_fn = gradient_of(loss_fn)
@@ -81,7 +80,7 @@ def make_train_steps(
   def train_steps(
     state: TrainState, batches: Any
   ) -> tuple[TrainState, ArrayTree]:
-    """Trains for as many steps as there are batches."""
+    """Train for one step per batch."""
     num_steps = _count_batches(mesh, batches)
 
     def piece(i: int) -> tuple[Any]:
@@ -100,7 +99,7 @@ def _one_step_like(x: Array) -> np.ndarray:
 
 
 def _count_batches(mesh: ReplicaMesh, batches: Any) -> int:
-  """The number of steps of stacked batches.
+  """Return the number of steps of stacked batches.
 
   Raises:
     ValueError: if a leaf is not `[D, steps, V, ...]`.
@@ -124,23 +123,25 @@ def make_resident_train_steps(
   loss_fn: LossFn,
   batch_fn: BatchFn,
 ) -> Callable[[TrainState, Any, int], tuple[TrainState, ArrayTree]]:
-  """Training on data that stays on the devices.
+  """Make the function that trains on data that stays on the devices.
 
   Args:
-    mesh: where the replicas live.
-    algorithm: the chain to run.
+    mesh: placement of the replicas.
+    algorithm: the algorithm to run.
     loss_fn: the loss of one replica, without collectives over the replicas.
-    batch_fn: one replica's batch of a step, made inside the scan; a function of
-      (data, step, replica, key) and of nothing else.
+    batch_fn: pure function `(data, step, replica, key) -> batch` of one
+      replica. It runs inside the scan.
 
   Returns:
     `(state, data, num_steps) -> (state, metrics)`, with data as
-    `ReplicaMesh.replicate` places it, and the rest as in `make_train_steps`.
+    `ReplicaMesh.replicate` places it. State, metrics and `lower` are as in
+    `make_train_steps`.
 
   Raises:
     ValueError: if the arguments are not a mesh, an algorithm and two functions
-      of four arguments; from the result, if `num_steps` is not an integer >= 0,
-      or the state, the data or what `loss_fn` returns is not as described.
+      of four arguments. The result raises it if `num_steps` is not an integer
+      >= 0, or the state, the data or the result of `loss_fn` is not as
+      described.
   """
   check_setting('make_resident_train_steps', mesh, algorithm)
   check_signature(BATCH, batch_fn)
@@ -165,7 +166,7 @@ def make_resident_train_steps(
   def train_steps(
     state: TrainState, data: Any, num_steps: int
   ) -> tuple[TrainState, ArrayTree]:
-    """Trains for `num_steps` steps on the data."""
+    """Train for `num_steps` steps on the data."""
     num_steps = check_num_steps(num_steps)
     mesh.check_replicated(data)
     inputs = (data, num_steps)
@@ -176,19 +177,19 @@ def make_resident_train_steps(
 
 
 def gradient_of(loss_fn: LossFn) -> Callable[..., Any]:
-  """Returns `loss_fn` with its gradient, of one replica, isolated.
+  """Return the isolated function of a loss and its gradient, of one replica.
 
   Args:
     loss_fn: the loss of one replica, without collectives over the replicas.
 
   Raises:
-    ValueError: if it is not a function of four arguments.
+    ValueError: if `loss_fn` is not a function of four arguments.
   """
   check_signature(LOSS, loss_fn)
   grad_fn = jax.value_and_grad(checked_loss(loss_fn), has_aux=True)
 
   def checked(params: ArrayTree, *args: Any) -> Any:
-    check_floats(params)  # before JAX refuses them, naming no leaf
+    check_floats(params)  # because the error of JAX names no leaf
     return grad_fn(params, *args)
 
   return isolated('loss_fn', checked)
@@ -200,7 +201,7 @@ class StepKeys(NamedTuple):
   Attributes:
     batch, stage, loss, renewal: key[V], for `batch_fn`, the stages, `loss_fn`,
       and the keys inside model states.
-    shared: key, for the stages, the same on all replicas.
+    shared: key for the stages, equal on all replicas.
   """
 
   batch: Array
@@ -211,12 +212,12 @@ class StepKeys(NamedTuple):
 
 
 def step_keys(root: Array, step: Array, replica_index: Array) -> StepKeys:
-  """Returns the keys of a step, a function of (seed, replica, step) only.
+  """Return the keys of a step, which depend on seed, replica and step only.
 
   Args:
     root: the key made of the seed.
-    step: int32 scalar.
-    replica_index: int32[V].
+    step: int32 scalar, 0-based.
+    replica_index: int32[V], in 0 .. N - 1.
   """
   shared_root, replica_root = jax.random.split(root)
   shared_key = jax.random.fold_in(shared_root, step)
@@ -236,15 +237,15 @@ def one_step(
   keys: StepKeys,
   batch: Any,
 ) -> tuple[TrainState, ArrayTree]:
-  """Takes one step of a block: one `algorithm.update` on one batch.
+  """Take one step of a block: one `algorithm.update` on one batch.
 
   Args:
-    algorithm: the chain to run.
+    algorithm: the algorithm to run.
     block_grad_fn: `gradient_of(loss_fn)`, mapped over the block.
-    state: of a block, leaves `[V, ...]`.
-    replica_index: int32[V].
-    keys: of this step.
-    batch: of this step, leaves `[V, batch, ...]`.
+    state: state of a block, leaves `[V, ...]`.
+    replica_index: int32[V], in 0 .. N - 1.
+    keys: the keys of this step.
+    batch: the batch of this step, leaves `[V, batch, ...]`.
 
   Returns:
     The state after the step, and its metrics, `[V, ...]`.
@@ -271,7 +272,7 @@ def _step(
   state: TrainState,
   draw: Callable[[Array], Any],
 ) -> tuple[TrainState, ArrayTree]:
-  """One step of a device's block, with its keys and its batch."""
+  """Take one step of a device's block, with its keys and its batch."""
   replica_index = mesh.replica_index()
   keys = step_keys(state.key, state.step, replica_index)
   block_grad_fn = mesh.map_block(grad_fn)
@@ -282,7 +283,7 @@ def _step(
 def _scan(
   step: Callable[..., Any], state: TrainState, xs: Any, length: int
 ) -> tuple[TrainState, ArrayTree]:
-  """`lax.scan`, which would be a loop for a single step too."""
+  """Scan, except for one step, because `lax.scan` would make it a loop."""
   if length > 1:
     return lax.scan(step, state, xs, length=length)
   state, metrics = step(state, jax.tree.map(operator.itemgetter(0), xs))
@@ -290,7 +291,7 @@ def _scan(
 
 
 class _SlowLoop(Exception):
-  """A program that must not be a loop."""
+  """Raised for a program that would be slow as a loop."""
 
 
 def _compile(
@@ -302,36 +303,38 @@ def _compile(
 ) -> tuple[
   Callable[..., tuple[TrainState, ArrayTree]], Callable[..., jax.stages.Lowered]
 ]:
-  """Maps `run` over the devices and bounds the dispatches in flight.
+  """Map `run` over the devices and bound the dispatches in flight.
 
-  XLA's CPU backend runs a convolution inside a loop 20 to 40 times slower than
-  outside of one (measured with ResNet-20), so there a loss with convolutions is
-  dispatched step by step.
+  On CPU, a loss with convolutions is dispatched step by step, because XLA runs
+  a convolution inside a loop 20 to 40 times slower than outside (measured with
+  ResNet-20).
 
   Args:
-    mesh, algorithm: as in `make_train_steps`.
+    mesh: placement of the replicas.
+    algorithm: the algorithm to run.
     run: `(state, *inputs) -> (state, metrics)` of a block.
-    functions: how many isolated functions it calls.
-    static_argnums: which of its arguments are no arrays.
+    functions: number of isolated functions that `run` calls.
+    static_argnums: positions of the arguments of `run` that are not arrays.
 
   Returns:
-    `(state, inputs, num_steps, piece) -> (state, metrics)`, where `inputs` are
-    the further arguments of `run` for all steps, and `piece(i)` those for the
-    i-th; `piece(0)` gives their shapes where there are no steps. And the
-    program of all steps, lowered, as a function of the arguments of `run`.
+    A pair. `(state, inputs, num_steps, piece) -> (state, metrics)`, where
+    `inputs` are the arguments of `run` after the state for all steps, and
+    `piece(i)` the arguments for step i; with 0 steps, only the shapes of
+    `piece(0)` matter. And a function of the arguments of `run` that lowers the
+    program of all steps.
   """
 
   fitting: set[Any] = set()
 
   def with_token(state: TrainState, *inputs: Any) -> Any:
-    # Once, because `completing` traces again for each function it isolates.
+    # Checked once, because `completing` traces for each function it isolates.
     types = types_of(state)
     if types not in fitting:
       check_fits(algorithm, state, mesh.num_replicas)
       fitting.add(types)
     state, metrics = run(state, *inputs)
-    # What can be waited for: the state is gone with the next dispatch, and a
-    # chain without a gradient has no metrics.
+    # A token to wait for, because the next dispatch donates the state, and an
+    # algorithm without a gradient has no metrics.
     return state, metrics, state.step + 0
 
   by_steps = False
@@ -384,7 +387,7 @@ def _compile(
 
 
 def _without_steps(mesh: ReplicaMesh, metrics: ArrayTree) -> ArrayTree:
-  """Metrics `[D, 0, V, ...]` of the types of those of some steps."""
+  """Return empty metrics `[D, 0, V, ...]` with the given types."""
 
   def empty(x: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.zeros((x.shape[0], 0, *x.shape[2:]), x.dtype)
@@ -397,7 +400,7 @@ def _has_convolution(jaxpr: Any) -> bool:
 
 
 def _primitives(jaxpr: Any) -> set[str]:
-  """The names of all primitives of a jaxpr and of those inside it."""
+  """Return the names of all primitives of a jaxpr, nested ones included."""
   names = set()
   for eqn in jaxpr.eqns:
     names.add(eqn.primitive.name)
