@@ -1,4 +1,8 @@
-"""Images on the device: normalization, padded crops and flips."""
+"""AUGMENTATION of images on the device: normalization, crops and flips.
+
+Each function takes a batch `[batch, height, width, channels]`. The random ones
+take a key first, so they fit into the `transform` of the data.
+"""
 
 import jax
 from jax import lax
@@ -9,11 +13,10 @@ from prsgd_jax.base import Array
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard deviation of each channel, in the units of the pixels.
+  """Return mean and standard deviation of each channel, in pixel units.
 
   Args:
-    images: uint8[n, height, width, channels], or numbers of another kind
-      [n, ..., channels].
+    images: [n, ..., channels], uint8 or other numbers.
 
   Returns:
     (mean, std), float32[channels].
@@ -24,7 +27,7 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       images.mean(axes, np.float64).astype(np.float32),
       images.std(axes, np.float64).astype(np.float32),
     )
-  # A histogram is exact and makes no float copy of the images.
+  # By a histogram, because it is exact and needs no float copy of the images.
   values = np.arange(256)
   mean, std = [], []
   for channel in range(images.shape[-1]):
@@ -37,17 +40,31 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def normalize(images: Array, mean: np.ndarray, std: np.ndarray) -> Array:
-  """uint8[..., channels] -> float32 of mean 0 and deviation 1 by channel."""
+  """Scale each channel to mean 0 and deviation 1.
+
+  Args:
+    images: uint8[..., channels].
+    mean: float32[channels], in pixel units.
+    std: float32[channels], in pixel units.
+
+  Returns:
+    float32[..., channels].
+
+  Example:
+    >>> images = np.array([[[10], [30]]], np.uint8)
+    >>> normalize(images, *channel_statistics(images)).ravel().tolist()
+    [-1.0, 1.0]
+  """
   return (images.astype(jnp.float32) - mean) / np.maximum(std, 1e-6)
 
 
 def random_crop(key: Array, images: Array, padding: int) -> Array:
-  """Pads with zeros by `padding` and crops each image back at random.
+  """Pad each image with zeros and crop it back at a random place.
 
   Args:
     key: one key for the batch.
     images: [batch, height, width, channels].
-    padding: pixels on each side; the papers' CIFAR recipe has 4.
+    padding: pixels on each side, >= 0. The papers use 4 on CIFAR.
   """
   sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))
   padded = jnp.pad(images, sides)
@@ -61,6 +78,11 @@ def random_crop(key: Array, images: Array, padding: int) -> Array:
 
 
 def random_flip(key: Array, images: Array) -> Array:
-  """Mirrors each image left to right with probability 1/2."""
+  """Mirror each image left to right with probability 1/2.
+
+  Args:
+    key: one key for the batch.
+    images: [batch, height, width, channels].
+  """
   flips = jax.random.bernoulli(key, shape=(len(images), 1, 1, 1))
   return jnp.where(flips, images[:, :, ::-1], images)

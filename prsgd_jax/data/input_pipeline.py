@@ -1,12 +1,12 @@
-"""Who gets which examples, and batches made on the device.
+"""INPUT PIPELINE: the rows of each replica's batch, computed on the device.
 
-The data set in memory is the common case: it lies on every device once, as
-uint8, and `batch_fn` gathers and augments inside the scan, with no work of the
-host per step. Which example a replica sees is a pure function of (seed,
-replica, step), so it does not depend on the devices, and a resumed run goes on
-where it was. What does not fit streams through `engine.stack_batches`.
+The data set is on every device once, as uint8. `batch_fn` gathers and augments
+batches inside the scan, so the host does no work per step. The rows are a pure
+function of (seed, replica, step). They do not depend on the devices, and a
+resumed run continues with the same examples. Larger data are streamed, see
+`engine.stack_batches`.
 
-An epoch is as many examples as the data set has, over all replicas together.
+An epoch is n examples over all replicas together, n the size of the data set.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,20 +28,20 @@ from prsgd_jax.tree_types import describe
 Transform = Callable[[Array, Any], Any]
 BatchFn = Callable[[Any, Array, Array, Array], Any]
 
-# Position arithmetic in uint32 is exact up to this many examples.
+# The bound, because position arithmetic in uint32 is exact up to it.
 MAX_RESIDENT = 2**23
 _SHUFFLE_ROUNDS = 32
-# Below this a share of a class is drawn by its logarithm.
+# Shares of a class below this are drawn as logarithms, because they underflow.
 _TAIL = 1e-12
 
 
 class Sampler(NamedTuple):
-  """Who gets which examples.
+  """A function that assigns examples to replicas.
 
   Attributes:
     rows: `(step, replica) -> int32[batch_size]`, the rows of a replica's batch.
     num_replicas: N.
-    num_examples: of the data that the rows are of.
+    num_examples: number of examples in the data, n.
   """
 
   rows: Callable[[Array, Array], Array]
@@ -52,20 +52,20 @@ class Sampler(NamedTuple):
 def shared(
   num_examples: int, num_replicas: int, batch_size: int, *, seed: int
 ) -> Sampler:
-  """A common pool: every replica draws from all examples.
+  """Sample from a common pool: every replica draws from all examples.
 
-  The pool is shuffled anew for every epoch and dealt out in turn, so that in an
-  epoch all replicas together see every example once.
+  The pool is shuffled again for every epoch and dealt out in turn, so that in
+  an epoch all replicas together see every example once.
 
   Args:
-    num_examples: n.
-    num_replicas: N.
-    batch_size: examples per replica and step.
-    seed: of the shuffles, an integer in 0 .. 2^32 - 1.
+    num_examples: n, in 1 .. 2^23.
+    num_replicas: N, >= 1.
+    batch_size: examples per replica and step, >= 1.
+    seed: seed of the shuffles, in 0 .. 2^32 - 1.
 
   Raises:
-    ValueError: if there are no examples, or a batch of all replicas is larger
-      than the data set.
+    ValueError: if an argument is out of its range, or the batch of all replicas
+      is larger than the data set.
   """
   _check_sizes(num_examples, num_replicas, batch_size)
   seed = check_seed('seed', seed)
@@ -88,12 +88,20 @@ def shared(
 def sharded(
   num_examples: int, num_replicas: int, batch_size: int, *, seed: int
 ) -> Sampler:
-  """Disjoint shards: the examples are dealt out once, at random.
+  """Sample from disjoint shards, into which the examples are dealt at random.
 
-  Shards differ in size by one at the most; each is shuffled anew whenever its
-  replica has gone through it.
+  Sizes of shards differ by one at most. A replica shuffles its shard again each
+  time it has seen all of it.
 
-  Args and Raises: as for `shared`; a batch must fit the smallest shard.
+  Args:
+    num_examples: n, in 1 .. 2^23.
+    num_replicas: N, >= 1.
+    batch_size: examples per replica and step, at most the smallest shard.
+    seed: seed of the shards and shuffles, in 0 .. 2^32 - 1.
+
+  Raises:
+    ValueError: if an argument is out of its range, or a batch is larger than
+      the smallest shard.
   """
   _check_sizes(num_examples, num_replicas, batch_size)
   rng = np.random.default_rng(check_seed('seed', seed))
@@ -110,20 +118,20 @@ def dirichlet(
   alpha: float,
   seed: int,
 ) -> Sampler:
-  """Disjoint shards with label skew: the replicas' f_i differ.
+  """Sample from disjoint shards with label skew: the replicas' f_i differ.
 
-  Replica i draws its share of the classes q_i from Dirichlet(alpha p), p the
-  shares in the whole, and fills a shard of n / N examples by q_i from what is
-  left. Small alpha is skewed, large alpha is alike: at 1e-300 a shard has one
-  class until that is used up, then the next one; at 1e300 shards have the
-  shares of the whole.
+  Replica i draws shares of the classes q_i from Dirichlet(alpha p), where p are
+  the shares in all examples. It fills a shard of n / N examples by q_i from the
+  examples left. Small alpha gives skewed shards: at 1e-300 a shard has one
+  class until no example of it is left, then the next. At 1e300 all shards have
+  the shares p.
 
   Args:
     labels: int[n], the class of every example.
-    num_replicas: N.
-    batch_size: examples per replica and step.
+    num_replicas: N, >= 1.
+    batch_size: examples per replica and step, at most the smallest shard.
     alpha: concentration, > 0 and finite.
-    seed: of the draws and shuffles, an integer in 0 .. 2^32 - 1.
+    seed: seed of the shards and shuffles, in 0 .. 2^32 - 1.
 
   Raises:
     ValueError: if an argument is out of its range, or a batch is larger than a
@@ -160,7 +168,7 @@ def dirichlet(
 
 
 def _check_labels(labels: Any) -> np.ndarray:
-  """Labels as an array, also those of a list; texts may be labels too."""
+  """Return labels, numbers or texts, as an array."""
   listed = np.asarray(labels)
   is_known = listed.dtype.kind in 'biufUS' and (listed == listed).all()
   if listed.ndim != 1 or not is_known:
@@ -177,18 +185,19 @@ def _log_dirichlet(
   rng: np.random.Generator,
   tails: np.random.Generator,
 ) -> np.ndarray:
-  """Draws log q of q ~ Dirichlet(alpha p), where q may underflow.
+  """Draw log q of q ~ Dirichlet(alpha p), because q may underflow.
 
-  Below a small b a share has the distribution function (q / b)^a, a = alpha p:
-  there log q = log b + log(U) / a, whatever was drawn.
+  Below a small b, a share has the distribution function (q / b)^a, a = alpha p.
+  A share drawn there is replaced by log q = log b + log(U) / a.
 
   Args:
-    alpha: > 0.
-    shares: p.
-    rng: of the shares.
-    tails: of U, so that as much is drawn by `rng` whatever underflows.
+    alpha: concentration, > 0.
+    shares: p, the shares in all examples.
+    rng: generator of the shares.
+    tails: generator of U; separate, so that the number of draws from `rng` does
+      not depend on which shares underflow.
   """
-  # Beyond these the shards are the same, and their logarithms overflow.
+  # Clipped, because beyond these bounds logarithms overflow and shards agree.
   a = np.clip(alpha, 1e-290, 1e18) * shares
   drawn = rng.dirichlet(a)
   small = np.log(_TAIL) + np.log1p(-tails.random(len(a))) / a
@@ -202,17 +211,17 @@ def from_shards(
   *,
   seed: int,
 ) -> Sampler:
-  """Any assignment of examples: replica i draws from the rows `shards[i]`.
+  """Sample from given shards: replica i draws from the rows `shards[i]`.
 
   Args:
-    num_examples: of the data that the rows are of.
-    shards: one int array of rows per replica, of any lengths.
-    batch_size: examples per replica and step.
-    seed: of the shuffles, an integer in 0 .. 2^32 - 1.
+    num_examples: n, in 1 .. 2^23.
+    shards: N arrays of rows, int[n_i], of any lengths, in 0 .. n - 1.
+    batch_size: examples per replica and step, at most the smallest shard.
+    seed: seed of the shuffles, in 0 .. 2^32 - 1.
 
   Raises:
-    ValueError: if a batch is larger than a shard, or a row is no row of the
-      data.
+    ValueError: if a batch is larger than a shard, or a row is not an integer in
+      0 .. n - 1.
   """
   _check_sizes(num_examples, len(shards), batch_size)
   seed = check_seed('seed', seed)
@@ -243,7 +252,7 @@ def from_shards(
     size = jnp.asarray(sizes, jnp.uint32)[replica]
     row = jnp.arange(batch_size)
     epoch, position = _locate(step, batch_size, row, size)
-    # Every replica shuffles by its own draws: a stream per (replica, epoch).
+    # One shuffle per (replica, epoch), so that replicas differ.
     stream = epoch * np.uint32(len(shards)) + replica.astype(jnp.uint32)
     index = shuffled_index(seed, stream, position, size)
     return jnp.asarray(table)[replica, index]
@@ -254,10 +263,10 @@ def from_shards(
 def gather(
   sampler: Sampler, num_replicas: int, transform: Transform | None = None
 ) -> BatchFn:
-  """Returns the function that gathers the rows of a replica's batch.
+  """Return the function that gathers the rows of a replica's batch.
 
   Args:
-    sampler: which rows a replica takes at a step.
+    sampler: function that chooses the rows of a replica at a step.
     num_replicas: N.
     transform: `(key, batch) -> batch`, such as augmentation. Default: none.
 
@@ -265,8 +274,8 @@ def gather(
     `(data, step, replica, key) -> batch`, the rows of every leaf of `data`.
 
   Raises:
-    ValueError: if the sampler has another number of replicas; from the result,
-      if the data have another number of examples.
+    ValueError: if the sampler has another number of replicas. The result raises
+      it if the data have another number of examples.
   """
   if sampler.num_replicas != num_replicas:
     raise ValueError(
@@ -291,17 +300,21 @@ def gather(
 def shuffled_index(
   seed: int, stream: Array, position: Array, size: Array | int
 ) -> Array:
-  """Where a shuffle of 0 .. size - 1 puts a position: a cipher of the index.
+  """Map a position through a pseudorandom permutation of 0 .. size - 1.
 
-  For each (seed, stream) a permutation, computed element by element without a
-  table: the swap-or-not shuffle. In each round x and K - x are one pair, and a
-  hash of the pair says whether it is swapped.
+  Each (seed, stream) has its own permutation. It is computed for one element
+  without a table, by the swap-or-not shuffle: in each round x and K - x form a
+  pair, and a hash of the pair decides whether they are swapped.
 
   Args:
-    seed: static.
-    stream: uint32, which shuffle (the epoch); broadcast against `position`.
-    position: uint32[...], in [0, size).
-    size: the number of examples, at most 2**23.
+    seed: seed of the permutations, a static integer.
+    stream: uint32, number of the shuffle, such as the epoch; broadcast against
+      `position`.
+    position: uint32[...], in 0 .. size - 1.
+    size: number of examples, at most 2^23.
+
+  Returns:
+    int32[...], in 0 .. size - 1.
 
   Reference:
     Hoang, Morris, Rogaway 2012, An enciphering scheme based on a card shuffle
@@ -321,7 +334,7 @@ def shuffled_index(
 
 
 def _hash(x: Array) -> Array:
-  """Mixes the bits of uint32 (the finalizer of MurmurHash3)."""
+  """Mix the bits of uint32 (the finalizer of MurmurHash3)."""
   x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
@@ -330,10 +343,10 @@ def _hash(x: Array) -> Array:
 def _locate(
   step: Array, per_step: int, row: Array, size: Array | int
 ) -> tuple[Array, Array]:
-  """Epoch and position of a row of a step: divmod(step * per_step + row, size).
+  """Return (epoch, position) = divmod(step * per_step + row, size).
 
-  Long division in base 256, because the product overflows: exact in uint32 as
-  long as `per_step` and `size` are at most 2**23.
+  By long division in base 256, because the product overflows. It is exact in
+  uint32 if `per_step` and `size` are at most 2^23.
   """
   size = jnp.asarray(size, jnp.uint32)
   step = step.astype(jnp.uint32)

@@ -1,9 +1,8 @@
-"""DATA: which batches the replicas are given, as values.
+"""DATA VALUES: descriptions of the batches that the replicas get.
 
-A value holds the arrays, or an iterator, and says how batches are made of them.
-It knows nothing of replicas or devices, because the trainer that it is passed
-to does: the trainer places the arrays on the devices once, and compiles once,
-also where the same value is written again at every call.
+A value holds arrays, or an iterator, and a recipe for batches. It knows no
+replicas and no devices, because the trainer does. The trainer places arrays
+once and compiles once, even if an equal value is created for every call.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from prsgd_jax.tree_types import describe, is_array
 
 
 class Held:
-  """An object that is compared by its identity, and kept alive for that.
+  """A wrapper that keeps an object alive and compares it by identity.
 
   Example:
     >>> x = np.zeros(2)
@@ -48,14 +47,14 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How batches are made of arrays: compared by all but the function.
+  """A way to make batches from arrays. `make` is ignored when comparing.
 
   Attributes:
-    kind: the name of the factory.
-    num_examples: n, None where the arrays need not be examples.
-    settings: the arguments of the factory, by their names.
-    held: the arguments that are compared by identity.
-    make: `num_replicas -> batch_fn`, a function of the other attributes only.
+    kind: name of the factory.
+    num_examples: n, None if the arrays need not be examples.
+    settings: arguments of the factory, by name.
+    held: arguments of the factory that are compared by identity.
+    make: `num_replicas -> batch_fn`, determined by the other attributes.
   """
 
   kind: str
@@ -70,14 +69,14 @@ class Resident(NamedTuple):
 
   Attributes:
     arrays: a tree of host arrays; the trainer places them on the devices.
-    recipe: how batches are made of them.
+    recipe: the way to make batches from the arrays.
   """
 
   arrays: ArrayTree
   recipe: Recipe
 
   def __repr__(self) -> str:
-    """The sizes in place of the numbers."""
+    """Return sizes instead of numbers, because the arrays are large."""
     known = self.recipe
     shown = [f'{name}={value!r}' for name, value in known.settings]
     if known.num_examples is not None:
@@ -86,18 +85,18 @@ class Resident(NamedTuple):
 
 
 class Stream(NamedTuple):
-  """Data that an iterator brings.
+  """Data that an iterator supplies.
 
   Attributes:
-    iterator: over host batches, one for each step.
-    global_batch: whether a batch is that of all replicas, `[N * batch, ...]`.
+    iterator: iterator over host batches, one for each step.
+    global_batch: whether leaves are `[N * batch, ...]`, not `[N, batch, ...]`.
   """
 
   iterator: Iterator[Any]
   global_batch: bool
 
   def __repr__(self) -> str:
-    """The kind of iterator in place of its address."""
+    """Return the kind of the iterator, not its address."""
     what = describe(self.iterator)
     return f'stream({what}, global_batch={self.global_batch})'
 
@@ -112,7 +111,7 @@ def shared(
   seed: int = 0,
   transform: Transform | None = None,
 ) -> Resident:
-  """Gives every replica batches of all examples.
+  """Give every replica batches of all examples.
 
   The examples are shuffled in every epoch and dealt out in turn. In an epoch,
   all replicas together see every example once.
@@ -123,8 +122,8 @@ def shared(
   Args:
     arrays: a tree of arrays `[n, ...]`, such as `{'image': ..., 'label': ...}`.
       n is at most 2^23; use `stream` for more.
-    batch_size: examples per replica and step.
-    seed: of the shuffles, an integer in 0 .. 2^32 - 1. Default: 0.
+    batch_size: examples per replica and step, >= 1.
+    seed: seed of the shuffles, in 0 .. 2^32 - 1. Default: 0.
     transform: `(key, batch) -> batch`, such as an augmentation, applied to each
       replica's batch on the device. Pass the same function each time, because
       each new one is compiled. Default: none.
@@ -133,8 +132,8 @@ def shared(
     The data for `Trainer.run`.
 
   Raises:
-    ValueError: if an argument is out of its range; from `Trainer.run`, if the
-      batches of all replicas have more examples than there are.
+    ValueError: if an argument is out of its range. `Trainer.run` raises it if
+      the batches of all replicas have more examples than the data.
 
   Example:
     >>> import numpy as np, prsgd_jax as pr
@@ -154,7 +153,7 @@ def sharded(
   seed: int = 0,
   transform: Transform | None = None,
 ) -> Resident:
-  """Gives every replica batches of its own part of the examples.
+  """Give every replica batches of its own part of the examples.
 
   The examples are dealt out once, at random, in N parts whose sizes differ by
   one at most. A replica shuffles its part each time it has seen all of it.
@@ -162,16 +161,17 @@ def sharded(
   Args:
     arrays: a tree of arrays `[n, ...]`, which are placed on every device. Do
       not write to them during a run.
-    batch_size: examples per replica and step.
-    seed: of the parts and shuffles, an integer in 0 .. 2^32 - 1. Default: 0.
-    transform: `(key, batch) -> batch`, as for `shared`. Default: none.
+    batch_size: examples per replica and step, >= 1.
+    seed: seed of the parts and shuffles, in 0 .. 2^32 - 1. Default: 0.
+    transform: `(key, batch) -> batch`, applied on the device, see `shared`.
+      Default: none.
 
   Returns:
     The data for `Trainer.run`.
 
   Raises:
-    ValueError: if an argument is out of its range; from `Trainer.run`, if a
-      batch has more examples than the smallest part.
+    ValueError: if an argument is out of its range. `Trainer.run` raises it if
+      a batch has more examples than the smallest part.
 
   Example:
     >>> import numpy as np, prsgd_jax as pr
@@ -193,29 +193,31 @@ def dirichlet(
   seed: int = 0,
   transform: Transform | None = None,
 ) -> Resident:
-  """Gives every replica its own part of the examples, with its own classes.
+  """Give every replica its own part of the examples, with its own classes.
 
-  Replica i draws its shares of the classes q_i from Dirichlet(alpha p), where p
-  are the shares in all examples. Small alpha makes the replicas' data differ
-  more. Parts have n / N examples.
+  Replica i draws shares of the classes q_i from Dirichlet(alpha p), where p are
+  the shares in all examples. With a small alpha, the data of the replicas
+  differ more. A part has n / N examples.
 
   Args:
     arrays: a tree of arrays `[n, ...]`, which are placed on every device. Do
       not write to them during a run.
-    batch_size: examples per replica and step.
+    batch_size: examples per replica and step, >= 1.
     alpha: concentration, > 0 and finite: about one class per replica at 0.01,
       nearly equal shares at 1000.
     labels: the class of each example, int[n], or its name in `arrays`. Default:
       'label'.
-    seed: of the parts and shuffles, an integer in 0 .. 2^32 - 1. Default: 0.
-    transform: `(key, batch) -> batch`, as for `shared`. Default: none.
+    seed: seed of the parts and shuffles, in 0 .. 2^32 - 1. Default: 0.
+    transform: `(key, batch) -> batch`, applied on the device, see `shared`.
+      Default: none.
 
   Returns:
     The data for `Trainer.run`.
 
   Raises:
-    ValueError: if an argument is out of its range, or there are no such labels;
-      from `Trainer.run`, if a batch has more examples than a part.
+    ValueError: if an argument is out of its range, or `labels` is not a name in
+      `arrays`. `Trainer.run` raises it if a batch has more examples than a
+      part.
 
   Example:
     >>> import numpy as np, prsgd_jax as pr
@@ -249,22 +251,23 @@ def from_shards(
   seed: int = 0,
   transform: Transform | None = None,
 ) -> Resident:
-  """Gives replica i batches of the examples in the rows `shards[i]`.
+  """Give replica i batches of the examples in the rows `shards[i]`.
 
   Args:
     arrays: a tree of arrays `[n, ...]`, which are placed on every device. Do
       not write to them during a run.
     shards: N arrays of rows, int[n_i], of any lengths. They may overlap.
-    batch_size: examples per replica and step.
-    seed: of the shuffles, an integer in 0 .. 2^32 - 1. Default: 0.
-    transform: `(key, batch) -> batch`, as for `shared`. Default: none.
+    batch_size: examples per replica and step, >= 1.
+    seed: seed of the shuffles, in 0 .. 2^32 - 1. Default: 0.
+    transform: `(key, batch) -> batch`, applied on the device, see `shared`.
+      Default: none.
 
   Returns:
     The data for `Trainer.run`.
 
   Raises:
-    ValueError: if an argument is out of its range; from `Trainer.run`, if there
-      are not N shards.
+    ValueError: if an argument is out of its range. `Trainer.run` raises it if
+      the number of shards is not N.
 
   Example:
     >>> import numpy as np
@@ -275,8 +278,8 @@ def from_shards(
   n, seed = _check(arrays, batch_size, seed)
   sampler = input_pipeline.from_shards(n, shards, batch_size, seed=seed)
   settings = {'batch_size': batch_size, 'seed': seed}
-  # By the rows' identities, because a list may be written again at each call;
-  # the rows of one array are new objects each time.
+  # Compared by the identities of the rows, because a caller may write the list
+  # again at each call. An array is one object, because its rows are new ones.
   rows = [shards] if isinstance(shards, np.ndarray) else shards
   held = tuple(map(Held, rows))
   return _sampled(
@@ -285,7 +288,7 @@ def from_shards(
 
 
 def drawn(arrays: ArrayTree, batch_fn: BatchFn) -> Resident:
-  """Gives every replica the batches that a function makes on the device.
+  """Give every replica the batches that a function makes on the device.
 
   Args:
     arrays: any tree of arrays, which are placed on every device; `()` if
@@ -312,25 +315,24 @@ def drawn(arrays: ArrayTree, batch_fn: BatchFn) -> Resident:
 
 
 def stream(iterator: Iterator[Any], *, global_batch: bool = False) -> Stream:
-  """Gives the replicas the batches of an iterator.
+  """Give the replicas the batches of an iterator.
 
   `Trainer.run(state, pr.stream(iterator), n)` takes the next n batches. Keep
   the iterator, and write `pr.stream(iterator)` as often as needed.
 
   Args:
-    iterator: over batches, trees of host arrays. A batch has one part for each
-      replica, leaves `[N, batch, ...]`. Where a loader ends after an epoch,
-      pass a generator that starts it again.
-    global_batch: whether leaves are `[N * batch, ...]`, as most loaders give
+    iterator: iterator over batches, trees of host arrays `[N, batch, ...]`. If
+      a loader ends after an epoch, pass a generator that starts it again.
+    global_batch: whether leaves are `[N * batch, ...]`, as most loaders return
       them; replica 0 takes the first `batch` examples. Default: False.
 
   Returns:
     The data for `Trainer.run`.
 
   Raises:
-    ValueError: if it is not an iterator; from `Trainer.run`, if the iterator
-      ends, or a batch does not have these shapes. If more than 64 steps were
-      asked for, the state passed may be used up then.
+    ValueError: if `iterator` is not an iterator. `Trainer.run` raises it if the
+      iterator ends, or a batch has other shapes. In a run of more than 64
+      steps, the state passed may then be used up.
 
   Example:
     >>> import itertools, numpy as np, prsgd_jax as pr
@@ -347,14 +349,14 @@ def stream(iterator: Iterator[Any], *, global_batch: bool = False) -> Stream:
 
 
 def check_resident(who: str, data: Any) -> Resident:
-  """Returns data that stay on the devices.
+  """Return `data` if they are data that stay on the devices.
 
   Args:
-    who: what they were passed to.
-    data: what was passed.
+    who: name of the caller, for the message.
+    data: should be a `Resident`.
 
   Raises:
-    ValueError: if it is something else, such as bare arrays.
+    ValueError: if `data` is something else, such as bare arrays.
   """
   if not isinstance(data, Resident):
     raise ValueError(
@@ -365,7 +367,7 @@ def check_resident(who: str, data: Any) -> Resident:
 
 
 def _check(arrays: ArrayTree, batch_size: int, seed: int) -> tuple[int, int]:
-  """(the number of examples, the seed) of checked arguments."""
+  """Check arguments and return (number of examples, seed)."""
   check_positive_int('batch_size', batch_size)
   return _num_examples(arrays), check_seed('seed', seed)
 
@@ -401,7 +403,7 @@ def _sampled(
   sampler: Callable[[int], Sampler],
   transform: Transform | None,
 ) -> Resident:
-  """Data of which a sampler of N replicas takes rows."""
+  """Return data whose rows a sampler of N replicas chooses."""
   if transform is not None:
     check_signature('transform(key, batch)', transform)
 

@@ -1,4 +1,10 @@
-"""Datasets as arrays in memory, read through TFDS without tensorflow."""
+"""Data sets as arrays in memory, read through TFDS without tensorflow.
+
+`loading` has `load_dataset`. `storage` finds and reads prepared directories.
+`preparing`, `archives` and `stock_builders` make them: they download archives,
+unpack them, and write what TFDS itself would write. `texts` and
+`optical_digits` are shipped in the package.
+"""
 
 from prsgd_jax.data.datasets.loading import (
   DATASETS,

@@ -1,8 +1,9 @@
-"""The official archives of image datasets, downloaded or given, as arrays.
+"""ARCHIVES: the official files of image data sets, as arrays.
 
-A file is unpacked only after its checksum proved to be the published one,
-because an archive from an unknown source can unpack to anything. For the same
-reason the decoders check nothing.
+`download` fetches them by pooch, and `read` decodes downloaded or given files.
+A file is unpacked only if it has the published checksum, because an unknown
+archive can unpack to anything. The decoders check nothing, because all their
+bytes are then known.
 """
 
 import gzip
@@ -24,9 +25,9 @@ class Archive(NamedTuple):
   """An official archive.
 
   Attributes:
-    base_url: The directory where it is published.
-    packed: The published files, each with its SHA-256 sum.
-    plain: The files in them, each with its published MD5 sum.
+    base_url: URL of the directory that publishes it.
+    packed: Published file -> its SHA-256 sum.
+    plain: File inside the published files -> its published MD5 sum.
   """
 
   base_url: str
@@ -98,14 +99,14 @@ ARCHIVES = {
 
 
 def download(name: str, directory: pathlib.Path) -> pathlib.Path:
-  """Downloads an archive, unless an earlier call did.
+  """Download an archive, unless its files are there already.
 
   Args:
     name: A key of `ARCHIVES`.
-    directory: Where downloads are kept.
+    directory: The directory that keeps downloads.
 
   Returns:
-    The directory of its files, `<directory>/<name>`.
+    The directory of the files, `<directory>/<name>`.
 
   Raises:
     DatasetError: A file cannot be downloaded, or differs from the published
@@ -130,12 +131,12 @@ def download(name: str, directory: pathlib.Path) -> pathlib.Path:
 
 
 def read(name: str, path: pathlib.Path) -> dict[str, storage.Split]:
-  """Returns the splits that the files of an archive hold.
+  """Decode the splits in the files of an archive.
 
   Args:
     name: A key of `ARCHIVES`.
-    path: The directory of its published files, or of the files in them; or the
-      published file, if there is only one.
+    path: The directory of the published files, or of the files inside them; or
+      the published file, if it is the only one.
 
   Returns:
     `train` and `test`, each `{'image': uint8[n, h, w, c], 'label': int32[n]}`.
@@ -162,7 +163,7 @@ def read(name: str, path: pathlib.Path) -> dict[str, storage.Split]:
 
 
 def how_to_fetch(name: str) -> str:
-  """Returns what to type to prepare a dataset from its official files."""
+  """Return how to prepare a data set from its official files, one line."""
   base_url, packed, _ = ARCHIVES[name]
   what, where = ', '.join(packed), 'FILE' if len(packed) == 1 else 'DIRECTORY'
   return (
@@ -171,7 +172,7 @@ def how_to_fetch(name: str) -> str:
 
 
 def _read_plain(name: str, path: pathlib.Path) -> dict[str, bytes]:
-  """Returns the files in an archive, all of whose bytes are known."""
+  """Return the files in an archive, after verifying their checksums."""
   _, packed, plain = ARCHIVES[name]
   if not path.exists():
     raise DatasetError(f'there is no archive {path}; {how_to_fetch(name)}')
@@ -202,7 +203,7 @@ def _check_sum(name: str, path: pathlib.Path, kind: str, known: str) -> None:
 
 
 def _unpack(path: pathlib.Path, file: str) -> dict[str, bytes]:
-  """Returns what is in one of the published files, given its official name."""
+  """Unpack one published file, whose official name is `file`."""
   if not file.endswith('.tar.gz'):
     return {file.removesuffix('.gz'): gzip.decompress(path.read_bytes())}
   found = {}
@@ -225,7 +226,7 @@ def _import_pooch() -> Any:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-  """Returns the first error of a chain; requests wraps it three times."""
+  """Return the first error of a chain, because requests wraps it 3 times."""
   while cause := error.__cause__ or error.__context__:
     error = cause
   return error

@@ -1,9 +1,9 @@
-"""`load_dataset`: a prepared TFDS dataset as NumPy arrays in memory.
+"""LOADING: `load_dataset` reads a prepared TFDS data set into NumPy arrays.
 
-Decoding 60000 PNG images takes ten seconds and more, so what was read is kept
-beside the dataset: `<data_dir>/<name>/.prsgd_jax-<version>.npz`. That file is
-used only if it is whole (every array in it carries a checksum) and no file of
-the dataset was touched since (names, sizes, times). Delete it at any time.
+Decoding 60000 PNG images takes more than ten seconds, so decoded arrays are
+cached beside the data set, in `<data_dir>/<name>/.prsgd_jax-<version>.npz`. The
+cache is used only if its checksums are right and no file of the data set has
+changed (names, sizes, times). It may be deleted at any time.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _BUILDERS = {
 }
 
 DATASETS = tuple(_BUILDERS)
-# Those whose contents are installed with the packages: prepared when missing.
+# Data sets shipped in the package, which are prepared if they are missing.
 INSTALLED = ('digits', 'text')
 
 _SEQUENCE_LENGTH = 64
@@ -40,14 +40,14 @@ _CACHE_FORMAT = 1
 
 
 class Dataset(NamedTuple):
-  """Labelled images, or sequences of characters, in memory.
+  """Labeled images, or sequences of characters, in memory.
 
   Attributes:
     name: One of `DATASETS`.
     train: `{'image': uint8[n, h, w, c], 'label': int32[n]}`, or `{'text':
-      uint8[n, length + 1]}`, characters as their places in `texts.VOCABULARY`.
-    test: The same for the test split.
-    num_classes: Labels, or characters, are in 0..num_classes - 1.
+      uint8[n, length + 1]}` with indices into `texts.VOCABULARY`.
+    test: The test split, in the form of `train`.
+    num_classes: The number of labels or characters; they count from 0.
   """
 
   name: str
@@ -57,7 +57,7 @@ class Dataset(NamedTuple):
 
   @property
   def num_examples(self) -> int:
-    """Of the training split."""
+    """Number of examples in the training split."""
     return len(next(iter(self.train.values())))
 
 
@@ -67,11 +67,11 @@ def load_dataset(
   *,
   sequence_length: int | None = None,
 ) -> Dataset:
-  """Reads a dataset from TFDS' data directory, without tensorflow or network.
+  """Read a data set from TFDS' data directory, without tensorflow or network.
 
-  `digits` and `text` are prepared when they are missing, in about a second; the
-  others by `experiments/prepare_data.py`. The order of the examples is that of
-  the TFDS directory; that of the sequences of a text is the text's.
+  `digits` and `text` are prepared if they are missing, which takes about a
+  second. Prepare the other data sets by `experiments/prepare_data.py`. Examples
+  keep the order of the TFDS directory, and sequences the order of the text.
 
   Example:
 
@@ -80,17 +80,17 @@ def load_dataset(
 
   Args:
     name: One of `DATASETS`.
-    data_dir: TFDS' data directory; by default `$TFDS_DATA_DIR`, or
+    data_dir: TFDS' data directory. Default: `$TFDS_DATA_DIR`, or
       `~/tensorflow_datasets`.
-    sequence_length: Of a text: how many characters of a sequence are predicted,
-      by default 64 (see `texts.cut`). For `text` alone.
+    sequence_length: Characters predicted in a sequence, only for `text`; see
+      `texts.cut`. Default: 64.
 
   Returns:
-    Both splits, whole.
+    Both splits, complete.
 
   Raises:
-    DatasetError: The name is unknown, or the dataset is missing, half-prepared
-      or damaged, or does not have such sequences; the message says what to do.
+    DatasetError: The name is unknown, the data set is missing, half-prepared or
+      damaged, or it has no such sequences. The message names the remedy.
   """
   root = storage.resolve_data_dir(data_dir)
   directory = find_dataset(name, root)
@@ -112,7 +112,13 @@ def load_dataset(
 
 
 def find_dataset(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
-  """Returns the prepared directory of a dataset, which may be damaged.
+  """Return the prepared directory of a data set, None if there is none.
+
+  The contents of the directory are not verified.
+
+  Args:
+    name: One of `DATASETS`.
+    data_dir: TFDS' data directory.
 
   Raises:
     DatasetError: The name is unknown, or `data_dir` cannot be listed.
@@ -125,10 +131,19 @@ def find_dataset(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
 
 
 def prepare_installed(name: str, data_dir: pathlib.Path) -> pathlib.Path:
-  """Makes the TFDS directory of one of `INSTALLED`; processes may race for it.
+  """Make the TFDS directory of a data set that the package ships.
+
+  Several processes may call this at once.
+
+  Args:
+    name: One of `INSTALLED`.
+    data_dir: TFDS' data directory; created if missing.
+
+  Returns:
+    `<data_dir>/<builder>/<version>`.
 
   Raises:
-    DatasetError: It cannot be written, or a package is missing.
+    DatasetError: The directory cannot be written, or a package is missing.
   """
   storage.import_tfds()
   from prsgd_jax.data.datasets import optical_digits, stock_builders
@@ -143,9 +158,9 @@ def prepare_installed(name: str, data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def prepare_command(name: str, data_dir: pathlib.Path) -> str:
-  """Returns what to type to prepare a dataset, in this directory."""
+  """Return the command that prepares a data set, for this directory."""
   script = pathlib.Path('experiments/prepare_data.py')
-  # Outside of a clone the installed module is what is there.
+  # By module name outside of a clone, because only the package is there.
   program = str(script) if script.is_file() else '-m experiments.prepare_data'
   return (
     f'python {program} {shlex.quote(name)}'
@@ -154,7 +169,7 @@ def prepare_command(name: str, data_dir: pathlib.Path) -> str:
 
 
 def _cut(dataset: Dataset, sequence_length: int) -> Dataset:
-  """Of whole texts of bytes, sequences in the vocabulary."""
+  """Cut whole texts of bytes into sequences of the vocabulary."""
 
   def sequences(split: storage.Split) -> storage.Split:
     text = split['text'].tobytes().decode('latin-1')
@@ -176,7 +191,7 @@ def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
     if dataset is None:
       splits, num_classes = storage.read_prepared(directory)
       dataset = Dataset(name, splits['train'], splits['test'], num_classes)
-      # Files that changed meanwhile must not be filed under the new state.
+      # Not cached if a file changed meanwhile, because the arrays are older.
       if _fingerprint(directory) == fingerprint:
         _write_cache(cache, dataset, fingerprint)
   except storage.DamagedError as error:
@@ -197,12 +212,11 @@ def _keys(name: str) -> tuple[str, ...]:
 
 
 def _fingerprint(directory: pathlib.Path) -> str:
-  """Returns what changes whenever a file of the dataset does."""
+  """Return a text that changes whenever a file of the data set does."""
   files = []
   for path in sorted(directory.iterdir()):
     stat = path.stat()
-    # The change time tells a file from another one copied over it with its
-    # modification time.
+    # With the change time, because a copy may keep the modification time.
     files.append([path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
   return json.dumps([_CACHE_FORMAT, files])
 
@@ -210,13 +224,13 @@ def _fingerprint(directory: pathlib.Path) -> str:
 def _read_cache(
   path: pathlib.Path, name: str, fingerprint: str
 ) -> Dataset | None:
-  """Returns the cached dataset, or None if it is absent, old or damaged."""
+  """Return the cached dataset, or None if it is absent, old or damaged."""
   try:
     with np.load(path, allow_pickle=False) as cache:
       if cache['fingerprint'].item() != fingerprint:
         return None
-      # NumPy checks a member's CRC-32 only if its header, which may be what is
-      # damaged, makes it read that member to the end.
+      # Because NumPy checks a CRC-32 only if it reads the member to its end,
+      # which a damaged header may prevent.
       if bad := cache.zip.testzip():
         raise zipfile.BadZipFile(f'bad CRC-32 for {bad}')
       train, test = (
@@ -226,7 +240,7 @@ def _read_cache(
       return Dataset(name, train, test, int(cache['num_classes']))
   except FileNotFoundError:
     return None
-  # NumPy, zipfile, zlib and struct raise nearly anything on damaged bytes.
+  # Any error, because NumPy, zipfile, zlib and struct raise many on damage.
   except Exception as error:
     logging.warning(
       '%s is damaged (%s): reading the dataset itself',

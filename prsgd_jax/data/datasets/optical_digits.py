@@ -1,4 +1,4 @@
-"""Optical digits: a TFDS dataset that needs neither network nor tensorflow.
+"""OPTICAL DIGITS: a TFDS data set that needs neither network nor tensorflow.
 
 The package holds the test set of the UCI optical recognition of handwritten
 digits, compressed: 1797 images, 8x8. It is licensed under CC BY 4.0.
@@ -37,7 +37,7 @@ _CITATION = """\
 
 @functools.cache
 def digits_splits() -> dict[str, storage.Split]:
-  """Returns the splits by name.
+  """Return the splits by name.
 
   Returns:
     `train` and `test`, each `{'image': uint8[n, 8, 8, 1] in 0..16, 'label':
@@ -50,7 +50,7 @@ def digits_splits() -> dict[str, storage.Split]:
   rows = np.array([line.split(',') for line in lines], np.uint8)
   image = rows[:, :-1].reshape(-1, 8, 8, 1)
   label = rows[:, -1].astype(np.int32)
-  # RandomState: its stream is frozen, the one of default_rng is not.
+  # By RandomState, because NumPy may change the stream of default_rng.
   order = np.random.RandomState(_SPLIT_SEED).permutation(len(label))
   test, train = np.split(order, [_NUM_TEST])
   return {
@@ -80,7 +80,7 @@ class OpticalDigits(tfds.core.GeneratorBasedBuilder):
       description=_DESCRIPTION,
       features=tfds.features.FeaturesDict(
         {
-          # Tensor, not Image: PNG would cost more than it saves on 64 bytes.
+          # Not an Image, because PNG is larger than 64 bytes.
           'image': tfds.features.Tensor(shape=(8, 8, 1), dtype=np.uint8),
           'label': tfds.features.ClassLabel(num_classes=10),
         }

@@ -1,6 +1,6 @@
-"""Makes a TFDS directory, which appears complete or not at all.
+"""PREPARING: makes a TFDS directory, which appears complete or not at all.
 
-Nothing here touches the network, imports tensorflow, or deletes a dataset.
+This module never uses the network, imports tensorflow or deletes a data set.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,13 @@ from prsgd_jax.data.datasets.storage import DatasetError, one_line
 
 
 def check_writable(data_dir: pathlib.Path) -> None:
-  """Makes `data_dir` if it does not exist.
+  """Check that a directory can be written; create it if missing.
+
+  Args:
+    data_dir: TFDS' data directory.
 
   Raises:
-    DatasetError: Nothing can be written there.
+    DatasetError: The directory cannot be created or written.
   """
   try:
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -37,31 +40,31 @@ def check_writable(data_dir: pathlib.Path) -> None:
 
 
 def prepare(builder_cls: Any, data_dir: pathlib.Path) -> pathlib.Path:
-  """Makes a TFDS directory, unless it exists.
+  """Make a TFDS directory, unless it exists.
 
-  TFDS builds it under another name, which it changes at the end. Several
-  processes may call this at once: one builds while the others wait.
+  TFDS builds it under a temporary name and renames it at the end. Several
+  processes may call this at once; one builds while the rest wait.
 
   Args:
     builder_cls: A TFDS builder that needs no download and no tensorflow.
-    data_dir: The TFDS data directory, made if it does not exist.
+    data_dir: TFDS' data directory; created if missing.
 
   Returns:
     `<data_dir>/<name>/<version>`.
 
   Raises:
-    DatasetError: It cannot be written.
+    DatasetError: The directory cannot be written.
   """
   final = data_dir / builder_cls.name / str(builder_cls.VERSION)
   check_writable(data_dir)
   try:
     with _only_writer(data_dir, builder_cls.name):
       if not final.exists():
-        # Of runs that were killed, because no other one holds the lock.
+        # Left by killed processes, because this one holds the lock.
         for stale in final.parent.glob(f'incomplete.*_{final.name}'):
           shutil.rmtree(stale, ignore_errors=True)
         _build(builder_cls, data_dir)
-  # array_record turns a full disk into a RuntimeError, which TFDS passes on.
+  # Any error, because array_record raises RuntimeError on a full disk.
   except Exception as error:
     if system_errors.error_number(error) is None:
       raise
@@ -88,19 +91,19 @@ def _build(builder_cls: Any, data_dir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _only_writer(data_dir: pathlib.Path, name: str) -> Iterator[None]:
-  """Holds the lock on making `name` in `data_dir`, for all processes."""
+  """Hold the lock of all processes that prepare `name` in `data_dir`."""
   with (data_dir / f'.{name}.lock').open('w') as lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       logging.info('waiting: another process prepares %s', name)
       fcntl.flock(lock, fcntl.LOCK_EX)
-    yield  # closing the file releases the lock, and so does being killed
+    yield  # closing the file releases the lock; so does the end of the process
 
 
 @contextlib.contextmanager
 def _without_output() -> Iterator[None]:
-  # TFDS announces a download on stdout, where there is none, and draws its
+  # Because TFDS announces a download on stdout even if there is none, and draws
   # progress bars on stderr.
   with (
     contextlib.redirect_stdout(io.StringIO()),

@@ -1,9 +1,9 @@
-"""Stock TFDS builders that generate given arrays instead of reading archives.
+"""STOCK BUILDERS of TFDS, which generate given arrays, not read archives.
 
-The stock builders need tensorflow to open their archives and to encode PNG.
-Here Pillow encodes, and the Image feature is handed the finished bytes.
-Features, version and keys remain those of the stock builder, so the outcome is
-a stock directory in the stock (shuffled) order.
+TFDS' own builders need tensorflow to open archives and to encode PNG. Here
+Pillow encodes, and the Image feature receives the finished bytes. Features,
+version and keys do not change, so the directory is equal to the one TFDS would
+write, in its (shuffled) order.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +22,13 @@ _CIFAR10_CLASSES = (
 
 
 def make_builder(name: str, splits: Mapping[str, storage.Split]) -> Any:
-  """Returns the stock TFDS builder class, but generating `splits`."""
+  """Return a subclass of the stock TFDS builder that generates `splits`.
+
+  Args:
+    name: `cifar10`, `fashion_mnist`, `mnist` or `text`.
+    splits: Split name -> `{'image': uint8[n, h, w, c], 'label': int[n]}`, or
+      `{'text': uint8[1, n]}`.
+  """
   storage.import_tfds()
   from tensorflow_datasets.datasets.tiny_shakespeare import (
     tiny_shakespeare_dataset_builder as tiny_shakespeare,
@@ -38,7 +44,7 @@ def make_builder(name: str, splits: Mapping[str, storage.Split]) -> Any:
   stock: Any = stocks[name]
 
   class FromArrays(stock, skip_registration=True):  # type: ignore[call-arg]
-    """The stock builder, with our source of pixels."""
+    """The stock builder, with arrays as the source."""
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
       del dl_manager
@@ -55,11 +61,11 @@ def make_builder(name: str, splits: Mapping[str, storage.Split]) -> Any:
         example = {'image': _png(image), 'label': int(label)}
         if name == 'cifar10':
           example['id'] = f'{split}_{i:05d}'
-        # The key decides where TFDS' shuffle puts the example.
+        # By index, because the key decides the place in TFDS' shuffle.
         yield i, example
 
   FromArrays.name = stock.name
-  FromArrays.__module__ = stock.__module__  # it stands in the metadata
+  FromArrays.__module__ = stock.__module__  # because TFDS records it
   return FromArrays
 
 

@@ -1,7 +1,7 @@
-"""Prepared TFDS directories: where they are, and how to read them.
+"""STORAGE: finds and reads prepared TFDS directories.
 
-Nothing here touches the network or imports tensorflow. `tensorflow_datasets`
-itself is imported when a directory is read, not before.
+This module never uses the network or imports tensorflow. It imports
+`tensorflow_datasets` only when it reads a directory, because that is slow.
 """
 
 from collections.abc import Iterator
@@ -26,20 +26,24 @@ _METADATA = ('dataset_info.json', 'features.json')
 
 
 class DatasetError(ValueError):
-  """A dataset cannot be had: one line on why, and on what to type."""
+  """A data set is not available; one line on why, and on what to type."""
 
 
 class DamagedError(Exception):
-  """A prepared directory is not what its metadata promises: the reason."""
+  """A prepared directory does not match its metadata; the reason."""
 
 
 def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-  """Returns `data_dir`, or TFDS' own default, as an absolute path.
+  """Return `data_dir`, or TFDS' own default, as an absolute path.
+
+  Args:
+    data_dir: TFDS' data directory; None for `$TFDS_DATA_DIR`, or
+      `~/tensorflow_datasets`.
 
   Raises:
-    DatasetError: `data_dir` is a URL, or in a home directory that is unknown.
+    DatasetError: `data_dir` is a URL, or its home directory is unknown.
   """
-  # TFDS reads the variable once, when it is imported; here it counts always.
+  # Read here, because TFDS reads the variable only once, when it is imported.
   default = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   data_dir = os.fspath(data_dir or default)
   if '://' in data_dir:
@@ -51,15 +55,15 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
 
 
 def expand(path: str, instead: str) -> pathlib.Path:
-  """Returns a path whose leading `~` or `~user` is the home directory.
+  """Return a path whose leading `~` or `~user` is the home directory.
 
   Args:
-    path: As the user gives it.
-    instead: What to pass where there is no such directory.
+    path: The path that the user passed.
+    instead: The argument to pass otherwise, for the message.
 
   Raises:
-    DatasetError: There is none: the user is unknown, or HOME is not set and
-      the process' user id has no entry, as in some containers.
+    DatasetError: The home directory is unknown: no such user, or HOME is not
+      set and the user id of the process has no entry, as in some containers.
   """
   try:
     return pathlib.Path(path).expanduser()
@@ -72,7 +76,13 @@ def expand(path: str, instead: str) -> pathlib.Path:
 def find_prepared(
   builder_name: str, data_dir: pathlib.Path
 ) -> pathlib.Path | None:
-  """Returns the directory of the newest version, which may be damaged.
+  """Return the directory of the newest version, None if there is none.
+
+  The contents of the directory are not verified.
+
+  Args:
+    builder_name: The name of the TFDS builder.
+    data_dir: TFDS' data directory.
 
   Raises:
     DatasetError: `data_dir` cannot be listed.
@@ -87,7 +97,7 @@ def find_prepared(
       f'cannot read {parent}: {one_line(error)}; pass a data_dir that can be'
       ' read'
     ) from error
-  # TFDS builds in `incomplete.*_<version>`, which this leaves out.
+  # Only full matches, because TFDS builds in `incomplete.*_<version>`.
   versions = [n for n in names if re.fullmatch(r'\d+\.\d+\.\d+', n)]
   if not versions:
     return None
@@ -95,19 +105,19 @@ def find_prepared(
 
 
 def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
-  """Reads all of a prepared dataset, of images or of one text, into memory.
+  """Read a whole prepared data set, images or one text, into memory.
 
   Args:
     directory: `<data_dir>/<name>/<version>`.
 
   Returns:
-    The splits by name, each `{'image': uint8[n, h, w, c], 'label': int32[n]}`,
-    and the number of classes; or each `{'text': uint8[1, n]}`, one example of n
-    bytes, of which there are 256.
+    A pair: split name -> `{'image': uint8[n, h, w, c], 'label': int32[n]}`, and
+    the number of classes. For a text: split name -> `{'text': uint8[1, n]}`,
+    one example of n bytes, and 256.
 
   Raises:
     DamagedError: The directory is half-prepared, damaged, of another file
-      format, or holds something other than labeled images, or a text.
+      format, or holds neither labeled images nor a text.
     DatasetError: A file cannot be read, or a package is missing.
   """
   for name in _METADATA:
@@ -125,19 +135,19 @@ def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
       splits = {s: _read_split(builder, s, num_classes) for s in SPLITS}
   except (DamagedError, MemoryError):
     raise
-  # What TFDS, protobuf, array_record and PIL raise on damaged files has no
-  # common class, and is not documented.
+  # Any error, because what TFDS, protobuf, array_record and PIL raise for
+  # damaged files has no common class and is not documented.
   except Exception as error:
     raise DamagedError(one_line(error)) from error
   return splits, num_classes
 
 
 def read_embedded(name: str, sha256: str) -> bytes:
-  """Returns the contents of a gzip file of this package.
+  """Return the contents of a gzip file of this package.
 
   Args:
     name: The name of the file.
-    sha256: Of the contents.
+    sha256: The SHA-256 sum of the contents.
 
   Raises:
     DatasetError: The file is missing or damaged.
@@ -147,7 +157,7 @@ def read_embedded(name: str, sha256: str) -> bytes:
     contents = gzip.decompress(file.read_bytes())
     if hashlib.sha256(contents).hexdigest() != sha256:
       raise ValueError('it has another SHA-256 sum')
-  # gzip and zlib raise several things on damaged bytes.
+  # Any error, because gzip and zlib raise several on damaged bytes.
   except Exception as error:
     raise DatasetError(
       f'{name} of the package cannot be read ({one_line(error)}); install'
@@ -157,20 +167,20 @@ def read_embedded(name: str, sha256: str) -> bytes:
 
 
 def one_line(error: BaseException) -> str:
-  """Returns the message of an exception on one short line."""
+  """Return the message of an exception on one short line."""
   text = getattr(error, 'strerror', None) or str(error)
   text = ' '.join(str(text).split()) or type(error).__name__
   return text if len(text) <= 160 else text[:157] + '...'
 
 
 def import_tfds() -> Any:
-  """Returns `tensorflow_datasets`, with all that it needs to read images.
+  """Return `tensorflow_datasets`, with the packages it needs for images.
 
   Raises:
     DatasetError: A package is missing.
   """
   try:
-    # TFDS imports these two only once it decodes.
+    # Imported here, because TFDS imports these two only when it decodes.
     from array_record.python import array_record_data_source  # noqa: F401
     from PIL import Image  # noqa: F401
     import tensorflow_datasets as tfds
@@ -184,7 +194,7 @@ def import_tfds() -> Any:
 
 
 def _check_readable(directory: pathlib.Path) -> None:
-  # array_record reports a file without permission as a damaged one.
+  # Because array_record reports a file without permission as damaged.
   for path in sorted(directory.iterdir()):
     if path.is_file() and not os.access(path, os.R_OK):
       raise DatasetError(
@@ -210,7 +220,7 @@ def _check_info(info: Any) -> None:
 
 def _read_split(builder: Any, split: str, num_classes: int) -> Split:
   source = builder.as_data_source(split)
-  # One call: half the time of a loop over `source`.
+  # In one call, because it takes half the time of a loop over `source`.
   examples = source.__getitems__(range(len(source)))
   image = np.stack([example['image'] for example in examples])
   label = np.array([example['label'] for example in examples], np.int32)
@@ -236,7 +246,7 @@ def _read_text(builder: Any, split: str) -> Split:
 
 @contextlib.contextmanager
 def without_tfds_logs() -> Iterator[None]:
-  """Drops what TFDS logs, and nothing else that goes to absl's logger."""
+  """Drop messages of TFDS, and no other, from absl's logger."""
   inside = f'{os.sep}tensorflow_datasets{os.sep}'
 
   def keep(record: logging.LogRecord) -> bool:

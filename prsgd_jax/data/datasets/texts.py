@@ -1,8 +1,8 @@
-"""Text as sequences of characters; Tiny Shakespeare, which needs no network.
+"""TEXTS as sequences of characters; Tiny Shakespeare, without a network.
 
-The text is a million characters of Shakespeare's plays as they were put
-together for char-rnn, and is shipped in the package, compressed. A character is
-a token, and the vocabulary is that of this text, fixed.
+The text is a million characters of Shakespeare's plays, collected for char-rnn.
+The package holds it, compressed. A character is a token. The vocabulary is
+fixed: the characters of this text.
 
 Reference: Karpathy, The unreasonable effectiveness of recurrent neural
 networks, 2015, https://github.com/karpathy/char-rnn.
@@ -17,16 +17,16 @@ from prsgd_jax.data.datasets import storage
 
 VOCABULARY = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
 
-# The sum that TFDS publishes for its `tiny_shakespeare`.
+# The SHA-256 that TFDS publishes for its `tiny_shakespeare`.
 _SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
 _FILE = 'tiny_shakespeare.txt.gz'
 
 
 @functools.cache
 def shakespeare_splits() -> dict[str, storage.Split]:
-  """Returns the splits by name, consecutive: 90, 5 and 5 % of the text.
+  """Return the splits by name, consecutive: 90, 5 and 5 % of the text.
 
-  These are those of the stock TFDS builder.
+  The stock TFDS builder has the same splits.
 
   Returns:
     `train`, `validation` and `test`, each `{'text': uint8[1, n]}`, one example
@@ -45,7 +45,14 @@ def shakespeare_splits() -> dict[str, storage.Split]:
 
 
 def encode(text: str) -> np.ndarray:
-  """Characters -> uint8[n], their places in `VOCABULARY`.
+  """Return the indices of characters in `VOCABULARY`, uint8[n].
+
+  Args:
+    text: n characters.
+
+  Example:
+    >>> encode('A b').tolist()
+    [13, 1, 40]
 
   Raises:
     DatasetError: A character is not in the vocabulary.
@@ -62,15 +69,23 @@ def encode(text: str) -> np.ndarray:
 
 
 def decode(tokens: np.ndarray) -> str:
-  """What `encode` was given."""
+  """Return the text of indices into `VOCABULARY`; the inverse of `encode`.
+
+  Args:
+    tokens: uint8[n].
+
+  Example:
+    >>> decode(encode('A b'))
+    'A b'
+  """
   return ''.join(VOCABULARY[token] for token in tokens)
 
 
 def cut(tokens: np.ndarray, length: int) -> np.ndarray:
-  """Cuts a text into sequences of `length` predictions.
+  """Cut a text into sequences of `length` predictions.
 
-  Each begins with the character that the one before ended with, so that every
-  character but the first is predicted once. A rest at the end is left out.
+  A sequence begins with the last character of the previous one, so that every
+  character except the first is predicted once. A remainder is dropped.
 
   Example:
     >>> cut(np.arange(8, dtype=np.uint8), length=3)
@@ -79,7 +94,7 @@ def cut(tokens: np.ndarray, length: int) -> np.ndarray:
 
   Args:
     tokens: uint8[n], n > `length`.
-    length: Of what a model reads.
+    length: Characters that a model reads, and predicts, in a sequence.
 
   Returns:
     uint8[(n - 1) // length, length + 1].
