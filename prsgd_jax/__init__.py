@@ -1,10 +1,16 @@
 """Data-parallel SGD that communicates less, on JAX.
 
-The algorithms and the words in which they are written are here. The rest is in
-namespaces: `pr.schedules` (when replicas communicate), `pr.mixing` and
-`pr.graphs` (with whom), `pr.codecs` (in how many bytes), `pr.ledger` (what it
-costs), `pr.engine` (what a trainer is made of), `pr.data`, `pr.optimizers`,
-`pr.stages`, `pr.science`, `pr.base` and `pr.testing`.
+Import it as `pr`. Algorithms, the words they are written in, `pr.trainer` and
+the data values are directly in it; the rest is in namespaces:
+
+  `pr.schedules`             when replicas communicate
+  `pr.mixing`, `pr.graphs`   with whom
+  `pr.codecs`                in how many bytes
+  `pr.ledger`                the cost: rounds, bytes and modeled time
+  `pr.stages`, `pr.base`     the parts of an algorithm, and their type
+  `pr.engine`, `pr.data`     the parts of a trainer, and its data
+  `pr.optimizers`            optimizers of one replica
+  `pr.science`, `pr.testing` theory and measurements; tests of an algorithm
 """
 
 from prsgd_jax import (

@@ -1,4 +1,4 @@
-"""The cost of an algorithm: rounds, bytes and modeled time.
+"""LEDGER: the cost of an algorithm: rounds, bytes and modeled time.
 
 `counting` adds up the costs. `network` describes the machines and links of the
 modeled time. `clocks` simulates one clock per replica.

@@ -1,4 +1,8 @@
-"""Flax modules, and their losses as pure functions; no training code."""
+"""MODELS: flax modules, and their losses as pure functions.
+
+One file per module. `classification` and `language_modeling` turn a module into
+the `loss_fn` and `eval_fn` of a trainer. No training code is here.
+"""
 
 from prsgd_jax.models.lenet import LeNet5
 from prsgd_jax.models.lstm import LSTMClassifier

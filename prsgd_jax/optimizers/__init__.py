@@ -1,4 +1,4 @@
-"""Optimizers of a replica, and the adjustments that optax states need.
+"""OPTIMIZERS of one replica, and the adjustments that optax states need.
 
 `preconditioners` are optax transformations. `evaluation_points` finds the point
 at which an optimizer's result is evaluated. `optimizer_clocks` sets the counts

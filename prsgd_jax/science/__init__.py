@@ -1,4 +1,4 @@
-"""Theory of averaged SGD, and measurements along a run.
+"""SCIENCE: theory of averaged SGD, and measurements along a run.
 
 `theory` has the bounds of the papers, `laws` exact results on simple problems.
 `noise` and `landscape` measure gradients and curvature on the host.

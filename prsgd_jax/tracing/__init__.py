@@ -1,4 +1,4 @@
-"""Tracing of the functions that callers pass in.
+"""TRACING: the functions that callers pass in, checked and isolated.
 
 `caller_functions` checks their arguments and results. `isolation` traces them
 without the axis of replicas. `keys` replaces their random keys.
