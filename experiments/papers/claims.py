@@ -1,4 +1,4 @@
-"""What a paper says, what was measured of it, and the rule that judges it."""
+"""Claims: a statement of a paper, its measurement, and the rule that judges it."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from experiments.papers.quantities import Measured, Table
 from experiments.papers.rules import Rule, Verdict
 from experiments.running.records import json_files
 
-# Where a claim comes from.
+# Origins of a claim.
 STATED = 'stated in the paper'
 DERIVED = 'derived here'
 RECALLED = 'recalled, not verified against the paper'
@@ -15,15 +15,15 @@ OURS = 'a check of our own'
 
 
 class Claim(NamedTuple):
-  """One thing that a paper says, with the numbers and the rule that judge it.
+  """One statement of a paper, with the numbers and the rule that judge it.
 
   Attributes:
-    text: what the paper says.
-    source: where it comes from, such as `STATED` or `DERIVED`.
+    text: the statement.
+    source: origin of the statement, such as `STATED` or `DERIVED`.
     measured: quantity -> its measured values.
-    rule: when the claim is reproduced.
-    setting: how the numbers were measured.
-    note: what else is worth knowing, such as what was tried.
+    rule: condition under which the claim is reproduced.
+    setting: how the numbers were measured. Default: empty.
+    note: further remarks, such as earlier trials. Default: empty.
   """
 
   text: str
@@ -51,7 +51,7 @@ class Claim(NamedTuple):
 def to_json(claim: Claim) -> dict[str, Any]:
   """Encode a claim.
 
-  The verdict is for the eye only: it is not read back but evaluated again.
+  The verdict is for readers only; `from_json` evaluates it again.
   """
   return {
     'text': claim.text,

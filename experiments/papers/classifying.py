@@ -14,7 +14,7 @@ from prsgd_jax.models import classification
 
 
 class Problem(NamedTuple):
-  """What `simulate` needs of a problem.
+  """The functions of a problem that `simulate` calls.
 
   Attributes:
     loss_fn: the loss of one replica, on examples drawn with replacement.

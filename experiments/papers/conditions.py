@@ -34,10 +34,10 @@ class Ref(NamedTuple):
   """A measured number.
 
   Attributes:
-    quantity: its name.
-    case: one of its cases; None is the case that `Every` or `Some` looks at,
-      and outside of these the only one of a quantity without cases.
-    times: a factor.
+    quantity: name of the quantity.
+    case: one of its cases. None is the current case of `Every` or `Some`, and
+      elsewhere the only case of a quantity without cases. Default: None.
+    times: factor of the number. Default: 1.
   """
 
   quantity: str
@@ -49,11 +49,11 @@ class Compare(NamedTuple):
   """A number is below or above another.
 
   Attributes:
-    left: what is compared.
-    relation: how.
-    right: with what.
+    left: the number on the left.
+    relation: the relation between left and right.
+    right: the number on the right.
     seeds: 'mean' compares the values, 'each' the numbers seed by seed, 'all'
-      every seed on the left with every seed on the right.
+      every seed on the left with every seed on the right. Default: 'mean'.
   """
 
   left: Ref
@@ -66,8 +66,8 @@ class Within(NamedTuple):
   """A number is close to another, by the widest of the given tolerances.
 
   Attributes:
-    left: what is compared.
-    target: with what.
+    left: the measured number.
+    target: the number that it should be close to.
     absolute: the largest difference.
     relative: the largest difference as a fraction of the target.
     errors: the largest difference in standard errors of `left`.
@@ -104,8 +104,8 @@ class Every(NamedTuple):
   """A condition holds in every case, and there is one.
 
   Attributes:
-    condition: whose references without a case are to the case at hand.
-    cases: to look at; by default those of all quantities of the condition.
+    condition: its references without a case refer to the current case.
+    cases: cases to check. Default: all that its quantities have in common.
   """
 
   condition: 'Condition'
@@ -113,7 +113,7 @@ class Every(NamedTuple):
 
 
 class Some(NamedTuple):
-  """A condition holds in one case or more; the attributes are as in `Every`."""
+  """A condition holds in at least one case; attributes are as in `Every`."""
 
   condition: 'Condition'
   cases: tuple[str, ...] = ()
@@ -169,12 +169,12 @@ def holds(condition: Condition, measured: Measured, case: str = '') -> bool:
   """Evaluate a condition; a comparison with NaN does not hold.
 
   Args:
-    condition: to evaluate.
+    condition: condition to evaluate.
     measured: the quantities.
-    case: the case of references that name none.
+    case: case of the references that name none. Default: ''.
 
   Raises:
-    ValueError: if a quantity or a case is not there.
+    ValueError: if a quantity or a case is missing.
   """
   match condition:
     case Compare():

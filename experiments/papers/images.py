@@ -21,7 +21,7 @@ class Examples(NamedTuple):
   label: jax.Array
 
   def rows(self, at: Any) -> dict[str, jax.Array]:
-    """Return the examples at some places as a batch."""
+    """Return the examples at the given rows as a batch."""
     return {'image': self.image[at], 'label': self.label[at]}
 
   def draw(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
@@ -52,10 +52,10 @@ class Network:
 def load(
   setting: Setting, name: str, num_train: int | None = None
 ) -> tuple[Examples, Examples]:
-  """Load training and test images; those of MNIST are reduced to 14 x 14.
+  """Load training and test images; images of MNIST are reduced to 14 x 14.
 
   Args:
-    setting: names the directory of the data.
+    setting: its `data_dir` has the data.
     name: 'mnist' or 'digits'.
     num_train: the number of training images, the first ones [all].
 

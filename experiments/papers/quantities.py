@@ -20,7 +20,7 @@ class Measurement(NamedTuple):
   Attributes:
     value: the number itself, by default the mean over the seeds. Infinity
       stands for an event that never happened, NaN for a missing number.
-    seeds: the number of each seed; empty where only the value is known.
+    seeds: the number of each seed; empty if only the value is known.
     error: the standard error of the value, if it was estimated.
   """
 
@@ -48,7 +48,7 @@ class Quantity(NamedTuple):
 
   Attributes:
     cases: case -> measurement. A quantity without cases has one, named ''.
-    unit: of all of them; empty for a number without a unit.
+    unit: unit of all values; empty for a number without a unit.
   """
 
   cases: Mapping[str, Measurement]
@@ -82,7 +82,7 @@ def number(value: Any, unit: str = '') -> Quantity:
 
   Args:
     value: a number, a sequence with one of each seed, or a `Measurement`.
-    unit: of the value.
+    unit: unit of the value. Default: none.
   """
   return by_case({'': value}, unit)
 
@@ -93,7 +93,7 @@ def by_case(values: Mapping[Any, Any], unit: str = '') -> Quantity:
   Args:
     values: case -> a number, a sequence with one of each seed, or a
       `Measurement`.
-    unit: of all values.
+    unit: unit of all values. Default: none.
 
   Example:
     >>> by_case({'I = 4': 1.5}, 's').cases['I = 4'].value
@@ -152,7 +152,7 @@ def _list(quantities: Measured) -> Table:
 
 
 def _crossed(quantities: Measured) -> Table:
-  # The longest first, because its order of the cases is the whole one.
+  # The longest first, because it has the complete order of the cases.
   longest = sorted(quantities.values(), key=lambda q: -len(q.cases))
   cases = dict.fromkeys(case for q in longest for case in q.cases)
   head = [n + (f', {q.unit}' if q.unit else '') for n, q in quantities.items()]

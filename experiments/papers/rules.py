@@ -1,8 +1,8 @@
 """Rules of reproduction as data, which are evaluated and put into words.
 
-A rule says when a claim is reproduced, partly or not, in terms of measured
-quantities. The verdict and the sentence come from the same object, so they
-cannot disagree.
+A rule decides from measured quantities whether a claim is reproduced, partly
+or not. The verdict and the sentence come from one object, so they cannot
+disagree.
 
 Example:
   >>> from experiments.papers import quantities
@@ -31,16 +31,16 @@ Verdict = Literal['yes', 'partly', 'no']
 
 CONDITIONS = get_args(Condition)
 _KINDS = {kind.__name__.lower(): kind for kind in (Ref, *CONDITIONS)}
-# Rules of ours have five levels; a file is not trusted to have few.
+# Our rules have five levels. The bound is for files that are damaged.
 _MAX_DEPTH = 10
 
 
 class Rule(NamedTuple):
-  """When a claim is reproduced.
+  """The conditions under which a claim is reproduced.
 
   Attributes:
     yes: the condition of 'yes'.
-    partly: the condition of 'partly', if that is an outcome.
+    partly: the condition of 'partly'; None if that is no outcome.
   """
 
   yes: Condition
@@ -50,7 +50,7 @@ class Rule(NamedTuple):
     """Return the outcome for some measured quantities.
 
     Raises:
-      ValueError: if the rule names a quantity or a case that is not there.
+      ValueError: if the rule names a quantity or a case that is missing.
     """
     if holds(self.yes, measured):
       return 'yes'
@@ -107,7 +107,7 @@ def _condition(value: Any, depth: int = 0) -> Condition:
 
 
 def _decode(value: Any, depth: int) -> Any:
-  """Decode a part of a rule whose kind stands in it."""
+  """Decode a part of a rule, by its field `kind`."""
   if not isinstance(value, dict) or value.get('kind') not in _KINDS:
     raise ValueError(f'expected a part of a rule, got {value!r:.60}')
   if depth > _MAX_DEPTH:

@@ -1,8 +1,8 @@
 """A smooth loss that is not convex, with known constants.
 
 f(x) = (1/M) sum_m (s(a_m . x) - y_m)^2 / 2 with the logistic function s and
-y_m = 1 with probability s(a_m . w), else 0. A stochastic gradient is that of
-one example, so its moments at a point are sums over all M.
+y_m = 1 with probability s(a_m . w), else 0. A stochastic gradient is the
+gradient of one example, so its moments at a point are sums over all M.
 """
 
 from typing import Any, NamedTuple

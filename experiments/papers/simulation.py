@@ -1,6 +1,7 @@
-"""Many small runs at once, of a loss that needs no data.
+"""Many small runs at once, with a loss that needs no data.
 
-The toy problems of the papers are functions of the replica, with noise.
+In the toy problems of the papers, the loss is a function of the replica and of
+random noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,16 +33,16 @@ def simulate(
   every: int = 1,
   per_replica: bool = False,
 ) -> Any:
-  """Runs an algorithm for every setting and seed.
+  """Run an algorithm for every setting and seed.
 
   Args:
-    loss_fn: of one replica; the noise is made of `key`, which differs in each
-      step.
     make, settings, seeds, start, num_replicas, num_steps, observe, every,
-      per_replica: as of `many_runs.map_runs`.
+      per_replica: as in `many_runs.map_runs`.
+    loss_fn: loss of one replica; it makes its noise from `key`, which differs
+      in each step.
 
   Returns:
-    What was observed, leaves `[K, S, T / every, ...]`.
+    The results of `observe`, leaves `[K, S, T / every, ...]`.
 
   Raises:
     ValueError: if `every` does not divide `num_steps`.
@@ -67,14 +68,8 @@ def simulate(
   )
 
 
-def _step_and_replica(data: Any, step: Any, replica: Any, key: Any) -> Any:
-  """What `loss_fn` is given in place of a batch."""
-  del data, key
-  return step, replica
-
-
 def _keys(root: jax.Array, step: jax.Array, index: jax.Array) -> StepKeys:
-  """The keys of the results that are kept, which the engine's would change."""
+  """Return the keys of the kept results; the engine's would change these."""
   shared_key, own = jax.random.split(jax.random.fold_in(root, step))
   keys = jax.vmap(functools.partial(jax.random.fold_in, own))(index)
   loss, stage = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)

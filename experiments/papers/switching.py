@@ -49,7 +49,7 @@ def train_all(
     log_every: steps between records, whose losses are means over these steps.
     eval_every: steps between evaluations, a multiple of `log_every`. The last
       step is always evaluated.
-    network: for the modeled time.
+    network: network of the modeled time.
   """
   programs: dict[str, Experiment] = {}
   histories = []

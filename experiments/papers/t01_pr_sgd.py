@@ -139,7 +139,7 @@ def _lenet(setting: Setting) -> Histories:
 
 
 def _mlp(setting: Setting) -> Histories:
-  """Train an MLP with several seeds; the loss is that of the average."""
+  """Train an MLP with several seeds; the loss is the average model's."""
   digits = load_dataset(MLP['dataset'], setting.data_dir)
   problem = classifying.problem(
     models.MLP(digits.num_classes), digits, batch_size=MLP['batch_size']

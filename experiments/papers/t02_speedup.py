@@ -297,8 +297,8 @@ def _speedup_claim(rows: Sequence[Mapping[str, Any]], gain: float) -> Claim:
       All((below(deviation, 100 * TOLERANCE), above(excess, 2))),
       below(deviation, 200 * TOLERANCE),
     ),
-    setting='The deviation is that of the error times sqrt(NT). One replica '
-    'without averages has the learning rate of sixteen, T = 65536.',
+    setting='The deviation is measured on the error times sqrt(NT). One '
+    'replica without averages has the learning rate of sixteen, T = 65536.',
   )
 
 

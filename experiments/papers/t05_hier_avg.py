@@ -153,8 +153,8 @@ def drift(params: Any) -> jax.Array:
 def _noise(k1: int, size: int) -> dict[str, Any]:
   """Measure the drift of pure noise at the end of each step of a round.
 
-  The law gives the drift before an average: that after the step before, plus
-  the noise of one step.
+  The law gives the drift before an average: the drift after the previous step,
+  plus the noise of one step.
   """
 
   def noise(x: jax.Array, step: Any, replica: Any, key: jax.Array) -> jax.Array:
@@ -231,7 +231,7 @@ def _order_claim(
       },
     },
     rule=Rule(All((*orders.values(),)), [*orders.values()][-1]),
-    setting='Means over the run. The loss is that of the mean model on '
+    setting='Means over the run. The loss is measured on the mean model with '
     'training images. K-AVG(32) is Hier-AVG with K1 = 32, or with S = 1.',
   )
 

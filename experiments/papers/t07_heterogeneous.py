@@ -27,7 +27,7 @@ NUM_ROUNDS = 2000
 # gamma L; each method has the best of them.
 RATES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 POOR = -4.0  # times the minimizer
-# Target excess loss, as a fraction of that of the poor start.
+# Target excess loss, as a fraction of the excess loss at the poor start.
 FRACTION = 0.02
 WORSE = 0.1
 # Identity vi: f_i = (x - e_i)^2 / 2, and I_i.

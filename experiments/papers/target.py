@@ -1,4 +1,8 @@
-"""What a reproduction is: claims, measured numbers and a figure."""
+"""A reproduction: claims, measured numbers and a figure.
+
+Each module `t01_...` to `t13_...` has a `Target`, whose functions measure and
+draw. `train` runs an algorithm as `train.py` does, for targets that need it.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import hashlib
@@ -21,12 +25,12 @@ INTERVALS = ('log_every', 'eval_every', 'checkpoint_every')
 
 
 class Outcome(NamedTuple):
-  """What a target measured.
+  """The measurements of a target.
 
   Attributes:
-    claims: each with its numbers and its rule.
-    data: all that the figure is drawn from.
-    seeds: of the runs.
+    claims: claims, with their numbers and rules.
+    data: data of the figure, of JSON types.
+    seeds: seeds of the runs.
   """
 
   claims: Sequence[Claim]
@@ -35,7 +39,7 @@ class Outcome(NamedTuple):
 
 
 class Setting(NamedTuple):
-  """How to run a target.
+  """The arguments of a target.
 
   Attributes:
     scale: 'cpu' takes at most three minutes on two cores; 'full' is the
@@ -54,11 +58,11 @@ class Target(NamedTuple):
 
   Attributes:
     name: the name of its module.
-    title: what is compared, in a few words.
-    paper: where the figure or table is.
-    measure: does the work; resumes an interrupted run, or is short.
-    draw: draws the data of the outcome, as read back from JSON.
-    scales: the scales it has, of 'cpu' and 'full'.
+    title: a few words on what is compared.
+    paper: the paper, with the number of the figure or table.
+    measure: function that does the runs; it resumes them or is short.
+    draw: function that draws the data of the outcome, as read from JSON.
+    scales: the available scales, out of 'cpu' and 'full'.
   """
 
   name: str
@@ -76,13 +80,13 @@ def train(
   network: pr.ledger.Network = pr.ledger.NETWORK,
   **fields: Any,
 ) -> list[records.Record]:
-  """Train as train.py does, resume an interrupted run, return its records.
+  """Train as train.py does and return the records; resume an interrupted run.
 
   Args:
-    setting: whose workdir holds the run.
+    setting: its workdir holds the run.
     algorithm: the name of the algorithm.
-    options: of the algorithm, by the names of the flags.
-    network: for the modeled time.
+    options: options of the algorithm, by the names of the flags.
+    network: network of the modeled time.
     **fields: flags of train.py, by name; other flags keep their defaults.
   """
   given = {flag: fields.pop(flag) for flag in INTERVALS if flag in fields}

@@ -28,8 +28,8 @@ def in_words(condition: Condition, measured: Measured | None = None) -> str:
   """Return a condition as a part of a sentence.
 
   Args:
-    condition: to put into words.
-    measured: whose units the numbers get, if it is given.
+    condition: condition to put into words.
+    measured: quantities whose units the numbers get. Default: no units.
   """
   match condition:
     case Compare():

@@ -123,8 +123,8 @@ def claims(found: Mapping[str, Any]) -> list[Claim]:
     _claim(
       found['pca'],
       'PCA, where +v and -v are optimal: one average at the end fails, and '
-      'rare averages suffice.',
-      f'{STATED}; that the loss left is that of the quartic is {DERIVED}',
+      'rare averages are enough.',
+      f'{STATED}; {DERIVED}: the remaining loss is the loss of the quartic',
     ),
   ]
 
