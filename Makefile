@@ -11,7 +11,7 @@ RUNS ?= runs
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
 	@echo 'make test       all tests (12 minutes; more with JAX 0.12)'
-	@echo 'make lint       ruff and mypy'
+	@echo 'make lint       ruff, mypy, spelling and the list of words to avoid'
 	@echo 'make wheel      a wheel in build/wheel, installed apart and run'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make benchmark  the engine against hand-written loops'
@@ -43,6 +43,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python experiments/tools/words.py
 
 # Installed apart and run, because a file that the wheel forgot is missed only there.
 wheel: $(INSTALLED)

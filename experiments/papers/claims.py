@@ -1,4 +1,4 @@
-"""Claims: a statement of a paper, its measurement, and the rule that judges it."""
+"""Claims as data: text, numbers, a rule and its verdict in one object."""
 
 from typing import Any, NamedTuple
 
