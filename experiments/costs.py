@@ -170,7 +170,7 @@ def preset_runs(num_replicas: int) -> dict[str, str]:
 
   Args:
     num_replicas: N, to which lists of one number for each replica are
-      stretched: entry i is that of replica i N' // N of the preset's N'.
+      stretched: entry i belongs to replica i N' // N of the preset's N'.
 
   Returns:
     Name of the preset -> value of --run.

@@ -292,7 +292,7 @@ def _flat(summary: records.Record) -> records.Record:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[records.Record]) -> None:
-  """Writes a table whole or not at all; an empty cell is what a row has not."""
+  """Write a table whole or not at all. A missing value is an empty cell."""
   writing.write_text(path, tables.csv(rows, last=('directory', 'failed')))
 
 

@@ -362,7 +362,7 @@ class IntegersTest(parameterized.TestCase):
     np.testing.assert_array_equal(params['w'], np.full((N, 2), 0.5))
 
   def test_a_count_does_not_read_trees(self):
-    # Of dicts it would be told that the structures differ.
+    # For dicts the message would be that the structures differ.
     algorithm = pr.chain(
       pr.remember(n=0), pr.let(n=lambda n, params: n + params.sum())
     )

@@ -1,4 +1,4 @@
-"""Batch statistics estimated anew, against a loop in NumPy."""
+"""Batch statistics estimated again, against a loop in NumPy."""
 
 from absl.testing import absltest, parameterized
 import jax.numpy as jnp

@@ -34,7 +34,7 @@ def digits_dir():
 def call(binary, *args):
   """What `python experiments/<binary>.py ARGS` would end with.
 
-  The devices are those that the tests have: they cannot be made anew.
+  The program gets the devices of the tests: JAX cannot make others.
   """
   out, err = io.StringIO(), io.StringIO()
   name = binary.__name__.rsplit('.')[-1]

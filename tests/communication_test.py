@@ -324,7 +324,7 @@ class SyncArgumentsTest(parameterized.TestCase):
 
 
 class CodecTest(parameterized.TestCase):
-  """What a codec sends, and what `own` is told."""
+  """What a codec sends, and what `own` receives."""
 
   @parameterized.parameters(
     ({'own': 'known'}, 'requires a codec'),

@@ -155,7 +155,7 @@ class OptimumTest(parameterized.TestCase):
   TARGETS = np.random.default_rng(0).normal(size=(N, 3))
 
   def settle(self, algorithm, num_steps=1200):
-    """x[N, d] after so many steps from 0."""
+    """x[N, d] after `num_steps` steps from 0."""
     with jax.enable_x64(True):
       mesh = pr.engine.ReplicaMesh(N, 1)
       state = pr.engine.create_train_state(mesh, algorithm, np.zeros(3))

@@ -448,7 +448,7 @@ class RoundsTest(parameterized.TestCase):
   """Several matrices of one run."""
 
   def run_sync(self, mixing, n, num_steps, period=1):
-    """x after so many steps of `sync` alone, from x_i = e_i."""
+    """x after some steps of `sync` only, from x_i = e_i."""
     algorithm = pr.chain(pr.at(pr.schedules.every(period), pr.sync(mixing)))
     mesh = pr.engine.ReplicaMesh(n, 2)
     with jax.enable_x64(True):

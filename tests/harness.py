@@ -170,7 +170,7 @@ def stage_keys(num_steps, path, num_replicas=8, seed=0):
     num_steps: T.
     path: the indices of the stage in the chains around it, outermost first.
     num_replicas: N.
-    seed: that of `create_train_state`.
+    seed: of `create_train_state`.
 
   Returns:
     (context.key of all replicas, key[T, N]; context.shared_key, key[T]).

@@ -68,7 +68,7 @@ class LanguageModelTest(absltest.TestCase):
     self.assertAlmostEqual(float(loss), math.log(65), delta=0.05)
 
   def test_transformer_learns_a_periodic_text(self):
-    # 'abaac' again and again: what follows an 'a' is told by what was before.
+    # 'abaac' again and again: what follows an 'a' depends on what was before.
     period = np.array([0, 1, 0, 0, 2], np.uint8)
     text = np.stack([np.roll(np.tile(period, 4), i)[:17] for i in range(5)])
     batch = {'text': jnp.asarray(text)}

@@ -290,7 +290,7 @@ UNFIT = {
 
 
 class MisuseTest(parameterized.TestCase):
-  """Nothing is silent: each misuse is told before anything is traced."""
+  """Nothing is silent: each misuse is an error before anything is traced."""
 
   @parameterized.parameters(*INCOMPLETE, *UNFIT)
   def test_in_create_train_state(self, name):

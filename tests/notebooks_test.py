@@ -17,7 +17,7 @@ from experiments.tools import execute_notebooks
 ROOT = pathlib.Path(__file__).parents[1]
 PATHS = sorted(execute_notebooks.NOTEBOOKS.glob('*.ipynb'))
 MAX_BYTES = 400_000
-# Of whoever ran it; the notebooks themselves name relative paths only.
+# Paths of a machine; the notebooks name relative paths only.
 MACHINE_PATH = re.compile(
   r'(?<![\w.:/])/(?:content|home|Users|root|tmp|work|opt|usr|var|mnt)\b'
 )

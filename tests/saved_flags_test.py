@@ -1,4 +1,4 @@
-"""Tests of `running/flags/saved_flags.py`: `--resume --workdir` suffices."""
+"""Tests of `running/flags/saved_flags.py`: `--resume --workdir` is enough."""
 
 import dataclasses
 import json

@@ -292,7 +292,7 @@ class TypesTest(parameterized.TestCase):
   @parameterized.parameters(1, 3)
   def test_a_step_keeps_them(self, num_steps):
     # A scan of several steps would fail with a traceback of its own, and a
-    # single step would go on in another dtype.
+    # single step would continue in another dtype.
     def update(replica, state, context):
       return replica.set({'x': replica.get('x').astype(jnp.bfloat16)}), state
 

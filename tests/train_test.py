@@ -327,8 +327,8 @@ class TrainTest(parameterized.TestCase):
       '--batch_size=4', '--num_replicas=1', '--num_devices=1',
     )  # fmt: skip
     local = self.train(*args, workdir='local')
-    anew = self.train(*args, '--batch_stats=reestimate', workdir='anew')
-    one, other = (records.read_records(w)[-1] for w in (local, anew))
+    again = self.train(*args, '--batch_stats=reestimate', workdir='again')
+    one, other = (records.read_records(w)[-1] for w in (local, again))
     self.assertEqual(one['loss'], other['loss'])
     self.assertNotEqual(one['test_loss'], other['test_loss'])
 

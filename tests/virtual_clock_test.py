@@ -1,4 +1,4 @@
-"""The virtual clock: who begins, who is done, who averages."""
+"""The virtual clock: which replicas begin, finish and average."""
 
 from absl.testing import absltest, parameterized
 import jax

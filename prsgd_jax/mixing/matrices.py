@@ -27,7 +27,7 @@ class Weights(NamedTuple):
       many matrices to list.
     draw: `generator -> turn`, how the ledger draws a round of a random mixing.
       None means that all K matrices are equally likely.
-    sums: (rows, columns), whether those of all matrices sum to one. None means
+    sums: (rows, columns), whether they sum to one in all matrices. None means
       that this is computed from all matrices.
     waits: S, if a replica receives from its whole group of S consecutive
       replicas, else None.

@@ -42,7 +42,7 @@ def clock_of(context: Context, rule: int = 0) -> Clock:
 
   Args:
     context: the context of the stage.
-    rule: the index of the rule among those of the stage that read a key. Each
+    rule: the index of the rule among the stage's rules that read a key. Each
       index gets its own keys. Default: 0.
   """
   key, shared_key = context.key, context.shared_key

@@ -106,7 +106,7 @@ def bin_means(v, *, bins=4, sigmas=6.0):
 
 
 def small_float(v, *, exponent_bits, mantissa_bits):
-  """The nearest number with so many bits, by trying all of them."""
+  """The nearest number with these bits, by trying all of them."""
   numbers = []
   for e in range(2**exponent_bits):
     for m in range(2**mantissa_bits):

@@ -191,7 +191,7 @@ def natural_gradient_averaging(
   """Povey, Zhang, Khudanpur 2015: natural-gradient SGD, averaged rarely.
 
   `layers` lists (first, shape) of the parameters of which x is made. With
-  `restart` the preconditioner and the velocity begin anew after an average.
+  `restart` the preconditioner and the velocity begin again after an average.
   """
   n = problem.num_replicas
 

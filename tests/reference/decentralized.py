@@ -175,7 +175,7 @@ def sgp(problem, *, weights, learning_rate, momentum=0.0, period=1):
 
 
 def ad_psgd(problem, *, durations, partners, learning_rate, momentum=0.0):
-  """Lian et al. 2018, Algorithm 1, with workers that last so many ticks.
+  """Lian et al. 2018, Algorithm 1, with workers that last some ticks.
 
   Worker i reads its model, computes for durations[i] ticks, then averages
   atomically with its neighbor of that tick, whatever that one is at, and

@@ -21,7 +21,7 @@ def fedavg(
   """McMahan et al. 2017, Algorithm 1: clients of a round, then their mean.
 
   `draws[r]` are the clients of round r, in which each takes K steps from x with
-  buffers of its own that begin anew (or, with `buffers` 'keep', do not);
+  buffers of its own that begin again (or, with `buffers` 'keep', do not);
   x <- sum n_i x_i / sum n_i. With `server`, x <- x + server(x - that mean)
   (Reddi et al. 2021). With `compress`, client i sends Q(n_i (x_i - x)) and the
   mean is x + sum Q / sum n_i. With `mu`, client i descends f_i(y) + mu |y -

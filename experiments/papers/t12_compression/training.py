@@ -179,7 +179,7 @@ def steps_claim(ratios: Mapping[str, float]) -> Claim:
   """Judge the methods at equal steps.
 
   Args:
-    ratios: method -> training loss over that of SSGD.
+    ratios: method -> training loss over the training loss of SSGD.
   """
   loss = 'training loss over that of SSGD'
   return Claim(
