@@ -1,12 +1,14 @@
-"""Measures the engine against a loop written by hand for the same work.
+"""Compares the speed of the engine with hand-written training loops.
 
   python experiments/benchmark.py
 
-The hand-written loops are what one would write for PR-SGD alone: momentum SGD
-and a pmean under a cond in a pmap, one replica per device, on the same batches;
-once scanned over steps, once dispatched step by step. All run in this process
-in turn; a ratio is of the medians of steps per second, to the better of the two
-by hand. Memory is what the compiled programs ask for on one device.
+Both hand-written loops are minimal PR-SGD: momentum SGD and a conditional pmean
+in a pmap, with one replica per device and identical batches. One scans over
+steps, one dispatches each step. All loops take turns in one process.
+
+The ratio divides the median steps per second of the engine by the faster
+hand-written loop; above 1, the engine is faster. Memory is the size that the
+compiled program requires on one device.
 """
 
 import pathlib
@@ -50,16 +52,21 @@ from prsgd_jax.models.classification import Task, classifier
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list(
-  'cases', ['mlp2', 'mlp8', 'resnet2'], 'Which of mlp2, mlp8 and resnet2.'
+  'cases',
+  ['mlp2', 'mlp8', 'resnet2'],
+  'Cases to measure: mlp2 and mlp8 (an MLP on 2 or 8 devices), resnet2 '
+  '(ResNet-20 on 2 devices).',
 )
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_string('json', None, 'The file to write the numbers to.')
+flags.DEFINE_string(
+  'json', None, 'JSON file to write the numbers to. Default: none.'
+)
 
 PERIOD = 4
 
 
 class Case(NamedTuple):
-  """A model, its data, and how much of it one measurement runs."""
+  """A model, its data, and the length of one measurement."""
 
   model: nn.Module
   data: dict[str, np.ndarray]
@@ -71,7 +78,7 @@ class Case(NamedTuple):
 
 
 class Loop(NamedTuple):
-  """A compiled loop: `run` goes through one dispatch and keeps its state."""
+  """A compiled loop; each call of `run` is one dispatch and keeps the state."""
 
   run: Callable[[], Any]
   seconds_to_first_step: float
@@ -79,10 +86,10 @@ class Loop(NamedTuple):
 
 
 def make_case(name: str, data_dir: str | None) -> Case:
-  """The cases by name; ResNet-20 has noise for images, of CIFAR's shape.
+  """Returns a case by name; ResNet-20 gets noise images in CIFAR's shape.
 
   Raises:
-    ValueError: if there is no case of that name.
+    ValueError: if no case has this name.
   """
   if name == 'resnet2':
     rng = np.random.default_rng(0)
@@ -99,7 +106,7 @@ def make_case(name: str, data_dir: str | None) -> Case:
 
 
 def measure(case: Case) -> dict[str, Any]:
-  """All loops in turn: medians, quartiles and their ratio."""
+  """Runs all loops in turn and returns medians, quartiles and their ratio."""
   parts = _parts(case)
   loops = {
     'engine': engine_loop(case, *parts),
@@ -108,7 +115,7 @@ def measure(case: Case) -> dict[str, Any]:
   }
   rates: dict[str, list[float]] = {name: [] for name in loops}
   for i in range(case.repeats):
-    # The order alternates, so that no loop always follows the same one.
+    # The order alternates, because a loop may slow down the next one.
     for name in sorted(loops, reverse=bool(i % 2)):
       begun = time.perf_counter()
       for _ in range(case.dispatches):
@@ -134,7 +141,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def _parts(case: Case) -> tuple[pr.engine.ReplicaMesh, Task, Any, Any]:
-  """The mesh, the task, the batch function and the data on the devices."""
+  """Returns the mesh, task, batch function, and data on the devices."""
   mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
   task = classifier(case.model)
   pixels = augmentation.channel_statistics(case.data['image'])
@@ -157,7 +164,7 @@ def _optimizer() -> optax.GradientTransformation:
 def engine_loop(
   case: Case, mesh: pr.engine.ReplicaMesh, task: Task, batch_fn: Any, data: Any
 ) -> Loop:
-  """The library's."""
+  """Returns the library's loop."""
   algorithm = pr.pr_sgd(_optimizer(), period=PERIOD)
   params, model_state = _initial(case, task)
   state = pr.engine.create_train_state(mesh, algorithm, params, model_state)
@@ -177,7 +184,7 @@ def hand_written_loop(
   *,
   scan: bool,
 ) -> Loop:
-  """PR-SGD with nothing around it, one replica per device."""
+  """Returns a minimal loop of PR-SGD, with one replica per device."""
   tx = _optimizer()
 
   def one(carry: Any, data: Any) -> Any:
@@ -213,7 +220,7 @@ def hand_written_loop(
 
   params, model_state = _initial(case, task)
   point = (params, model_state, tx.init(params), np.zeros((), np.int32))
-  # Copies of the program's own, for the donation.
+  # Copied, because the program donates its arguments.
   carry = jax.pmap(
     lambda tree: jax.tree.map(jnp.copy, tree), devices=mesh.devices
   )(mesh.replicate(point))
@@ -230,7 +237,7 @@ def _initial(case: Case, task: Task) -> Any:
 
 
 def memory_of(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
-  """Returns the bytes that a compiled program asks for on one device."""
+  """Returns the bytes that a compiled program requires on one device."""
   found = train_steps.lower(carry, data, num_steps).compile().memory_analysis()
   return (
     found.argument_size_in_bytes
@@ -248,17 +255,17 @@ def make_loop(
   memory: int,
   calls: int = 1,
 ) -> Loop:
-  """Returns a compiled loop, run twice so that it is warm."""
+  """Returns a compiled loop after two warm-up calls."""
 
   def run() -> Any:
     nonlocal carry
     for i in range(calls):
       carry, metrics = train_steps(carry, data, num_steps)
-      if i % 2:  # unbounded, they dead-lock on CPU
+      if i % 2:  # because too many pending calls deadlock on CPU
         jax.block_until_ready(metrics)
     return metrics
 
-  jax.clear_caches()  # of the compilation that the memory was read from
+  jax.clear_caches()  # because reading the memory compiled the program
   begun = time.perf_counter()
   jax.block_until_ready(run())
   first = time.perf_counter() - begun
@@ -272,7 +279,7 @@ def main() -> None:
     cases = {n: make_case(n, FLAGS.data_dir) for n in FLAGS.cases}
   results = {}
   for name, case in cases.items():
-    print(f'{name} ...', flush=True)  # because a case takes minutes
+    print(f'{name} ...', flush=True)  # now, because a case takes minutes
     results[name] = measure(case)
   rows = [_row(name, found) for name, found in results.items()]
   print(f'\n{tables.aligned(rows, COLUMNS)}')
@@ -286,7 +293,7 @@ def main() -> None:
 
 
 def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-  """One case: speeds of the three loops, their first steps, and memory."""
+  """Returns the row of a case: speeds, first steps and memory of its loops."""
   first = found['seconds_to_first_step'].values()
   memory = found['bytes_per_device'].values()
   return {

@@ -1,14 +1,13 @@
-r"""Trains with several algorithms on one task: one table, one figure.
+r"""Trains with several algorithms on one task and compares the results.
 
-Every --run is an algorithm with its options; the other flags are those of
-train.py and hold for all runs:
+Each --run is an algorithm with its options. All other flags apply to every run.
 
   python experiments/compare.py --run=ssgd --run=pr_sgd,period=4 \
     --run=one_shot_averaging --workdir=runs/first
 
-writes runs/first/comparison.md, .json and .png and a directory for each run.
-The same command resumes an interrupted comparison; finished runs are read, not
-repeated.
+This writes a table (comparison.md, comparison.json), a figure (comparison.png)
+and a directory for each run to runs/first. Repeat the command to resume an
+interrupted comparison. Finished runs are read, not repeated.
 """
 
 import pathlib
@@ -60,14 +59,14 @@ def main() -> None:
     intervals = Intervals.from_flags(FLAGS)
     runs.keep_from_flags(FLAGS)
     if FLAGS.workdir is None:
-      raise ValueError('compare.py needs --workdir, a directory to write to')
+      raise ValueError('compare.py requires --workdir, a directory to write to')
     more_loggers = loggers.load(FLAGS.logger)
-    # Before a module of the user's own may look at them.
+    # Before importing a user's module, because it may initialize the devices.
     cli.make_fake_devices(FLAGS.num_devices)
     run_configs = run_specs.parse_runs(FLAGS.run)
     dataset = data.load(run_configs[0], FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
-    assembled = [  # before the first one runs
+    assembled = [  # all of them, so that an error comes before the first run
       experiment.assemble(run_config, dataset, FLAGS.num_devices, machines)
       for run_config in run_configs
     ]
@@ -102,7 +101,7 @@ def _compare(
   print(f'figure: {workdir / "comparison.png"}')
   failed = [s['label'] for s in summaries if 'failed' in s]
   if failed:
-    cli.fail(f'{", ".join(failed)} did not end; see above')
+    cli.fail(f'{", ".join(failed)} did not finish; see above')
 
 
 def _run(
@@ -111,9 +110,9 @@ def _run(
   intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
 ) -> records.Record:
-  """The summary of a run, which is done now or was before.
+  """Runs one algorithm unless it has finished, and returns the summary.
 
-  Of one that diverges it is the last record, and `failed` says why.
+  The summary of a diverged run has only its label and `failed`, the reason.
   """
   with contextlib.ExitStack() as held:
     return _run_held(parts, run_dir, intervals, more_loggers, held)
@@ -133,7 +132,7 @@ def _run_held(
     runs.open_workdir(parts, run_dir, intervals, resume=True)
     summary = records.finished(run_dir, parts.plan.num_steps)
     if summary is not None:
-      print(f'{label}: done before, read from {run_dir}')
+      print(f'{label}: already finished, read from {run_dir}')
       return summary
   own = parts.config.own() if parts.config else ()
   with (
@@ -167,7 +166,7 @@ COLUMNS = (
 
 
 def rows(summaries: Sequence[records.Record]) -> list[records.Record]:
-  """The rows of the table; a run that diverged says so in place of steps."""
+  """Returns the rows of the table, with 'not finite' as steps if diverged."""
   return [
     {**s, 'step': 'not finite'} if 'failed' in s else s for s in summaries
   ]

@@ -1,15 +1,14 @@
-"""What every algorithm costs for a given model and network, without a run.
+"""Prints the cost of algorithms for a given model and network; trains nothing.
 
   python experiments/costs.py --model=resnet20 --dataset=cifar10
 
-One row for each --run (see compare.py); without any, for the preset of every
-algorithm. A preset's list of one number for each of its replicas is stretched
-to --num_replicas; a preset that does not fit them is left out, with a note.
+The table has one row for each --run (see compare.py). Without --run, it has one
+row for the preset of each algorithm. A preset with one number per replica is
+scaled to --num_replicas. A preset that does not fit is left out with a note.
 
-Rounds and bytes are what the chains that run would send; the time is that of a
-model of the machines (see the flags of the network): the seconds until the last
-replica has done its steps. The speeds of the replicas are those of
---replica_speeds, not of the presets; AD-PSGD has its own.
+Rounds and bytes are those a training run would send. The modeled time is the
+number of seconds until the last replica finishes, given --step_time and the
+links. Speeds come from --replica_speeds, not from presets; AD-PSGD has its own.
 """
 
 import pathlib
@@ -59,25 +58,32 @@ flags.DEFINE_enum(
     'given', 'algorithm', 'rounds', 'bytes_sent', 'bytes_between_groups',
     'bytes_inside_groups', 'modeled_seconds',
   ],
-  'Column by which to sort the rows in ascending order, or the order given.',
+  'Column to sort the rows by, in ascending order; given keeps the order of '
+  '--run.',
 )  # fmt: skip
 flags.DEFINE_enum(
   'format',
   'table',
   ['table', 'markdown', 'csv', 'json'],
-  'Form of the output: a table for a terminal or for a Markdown page, with '
-  'units, or exact numbers as CSV or JSON.',
+  'Output format: a table with units for a terminal (table) or a Markdown page '
+  '(markdown), or exact numbers (csv, json).',
 )
 
 PRESETS = pathlib.Path(__file__).parent / 'presets'
 
 
-# What one run would spend, by name.
+# Name -> what one run would spend.
 Row = dict[str, Any]
 
 
 class Shape(NamedTuple):
-  """Of a dataset: one example as models read it, the training split, labels."""
+  """Shapes of a dataset.
+
+  Attributes:
+    batch: a batch of one example, as models read it.
+    num_examples: number of training examples.
+    num_classes: number of labels or characters.
+  """
 
   batch: dict[str, jax.ShapeDtypeStruct]
   num_examples: int
@@ -99,7 +105,7 @@ DATASETS = {
 
 
 class Start(NamedTuple):
-  """Shapes of the model, and the examples that it learns from."""
+  """Shapes of the model, and the number of training examples."""
 
   params: Any
   model_state: Any
@@ -121,7 +127,7 @@ def main() -> None:
 
 
 def _of_presets() -> list[tuple[str, config.RunConfig]]:
-  """Returns (name, config) of the presets that fit the other flags."""
+  """Returns (name, config) of each preset that fits the other flags."""
   runs = preset_runs(FLAGS.num_replicas)
   made, errors = [], []
   for name, run in runs.items():
@@ -150,15 +156,15 @@ def _rows(
       errors.append((name, error))
     except MemoryError:
       raise ValueError(
-        f'{run_config.label()} does not fit into the memory with '
-        f'--num_replicas={run_config.num_replicas}; give fewer'
+        f'{run_config.label()} does not fit into memory with '
+        f'--num_replicas={run_config.num_replicas}; use fewer'
       ) from None
   _leave_out(errors, bool(rows))
   return rows
 
 
 def _leave_out(errors: Sequence[tuple[str, ValueError]], others: bool) -> None:
-  """Prints a note for each; raises the first error if nothing is left."""
+  """Prints a note for each error; raises the first if no row remains."""
   if errors and not others:
     raise errors[0][1]
   for name, error in errors:
@@ -166,11 +172,11 @@ def _leave_out(errors: Sequence[tuple[str, ValueError]], others: bool) -> None:
 
 
 def preset_runs(num_replicas: int) -> dict[str, str]:
-  """The algorithm of every preset that has one, with its options, once each.
+  """Returns the algorithm and options of each preset, without duplicates.
 
   Args:
-    num_replicas: N, to which lists of one number for each replica are
-      stretched: entry i belongs to replica i N' // N of the preset's N'.
+    num_replicas: N, to which a list with one number per replica is scaled.
+      Entry i is entry i N' // N of a preset with N' replicas.
 
   Returns:
     Name of the preset -> value of --run.
@@ -204,10 +210,10 @@ def _stretched(name: str, given: dict[str, str], num_replicas: int) -> str:
 
 
 def _start(run_config: config.RunConfig) -> Start:
-  """What all runs of one model and dataset begin with.
+  """Returns the shapes that all runs of one model and dataset share.
 
   Raises:
-    ValueError: if the shape of the dataset is not known here.
+    ValueError: if the shape of the dataset is unknown.
   """
   batch, num_examples, num_classes = _shape(run_config)
   params, model_state = jax.eval_shape(
@@ -239,7 +245,7 @@ def _shape(run_config: config.RunConfig) -> Shape:
 def _row(
   run_config: config.RunConfig, machines: pr.ledger.Network, start: Start
 ) -> Row:
-  """What a run that is not run would spend.
+  """Returns what a run would spend.
 
   Raises:
     ValueError: if the run does not fit the number of replicas.

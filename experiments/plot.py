@@ -1,12 +1,11 @@
-r"""Draws the standard figures of any runs: of train.py, compare.py or sweep.py.
+r"""Draws figures of the runs of train.py, compare.py or sweep.py.
 
   python experiments/plot.py runs/a runs/b --x=epoch,modeled_seconds \
     --y=loss,test_accuracy --output=fig.png
 
-has a row of panels for each --y and a column for each --x. Runs that differ in
-the seed alone are one curve, with a band; where other settings differ the label
-says which. The ending of --output is the format: .png, .pdf, .svg and others of
-matplotlib.
+The figure has a row of panels for each --y and a column for each --x. Runs that
+differ only in the seed are drawn as one curve with a band. The label of a curve
+names the other settings that differ.
 """
 
 import pathlib
@@ -29,27 +28,45 @@ from experiments.tools import figures
 
 FLAGS = flags.FLAGS
 
-_RECORDED = 'or any number that the runs recorded'
+_RECORDED = 'or any other number in the records'
 flags.DEFINE_list(
-  'x', ['step', 'bytes_sent'], f'Some of {", ".join(figures.X)}, {_RECORDED}.'
+  'x',
+  ['step', 'bytes_sent'],
+  'Measures on horizontal axes, one column of panels each: '
+  f'{", ".join(figures.X)}, {_RECORDED}.',
 )
 flags.DEFINE_list(
-  'y', ['loss', 'test_error'], f'Some of {", ".join(figures.Y)}, {_RECORDED}.'
+  'y',
+  ['loss', 'test_error'],
+  'Measures on vertical axes, one row of panels each: '
+  f'{", ".join(figures.Y)}, {_RECORDED}.',
 )
-flags.DEFINE_list('linear', [], 'Which of them have a linear axis.')
-flags.DEFINE_list('log', [], 'Which of them have a logarithmic axis.')
-flags.DEFINE_string('title', None, 'Text above the panels.')
+flags.DEFINE_list(
+  'linear',
+  [],
+  'Measures of --x and --y to draw on a linear axis. Default: the usual axis '
+  'of each measure.',
+)
+flags.DEFINE_list(
+  'log',
+  [],
+  'Measures of --x and --y to draw on a logarithmic axis. Default: the usual '
+  'axis of each measure.',
+)
+flags.DEFINE_string('title', None, 'Text above the panels. Default: none.')
 flags.DEFINE_enum(
   'band',
   'range',
   figures.BANDS,
-  'Over the seeds: from least to most, one standard deviation, or none.',
+  'Band around the mean over seeds: from the smallest to the largest value '
+  '(range), one standard deviation to each side (std), or none.',
 )
 flags.DEFINE_string(
   'output',
   None,
-  'The file to write [figure.png of plot.py, report.html]; a figure is a .png, '
-  '.pdf, .svg or other format of matplotlib, by the ending.',
+  'File to write. The extension of a figure selects its format: .png, .pdf, '
+  '.svg, or another one of matplotlib. Default: figure.png in plot.py, '
+  'report.html in report.py.',
 )
 
 
@@ -57,7 +74,9 @@ def main(*paths: str) -> None:
   with cli.one_line_errors(ValueError):
     check()
     if not paths:
-      raise ValueError('plot.py needs directories of runs, as plot.py runs/a')
+      raise ValueError(
+        'plot.py requires directories of runs, such as plot.py runs/a'
+      )
     runs = figures.read_runs(figures.find_runs(paths))
     output = _output(FLAGS.output or 'figure.png')
     scales = dict.fromkeys(FLAGS.linear, 'linear')
@@ -75,7 +94,7 @@ def main(*paths: str) -> None:
 
 
 def _output(given: str) -> pathlib.Path:
-  """The file to write; Matplotlib adds .png, the format, where there is none.
+  """Returns the file to write, with the extension .png if it has none.
 
   Raises:
     ValueError: if it is a directory.
@@ -83,17 +102,17 @@ def _output(given: str) -> pathlib.Path:
   path = pathlib.Path(given)
   if path.is_dir():
     raise ValueError(
-      f'--output={given} is a directory; pass a file, as '
+      f'--output={given} is a directory; pass a file, such as '
       f'--output={path / "figure.png"}'
     )
   return path if path.suffix else path.with_name(f'{path.name}.png')
 
 
 def check() -> None:
-  """Raises ValueError unless there are axes to draw."""
+  """Raises ValueError if --x or --y is empty."""
   for name in ('x', 'y'):
     if not FLAGS[name].value:
-      raise ValueError(f'--{name} is empty; pass some names, or leave it out')
+      raise ValueError(f'--{name} is empty; pass names, or leave it out')
 
 
 if __name__ == '__main__':

@@ -1,32 +1,30 @@
-"""Prepares a dataset for prsgd_jax (and TFDS), without tensorflow.
+"""Downloads a dataset and prepares it for prsgd_jax and TFDS.
 
   python experiments/prepare_data.py NAME [--data_dir=DIR] [--from_archive=PATH]
 
 NAME is one of:
 
-  digits         1797 images of digits, 8x8, in the package; no download. The
-                 first program that uses them prepares them, too.
-  text           a million characters of Shakespeare, in the package.
-  mnist          downloads 11 MB.
-  fashion_mnist  downloads 30 MB.
-  cifar10        downloads 163 MB.
+  digits         1797 images of digits, 8x8, installed with the package
+  text           a million characters of Shakespeare, installed with the package
+  mnist          28x28 gray images of digits; downloads 11 MB
+  fashion_mnist  28x28 gray images of clothes; downloads 30 MB
+  cifar10        32x32 color images of objects; downloads 163 MB
 
-The official archive of a dataset is downloaded to DIR/downloads, checked
-against its published checksum, and written as the stock TFDS dataset in the
-array_record format. Remove DIR/downloads at any time.
+The official archive is downloaded to DIR/downloads and verified by its
+published checksum. The dataset is written as the stock TFDS dataset in the
+array_record format; TensorFlow is not needed. You can delete DIR/downloads.
 
-Without a network, fetch the archive elsewhere, from any mirror, and pass it:
+Without a network, download the archive on another machine and pass it:
 
   python experiments/prepare_data.py cifar10 --from_archive=FILE
   python experiments/prepare_data.py mnist --from_archive=DIRECTORY
 
 FILE is cifar-10-binary.tar.gz. DIRECTORY holds the four files
 train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
-t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz. If you have them packed
-otherwise, unpack them and pass the directory of the unpacked files.
+t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, or the unpacked files.
 
-The dataset appears in DIR only when it is complete. An existing one is never
-changed. Afterwards:
+The dataset appears in DIR only when it is complete. An existing dataset is
+never changed. Then train on it:
 
   python experiments/train.py --dataset=NAME --data_dir=DIR
 """
@@ -65,16 +63,21 @@ flags.adopt_module_key_flags(cli)
 flags.DEFINE_string(
   'from_archive',
   None,
-  'The official archive on this machine, or the directory of its files, packed'
-  ' or not [downloaded].',
+  'Official archive of the dataset on this machine, or the directory of its '
+  'files, packed or unpacked. Default: download it.',
 )
 
 
 def prepare(name: str, data_dir: str | None, from_archive: str | None) -> None:
-  """Prepares a dataset, or reports that it is prepared already.
+  """Prepares a dataset, or reports that it is already prepared.
+
+  Args:
+    name: name of the dataset.
+    data_dir: directory of the datasets; None for the default.
+    from_archive: archive or directory of files to read; None to download it.
 
   Raises:
-    DatasetError: It cannot be prepared, or the prepared one is damaged.
+    DatasetError: if it cannot be prepared, or the prepared one is damaged.
   """
   root = storage.resolve_data_dir(data_dir)
   if name in loading.INSTALLED and from_archive is not None:

@@ -1,14 +1,14 @@
-r"""Writes an HTML page of a sweep, of any runs, or of all reproductions.
+r"""Writes an HTML report of a sweep, of any runs, or of all reproductions.
 
   python experiments/report.py runs/sweep --output=report.html
   python experiments/report.py --reproductions
 
-The page is one file that needs no server and no network. Its figures are inside
-it, a click on the head of a column sorts a table, and a box filters long ones.
-For runs it shows the figures that --x and --y name, as plot.py does, a table of
-the methods over their seeds, the best values that a sweep chose, and a table of
-all runs. Reproductions are read from experiments/results/reproduce: a .json
-with the claims and a .png of the same name each.
+The report is a single file that needs neither a server nor a network. Click a
+column header to sort a table. Long tables have a filter.
+
+A report of runs shows the figures of --x and --y, a table of methods averaged
+over seeds, the best values of a sweep, and a table of all runs. A report of
+reproductions shows the claims and figures in --reproductions_dir.
 """
 
 import pathlib
@@ -38,12 +38,14 @@ HERE = pathlib.Path(__file__).parent
 
 flags.adopt_module_key_flags(plot)
 flags.DEFINE_bool(
-  'reproductions', False, 'Report the reproductions, with any runs given.'
+  'reproductions',
+  False,
+  'Report the reproductions in --reproductions_dir, in addition to any runs.',
 )
 flags.DEFINE_string(
   'reproductions_dir',
   str(HERE / 'results' / 'reproduce'),
-  'Directory of the .json and .png files of the reproductions.',
+  'Directory of the reproductions: a .json and a .png file for each.',
 )
 
 
@@ -52,14 +54,14 @@ def main(*paths: str) -> None:
     plot.check()
     if not paths and not FLAGS.reproductions:
       raise ValueError(
-        'report.py needs directories of runs, as report.py runs/sweep, or '
-        '--reproductions'
+        'report.py requires directories of runs, such as report.py runs/sweep, '
+        'or --reproductions'
       )
     made = page([pathlib.Path(path) for path in paths])
     output = pathlib.Path(FLAGS.output or 'report.html')
     try:
       output.parent.mkdir(parents=True, exist_ok=True)
-      # The name of a file need not be UTF-8.
+      # Replaced, because the name of a file may not be UTF-8.
       text = report_page.render(made).encode(errors='replace').decode()
       writing.write_text(output, text)
     except OSError as error:
@@ -70,10 +72,13 @@ def main(*paths: str) -> None:
 
 
 def page(paths: list[pathlib.Path]) -> Page:
-  """Return the page that the flags and these directories of runs ask for.
+  """Returns the page of these runs and of the reproductions, if requested.
+
+  Args:
+    paths: directories of runs.
 
   Raises:
-    ValueError: if there are no runs or reproductions, or a file is damaged.
+    ValueError: if no run or reproduction is found, or a file is damaged.
   """
   directory = pathlib.Path(FLAGS.reproductions_dir)
   found = report_claims.read(directory) if FLAGS.reproductions else []

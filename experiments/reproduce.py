@@ -1,12 +1,12 @@
-"""Run reproductions and write experiments/RESULTS.md.
+"""Runs the reproductions of papers and writes experiments/RESULTS.md.
 
   python -m experiments.reproduce --data_dir=DIR
   python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
   python -m experiments.reproduce --redraw
 
-Each target writes a JSON and a PNG to experiments/results/reproduce/. A target
-that has a JSON is run again only with --again. The page is written from these
-files only.
+Each target is a module of experiments/papers. It writes a JSON file of results
+and a PNG figure to experiments/results/reproduce/. A target with a JSON file is
+skipped unless --again is given. RESULTS.md is written from the JSON files.
 """
 
 import pathlib
@@ -41,22 +41,32 @@ FLAGS = flags.FLAGS
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'reproduce'
 
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_list('targets', [], 'Targets to run [all of the scale].')
+flags.DEFINE_list(
+  'targets',
+  [],
+  'Targets to run, with commas between them, such as t01_pr_sgd. Default: all '
+  'targets that have this --scale.',
+)
 flags.DEFINE_enum(
   'scale',
   'cpu',
   ['cpu', 'full'],
-  'cpu: minutes on a CPU. full: the setting of the paper.',
+  'Size of the experiments: cpu takes minutes on a CPU; full is the setting of '
+  'the paper.',
 )
-flags.DEFINE_bool('again', False, 'Run targets again that are done.')
+flags.DEFINE_bool('again', False, 'Repeat targets that are already done.')
 flags.DEFINE_bool(
-  'redraw', False, 'Draw the figures of the kept outcomes again; run nothing.'
+  'redraw',
+  False,
+  'Redraw the figures and rewrite RESULTS.md from saved results; run nothing.',
 )
-flags.DEFINE_bool('page_only', False, 'Write the page only; run nothing.')
+flags.DEFINE_bool(
+  'page_only', False, 'Rewrite RESULTS.md from saved results; run nothing.'
+)
 
 
 def all_targets() -> dict[str, Target]:
-  """Return every target by the name of its module."""
+  """Returns every target by the name of its module."""
   names = sorted(
     module.name
     for module in pkgutil.iter_modules(papers.__path__)
@@ -85,10 +95,10 @@ def main() -> None:
 
 
 def _chosen(targets: dict[str, Target]) -> list[Target]:
-  """Return the targets that the flags name.
+  """Returns the targets that the flags select.
 
   Raises:
-    ValueError: if a name is unknown, or its target has another scale only.
+    ValueError: if a name is unknown, or its target does not have the scale.
   """
   for name in FLAGS.targets:
     if name not in targets:
@@ -105,10 +115,10 @@ def _chosen(targets: dict[str, Target]) -> list[Target]:
 
 
 def _run(target: Target) -> None:
-  """Measure a target unless it is done, keep the outcome, and draw it."""
+  """Measures a target unless it is done, saves its results, and draws them."""
   kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
   if kept.exists() and not FLAGS.again:
-    print(f'{target.name}: already done, kept in {kept}')
+    print(f'{target.name}: already done, saved in {kept}')
     return
   print(f'{target.name}: {target.title}', flush=True)
   root = pathlib.Path(FLAGS.workdir or 'runs/reproduce')
@@ -140,7 +150,7 @@ def _run(target: Target) -> None:
 
 
 def _redraw(targets: list[Target]) -> None:
-  """Draw the kept outcomes of the targets at the scale; run none."""
+  """Draws the saved results of the targets at the scale; runs none."""
   for target in targets:
     kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
     if kept.exists():
@@ -150,12 +160,12 @@ def _redraw(targets: list[Target]) -> None:
 
 
 def draw(target: Target, data: dict, path: pathlib.Path) -> None:
-  """Draw the data of a target into a PNG."""
+  """Draws the data of a target into a PNG file."""
   figure_files.save(make_figure(target, data), path)
 
 
 def make_figure(target: Target, data: dict) -> Figure:
-  """Return the figure of a target's data, as read back from JSON."""
+  """Returns the figure of a target's data, as read back from JSON."""
   with drawing.look():
     figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
     target.draw(data, figure)
@@ -163,5 +173,5 @@ def make_figure(target: Target, data: dict) -> Figure:
 
 
 if __name__ == '__main__':
-  del network  # imported because its flags are those of the runs
+  del network  # imported because it defines flags that the targets read
   cli.run(main)

@@ -1,23 +1,27 @@
-r"""Runs a grid: algorithms, and any settings of train.py.
+r"""Runs a grid of algorithms and settings, each as a process of train.py.
 
   python experiments/sweep.py --run=ssgd --run=pr_sgd,period=4 \
     --grid=seed=0,1,2 --grid=learning_rate=0.01,0.02,0.04 \
     --best_by=learning_rate --workdir=runs/sweep
 
-makes every combination of the runs and the axes, each a process of train.py,
-and writes to --workdir a directory and a log of each, `sweep.csv` (a row for
-each run), `records.csv` (a row for each of their records) and, with --best_by,
-`best.json` and `best.md`: for every method the best value, its choice from the
-stated grid. Axes are also
+This runs every combination of --run and --grid. It writes to --workdir:
+
+  sweep.csv            a row for each run, with its status and final measures
+  records.csv          a row for each record of each run
+  best.json, best.md   the best value for each method, with --best_by
+  NAME/, logs/NAME.log the directory and the log file of each run
+
+An axis can also be:
 
   --grid=num_replicas:batch_size=4:32,8:16  flags that change together
-  --grid=learning_rate_drops=40+60,80       lists, with + for their commas
-  --grid=period=4,16                        an option, for the runs that take it
-                                            and do not say it themselves
+  --grid=learning_rate_drops=40+60,80       lists, with + instead of commas
+  --grid=period=4,16                        an option of the algorithms; applies
+                                            to each --run that has this option
+                                            and does not set it
 
-The same command resumes an interrupted sweep: finished and diverged runs are
-read, others resume from their checkpoints. The row of a diverged run says so.
---jobs=4 runs four at a time, each on its own GPU where there are enough.
+Repeat the command to resume an interrupted sweep: it reads finished and
+diverged runs, and resumes the rest from their checkpoints. --jobs=4 runs four
+processes at a time, each on its own GPU if the machine has enough.
 """
 
 import pathlib
@@ -57,28 +61,35 @@ from prsgd_jax.data.datasets import Dataset
 
 FLAGS = flags.FLAGS
 TRAIN = pathlib.Path(__file__).with_name('train.py')
-_LAST_WORDS = 2**12  # bytes of the log of a run that broke
+_LAST_WORDS = 2**12  # bytes to read from the log of a failed run
 
 flags.adopt_module_key_flags(compare)
 flags.DEFINE_multi_string(
-  'grid', [], 'An axis, such as seed=0,1,2 of any flag of train.py; repeated.'
+  'grid',
+  [],
+  'Axis of the grid, FLAG=VALUE,VALUE for any flag of train.py, such as '
+  'seed=0,1,2',  # absl ends the sentence
 )
 flags.DEFINE_integer(
-  'jobs', 1, 'Runs at a time; 0 for as many as there are GPUs.'
+  'jobs', 1, 'Number of runs at a time, >= 0; 0 uses one per GPU.'
 )
 flags.DEFINE_list(
-  'best_by', [], 'Axes whose best value is chosen for every method.'
+  'best_by',
+  [],
+  'Axes of --grid, with commas between them, whose best value to choose for '
+  'each method. Default: none.',
 )
 flags.DEFINE_enum(
   'best_measure',
   'loss',
   list(tuning.MEASURES),
-  'By which, at the end of the runs; the mean over seeds.',
+  'Measure by which --best_by chooses: the value at the end of a run, averaged '
+  'over seeds.',
 )
 
 
 class Trial(NamedTuple):
-  """A run of the sweep, checked."""
+  """A checked run of the sweep."""
 
   point: grids.Point
   workdir: pathlib.Path
@@ -86,11 +97,11 @@ class Trial(NamedTuple):
 
 
 def main() -> None:
-  # The processes of the runs have the accelerators; this one needs none.
+  # On CPU, because the processes of the runs need the accelerators.
   jax.config.update('jax_platforms', 'cpu')
   with cli.one_line_errors(ValueError):
     if FLAGS.workdir is None:
-      raise ValueError('sweep.py needs --workdir, a directory to write to')
+      raise ValueError('sweep.py requires --workdir, a directory to write to')
     if FLAGS.jobs < 0:
       raise ValueError(f'--jobs must be >= 0, got {FLAGS.jobs}')
     workdir = pathlib.Path(FLAGS.workdir)
@@ -119,7 +130,7 @@ def _sweep(
   failed = [r['directory'] for r in rows if r['status'] == 'failed']
   if failed:
     cli.fail(
-      f'{len(failed)} of {len(rows)} runs did not end, such as {failed[0]}; '
+      f'{len(failed)} of {len(rows)} runs did not finish, such as {failed[0]}; '
       f'see {workdir / "logs"}'
     )
 
@@ -129,16 +140,20 @@ def _check_best_by(names: Sequence[str]) -> None:
     axes = [n for n in names if n != 'seed' and not grids.is_option(n)]
     if name not in axes:
       raise ValueError(
-        f'--best_by={name} is no axis of the grid; use one of '
+        f'--best_by={name} is not an axis of the grid; use one of '
         f'{", ".join(axes) or "none: add a --grid"}'
       )
 
 
 def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
-  """Looks whether all the runs may be made, before the first one is.
+  """Checks all runs before the first one starts.
+
+  Args:
+    points: runs of the grid.
+    workdir: directory of the sweep.
 
   Raises:
-    ValueError: if one may not, as of train.py, or another run has its place.
+    ValueError: if train.py would refuse a run, or its directory holds another.
   """
   loaded: dict[tuple[str, str | None, int | None], Dataset] = {}
   trials = []
@@ -166,8 +181,8 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
 def _run(
   trials: Sequence[Trial], workdir: pathlib.Path
 ) -> list[records.Record]:
-  """Runs what is not done yet, keeps `sweep.csv` as it goes; its rows."""
-  codes: dict[str, int] = {}  # of the processes that ended, by name
+  """Runs unfinished trials and returns the rows of an updated `sweep.csv`."""
+  codes: dict[str, int] = {}  # name of a process that ended -> exit code
   waiting = [t for t in trials if row(t)['status'] not in ('done', 'diverged')]
   by_name = {trial.workdir.name: trial for trial in waiting}
   bar = tqdm.tqdm(
@@ -237,15 +252,16 @@ def _steps_done(trial: Trial) -> str:
 
 
 def row(trial: Trial, code: int | None = None) -> records.Record:
-  """What is known of a run: its place in the grid, and how it ended.
+  """Returns the row of a run: its place in the grid, and how it ended.
 
   Args:
     trial: the run.
-    code: the exit code of its process, None before it ended.
+    code: exit code of its process; None before it ends.
 
   Returns:
-    With the `status` done, diverged, failed (its process broke, or a file is
-    damaged; it is tried again with the next start of the sweep) or missing.
+    Values by column. The `status` is done, diverged, missing, or failed: the
+    process failed, or a file is damaged. The next start of the sweep repeats a
+    failed run.
   """
   point = trial.point
   found = {
@@ -272,7 +288,7 @@ def row(trial: Trial, code: int | None = None) -> records.Record:
 
 
 def _last_words(log: pathlib.Path) -> str:
-  """The last line of a log that is not empty."""
+  """Returns the last line of a log that is not empty."""
   with open(log, 'rb') as file:
     file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
     text = file.read().decode(errors='replace')
@@ -280,7 +296,7 @@ def _last_words(log: pathlib.Path) -> str:
 
 
 def _flat(summary: records.Record) -> records.Record:
-  """Without the label, and with names that no setting has."""
+  """Returns a record without nesting or label, under names no setting has."""
   flat: records.Record = {}
   for name, value in summary.items():
     if isinstance(value, dict):
@@ -292,7 +308,7 @@ def _flat(summary: records.Record) -> records.Record:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[records.Record]) -> None:
-  """Write a table whole or not at all. A missing value is an empty cell."""
+  """Writes a table atomically; a cell is empty if its row lacks the column."""
   writing.write_text(path, tables.csv(rows, last=('directory', 'failed')))
 
 
@@ -301,7 +317,7 @@ def _write_records(
   trials: Sequence[Trial],
   rows: Sequence[records.Record],
 ) -> None:
-  """The records of all runs, each with its place in the grid."""
+  """Writes the records of all runs, each with its place in the grid."""
   table = []
   for trial, found in zip(trials, rows, strict=True):
     names = ('label', 'algorithm', *trial.point.config.options)
@@ -327,7 +343,7 @@ def _choose(
   names: Sequence[str],
   workdir: pathlib.Path,
 ) -> None:
-  """Writes and prints the best values, with the grid that they are from."""
+  """Writes and prints the best values, with the grid they were chosen from."""
   options = ('seed', *FLAGS.best_by, *config.OPTIONS)
   over = [name for name in names if name not in options]
   measure = FLAGS.best_measure

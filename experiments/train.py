@@ -1,14 +1,19 @@
 """Trains a model on N replicas with one algorithm.
 
-For example, PR-SGD with an average every 4 steps on the optical digits:
+By default it runs PR-SGD with an average every 4 steps on the optical digits:
 
   python experiments/train.py --algorithm=pr_sgd --period=4
 
-which is what it does without flags. The options of an algorithm are in
+It writes records, checkpoints and a summary to --workdir. Resume an interrupted
+run with --resume; the result is bit-identical.
+
+  python experiments/train.py --workdir=DIR --resume
+
+Print the options of an algorithm:
 
   python experiments/train.py --algorithm=pr_sgd --help
 
-Named runs are presets:
+Run a preset, a file of flags:
 
   python experiments/train.py --flagfile=experiments/presets/digits_pr_sgd.flags
 """
@@ -54,9 +59,10 @@ flags.adopt_module_key_flags(config)
 flags.DEFINE_bool(
   'resume',
   False,
-  'Resume the run in --workdir, with its flags. Only its length, log_every, '
-  'eval_every, checkpoint_every, keep, logger, num_devices, data_dir and '
-  'progress may change.',
+  'Resume the interrupted run in --workdir with its saved flags. Only these '
+  'flags may change: --num_epochs, --num_steps, --log_every, --eval_every, '
+  '--checkpoint_every, --keep, --logger, --num_devices, --data_dir and '
+  '--progress.',
 )
 
 
@@ -71,7 +77,7 @@ def _train(held: contextlib.ExitStack) -> None:
       workdir = _resumed_workdir()
       held.enter_context(runs.hold(workdir))
       saved_flags.restore(FLAGS, workdir)
-    # Before a module of the user's own may look at them.
+    # Before importing a user's module, because it may initialize the devices.
     cli.make_fake_devices(FLAGS.num_devices)
     filled_in = config.fill_in(FLAGS)
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
@@ -92,7 +98,7 @@ def _train(held: contextlib.ExitStack) -> None:
   again = signals.again('--resume', f'--workdir={workdir}')
   held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
-    print(f'using the default {filled_in}')
+    print(f'default: {filled_in}')
   print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
   kinds = (CheckpointError, DamagedFile, NonFinite, dotted.OwnError)
   with (
@@ -113,10 +119,10 @@ def _train(held: contextlib.ExitStack) -> None:
 
 def _resumed_workdir() -> pathlib.Path:
   if FLAGS.workdir is None:
-    raise ValueError('--resume needs --workdir, the directory of the run')
+    raise ValueError('--resume requires --workdir, the directory of the run')
   workdir = pathlib.Path(FLAGS.workdir)
   if not (workdir / records.CONFIG).exists():
-    raise ValueError(f'there is no run in {workdir}; leave out --resume')
+    raise ValueError(f'{workdir} holds no run; leave out --resume')
   return workdir
 
 

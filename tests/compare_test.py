@@ -48,7 +48,7 @@ class CompareTest(parameterized.TestCase):
     before = (self.workdir / 'ssgd' / 'metrics.jsonl').read_bytes()
     outcome = self.compare('--run=ssgd', '--run=k_avg,period=2')
     self.assertEqual(outcome.code, 0, outcome.err)
-    self.assertIn('ssgd: done before', outcome.out)
+    self.assertIn('ssgd: already finished', outcome.out)
     after = (self.workdir / 'ssgd' / 'metrics.jsonl').read_bytes()
     self.assertEqual(before, after)
     self.assertIn('k_avg period=2', outcome.out)
@@ -77,7 +77,7 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(outcome.err.count('\n'), 1)
 
   @parameterized.parameters(
-    ('there is no --run; pass some', ()),
+    ('--run is missing; pass one', ()),
     ('unknown --algorithm=foo', ('--run=foo',)),
     ('--period does nothing for --algorithm=ssgd', ('--run=ssgd,period=4',)),
     ('expected option=value with an option of pr_sgd, one of period',

@@ -117,10 +117,10 @@ class ConfigTest(parameterized.TestCase):
     np.testing.assert_allclose(float(schedule(5)), 0.001)
 
   @parameterized.parameters(
-    ({'learning_rate_drops': (2.0, 1.0)}, 'increase'),
-    ({'learning_rate_drops': (0.0,)}, 'increase'),
-    ({'learning_rate_drops': (float('nan'),)}, 'increase'),
-    ({'learning_rate_drops': (float('inf'),)}, 'increase'),
+    ({'learning_rate_drops': (2.0, 1.0)}, 'increasing'),
+    ({'learning_rate_drops': (0.0,)}, 'increasing'),
+    ({'learning_rate_drops': (float('nan'),)}, 'increasing'),
+    ({'learning_rate_drops': (float('inf'),)}, 'increasing'),
     ({'learning_rate_drops': (2.0,), 'warmup_epochs': 2.0}, 'before the first'),
     ({'warmup_epochs': -1.0}, 'warmup_epochs must be >= 0'),
     ({'learning_rate': float('inf')}, 'learning_rate must be > 0'),
@@ -130,7 +130,7 @@ class ConfigTest(parameterized.TestCase):
     ({'lr_end': -1.0, 'lr_schedule': 'linear'}, 'lr_end must be >= 0, got -1'),
     ({'lr_end': float('nan'), 'lr_schedule': 'linear'}, 'lr_end must be >= 0'),
     ({'lr_schedule': 'cosine', 'learning_rate_drops': (1.0,)},
-     '--lr_schedule=cosine and --learning_rate_drops are two schedules'),
+     '--lr_schedule=cosine and --learning_rate_drops exclude each other'),
     ({'clip_norm': 0.0}, 'clip_norm must be > 0, got 0'),
     ({'clip_norm': float('nan')}, 'clip_norm must be > 0, got nan'),
     ({'adam_b1': 0.5}, '--adam_b1 does nothing for --optimizer=sgd; leave'),
@@ -151,16 +151,16 @@ class ConfigTest(parameterized.TestCase):
      '--nesterov does nothing for --optimizer=adamw'),
     ({'optimizer': 'adam', 'momentum': 0.0, 'algorithm': 'eamsgd',
       'options': {'period': 4, 'alpha': 0.1}},
-     'eamsgd has momentum of its own, which goes with --optimizer=sgd'),
+     'eamsgd has its own momentum, which requires --optimizer=sgd'),
     ({'optimizer': 'adma', 'momentum': 0.0}, 'unknown --optimizer=adma; use'),
     ({'dataset': 'text'}, '--model=mlp does not read --dataset=text; use '
      '--model=transformer'),
     ({'model': 'transformer'}, '--model=transformer does not read '
      '--dataset=digits; use --model=mlp or lenet or resnet20'),
     ({'dataset': 'text', 'model': 'transformer', 'augment': True},
-     '--augment is of images; leave it out'),
+     '--augment requires images; leave it out'),
     ({'dataset': 'text', 'model': 'transformer', 'partition': 'dirichlet',
-      'dirichlet_alpha': 0.1}, 'skews labels, which --dataset=text has not'),
+      'dirichlet_alpha': 0.1}, 'requires labels, but --dataset=text has none'),
     ({'optimizer': 'muon'}, '--momentum does nothing for --optimizer=muon'),
     ({'options': {'period': 4, 'when': 'every:4'}},
      '--when takes the place of --period; give one of them'),

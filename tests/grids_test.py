@@ -101,7 +101,7 @@ class GridsTest(parameterized.TestCase):
     )  # fmt: skip
 
   @parameterized.parameters(
-    ('there is no --run', (), ()),
+    ('--run is missing', (), ()),
     ('expected FLAG=VALUE', ('ssgd',), ('seed',)),
     ("'sead' is no setting of a run; use one of", ('ssgd',), ('sead=0',)),
     ("'workdir' is no setting", ('ssgd',), ('workdir=a,b',)),

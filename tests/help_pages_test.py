@@ -28,7 +28,7 @@ class HelpTest(parameterized.TestCase):
     self.assertEqual(found, [f'--{flag}' for flag in wanted])
     self.assertNotIn('--group_size\n', outcome.out)
     self.assertIn('--learning_rate=0.1, --lr\n', rest)
-    for title in ('The run:', 'Its data:', 'Its model:', 'The learning rate:'):
+    for title in ('Run:', 'Data:', 'Model:', 'Learning rate:'):
       self.assertIn(f'\n{title}\n', rest)
 
   @parameterized.parameters(train, compare, costs, plot)
@@ -64,7 +64,7 @@ class NearNamesTest(parameterized.TestCase):
     ('did you mean experiments/presets/digits_diloco.flags?',
      '--flagfile=digits_diloko.flags'),
     ('did you mean experiments/presets/demo.flags?', '--flagfile=demo.flags'),
-    ('there are [0-9]+ in experiments/presets, such as demo.flags',
+    ('experiments/presets has [0-9]+, such as demo.flags',
      '--flagfile=xyzzy'),
     ('unknown --algorithm=localsgd; did you mean local_sgd?',
      '--algorithm=localsgd'),
@@ -87,7 +87,7 @@ class NearNamesTest(parameterized.TestCase):
       path.write_bytes(b'\xff\xfe--lr=1\n')
       outcome = binaries.call(train, f'--flagfile={path}')
     self.assertEqual(outcome.code, 1)
-    self.assertRegex(outcome.err, '^train.py: error: --flagfile is no text')
+    self.assertRegex(outcome.err, '^train.py: error: --flagfile is not text')
 
   @parameterized.parameters(
     ('pr_sgd,perod=4', 'did you mean period?'),
@@ -118,7 +118,7 @@ class AliasesTest(absltest.TestCase):
        short.weight_decay, short.num_replicas), wanted,
     )  # fmt: skip
     self.assertEqual(self.parse('--steps=7').num_steps, 7)
-    with self.assertRaisesRegex(ValueError, 'are two lengths; give one'):
+    with self.assertRaisesRegex(ValueError, 'both set the length; give one'):
       self.parse('--steps=7', '--epochs=2')
     self.assertEqual({*self.kept} & {*config.ALIASES}, set())
 

@@ -126,8 +126,8 @@ class OwnPartsTest(parameterized.TestCase):
      '--algorithm=mine:no_algorithm --period=2'),
     ('mine:no_average needs a default for average',
      '--algorithm=mine:no_average'),
-    ("flag 'strength'; keywords of your own algorithm are "
-     '--algorithm_options=strength=VALUE,NAME=VALUE',
+    ("flag 'strength'; pass an argument of your own algorithm as "
+     '--algorithm_options=strength=VALUE',
      '--algorithm=mine:soft --period=2 --strength=0.5'),
     ('mine:soft needs --period; for example --period=4',
      '--algorithm=mine:soft'),
@@ -139,7 +139,7 @@ class OwnPartsTest(parameterized.TestCase):
      '--algorithm=mine:soft --period=2 --algorithm_options=strenth=1'),
     ("expected NAME=VALUE,NAME=VALUE, got 'strength'",
      '--algorithm=mine:soft --period=2 --algorithm_options=strength'),
-    ('--period gives it, too',
+    ('period is already given by --period',
      '--algorithm=mine:soft --period=2 --algorithm_options=period=2'),
     ('--threshold does nothing for --algorithm=mine:soft',
      '--algorithm=mine:soft --period=2 --threshold=2'),
@@ -162,7 +162,7 @@ class OwnPartsTest(parameterized.TestCase):
      '--dataset=mine:columns --model=mine:Net'),
     ('--dtype does nothing: --model=mine:Net', '--model=mine:Net '
      '--dtype=bfloat16'),
-    ('--label_smoothing does nothing: --model=mine:squares has its own loss',
+    ('--label_smoothing does nothing: --model=mine:squares is a Task',
      '--model=mine:squares --dataset=mine:line --label_smoothing=0.1 '
      '--batch_size=8'),
     ('raised KeyError at mine.py:.*', '--model=mine:squares'),
@@ -259,7 +259,7 @@ class OwnPartsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('no.txt cannot be read .No such file', '--text_file=no.txt'),
     ('cannot be read .Is a directory', '--text_file=.'),
-    ('is no UTF-8 text .byte 1: ', '--text_file=latin.txt'),
+    ('is not UTF-8 text .byte 1: ', '--text_file=latin.txt'),
     ('has 3 characters, .* needs 650 or more', '--text_file=short.txt'),
     ('--text_file does nothing for --dataset=digits',
      '--text_file=short.txt --dataset=digits'),

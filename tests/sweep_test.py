@@ -95,7 +95,7 @@ class SweepTest(parameterized.TestCase):
     outcome = self.sweep('--run=ssgd', '--grid=num_devices=3,5')
     self.assertEqual(outcome.code, 1)
     self.assertRegex(
-      outcome.err, f'error: 2 of 2 runs did not end, such as {broken}'
+      outcome.err, f'error: 2 of 2 runs did not finish, such as {broken}'
     )
     rows = read(self.workdir / 'sweep.csv')
     self.assertEqual([r['status'] for r in rows], ['failed', 'failed'])
@@ -105,12 +105,12 @@ class SweepTest(parameterized.TestCase):
       )
 
   @parameterized.parameters(
-    ('there is no --run', ()),
+    ('--run is missing', ()),
     ("'sead' is no setting of a run", ('--run=ssgd', '--grid=sead=0,1')),
     ('--jobs must be >= 0', ('--run=ssgd', '--jobs=-1')),
-    ('--best_by=momentum is no axis.*use one of batch_size',
+    ('--best_by=momentum is not an axis.*use one of batch_size',
      ('--run=ssgd', '--grid=batch_size=4,8', '--best_by=momentum')),
-    ('--best_by=seed is no axis.*add a --grid',
+    ('--best_by=seed is not an axis.*add a --grid',
      ('--run=ssgd', '--grid=seed=0,1', '--best_by=seed')),
     ('period must be an integer >= 1, got 0',
      ('--run=pr_sgd', '--grid=period=2,0')),

@@ -1,8 +1,8 @@
-"""What the binaries share: flags read, errors in one line, exit codes.
+"""Flags, one-line errors and exit codes that all programs share.
 
-A program ends with 0 when its work is done, with 1 and one line on stderr when
-it is not, and with 130 when Ctrl-C interrupted it. Lost output ends none: a
-closed pipe is silent, and a full disk below stdout is a line on stderr.
+A program exits with 0 on success, with 1 and one line on stderr on failure,
+and with 130 after Ctrl-C. Lost output does not end a program: a closed pipe is
+silent, and a full disk that holds stdout causes a line on stderr.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,16 +20,20 @@ from experiments.running.process import interrupts, messages, streams
 from experiments.running.records import records, writing
 from prsgd_jax.engine.checkpoints import SaveError
 
-# Fake devices that are made at most.
+# Largest number of simulated devices.
 MOST_DEVICES = 1024
 
 flags.DEFINE_string(
   'data_dir',
   None,
-  'Where TFDS directories are [TFDS_DATA_DIR or ~/tensorflow_datasets].',
+  'Directory of the datasets, in TFDS layout. Default: $TFDS_DATA_DIR, or '
+  '~/tensorflow_datasets.',
 )
 flags.DEFINE_string(
-  'workdir', None, 'The directory to write; train.py has [runs/<time>-<what>].'
+  'workdir',
+  None,
+  'Directory to write runs to. Required by compare.py and sweep.py. Default: '
+  'runs/<time>-<run> in train.py, runs/reproduce in reproduce.',
 )
 
 
@@ -41,7 +45,7 @@ def fail(error: object, code: int = 1) -> NoReturn:
 
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
-  """Errors of these kinds are the user's to mend: no traceback."""
+  """Ends the program with one line, no traceback, on errors of these kinds."""
   try:
     yield
   except kinds as error:
@@ -50,11 +54,11 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_write_errors(workdir: pathlib.Path, again: str) -> Iterator[None]:
-  """A failed write ends a run with what is left of it and what to type.
+  """Ends the program with one line if a run cannot write its files.
 
   Args:
-    workdir: of the run.
-    again: the flags that the same command needs to resume it, or nothing.
+    workdir: directory of the run.
+    again: flags to add to the command to resume the run; may be empty.
   """
   try:
     yield
@@ -63,16 +67,17 @@ def one_line_write_errors(workdir: pathlib.Path, again: str) -> Iterator[None]:
 
 
 def check_output() -> None:
-  """Ends a program whose output is its work, if that could not be written."""
+  """Ends the program with an error if its output could not be written."""
   if lost := streams.lost_output():
     fail(f'stdout cannot be written ({lost.strerror})')
 
 
 def run(main: Callable[..., None]) -> None:
-  """Parses the flags and runs `main`; a wrong flag or file is one line.
+  """Parses the flags and runs `main`; prints one line for an invalid flag.
 
-  The parameters of `main` are the arguments that are no flags; `*paths` are any
-  number of them.
+  Args:
+    main: function whose parameters are the positional arguments of the
+      program; `*paths` accepts any number of them.
   """
   parameters = inspect.signature(main).parameters.values()
   names = [p.name.upper() for p in parameters]
@@ -89,7 +94,7 @@ def run(main: Callable[..., None]) -> None:
       path = str(error).rsplit(': ', 1)[-1]
       fail(help_pages.explain_missing_preset(path))
     except UnicodeDecodeError:
-      fail('--flagfile is no text; give one of experiments/presets')
+      fail('--flagfile is not text; give a file of experiments/presets')
     except flags.UnrecognizedFlagError as error:
       said = help_pages.explain_unknown_flag(error.flagname, argv)
       fail(f'{said}; see --help')
@@ -120,20 +125,25 @@ def run(main: Callable[..., None]) -> None:
 
 
 def _without_stragglers(unraisable: Any) -> None:
-  """Shows what cannot be raised, but for the rest of a checkpoint that failed.
+  """Shows an unraisable exception, except those of a failed checkpoint.
 
-  When one array cannot be written orbax closes its event loop, and each array
-  that tensorstore's threads still finish prints a traceback that says so.
+  Those are omitted because they repeat one error: when an array cannot be
+  written, orbax closes its event loop, and each remaining array then prints a
+  traceback.
   """
   if 'Event loop is closed' not in str(unraisable.exc_value):
     sys.__unraisablehook__(unraisable)
 
 
 def make_fake_devices(num_devices: int | None) -> None:
-  """Asks for that many CPU devices; those of another kind are what they are.
+  """Sets the number of simulated CPU devices; does not affect accelerators.
 
-  To be called before JAX looks at its devices.
+  Call this before JAX initializes its devices.
+
+  Args:
+    num_devices: number of devices; out of 1 to `MOST_DEVICES` or None, it is
+      ignored.
   """
-  # More than a run has replicas are refused later, in one line.
+  # A number that does not divide the replicas is refused later, in one line.
   if num_devices is not None and 0 < num_devices <= MOST_DEVICES:
     jax.config.update('jax_num_cpu_devices', num_devices)

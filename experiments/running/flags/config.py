@@ -1,4 +1,4 @@
-"""The flags of a run, and the run that they describe."""
+"""Flags that describe a run, and their conversion to a checked `RunConfig`."""
 
 import dataclasses
 import math
@@ -27,10 +27,10 @@ from prsgd_jax.checks import (
   check_seed,
 )
 
-# Replicas are rows of every array.
+# A limit, because replicas are rows of every array.
 MOST_REPLICAS = 2**16
 PARTITIONS = ('shared', 'sharded', 'dirichlet')
-# Flags that fingers type -> the flags.
+# Short names to type -> flags.
 ALIASES = {
   'lr': 'learning_rate',
   'epochs': 'num_epochs',
@@ -48,145 +48,174 @@ for _module in _PARTS:
 flags.DEFINE_string(
   'algorithm',
   'pr_sgd',
-  'Name of an algorithm (--help lists them), or MODULE:NAME of your own: a '
-  'function fn(tx, *, ...) of an optimizer that returns an algorithm.',
+  'Algorithm to train with: a name from the list in --help, or MODULE:NAME of '
+  'your own function fn(tx, *, ...), which takes an optimizer and returns an '
+  'algorithm.',
 )
 flags.DEFINE_list(
   'algorithm_options',
   None,
-  'Keywords of an --algorithm of your own that no flag has, such as '
-  'alpha=0.1,steps=4.',
+  'Arguments of your own --algorithm, as NAME=VALUE,NAME=VALUE, such as '
+  'alpha=0.1,steps=4. A built-in algorithm has a flag for each argument.',
 )
 flags.DEFINE_string(
   'when',
   None,
-  'Schedule of the averages, in place of --period or --check_period. One of '
-  f'{", ".join(named.SCHEDULES)}, with numbers: every:PERIOD, '
+  'Schedule of the averages; replaces --period or --check_period. One of '
+  f'{", ".join(named.SCHEDULES)}, each with its numbers: every:PERIOD, '
   'doubling:FIRST[:ROUNDS_EACH], linear_growth:FIRST:INCREMENT, '
   'with_probability:P, qsr:ALPHA:BASE_PERIOD, post_local:SWITCH_STEP:PERIOD, '
-  'at:STEP+STEP+... with 0-based steps, intervals:LENGTH+LENGTH+... of which '
-  'the last repeats.',
+  'at:STEP+STEP+... (steps count from 0), intervals:LENGTH+LENGTH+... (the '
+  'last length repeats). Default: periodic.',
 )
 flags.DEFINE_string(
   'local',
   None,
-  'Algorithm that is the local step of the algorithm, in place of a step of '
-  f'the optimizer. One of {", ".join(named.LOCAL)}; its period and its mixing '
-  'may follow: sgp:one_peer_exponential, k_avg:2:group_mean:4.',
+  'Algorithm that replaces the optimizer step as the local step of '
+  f'--algorithm. One of {", ".join(named.LOCAL)}, optionally followed by its '
+  'period and its mixing: sgp:one_peer_exponential, k_avg:2:group_mean:4. '
+  'Default: the optimizer step.',
 )
 flags.DEFINE_string(
   'average_mixing',
   None,
-  'Mixing of an average, in place of the mean of all replicas [mean]. One of '
-  f'{", ".join(named.MIXINGS)}.',
+  'Weights with which an average combines the replicas: one of '
+  f'{", ".join(named.MIXINGS)}. Default: mean, of all replicas.',
 )
 flags.DEFINE_string(
   'average_codec',
   None,
-  'Codec in which an average sends what the replicas moved since the last '
-  'one; for algorithms that remember where a round began. One of '
-  f'{", ".join(named.COMPRESSORS)}, or of {", ".join(named.CODECS)} with one '
-  'of them behind: feedback:top_k:0.1, with a decay feedback:0.9:top_k:0.1. In '
-  'top_k:0.1:e3m0 the second one codes what the first one keeps.',
+  'Codec that compresses what an average sends: the change of each replica '
+  'since the last average. Requires an algorithm that stores the start of the '
+  f'round. A compressor, one of {", ".join(named.COMPRESSORS)}; or one of '
+  f'{", ".join(named.CODECS)} followed by a compressor, such as '
+  'feedback:top_k:0.1, or with a decay feedback:0.9:top_k:0.1. In '
+  'top_k:0.1:e3m0, e3m0 codes the values that top_k keeps. Default: no '
+  'compression.',
 )
 flags.DEFINE_enum(
   'buffers',
   None,
   ['keep', 'average', 'reset'],
-  'What an average does to the buffers of the optimizer [keep; reset for '
-  'fedavg and fedprox].',
+  'What an average does to the optimizer state of the replicas, such as their '
+  'momentum: keep, average, or reset it to its initial value. Default: keep; '
+  'reset for fedavg and fedprox.',
 )
 flags.DEFINE_enum(
   'batch_stats',
   None,
   ['local', 'average', 'reestimate'],
-  'What an average does to the batch statistics [local]; reestimate: they stay '
-  'local, and every evaluation takes those of the averaged model from '
-  'training batches.',
+  'Treatment of batch-normalization statistics. local: each replica keeps its '
+  'own. average: an average includes them. reestimate: each replica keeps its '
+  'own, and every evaluation computes new ones for the averaged model from '
+  'training batches. Default: local.',
 )
-flags.DEFINE_integer('num_replicas', 8, 'N, replicas of the model.')
+flags.DEFINE_integer(
+  'num_replicas', 8, f'Number N of model copies, 1 to {MOST_REPLICAS}.'
+)
 flags.DEFINE_integer(
   'num_devices',
   None,
-  'D, devices that hold the replicas; must divide N [the largest number of '
-  'available devices that does]. On a CPU, D fake devices are made.',
+  'Number of devices that hold the replicas; must divide --num_replicas. On a '
+  'CPU, this number of devices is simulated. Default: the largest number of '
+  'available devices that divides --num_replicas.',
 )
-flags.DEFINE_integer('batch_size', 32, 'Examples per replica and step.')
+flags.DEFINE_integer(
+  'batch_size', 32, 'Number of examples per replica and step, >= 1.'
+)
 flags.DEFINE_enum(
   'partition',
   'shared',
   PARTITIONS,
-  'Who gets which examples: a shared pool, disjoint shards, or shards with '
-  'label skew.',
+  'Distribution of the training examples: all replicas draw from one pool '
+  '(shared), each has its own random part (sharded), or each has its own part '
+  'with skewed labels (dirichlet).',
 )
 flags.DEFINE_float(
-  'dirichlet_alpha', None, 'Skew of --partition=dirichlet; small is skewed.'
+  'dirichlet_alpha',
+  None,
+  'Concentration parameter of --partition=dirichlet, > 0, required with it. '
+  'Smaller values skew the labels more.',
 )
 flags.DEFINE_bool(
-  'augment', False, 'Pad by 4 and crop at random, flip left to right.'
+  'augment',
+  False,
+  'Augment training images: pad by 4 pixels, crop at random, and flip left to '
+  'right at random.',
 )
 flags.DEFINE_integer(
-  'seed', 0, 'Seed of the first point, data order and augmentation.'
+  'seed', 0, 'Seed of the initial parameters, data order and augmentation.'
 )
 flags.DEFINE_float(
-  'num_epochs', 20, 'Length: passes over the data, all replicas together.'
+  'num_epochs',
+  20,
+  'Length of the run in passes over the training data, counted over all '
+  'replicas together; > 0.',
 )
 flags.DEFINE_integer(
-  'num_steps', None, 'Length in steps, in place of num_epochs.'
+  'num_steps',
+  None,
+  'Length of the run in steps, >= 1; replaces --num_epochs.',
 )
 flags.DEFINE_integer(
-  'log_every', 50, 'Steps between records, whose losses are means over them.'
+  'log_every',
+  50,
+  'Number of steps between records, >= 1. A recorded loss is the mean over '
+  'these steps.',
 )
 flags.DEFINE_integer(
-  'eval_every', 100, 'Steps between evaluations, a multiple of log_every.'
+  'eval_every',
+  100,
+  'Number of steps between evaluations on the test split; a multiple of '
+  '--log_every.',
 )
 flags.DEFINE_integer(
   'checkpoint_every',
   500,
-  'Steps between checkpoints, a multiple of log_every.',
+  'Number of steps between checkpoints; a multiple of --log_every.',
 )
 flags.DEFINE_string(
   'keep',
   '3',
-  'Number of checkpoints to keep, the newest ones, or all. A finished run '
-  'keeps them, too.',
+  'Number of newest checkpoints to keep, >= 1, or all. They remain after the '
+  'run has finished.',
 )
 flags.DEFINE_string(
   'init_from',
   None,
-  'Directory of a run (or of one checkpoint) whose parameters the new run '
-  'starts from; its newest checkpoint is read. The algorithm, the optimizer '
-  'and, with --init_replicas=mean, the number of replicas may differ.',
+  'Directory of a run or of one checkpoint to take the initial parameters '
+  'from; of a run, the newest checkpoint is read. The algorithm and the '
+  'optimizer may differ, and with --init_replicas=mean the number of replicas.',
 )
 flags.DEFINE_enum(
   'init_replicas',
   'mean',
   ['mean', 'each'],
-  'Start of the replicas with --init_from: mean, all at the average of the '
-  'replicas there; each, every replica at its own point.',
+  'Initial parameters with --init_from. mean: every replica starts from the '
+  'average of the saved replicas. each: replica i starts from saved replica i.',
 )
 flags.DEFINE_bool(
   'progress',
   True,
-  'Show a progress bar on a terminal, else a line for each record.',
+  'Show progress on stderr: a bar on a terminal, otherwise a line per record.',
 )
 flags.DEFINE_list(
   'logger',
   [],
-  'Functions that make a Logger of a run, such as my_module:my_logger; it gets '
-  'each record (experiments/running/logs/loggers.py).',
+  'Your own loggers, MODULE:NAME,MODULE:NAME: functions that take a Run and '
+  'return a Logger, which receives each record. See '
+  'experiments/running/logs/loggers.py.',
 )
-
 
 for _alias, _name in ALIASES.items():
   flags.DEFINE_alias(_alias, _name)
 
 
 def fill_in(values: flags.FlagValues) -> str:
-  """Gives the default algorithm a period, where no flag says when it averages.
+  """Sets the period of the default algorithm if no flag schedules averages.
 
   Returns:
-    The flags that are the default, as they would be typed; '' for none.
+    The default flags as text for the command line; '' if none is used.
   """
   if any(values[n].present for n in ('algorithm', 'period', 'when')):
     return ''
@@ -195,17 +224,23 @@ def fill_in(values: flags.FlagValues) -> str:
 
 
 def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
-  """The run that the flags describe, with this algorithm.
+  """Returns the run that the flags describe.
+
+  Args:
+    values: the parsed flags.
+    algorithm: name of the algorithm, which replaces --algorithm.
 
   Raises:
-    ValueError: if a flag has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or a flag has no effect on this run.
   """
   algorithm = algorithm_flags.find(algorithm)
   names = [field.name for field in dataclasses.fields(RunConfig)]
   fields: dict[str, Any] = {n: values[n].value for n in names if n != 'options'}
   fields['algorithm'] = algorithm
   if values['num_steps'].present and values['num_epochs'].present:
-    raise ValueError('--num_steps and --num_epochs are two lengths; give one')
+    raise ValueError(
+      '--num_steps and --num_epochs both set the length; give one'
+    )
   drops = [
     _number('learning_rate_drops', d) for d in values.learning_rate_drops
   ]
@@ -224,7 +259,7 @@ def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
 
 
 def _options(values: flags.FlagValues, algorithm: str) -> dict[str, Any]:
-  """The options of an algorithm that flags give."""
+  """Returns the options of an algorithm that the flags set."""
   given = {n: values[n].value for n in OPTIONS if values[n].present}
   if values.algorithm_options is None:
     return algorithm_flags.canonical(algorithm, given)
@@ -237,15 +272,17 @@ def _options(values: flags.FlagValues, algorithm: str) -> dict[str, Any]:
     )
   for name in own:
     if name in given:
-      raise ValueError(f'--algorithm_options: --{name} gives it, too')
+      raise ValueError(
+        f'--algorithm_options: {name} is already given by --{name}; give one'
+      )
   return algorithm_flags.canonical(algorithm, {**given, **own})
 
 
 def check(config: RunConfig) -> RunConfig:
-  """Returns the config.
+  """Returns the config after checking it.
 
   Raises:
-    ValueError: if a value has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or has no effect on this run.
   """
   algorithm_flags.find(config.algorithm)
   data.check(config)
@@ -256,7 +293,7 @@ def check(config: RunConfig) -> RunConfig:
   algorithm_flags.check(config.algorithm, own)
   if (config.partition == 'dirichlet') != (config.dirichlet_alpha is not None):
     raise ValueError(
-      '--partition=dirichlet and --dirichlet_alpha go together, got '
+      '--partition=dirichlet and --dirichlet_alpha require each other, got '
       f'--partition={config.partition} and '
       f'--dirichlet_alpha={config.dirichlet_alpha}'
     )
@@ -275,9 +312,10 @@ def check(config: RunConfig) -> RunConfig:
 
 
 def _check_kind(config: RunConfig) -> None:
-  """Raises ValueError if the dataset is of another kind than the model.
+  """Raises ValueError if the model does not read this kind of dataset.
 
-  Where one is the user's own, it is known when there are data.
+  A model or dataset of the user is checked later, because its kind is unknown
+  until the data are loaded.
   """
   is_text = config.dataset == data.TEXT
   fitting = tasks.LANGUAGE_MODELS if is_text else tasks.CLASSIFIERS
@@ -288,11 +326,13 @@ def _check_kind(config: RunConfig) -> None:
       f'--model={" or ".join(fitting)}'
     )
   if is_text and config.augment:
-    raise ValueError(f'--augment is of images; leave it out with {data.TEXT}')
+    raise ValueError(
+      f'--augment requires images; leave it out with --dataset={data.TEXT}'
+    )
   if is_text and config.partition == 'dirichlet':
     raise ValueError(
-      f'--partition=dirichlet skews labels, which --dataset={data.TEXT} has '
-      'not; use shared or sharded'
+      f'--partition=dirichlet requires labels, but --dataset={data.TEXT} has '
+      'none; use shared or sharded'
     )
 
 
@@ -311,7 +351,7 @@ def _number(name: str, text: str) -> float:
 
 
 def all_flags() -> dict[str, Any]:
-  """Every flag of a run, resolved: what its directory keeps."""
+  """Returns the value of every flag of a run, as saved in its directory."""
   defined = flags.FLAGS.flags_by_module_dict()
   owners = [__name__, *(m.__name__ for m in (*_PARTS, cli))]
   return {

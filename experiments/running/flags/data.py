@@ -1,4 +1,4 @@
-"""The data of a run, by flags: one of the datasets, a text, or one's own."""
+"""Flags that select the data of a run: a dataset, a text file, or your own."""
 
 from collections.abc import Mapping
 import difflib
@@ -13,37 +13,40 @@ from experiments.running.flags.run_config import RunConfig
 from prsgd_jax.data.datasets import DATASETS, Dataset, load_dataset, texts
 from prsgd_jax.data.datasets.loading import INSTALLED
 
-# The dataset that language models read; the others are of images.
+# The dataset that language models read; all other datasets have images.
 TEXT = 'text'
 SEQUENCE_LENGTH = 64
 _TEST_SHARE = 0.1
-# Those first that need no preparation.
+# Datasets that need no preparation come first.
 _BY_NEED = sorted(DATASETS, key=lambda name: name not in INSTALLED)
 
 flags.DEFINE_string(
   'dataset',
   'digits',
-  'digits, text, or cifar10, mnist, fashion_mnist in data_dir, or MODULE:NAME '
-  'of your own: a Dataset, or a function that makes one.',
+  'Training and test data: digits or text (installed), cifar10, mnist or '
+  'fashion_mnist (in --data_dir), or MODULE:NAME of your own Dataset or of a '
+  'function that returns one.',
 )
 flags.DEFINE_string(
   'text_file',
   None,
-  'A file of UTF-8 text, whose characters are the dataset: its last tenth is '
-  'the test split.',
+  'UTF-8 text file to use as the dataset, one token per character. Its last '
+  'tenth is the test split. Implies --dataset=text. Default: the installed '
+  'text.',
 )
 flags.DEFINE_integer(
   'sequence_length',
   None,
-  'Characters of a sequence of text that are predicted [64].',
+  'Number of predicted characters per sequence of --dataset=text, >= 1. '
+  f'Default: {SEQUENCE_LENGTH}.',
 )
 
 
 def check(config: RunConfig) -> None:
-  """Checks the flags of the data, before they are read.
+  """Checks the flags of the data before any data are read.
 
   Raises:
-    ValueError: if a value has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or has no effect on this run.
   """
   name = config.dataset
   if not dotted.is_dotted(name) and name not in DATASETS:
@@ -74,10 +77,10 @@ def load(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> Dataset:
 
   Args:
     config: the run.
-    data_dir: as of `load_dataset`.
+    data_dir: directory of the prepared datasets, as in `load_dataset`.
 
   Raises:
-    ValueError: if they cannot be read, or are none; DatasetError is one.
+    ValueError: if the data cannot be read or have the wrong form.
   """
   if dotted.is_dotted(config.dataset):
     with dotted.named_errors(config.dataset):
@@ -135,20 +138,20 @@ def _own(name: str, *, own_model: bool) -> Dataset:
 
 
 def read_text(path: str | os.PathLike[str], length: int) -> Dataset:
-  """Returns the characters of a file as sequences.
+  """Returns the characters of a text file as sequences of tokens.
 
-  A character is a token; the vocabulary is that of the whole file, in the order
-  of the code points.
+  Each character is a token. The vocabulary is the set of characters in the
+  whole file, ordered by code point.
 
   Args:
-    path: of a file of UTF-8 text.
-    length: characters of a sequence that are predicted.
+    path: UTF-8 text file.
+    length: number of predicted characters per sequence, >= 1.
 
   Returns:
     The first nine tenths as the training split, the rest as the test split.
 
   Raises:
-    ValueError: if it cannot be read, is no text, or is too short.
+    ValueError: if the file cannot be read, is not UTF-8, or is too short.
   """
   try:
     text = pathlib.Path(path).read_bytes().decode('utf-8')
@@ -158,7 +161,7 @@ def read_text(path: str | os.PathLike[str], length: int) -> Dataset:
     ) from None
   except UnicodeDecodeError as error:
     raise ValueError(
-      f'--text_file={path} is no UTF-8 text (byte {error.start}: '
+      f'--text_file={path} is not UTF-8 text (byte {error.start}: '
       f'{error.reason}); convert it, with iconv for example'
     ) from None
   except ValueError as error:  # a path with a zero byte

@@ -115,7 +115,9 @@ def points(
     ValueError: if one is wrong, or two are the same run.
   """
   if not runs:
-    raise ValueError('there is no --run; pass some, as --run=pr_sgd,period=4')
+    raise ValueError(
+      '--run is missing; pass one, such as --run=pr_sgd,period=4'
+    )
   own = _own_keywords(runs)
   axes = [parse_axis(text, own) for text in grid]
   names = [name for axis in axes for name in axis.names]

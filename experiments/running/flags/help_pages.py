@@ -1,6 +1,7 @@
-"""What the binaries say of themselves: --help, --version, names that are near.
+"""Text of --help and --version, and suggestions for misspelled names.
 
-`train.py --algorithm=X --help` has the options of X first, from its docstring.
+`train.py --algorithm=X --help` starts with the options of X, which come from
+its docstring.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,15 +20,15 @@ from prsgd_jax import versions
 
 ASKS = ('help', 'helpshort', 'helpfull', 'h', '?')
 PRESETS = pathlib.Path(__file__).parents[2] / 'presets'
-# The module that defines flags -> the title of their group, in this order.
+# Module that defines flags -> title of their group, in this order.
 _TITLES = {
-  'config': 'The run',
-  'data': 'Its data',
-  'tasks': 'Its model',
-  'optimizers': 'The optimizer of every replica',
-  'learning_rates': 'The learning rate',
-  'averages': 'What an average does',
-  'network': 'Machines and links of the modeled time',
+  'config': 'Run',
+  'data': 'Data',
+  'tasks': 'Model',
+  'optimizers': 'Optimizer of every replica',
+  'learning_rates': 'Learning rate',
+  'averages': 'Averages',
+  'network': 'Modeled time: machines and links',
   'cli': 'Files',
 }
 _AVERAGES = (
@@ -41,14 +42,14 @@ _AVERAGES = (
 
 
 def answer(argv: list[str], main: Callable[..., None]) -> str | None:
-  """Returns what --help or --version prints, None if neither is asked for.
+  """Returns the text of --help or --version, None if neither is given.
 
   Args:
     argv: the program and its arguments.
-    main: of the program.
+    main: main function of the program.
 
   Raises:
-    flags.Error: if a flag besides is wrong.
+    flags.Error: if another flag is invalid.
   """
   names = [argument.lstrip('-') for argument in argv[1:] if argument[:1] == '-']
   if 'version' in names:
@@ -61,7 +62,7 @@ def answer(argv: list[str], main: Callable[..., None]) -> str | None:
 
 
 def _page(main: Callable[..., None]) -> str:
-  """The flags of a program in groups, after its docstring."""
+  """Returns the docstring of a program, then its flags in groups."""
   module = main.__module__
   owner = sys.argv[0] if module == '__main__' else module
   known = flags.FLAGS.get_key_flags_for_module(owner)
@@ -86,14 +87,14 @@ def _page(main: Callable[..., None]) -> str:
 
 
 def _algorithm_part(options: Iterable[flags.Flag[Any]]) -> list[str]:
-  """The options of the algorithm that is named, or the names there are."""
+  """Returns the options of the selected algorithm, or the list of names."""
   options = list(options)
   if not options:
     return []
   algorithm = flags.FLAGS['algorithm']
   if not algorithm.present or algorithm.value is None:
     names = ', '.join(algorithm_flags.ALGORITHMS)
-    text = f'{names}. --algorithm=X --help has the options of X.'
+    text = f'{names}. --algorithm=X --help prints the options of X.'
     return [f'Algorithms:\n{_wrapped(text)}']
   name = algorithm_flags.find(str(algorithm.value))
   lines = [f'Options of {name}:']
@@ -115,7 +116,12 @@ def _entry(flag: flags.Flag[Any]) -> str:
   ]
   default = '' if flag.default in (None, []) else f'={_text(flag.default)}'
   head = ', '.join([f'  --{flag.name}{default}', *short])
-  return f'{head}\n{_wrapped(flag.help)}'
+  text = flag.help
+  if values := getattr(flag.parser, 'enum_values', None):
+    # absl writes <a|b>: before the text, which cannot be wrapped.
+    names = ', '.join(values)
+    text = f'One of {names}. {text.partition(">: ")[2]}'
+  return f'{head}\n{_wrapped(text)}'
 
 
 def _text(default: Any) -> str:
@@ -124,7 +130,10 @@ def _text(default: Any) -> str:
 
 def _wrapped(text: str) -> str:
   return textwrap.fill(
-    text, 79, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+    ' '.join(text.split()),
+    79,
+    initial_indent=' ' * 6,
+    subsequent_indent=' ' * 6,
   )
 
 
@@ -133,10 +142,10 @@ def _is_alias(flag: flags.Flag[Any]) -> bool:
 
 
 def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
-  """Returns what is wrong with an unknown flag, and what may be meant.
+  """Returns the error for an unknown flag, with the closest known one.
 
   Args:
-    name: of the flag, without dashes.
+    name: the unknown flag, without dashes.
     argv: the program and its arguments.
   """
   said = f"Unknown command line flag '{name}'"
@@ -151,17 +160,17 @@ def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
   said += f'; did you mean --{close[0]}?' if close else ''
   if re.search(r'(^| )--?algorithm[= ][^ ]*:', ' '.join(argv)):
     said += (
-      '; keywords of your own algorithm are '
-      f'--algorithm_options={name}=VALUE,NAME=VALUE'
+      '; pass an argument of your own algorithm as '
+      f'--algorithm_options={name}=VALUE'
     )
   return said
 
 
 def explain_missing_preset(path: str) -> str:
-  """Returns which preset may be meant by a path where there is none.
+  """Returns the error for a missing preset, with the closest existing one.
 
   Args:
-    path: as it was given, in quotes or not.
+    path: the missing file as given, with or without quotes.
   """
   found = {p.stem: os.path.relpath(p) for p in PRESETS.glob('*.flags')}
   name = pathlib.Path(path.strip('\'"')).stem
@@ -170,4 +179,4 @@ def explain_missing_preset(path: str) -> str:
   if close:
     return f'{said}; did you mean {found[close[0]]}?'
   where = os.path.relpath(PRESETS)
-  return f'{said}; there are {len(found)} in {where}, such as demo.flags'
+  return f'{said}; {where} has {len(found)}, such as demo.flags'

@@ -1,4 +1,4 @@
-"""The learning rate of a run, by flags: how it rises, falls and ends."""
+"""Flags that select the learning rate schedule of a run."""
 
 import itertools
 import math
@@ -14,29 +14,38 @@ from experiments.running.flags.run_config import (
   warmup_steps,
 )
 
-# Schedules that end with the run, so that its length decides them.
+# Schedules that end with the run, so that they depend on its length.
 DECAYS = ('cosine', 'linear')
 
-flags.DEFINE_float('learning_rate', 0.1, 'Learning rate gamma, at the start.')
+flags.DEFINE_float(
+  'learning_rate',
+  0.1,
+  'Initial learning rate gamma (after any warm-up), > 0.',
+)
 flags.DEFINE_list(
   'learning_rate_drops',
   [],
-  'Epochs after which the learning rate is divided by 10.',
+  'Epochs after which the learning rate is divided by 10: increasing numbers '
+  '> 0, such as 40,80. Default: none.',
 )
 flags.DEFINE_float(
   'warmup_epochs',
   0.0,
-  'Epochs in which the learning rate rises linearly from near 0.',
+  'Number of epochs at the start in which the learning rate rises linearly '
+  'from near 0 to --learning_rate; >= 0.',
 )
 flags.DEFINE_enum(
   'lr_schedule',
   None,
   ['constant', *DECAYS],
-  'How the learning rate falls, after the warm-up and until the end of the run '
-  '[constant, but for --learning_rate_drops].',
+  'Decay of the learning rate from the end of the warm-up to the end of the '
+  'run; cosine and linear exclude --learning_rate_drops. Default: constant.',
 )
 flags.DEFINE_float(
-  'lr_end', None, 'The learning rate that --lr_schedule ends at [0].'
+  'lr_end',
+  None,
+  'Learning rate at the end of --lr_schedule=cosine or linear, >= 0. '
+  'Default: 0.',
 )
 
 
@@ -44,14 +53,14 @@ def check(config: RunConfig) -> None:
   """Checks the flags of the learning rate.
 
   Raises:
-    ValueError: if a value has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or has no effect on this run.
   """
   if not 0 < config.learning_rate < math.inf:
     raise ValueError(f'--learning_rate must be > 0, got {config.learning_rate}')
   grid = (0.0, *config.learning_rate_drops, math.inf)
   if not all(a < b for a, b in itertools.pairwise(grid)):
     raise ValueError(
-      '--learning_rate_drops must be epochs > 0 that increase, got '
+      '--learning_rate_drops must be increasing epochs > 0, got '
       f'{",".join(map(str, config.learning_rate_drops))}'
     )
   if not 0 <= config.warmup_epochs < grid[1]:
@@ -62,7 +71,7 @@ def check(config: RunConfig) -> None:
   schedule, end = config.lr_schedule, config.lr_end
   if schedule in DECAYS and config.learning_rate_drops:
     raise ValueError(
-      f'--lr_schedule={schedule} and --learning_rate_drops are two schedules; '
+      f'--lr_schedule={schedule} and --learning_rate_drops exclude each other; '
       'give one'
     )
   if end is None:
@@ -77,13 +86,17 @@ def check(config: RunConfig) -> None:
 
 
 def build(config: RunConfig, num_examples: int) -> optax.Schedule:
-  """Returns the learning rate, a function of the engine's step.
+  """Returns the learning rate as a function of the step.
 
-  It is `lr_end` one step after the last. In the warm-up of w steps the rate of
-  step t is (t + 1) / w of the first one.
+  The rate reaches `lr_end` one step after the last step. In a warm-up of w
+  steps, step t has (t + 1) / w times the scheduled rate.
+
+  Args:
+    config: the run.
+    num_examples: number of training examples.
 
   Raises:
-    ValueError: if the run is not longer than its warm-up.
+    ValueError: if the rate decays, and the warm-up is as long as the run.
   """
   rise = warmup_steps(config, num_examples)
   whole = _falling(config, num_examples, rise)
@@ -93,7 +106,7 @@ def build(config: RunConfig, num_examples: int) -> optax.Schedule:
 
 
 def _falling(config: RunConfig, num_examples: int, rise: int) -> optax.Schedule:
-  """The learning rate without its warm-up."""
+  """Returns the learning rate without its warm-up."""
   first, end = config.learning_rate, config.lr_end or 0.0
   if config.lr_schedule in DECAYS:
     steps = total_steps(config, num_examples) - rise

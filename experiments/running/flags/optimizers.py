@@ -1,4 +1,4 @@
-"""The optimizer of every replica, by flags."""
+"""Flags that select the optimizer of every replica."""
 
 import math
 
@@ -9,38 +9,51 @@ from experiments.running.flags import algorithm_flags
 from experiments.running.flags.run_config import RunConfig
 
 OPTIMIZERS = ('sgd', 'adam', 'adamw', 'muon')
-# Optimizers whose weight decay is part of the step, not of the loss.
+# Optimizers that add weight decay to the step, not to the loss.
 DECOUPLED = ('adamw', 'muon')
 
 flags.DEFINE_enum(
   'optimizer',
   'sgd',
   OPTIMIZERS,
-  'Optimizer of every replica. muon orthogonalizes the steps of matrices; the '
-  'other parameters have those of adamw.',
-)
-flags.DEFINE_float('momentum', 0.9, 'Momentum of --optimizer=sgd; 0 for none.')
-flags.DEFINE_bool('nesterov', False, "Nesterov's form of the momentum.")
-flags.DEFINE_float(
-  'adam_b1', None, 'Decay of the first moment of adam, adamw and muon [0.9].'
+  'Optimizer of every replica. muon orthogonalizes the updates of matrices and '
+  'uses adamw for all other parameters.',
 )
 flags.DEFINE_float(
-  'adam_b2', None, 'Decay of the second moment of adam, adamw, muon [0.999].'
+  'momentum', 0.9, 'Momentum of --optimizer=sgd, in [0, 1); 0 disables it.'
+)
+flags.DEFINE_bool(
+  'nesterov', False, 'Use Nesterov momentum in --optimizer=sgd.'
 )
 flags.DEFINE_float(
-  'adam_eps', None, 'Added to the root of the second moment [1e-8].'
+  'adam_b1',
+  None,
+  'Decay rate of the first moment in adam, adamw and muon, in [0, 1). Default: '
+  '0.9.',
+)
+flags.DEFINE_float(
+  'adam_b2',
+  None,
+  'Decay rate of the second moment in adam, adamw and muon, in [0, 1). '
+  'Default: 0.999.',
+)
+flags.DEFINE_float(
+  'adam_eps',
+  None,
+  'Constant added to the root of the second moment in adam, adamw and muon, '
+  '> 0. Default: 1e-8.',
 )
 flags.DEFINE_float(
   'clip_norm',
   None,
-  'Global norm to which each replica clips its gradient, before the optimizer; '
-  'that of coupled weight decay is part of it [none].',
+  'Global norm to which each replica clips its gradient before the optimizer, '
+  '> 0. The gradient includes coupled weight decay. Default: no clipping.',
 )
 flags.DEFINE_float(
   'weight_decay',
   0.0,
-  'Coupled L2, part of the gradient; with adamw and muon decoupled, part of '
-  'the step.',
+  'Weight decay, >= 0: an L2 term in the loss for sgd and adam, decoupled (in '
+  'the step) for adamw and muon.',
 )
 
 
@@ -48,7 +61,7 @@ def check(config: RunConfig) -> None:
   """Checks the flags of the optimizer.
 
   Raises:
-    ValueError: if a value has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or has no effect on this run.
   """
   if config.optimizer not in OPTIMIZERS:
     raise ValueError(
@@ -83,7 +96,7 @@ def _check_sgd(config: RunConfig) -> None:
   if config.nesterov and _has_own_momentum(config):
     raise ValueError(
       f'--nesterov does nothing for --algorithm={config.algorithm}, whose '
-      'momentum is of that form; leave it out'
+      'momentum has its own form; leave it out'
     )
 
 
@@ -96,8 +109,8 @@ def _check_adam(config: RunConfig) -> None:
       )
   if _has_own_momentum(config):
     raise ValueError(
-      f'--algorithm={config.algorithm} has momentum of its own, which goes '
-      f'with --optimizer=sgd, not {config.optimizer}'
+      f'--algorithm={config.algorithm} has its own momentum, which requires '
+      f'--optimizer=sgd, got {config.optimizer}'
     )
   for name in ('adam_b1', 'adam_b2'):
     decay = getattr(config, name)
@@ -116,12 +129,12 @@ def build(
 ) -> optax.GradientTransformation:
   """Returns the optimizer of every replica.
 
-  An algorithm with a momentum argument takes care of it, so that the optimizer
-  has none.
+  The optimizer has no momentum if the algorithm has a momentum argument,
+  because such an algorithm applies the momentum itself.
 
   Args:
     config: the run.
-    schedule: the learning rate.
+    schedule: learning rate as a function of the step.
   """
   tx = _unclipped(config, schedule)
   if config.clip_norm is None:

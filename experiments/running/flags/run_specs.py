@@ -1,4 +1,4 @@
-"""Runs as --run names them: an algorithm and its options."""
+"""Parses --run: an algorithm and its options, such as pr_sgd,period=4."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -12,24 +12,30 @@ from experiments.running.flags import algorithm_flags, averages, config
 FLAGS = flags.FLAGS
 
 flags.DEFINE_multi_string(
-  'run', [], 'An algorithm and its options, such as pr_sgd,period=4; repeated.'
+  'run',
+  [],
+  'Algorithm and options of one run, such as pr_sgd,period=4. A list has + '
+  'between its values',  # absl ends the sentence
 )
 
 
 def parse_runs(
   given: Sequence[str], values: flags.FlagValues = FLAGS
 ) -> list[config.RunConfig]:
-  """One config for every run, given as --run has it.
+  """Returns a config for every run.
 
   Args:
-    given: an algorithm and its options each, such as 'pr_sgd,period=4'.
-    values: the flags that hold for all of them.
+    given: values of --run, each an algorithm and its options, such as
+      'pr_sgd,period=4'.
+    values: flags that apply to all runs.
 
   Raises:
-    ValueError: if there is none, or one is wrong.
+    ValueError: if `given` is empty, or a run is invalid or given twice.
   """
   if not given:
-    raise ValueError('there is no --run; pass some, as --run=pr_sgd,period=4')
+    raise ValueError(
+      '--run is missing; pass one, such as --run=pr_sgd,period=4'
+    )
   for name in ('algorithm', 'algorithm_options', *config.OPTIONS):
     if values[name].present:
       raise ValueError(

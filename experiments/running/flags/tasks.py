@@ -1,4 +1,4 @@
-"""The model and the loss of a run, by flags: one of ours, or one's own."""
+"""Flags that select the model and the loss of a run: built in, or your own."""
 
 from collections.abc import Callable, Mapping
 import difflib
@@ -33,7 +33,7 @@ LANGUAGE_MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 MODELS = {**CLASSIFIERS, **LANGUAGE_MODELS}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-# Parameters of a model that the data, another flag or flax decide.
+# Parameters of a model that the data, another flag or flax set.
 PROVIDED = (
   'num_classes', 'vocabulary_size', 'max_length', 'dtype', 'parent', 'name',
 )  # fmt: skip
@@ -41,34 +41,37 @@ PROVIDED = (
 flags.DEFINE_string(
   'model',
   'mlp',
-  f'One of {", ".join(MODELS)} [transformer for text], or MODULE:NAME of your '
-  'own: a flax linen class or module, a function that makes one, or a Task.',
+  f'Model to train: {", ".join(CLASSIFIERS)} (images), '
+  f'{", ".join(LANGUAGE_MODELS)} (text), or MODULE:NAME of your own flax linen '
+  'class or module, a function that returns one, or a Task. With '
+  '--dataset=text the default is transformer.',
 )
 flags.DEFINE_list(
   'model_options',
   None,
-  'Sizes of the model by name, such as width=64,num_blocks=4 for transformer '
-  'or hidden=64+32 for mlp.',
+  'Arguments of --model, as NAME=VALUE,NAME=VALUE, such as '
+  'width=64,num_blocks=4 for transformer. A list has + between its values, '
+  'such as hidden=64+32 for mlp.',
 )
 flags.DEFINE_float(
   'label_smoothing',
   None,
-  'Share of a label that is spread over all classes in training [0]. The '
-  'losses that are reported are without it.',
+  'Fraction of each training label that is spread over all classes, in [0, 1). '
+  'Reported losses do not include it. Default: 0.',
 )
 flags.DEFINE_enum(
   'dtype',
   'float32',
   list(DTYPES),
-  'Type of the computation; parameters are always float32.',
+  'Floating-point type of the computation. Parameters are always float32.',
 )
 
 
 def check(config: RunConfig) -> None:
-  """Checks the flags of the model, before there are data.
+  """Checks the flags of the model before any data are read.
 
   Raises:
-    ValueError: if a value has no sense, or does nothing for this run.
+    ValueError: if a value is invalid, or has no effect on this run.
   """
   name, smoothing = config.model, config.label_smoothing
   if not dotted.is_dotted(name) and name not in MODELS:
@@ -83,12 +86,14 @@ def check(config: RunConfig) -> None:
   make = _maker(name)
   taken = _parameters(make)
   if config.dtype != 'float32' and 'dtype' not in taken:
-    raise ValueError(f'--dtype does nothing: --model={name} has no dtype')
+    raise ValueError(
+      f'--dtype does nothing: --model={name} has no dtype; leave it out'
+    )
   _options(config, taken)
 
 
 def _maker(name: str) -> Any:
-  """What makes a model, or the model itself."""
+  """Returns a model, or the function or class that makes it."""
   if not dotted.is_dotted(name):
     return MODELS[name]
   make = dotted.load('model', name)
@@ -101,7 +106,7 @@ def _maker(name: str) -> Any:
 
 
 def _is_made(make: Any) -> bool:
-  """Whether it is a model, not what makes one."""
+  """Whether this is a model, not a function or class that makes one."""
   return isinstance(make, nn.Module | Task)
 
 
@@ -112,7 +117,7 @@ def _parameters(make: Any) -> Mapping[str, inspect.Parameter]:
 def _options(
   config: RunConfig, taken: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-  """The values of --model_options, checked."""
+  """Returns the checked values of --model_options."""
   open_ones = {n: p for n, p in taken.items() if n not in PROVIDED}
   given = config.model_options or {}
   what = f'--model={config.model}'
@@ -143,15 +148,15 @@ def _listed(value: Any) -> tuple[Any, ...]:
 def build(
   config: RunConfig, num_classes: int, batch: Mapping[str, Any]
 ) -> Task:
-  """Returns the model and the loss that the flags name.
+  """Returns the model and the loss that the flags select.
 
   Args:
     config: the run.
-    num_classes: of the labels, or the characters.
-    batch: arrays of the shapes that the model reads, or their shapes.
+    num_classes: number of label classes, or of distinct characters.
+    batch: example input arrays, or their shapes.
 
   Raises:
-    ValueError: if the user's own model is none.
+    ValueError: if a user's own model does not fit the data or is not a model.
   """
   make = _maker(config.model)
   is_text = _reads_text(config, batch)
@@ -191,12 +196,12 @@ def build(
 
 
 def _reads_text(config: RunConfig, batch: Mapping[str, Any]) -> bool:
-  """Whether a model reads the text of data that may have images, too."""
+  """Whether a model reads the text of data that may also have images."""
   return 'text' in batch and config.model not in CLASSIFIERS
 
 
 def _check_own_loss(config: RunConfig) -> None:
-  """Raises ValueError if a flag is of the loss, which a Task has of its own."""
+  """Raises ValueError if a flag changes the loss, which a Task defines."""
   decoupled = config.optimizer in optimizers.DECOUPLED
   for flag, given in (
     ('label_smoothing', config.label_smoothing),
@@ -204,7 +209,8 @@ def _check_own_loss(config: RunConfig) -> None:
   ):
     if given:
       raise ValueError(
-        f'--{flag} does nothing: --model={config.model} has its own loss'
+        f'--{flag} does nothing: --model={config.model} is a Task with its own '
+        'loss; leave it out'
       )
 
 
