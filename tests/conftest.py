@@ -7,9 +7,9 @@ is compiled in one piece, without the compiler's last optimizations and, where a
 flag can turn them off, the emitters of fused loops that double its time.
 
 A file's programs are dropped after it, and earlier where they are many: a
-process may have 65 530 memory maps on Linux, a program takes some thirty (in the
-usual pieces, or with JAX 0.12, a hundred or two), and a process that has none
-left dies of a segmentation fault.
+process may have 65 530 memory maps on Linux, a program takes some thirty (in
+the usual pieces, or with JAX 0.12, a hundred or two), and a process that has
+none left dies of a segmentation fault.
 """
 
 from importlib import metadata
