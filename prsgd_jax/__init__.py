@@ -208,3 +208,15 @@ __all__ = (
   'wp_sgd',
   'zeros',
 )
+
+
+def __getattr__(name: str) -> object:
+  """Raise AttributeError, naming the namespace that has the name."""
+  spaces = (
+    base, schedules, mixing, graphs, codecs, ledger, stages, optimizers, data,
+    engine, science,
+  )  # fmt: skip
+  found = [s.__name__ for s in spaces if name in getattr(s, '__all__', ())]
+  where = ', '.join(f'pr.{s.rpartition(".")[2]}.{name}' for s in found)
+  hint = f'; it is {where}' if found else ''
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}{hint}')

@@ -34,6 +34,25 @@ from prsgd_jax.checks import (
   check_step,
 )
 
+__all__ = (
+  'TheorySchedule',
+  'after',
+  'always',
+  'any_of',
+  'at_steps',
+  'doubling',
+  'every',
+  'intervals',
+  'linear_growth',
+  'never',
+  'post_local',
+  'qsr',
+  'rounds',
+  'starts',
+  'theory_schedule',
+  'with_probability',
+)
+
 # Maximum number of entries in a table, which the compiled program contains.
 MOST_LISTED = 2**24
 # Maximum number of calls of a learning rate before the run.

@@ -169,6 +169,12 @@ class PublicApiTest(absltest.TestCase):
       public = callable(value) or inspect.ismodule(value)
       self.assertTrue(public or name == 'AXIS_NAME', name)
 
+  def test_a_name_of_a_namespace_is_found_there(self):
+    with self.assertRaisesRegex(AttributeError, 'it is pr.graphs.ring$'):
+      pr.ring  # noqa: B018
+    with self.assertRaisesRegex(AttributeError, "attribute 'rong'$"):
+      pr.rong  # noqa: B018
+
   def test_trees_pass_through_jax(self):
     replica = pr.base.Replica(params={'w': jnp.ones(2)})
     self.assertLen(jax.tree.leaves(replica), 1)
