@@ -499,15 +499,10 @@ REQUIRED = {
   'ticks_per_step': [1, 2],
   'weights': [1, 2],
 }
-FACTORIES = [
-  name
-  for name, value in vars(algorithms).items()
-  if inspect.isfunction(value) and value.__module__.startswith('prsgd_jax.')
-]
 
 
 class OptimizerTest(parameterized.TestCase):
-  @parameterized.parameters(*FACTORIES)
+  @parameterized.parameters(*algorithms.__all__)
   def test_every_factory_says_what_to_type(self, name):
     factory = getattr(algorithms, name)
     options = {
