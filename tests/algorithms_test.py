@@ -113,7 +113,7 @@ def advance(run, state, steps, problem='smooth'):
 
 @dataclasses.dataclass
 class Trajectory:
-  """x[T + 1, N, d], and what was seen on the way; states as NumPy arrays."""
+  """Return x[T + 1, N, d] and observations; states as NumPy arrays."""
 
   x: np.ndarray
   signatures: list
@@ -513,7 +513,7 @@ class DriftTest(parameterized.TestCase):
 
 
 class ErrorsTest(parameterized.TestCase):
-  """Nothing is silent: what is expected, what came."""
+  """Errors name what was expected and what came."""
 
   @parameterized.parameters(0, -1, 2.0, True, None, '4')
   def test_periods_are_positive_integers(self, bad):

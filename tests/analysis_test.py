@@ -1,4 +1,4 @@
-"""What is measured of the replicas, against NumPy."""
+"""Measurements of the replicas, against NumPy."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -13,7 +13,7 @@ from prsgd_jax import base
 
 
 def stage(name, log, tier='global'):
-  """A stage that writes down what is called, and counts in its state."""
+  """A stage that records its calls, and counts them in its state."""
 
   def init(replica, num_replicas):
     log.append((name, 'init', num_replicas))

@@ -32,7 +32,7 @@ def digits_dir():
 
 
 def call(binary, *args):
-  """What `python experiments/<binary>.py ARGS` would end with.
+  """Return how `python experiments/<binary>.py ARGS` would end.
 
   The program gets the devices of the tests: JAX cannot make others.
   """

@@ -7,7 +7,7 @@ import shutil
 
 
 def why_missing():
-  """What is missing for a test in a browser, or None."""
+  """Return the program missing for a test in a browser, or None."""
   if importlib.util.find_spec('selenium') is None:
     return 'selenium is not installed: pip install selenium'
   for programs in (('chromium', 'google-chrome'), ('chromedriver',)):

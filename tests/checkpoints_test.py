@@ -88,7 +88,7 @@ class CheckpointsTest(parameterized.TestCase):
     chex.assert_trees_all_equal(on_host(mesh, restored), saved, strict=True)
 
   def test_leaves_of_size_0_come_back(self):
-    # orbax refuses them; galore's state has some, whatever the parameters.
+    # Because orbax rejects them. The state of galore always has some.
     algorithm = pr.k_avg(optax.contrib.galore(0.1), period=4)
     mesh, state = make(2, algorithm=algorithm, width=0)
     checkpoints.save(self.directory, mesh, state, DESCRIPTION)

@@ -1,4 +1,4 @@
-"""Codecs around codecs: senders, frequencies, and what they remember."""
+"""Codecs around codecs: senders, frequencies, and their memory."""
 
 from absl.testing import absltest, parameterized
 import jax

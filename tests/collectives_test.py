@@ -1,4 +1,4 @@
-"""Every primitive against NumPy on many layouts, and what it sends."""
+"""Every primitive against NumPy on many layouts, and its messages."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""SYNC: what it mixes, and what it compiles to."""
+"""SYNC: the registers it mixes, and the program it compiles to."""
 
 import types
 
@@ -24,7 +24,7 @@ from tests.stage_harness import (
 
 
 class SyncTest(parameterized.TestCase):
-  """What it mixes, and what it leaves alone."""
+  """The registers it mixes, and the ones it does not change."""
 
   def test_parameters_alone_by_default(self):
     params, opt_state, model_state, _, g = run(

@@ -1,4 +1,4 @@
-"""What sends codes: identities, what travels, what is refused."""
+"""Algorithms that send codes: identities, messages and errors."""
 
 from absl.testing import absltest, parameterized
 import jax
@@ -61,7 +61,7 @@ def row(name):
 
 
 class SpecialCasesTest(parameterized.TestCase):
-  """What is left of each algorithm where nothing is compressed."""
+  """Each algorithm without compression equals a simpler one."""
 
   def test_codes_of_gradients_are_ssgd(self):
     algorithm = pr.chain(
@@ -144,7 +144,7 @@ class SpecialCasesTest(parameterized.TestCase):
 class ErrorFeedbackTest(parameterized.TestCase):
   def test_nothing_is_lost_but_late(self):
     # sum_t gamma mean_i G_i = x_0 - x_T + mean_i e_i, with momentum 0: the
-    # errors are what was not yet applied.
+    # errors are the part not applied yet.
     algorithm = pr.error_feedback_sgd(
       PLAIN, compressor=pr.codecs.top_k(FRACTION)
     )

@@ -1,4 +1,4 @@
-"""Compressors: what travels, what comes out, and how far it is off."""
+"""Compressors: the code, the decoded value, and its error."""
 
 import functools
 

@@ -1,10 +1,10 @@
-"""Tests run on 8 fake CPU devices, asked for before JAX makes its own.
+"""Settings of all tests: 8 fake CPU devices, and cheap compilation.
 
-Compiled programs are shared by the tests of a session, which compile many of
-them again and again: every call of a binary has jitted functions of its own.
-They run for a moment each, and most of the time goes into compiling them: each
-is compiled in one piece, without the compiler's last optimizations and, where a
-flag can turn them off, the emitters of fused loops that double its time.
+Compiling takes most of the time of the tests. Programs are therefore compiled
+in one piece, without the last optimizations and, if a flag can turn them off,
+without the emitters of fused loops, which double the time. The tests of a
+session share compiled programs, because every call of a binary makes its own
+jitted functions.
 
 A file's programs are dropped after it, and earlier where they are many: a
 process may have 65 530 memory maps on Linux, a program takes some thirty (in
@@ -18,12 +18,12 @@ import os
 import pathlib
 import tempfile
 
-# Of the environment, so that programs which tests start compile alike.
+# In the environment, so that programs started by tests compile with them too.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_parallel_codegen_split_count=1'
 )
-if metadata.version('jaxlib').startswith('0.10.'):  # later ones refuse it
+if metadata.version('jaxlib').startswith('0.10.'):  # later ones reject it
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 
 import jax
@@ -36,7 +36,7 @@ jax.config.update('jax_compilation_cache_dir', _cache.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 
 
-MAPS = pathlib.Path('/proc/self/maps')  # of Linux
+MAPS = pathlib.Path('/proc/self/maps')  # on Linux
 MOST_MAPS = 25_000
 _tests = itertools.count(1)
 
@@ -50,7 +50,7 @@ def drop_programs():
 @pytest.fixture(autouse=True)
 def drop_programs_in_time():
   yield
-  # Not after each test: to count takes some milliseconds.
+  # Not after each test, because counting takes some milliseconds.
   if next(_tests) % 20 == 0 and MAPS.exists():
     with MAPS.open() as maps:
       if sum(1 for _ in maps) > MOST_MAPS:

@@ -1,4 +1,4 @@
-"""Tests of what reads the files of a run, on damaged ones."""
+"""Readers of the files of a run, on damaged files."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ FILES = (
   records.CONFIG, records.METRICS, records.SUMMARY, records.FAILURE,
 )  # fmt: skip
 FAILURE = {'step': 7, 'failed': 'not finite'}
-# Of the resumed runs: enough to be told from a run of the defaults.
+# Flags of the resumed runs, which differ from the defaults.
 SMALL = (
   '--num_replicas=2', '--num_devices=1', '--batch_size=4', '--log_every=2',
   '--eval_every=4', '--checkpoint_every=4', '--noprogress',
@@ -53,7 +53,7 @@ class WrittenRunTest(parameterized.TestCase):
   @parameterized.parameters(*FILES)
   def test_every_damage_of_every_file_is_one_line(self, name):
     path = self.whole(name)
-    self.read()  # what is whole is read
+    self.read()  # because whole files must be read
     kept = path.read_bytes()
     for what, damage in damages.DAMAGES.items():
       with self.subTest(what):

@@ -269,7 +269,7 @@ class StockTest(DatasetsTestCase):
     ):
       with self.assertRaisesRegex(DatasetError, 'pass another data_dir, as --'):
         load_dataset('digits')
-      # What needs none is what it was.
+      # Without a home directory to resolve, nothing changes.
       self.assertIsNotNone(load_dataset('mnist', self.data_dir))
 
   def assert_unusable(self, reason):
@@ -392,7 +392,7 @@ class TextTest(DatasetsTestCase):
 
 
 class CacheTest(DatasetsTestCase):
-  """The file beside a dataset that holds what was read."""
+  """The file beside a data set that caches its arrays."""
 
   def setUp(self):
     super().setUp()

@@ -1,4 +1,4 @@
-"""Gossip, push-sum and AD-PSGD: identities, what they keep, and errors."""
+"""Gossip, push-sum and AD-PSGD: identities, invariants and errors."""
 
 import functools
 
@@ -26,7 +26,7 @@ PROBLEM = reference.make_problem(N, T)
 
 
 def run_problem(algorithm):
-  """On one device: that of the layouts is a law of every row of the table."""
+  """Run on one device, because a law of every row compares the layouts."""
   return harness.run_problem(algorithm, PROBLEM, num_devices=1)
 
 
@@ -266,7 +266,7 @@ class SparqTest(parameterized.TestCase):
     ('random_k', pr.codecs.random_k(FRACTION)),
   )
   def test_nobody_sends_beyond_all_thresholds(self, compressor):
-    # What is coded is then 0, and 0 is what arrives.
+    # Because the coded value is then 0, and so is the decoded one.
     got = run_problem(self.sparq(1e30, compressor))
     assert_close(got.x, run_problem(pr.step(SGD)).x)
     sent = got.mesh.gather(got.state.registers['sparq_sgd.sent'])

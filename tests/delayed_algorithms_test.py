@@ -1,4 +1,4 @@
-"""DiLoCo that does not wait: special cases, what is evaluated, and errors."""
+"""DiLoCo that does not wait: special cases, evaluation and errors."""
 
 import functools
 

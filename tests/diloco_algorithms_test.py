@@ -1,4 +1,4 @@
-"""DiLoCo and its relatives: what each is a special case of, and is not."""
+"""DiLoCo and its relatives: special cases, and differences."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Dion: what is sent is enough, and what the rank changes."""
+"""Dion: its messages are enough, and the effect of the rank."""
 
 from absl.testing import absltest, parameterized
 import numpy as np

@@ -1,4 +1,4 @@
-"""Communication that the data decide: what is looked at, sent and counted."""
+"""Data-dependent communication: its condition, messages and counts."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""Corrections for unlike data on a graph: identities, optima, and errors."""
+"""Corrections for differing data on a graph: identities, optima, errors."""
 
 import functools
 
@@ -19,7 +19,7 @@ DIRECTED = reference.random_column_stochastic(N)
 
 
 def run_problem(algorithm, problem=PROBLEM):
-  """On one device: that of the layouts is a law of every row of the table."""
+  """Run on one device, because a law of every row compares the layouts."""
   return harness.run_problem(algorithm, problem, num_devices=1)
 
 

@@ -1,4 +1,4 @@
-"""Running notebooks: what is written, and what is not."""
+"""Running notebooks: the outputs that are written, and the ones omitted."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Checkpoints on a disk that fails: one error, and nothing that waits."""
+"""Checkpoints on a failing disk: one error, and no thread left waiting."""
 
 import pathlib
 import tempfile

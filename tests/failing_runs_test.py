@@ -1,4 +1,4 @@
-"""Runs of `train.py` on a disk that fails, and what is left of them."""
+"""Runs of `train.py` on a failing disk, and the files they leave."""
 
 import os
 import pathlib

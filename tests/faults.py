@@ -104,7 +104,7 @@ def main() -> None:
     subprocess.run(command(root, 'whole'), check=True)
     kill_and_resume(root)
     compare(root / 'whole', root / 'killed')
-  print(f'{KILLS} ends: records and state are those of the whole run')
+  print(f'{KILLS} ends: records and state equal those of an uninterrupted run')
 
 
 if __name__ == '__main__':

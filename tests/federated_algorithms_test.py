@@ -1,4 +1,4 @@
-"""Federated averages: who is drawn, what counts, and the special cases."""
+"""Federated averages: drawn clients, weights, and special cases."""
 
 import functools
 

@@ -350,7 +350,7 @@ class ManyReplicasTest(parameterized.TestCase):
 
 
 class SparsityTest(parameterized.TestCase):
-  """One replica per device: what is sent is the edges, each once."""
+  """One replica per device: each edge is one message."""
 
   @parameterized.parameters(*sizes(ALL))
   def test_messages_are_the_links(self, name, n):

@@ -200,7 +200,7 @@ def state_types(mesh, algorithm, params, model_state=()):
 
 
 class Run(NamedTuple):
-  """What was seen of a run: x `[T + 1, N, d]`, its state, metrics `[T, N]`."""
+  """Observations of a run: x `[T + 1, N, d]`, state, metrics `[T, N]`."""
 
   x: np.ndarray
   state: Any

@@ -1,4 +1,4 @@
-"""Tests of what the command line says of itself, and of names that are near."""
+"""Help of the command line, and suggestions for misspelled names."""
 
 import contextlib
 import io

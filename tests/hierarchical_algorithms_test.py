@@ -1,4 +1,4 @@
-"""Averages in groups: identities between algorithms, who agrees, and errors."""
+"""Averages in groups: identities, groups that agree, and errors."""
 
 from absl.testing import absltest, parameterized
 import numpy as np
@@ -99,8 +99,8 @@ class AgreementTest(parameterized.TestCase):
       self.assertGreater(np.abs(x[t, 0] - x[t, 4]).max(), 1e-2)
 
   def test_drift_of_three_levels(self):
-    # PAPERS 4 with one level more: noise of the steps since the last average of
-    # level l, but before that of the levels below, is shared by S_{l-1}.
+    # The law of Hier-AVG with one more level: noise between the last average of
+    # level l and the last average of a lower level is shared by S_{l-1}.
     periods, sizes = (2, 4, 8), (2, 4)
     syncs = [
       pr.at(lambda step, p=p: step % p == 0, pr.sync(group))

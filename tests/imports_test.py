@@ -1,4 +1,4 @@
-"""What `import prsgd_jax` brings along, and what the first dataset does."""
+"""The modules that `import prsgd_jax` imports, and the first data set."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The caller's functions see no axis of replicas, whatever they do with it."""
+"""The caller's functions cannot use the axis of replicas."""
 
 from absl.testing import absltest, parameterized
 from flax import linen as nn

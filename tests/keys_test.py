@@ -1,4 +1,4 @@
-"""Random keys in states: each replica's own, of the run's seed and the step."""
+"""Random keys in states are made of seed, replica and step."""
 
 import functools
 import tempfile

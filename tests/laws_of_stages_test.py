@@ -123,7 +123,7 @@ class LawsTest(parameterized.TestCase):
     self.assertEqual(set(state.registers), {'slowmo.x0', 'slowmo.u'})
 
 
-# What is wrong -> (stages, what the error says).
+# Mistake -> (stages, part of the error message).
 INCOMPLETE = {
   'read_by_a_slip': (
     lambda: (pr.remember(x0='params'), *LOCAL, pr.let(params='x_0')),

@@ -367,7 +367,7 @@ class NaiveClockTest(parameterized.TestCase):
 
 
 class MeterTest(parameterized.TestCase):
-  """The totals one after the other are those of the whole run."""
+  """Totals counted in pieces equal the totals of the whole run."""
 
   T = 60
   UNEQUAL = pr.chain(

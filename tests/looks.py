@@ -1,4 +1,4 @@
-"""What is wrong with the looks of a figure, found in what is drawn."""
+"""Faults in the looks of a figure, found in its artists."""
 
 import itertools
 from unittest import mock

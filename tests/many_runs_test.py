@@ -1,4 +1,4 @@
-"""MANY RUNS: each is the run of a trainer."""
+"""MANY RUNS: each equals the run of a trainer."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""Mixing matrices: what is refused, and that their links are all sent once."""
+"""Mixing matrices: errors, and every link is used once."""
 
 from absl.testing import absltest, parameterized
 import numpy as np

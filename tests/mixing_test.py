@@ -1,4 +1,4 @@
-"""Every mixing: `apply` is `matrix`, and `message` is what it sends."""
+"""Every mixing: `apply` equals `matrix`, and `message` its collectives."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""A newcomer's path: the quick start, and then what is one's own.
+"""A newcomer's path: the quick start, then own parts.
 
 The steps are few, because each test compiles a program of its own.
 """

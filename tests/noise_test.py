@@ -50,8 +50,8 @@ class GradientNoiseTest(parameterized.TestCase):
       )
 
   def test_is_exhaustive_or_without_bias(self):
-    # Over all pairs that may be drawn from three targets, the mean of what is
-    # found of sigma^2 and of |grad f|^2 is what they are.
+    # Over all pairs that may be drawn from three targets, the mean of the
+    # estimates of sigma^2 and of |grad f|^2 equals these moments.
     targets = np.array([0.0, 1.0, 5.0], np.float32)
     x = np.float32(3)
 

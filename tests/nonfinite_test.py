@@ -1,4 +1,4 @@
-"""NaN of one replica reaches those that receive from it, and no others."""
+"""NaN of one replica reaches only replicas that receive from it."""
 
 from absl.testing import absltest, parameterized
 import networkx as nx

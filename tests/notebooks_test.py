@@ -34,7 +34,7 @@ def code_cells(notebook):
 
 
 def texts(notebook):
-  """All that is there to read: sources and what was printed."""
+  """Return all text: sources and printed outputs."""
   for cell in notebook.cells:
     yield cell.source
     for output in cell.get('outputs', []):

@@ -1,4 +1,4 @@
-"""Schedules inside optimizers: of optax's own, and of replicas that rest."""
+"""Schedules inside optimizers of optax, and replicas that sit out."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Outer optimizers: the identities of PAPERS 6, what they give, and errors."""
+"""Outer optimizers: identities, results and errors."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What of a tree is combined, in which precision, and how many bytes."""
+"""The leaves of a tree that are combined, their precision and bytes."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""Tests of experiments/prepare_data.py and of what it reads archives with."""
+"""Tests of experiments/prepare_data.py and of reading archives."""
 
 import functools
 import gzip

@@ -1,4 +1,4 @@
-"""Push-sum: what weighted mixing keeps, where it ends, and what is refused."""
+"""Push-sum: invariants of weighted mixing, its limit, and errors."""
 
 from absl.testing import absltest, parameterized
 import jax

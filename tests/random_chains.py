@@ -79,7 +79,7 @@ class Scope(NamedTuple):
 
 
 class Case(NamedTuple):
-  """A chain and what it runs on.
+  """A chain and the problem it runs on.
 
   Attributes:
     body: of descriptions; it runs after a first gradient.

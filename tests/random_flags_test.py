@@ -1,4 +1,4 @@
-"""Random command lines: each is accepted, or refused in one line."""
+"""Random command lines: each is accepted, or rejected in one line."""
 
 import pathlib
 import resource

@@ -1,4 +1,4 @@
-"""Mixings that draw their links: what they draw, apply, send and refuse."""
+"""Mixings that draw their links: draws, results, messages and errors."""
 
 import itertools
 

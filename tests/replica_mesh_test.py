@@ -1,4 +1,4 @@
-"""N replicas on D devices: which, how they are placed, and what is refused."""
+"""N replicas on D devices: choice of devices, placement and errors."""
 
 from unittest import mock
 

@@ -51,7 +51,7 @@ REPRODUCTION = {
 
 
 def why_no_browser():
-  """What is missing for a test in a browser, or None."""
+  """Return the program missing for a test in a browser, or None."""
   if importlib.util.find_spec('selenium') is None:
     return 'selenium is not installed: pip install selenium'
   for programs in (('chromium', 'google-chrome'), ('chromedriver',)):

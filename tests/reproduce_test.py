@@ -156,7 +156,7 @@ class KeptTest(parameterized.TestCase):
         )
         self.assertEqual(looks.faults(figure), [])
         self.assertLessEqual(figure.get_figwidth(), drawing.WIDTH)
-        # Another color, because the digest must depend on what is drawn.
+        # Another color, because the digest must depend on the drawing.
         figure.axes[0].lines[0].set_color('#123456')
         self.assertNotEqual(
           figure_files.digest(figure),

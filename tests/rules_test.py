@@ -1,4 +1,4 @@
-"""Tests of the claims' rules: what they say, evaluate and keep."""
+"""Rules of claims: sentences, verdicts and files."""
 
 import json
 import math

@@ -99,7 +99,7 @@ class RestoreTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, pattern) as caught:
       saved_flags.restore(FLAGS, self.workdir)
     self.assertRegex(str(caught.exception), '; pass another --work')
-    self.parse(*args)  # what was given before may be given again
+    self.parse(*args)  # because given flags may be repeated
     saved_flags.restore(FLAGS, self.workdir)
 
   def test_run_of_a_comparison_has_its_own_algorithm(self):

@@ -459,7 +459,7 @@ class TheoryScheduleTest(parameterized.TestCase):
       for s, k in enumerate(theory.epoch_lengths, start=1)
       for _ in range(k)
     ]
-    want += want[-1:] * 20  # afterwards that of the last epoch remains
+    want += want[-1:] * 20  # because the last rate remains
     steps = np.arange(len(want))
     got = theory.learning_rate(steps)
     np.testing.assert_allclose(got, want, rtol=1e-14)

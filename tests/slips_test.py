@@ -1,4 +1,4 @@
-"""The commonest slips: each is one line that names it and says what to type."""
+"""Common mistakes: each is one line that names it and what to type."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""SparseLoCo, DeMo, SPARTA, PowerSGD: identities, costs, what is refused."""
+"""SparseLoCo, DeMo, SPARTA, PowerSGD: identities, costs and errors."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from experiments.running.flags import cli
 
 HERE = pathlib.Path(cli.__file__).parents[2]
-# Prints, does its work, prints again, and says what was lost.
+# A program that prints, works, prints again, and names what was lost.
 PROGRAM = """
 import pathlib, sys
 from experiments.running.process import streams
@@ -28,7 +28,7 @@ PLAIN = PROGRAM.replace('streams.install()', 'pass')
 
 
 def run(program, redirection, path):
-  """Exit code, and what is on stderr of the shell."""
+  """Return the exit code and the stderr of the shell."""
   script = f'set -o pipefail; "$0" -c "$1" "$2" {redirection}'
   done = subprocess.run(
     ['bash', '-c', script, sys.executable, program, path],

@@ -35,7 +35,7 @@ class MethodsTest(parameterized.TestCase):
     found = styles.looks(dict.fromkeys(labels, algorithm))
     rising = [f'period={p}' for p in (1e-3, 0.5, 4, 16, 128)]
     steps = np.diff([styles.lightness(found[k].color) for k in rising])
-    # All of one sign, and so large that neighbors can be told apart.
+    # All of one sign, and large enough to distinguish neighbors.
     self.assertGreater(np.abs(steps).min(), 5)
     self.assertLen(set(np.sign(steps)), 1)
     self.assertLen({found[k].marker for k in labels}, 1)

@@ -1,4 +1,4 @@
-"""`check_laws`: it passes what is right, and finds what is wrong."""
+"""`check_laws` accepts correct algorithms and finds wrong ones."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""The papers' bounds: by hand, kept where they must be, broken where not."""
+"""The papers' bounds: by hand, valid where they must be, broken elsewhere."""
 
 from absl.testing import absltest, parameterized
 import numpy as np
@@ -29,7 +29,7 @@ HIERARCHY = {
 
 
 def one_dimensional(curvatures, targets, start, num_steps, noise=None):
-  """f_i = h_i (x - e_i)^2 / 2, and what is needed of it."""
+  """f_i = h_i (x - e_i)^2 / 2, and the constants of the bounds."""
   n = len(curvatures)
   hessian = np.array(curvatures, np.float64).reshape(n, 1, 1)
   return reference.Problem(

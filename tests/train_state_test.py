@@ -1,4 +1,4 @@
-"""The state of a run: what is in it, whose memory it has, its consensus."""
+"""The state of a run: contents, memory and consensus."""
 
 from absl.testing import absltest, parameterized
 import jax

@@ -1,4 +1,4 @@
-"""TRAINER: it is the engine, without the engine's layouts."""
+"""TRAINER: equal to the engine, without its layouts."""
 
 import functools
 import itertools

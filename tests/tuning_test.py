@@ -40,7 +40,7 @@ class TuningTest(parameterized.TestCase):
     # A test loss may be no number where the training loss is one.
     ('loss', {'.1': (NAN,), '.2': (2,), '.4': (1,), '.8': (3,)}, '.4', []),
     ('loss', {'.1': (1, NAN), '.2': (NAN, NAN)}, None, []),
-    # 1e-1 and 9 are the ends, whatever the order or the spelling.
+    # 1e-1 and 9 are the ends, in every order and spelling.
     ('loss', {'9': (2,), '1e-1': (1,), '3': (4,)}, '1e-1', ['e']),
   )
   def test_best_is_the_best_mean_over_seeds(self, measure, losses, best, edge):

@@ -50,7 +50,7 @@ class ClockTest(parameterized.TestCase):
 class HeldGradientTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 4)
   def test_is_applied_when_it_is_done(self, num_devices):
-    # The rate is that of the tick in which it is applied.
+    # With the rate of the tick in which it is applied.
     tx = optax.sgd(lambda step: 0.01 * (step + 1))
     algorithm = pr.ad_psgd(tx, speeds=SPEEDS, mixing=ALONE)
     run = harness.run_problem(algorithm, PROBLEM, num_devices)

@@ -1,4 +1,4 @@
-"""Tests of `running/records/writing.py`, and of all that writes by it."""
+"""Tests of `running/records/writing.py`, and of its callers."""
 
 import itertools
 import json

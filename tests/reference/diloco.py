@@ -362,7 +362,7 @@ def eager_diloco(
   learning_rate,
   momentum=0.0,
 ):
-  """Kale et al. 2025: own difference now, those of the others a round late.
+  """Kale et al. 2025: own difference now, other differences a round late.
 
   Delta_i(r) = d_i(r) / N + sum_{j != i} d_j(r - 1) / N, with d_j(-1) = 0; each
   replica has an outer point and buffer of its own.
@@ -430,8 +430,8 @@ def delayed_nesterov(
   it last fetched, hands in the difference g and fetches again. The server, for
   the arrivals s = 0, 1, ... in the order of ticks and of workers: D <- D + g;
   if (s + 1) mod n = 0: m <- beta m + D / n, x <- x - eta ((1 - c n + c) beta m
-  + g / n), D <- 0; otherwise x <- x - eta (c beta m + g / n). Those of one tick
-  fetch the same model. With `server` the trajectory is that of the server.
+  + g / n), D <- 0; otherwise x <- x - eta (c beta m + g / n). All of one tick
+  fetch one model. With `server` the trajectory of the server is returned.
   """
   learners = Learners(problem, learning_rate, momentum)
   n, size, c = learners.n, buffer_size, activation

@@ -184,7 +184,7 @@ TABLE = {
     full_sync=multiples(4),
     keeps_mean=False,  # the errors wait
   ),
-  # Gossip of differences keeps the mean, whatever the compressor.
+  # Gossip of differences keeps the mean with every compressor.
   'choco_sgd': _choco(pr.codecs.top_k(FRACTION), top_half),
   'choco_sgd_levels': _choco(
     pr.codecs.stochastic_levels(LEVELS),

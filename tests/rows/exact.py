@@ -54,7 +54,7 @@ TABLE = {
     lambda: pr.qg_dsgdm(PLAIN, learning_rate=LEARNING_RATE, momentum=0.9),
     functools.partial(reference.qg_dsgdm, weights=RING),
     'C',
-    keeps_mean=False,  # its momentum is not that of the gradients
+    keeps_mean=False,  # its momentum is not of gradients
   ),
   'relay_sgd': Row(
     lambda: pr.relay_sgd(SGD, parents=PARENTS),
