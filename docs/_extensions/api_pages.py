@@ -41,7 +41,7 @@ class Namespace(NamedTuple):
 
 
 def public(module: types.ModuleType) -> list[str]:
-  """Returns the names that a module offers: `__all__`, or all that is its own.
+  """Return the names that a module offers: `__all__`, or all that is its own.
 
   Example:
     >>> import prsgd_jax
@@ -59,7 +59,7 @@ def public(module: types.ModuleType) -> list[str]:
 
 
 def namespaces(name: str = ROOT) -> list[Namespace]:
-  """Returns a namespace and those that are public in it, depth first."""
+  """Return a namespace and those that are public in it, depth first."""
   module = importlib.import_module(name)
   return _inside(name, module)
 
@@ -77,7 +77,7 @@ def _inside(name: str, module: types.ModuleType) -> list[Namespace]:
 
 
 def pages(found: list[Namespace]) -> dict[str, str]:
-  """Returns file name -> text in reStructuredText.
+  """Return file name -> text in reStructuredText.
 
   A name that two namespaces offer has its entry in the first; the second
   refers to it.
@@ -169,7 +169,7 @@ def _summary(thing: Any) -> str:
     or inspect.isroutine(thing)
     or inspect.isclass(thing)
   ):
-    return ''  # the docstring is that of its type
+    return ''  # it has the docstring of its type
   return escaped((inspect.getdoc(thing) or '').split('\n')[0])
 
 
@@ -189,7 +189,7 @@ def _title(text: str) -> list[str]:
 
 
 def write(directory: pathlib.Path) -> None:
-  """Writes the pages that differ, and removes those of other names."""
+  """Write the pages that differ, and remove pages of other names."""
   made = pages(namespaces())
   directory.mkdir(exist_ok=True)
   for path in directory.iterdir():
@@ -202,6 +202,6 @@ def write(directory: pathlib.Path) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-  """Writes the pages at once: Sphinx has not looked for its sources yet."""
+  """Write the pages at once: Sphinx has not looked for its sources yet."""
   write(pathlib.Path(app.srcdir) / DIRECTORY)
   return {'version': '1', 'parallel_read_safe': True}

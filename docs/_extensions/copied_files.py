@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def benchmark(measured: dict[str, Any]) -> str:
-  """Returns the table of a file of `experiments/benchmark.py`, in Markdown.
+  """Return the table of a file of `experiments/benchmark.py`, in Markdown.
 
   Args:
     measured: the contents of the file.
@@ -51,7 +51,7 @@ def _number(speed: float) -> str:
 
 
 def copy(docs: pathlib.Path) -> None:
-  """Copies the notebooks, and writes the table of the benchmark.
+  """Copy the notebooks, and write the table of the benchmark.
 
   Args:
     docs: the directory of the pages, inside the project.
@@ -69,12 +69,12 @@ def copy(docs: pathlib.Path) -> None:
 
 
 def _update(path: pathlib.Path, text: str) -> None:
-  """Writes a file if its text differs: else its page is not built again."""
+  """Write a file if its text differs: else its page is not built again."""
   if not path.exists() or path.read_text() != text:
     path.write_text(text)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-  """Copies at once: Sphinx has not looked for its sources yet."""
+  """Copy at once: Sphinx has not looked for its sources yet."""
   copy(pathlib.Path(app.srcdir))
   return {'version': '1', 'parallel_read_safe': True}

@@ -58,7 +58,7 @@ ROWS = {
 
 
 def cells(label: str, algorithm: pr.base.ReplicaTransformation) -> list[str]:
-  """Returns the cells of an algorithm."""
+  """Return the cells of an algorithm."""
   shapes, state = _shapes(algorithm)
   spent = pr.ledger.account(algorithm, shapes, N, NUM_STEPS, NETWORK)
   model = _size(shapes.params)
@@ -99,7 +99,7 @@ def _size(tree: Any) -> int:
 
 
 def table() -> str:
-  """Returns the table in Markdown."""
+  """Return the table in Markdown."""
   head = [
     'algorithm',
     'rounds a step',
@@ -113,7 +113,7 @@ def table() -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-  """Writes the table at once: Sphinx has not read its sources yet."""
+  """Write the table at once: Sphinx has not read its sources yet."""
   path = pathlib.Path(app.srcdir) / '_generated' / 'costs.md'
   path.parent.mkdir(exist_ok=True)
   made = table()

@@ -25,7 +25,7 @@ _LINK = re.compile(r'(?<=\w)_(?=\W|$)')
 
 
 def readable(lines: list[str]) -> list[str]:
-  """Returns the lines of a docstring with its symbols escaped.
+  """Return the lines of a docstring with its symbols escaped.
 
   Example:
     >>> readable(['For |x|:', '  x <- x*', 'and `a|b`.'])
@@ -79,7 +79,7 @@ def _section(lines: list[str]) -> Iterator[str]:
 
 
 def escaped(line: str) -> str:
-  """Returns a line of prose whose symbols are no markup."""
+  """Return a line of prose whose symbols are no markup."""
   parts = _CODE.split(line)
   parts[::2] = [
     _LINK.sub(r'\\_', _MARKUP.sub(r'\\\1', part)) for part in parts[::2]
@@ -95,6 +95,6 @@ def process(
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-  """Registers before Napoleon, whose handlers have the priority 500."""
+  """Register before Napoleon, whose handlers have the priority 500."""
   app.connect('autodoc-process-docstring', process, priority=400)
   return {'version': '1', 'parallel_read_safe': True}

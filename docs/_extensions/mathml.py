@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def converted(formula: str, node: nodes.Node, *, as_block: bool) -> str:
-  """Returns the markup of a formula; the formula itself if it has an error."""
+  """Return the markup of a formula; the formula itself if it has an error."""
   try:
     return str(
       latex2mathml.tex2mathml(_SIZE.sub('', formula), as_block=as_block)
@@ -46,6 +46,6 @@ def visit_block(translator: HTML5Translator, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-  """Offers the renderer; `html_math_renderer` chooses it."""
+  """Offer the renderer; `html_math_renderer` chooses it."""
   app.add_html_math_renderer(NAME, (visit_inline, None), (visit_block, None))
   return {'version': '1', 'parallel_read_safe': True}

@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 
 
 def written(thing: Any) -> tuple[str, str | None] | None:
-  """Returns (parameters, result) as they are written, None if there are none.
+  """Return (parameters, result) as they are written, None if there are none.
 
   Args:
     thing: a function, a NamedTuple, or a class with an `__init__`.
@@ -62,6 +62,6 @@ def process(
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-  """Replaces the signatures that autodoc evaluates."""
+  """Replace the signatures that autodoc evaluates."""
   app.connect('autodoc-process-signature', process)
   return {'version': '1', 'parallel_read_safe': True}
