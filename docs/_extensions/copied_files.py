@@ -26,8 +26,9 @@ def benchmark(measured: dict[str, Any]) -> str:
   Args:
     measured: the contents of the file.
   """
-  head = ['case', *LOOPS.values(), 'ratio', 'first step, s', 'memory, MiB']
-  rows = [head, ['---'] * len(head)]
+  speeds = [f'{loop}, steps/s' for loop in LOOPS.values()]
+  head = ['case', *speeds, 'ratio', 'first step, s', 'memory, MiB']
+  rows = [head, ['---', *['---:'] * (len(head) - 1)]]
   for name, case in measured['cases'].items():
     speeds = [_number(case['steps_per_second'][loop]) for loop in LOOPS]
     seconds = [f'{case["seconds_to_first_step"][loop]:.1f}' for loop in LOOPS]
