@@ -43,12 +43,13 @@ from experiments.running.logs import loggers
 from experiments.running.process import locks, messages
 from experiments.running.records import records, units, writing
 from experiments.running.records.json_files import DamagedFile
-from experiments.tools import figures, tables
+from experiments.tools import axes, figures, tables
 from experiments.tools.tables import Column
 from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(axes)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.adopt_module_key_flags(run_specs)
@@ -56,6 +57,7 @@ flags.adopt_module_key_flags(run_specs)
 
 def main() -> None:
   with cli.one_line_errors(ValueError):
+    axes.check()
     intervals = Intervals.from_flags(FLAGS)
     runs.keep_from_flags(FLAGS)
     if FLAGS.workdir is None:
@@ -95,7 +97,12 @@ def _compare(
   writing.write_text(workdir / 'comparison.md', page)
   writing.write_text(workdir / 'comparison.json', writing.to_json(summaries))
   with cli.one_line_errors(ValueError):
-    figures.draw(figures.read_runs(run_dirs), workdir / 'comparison.png')
+    figures.draw(
+      figures.read_runs(run_dirs),
+      workdir / 'comparison.png',
+      x=FLAGS.x,
+      y=FLAGS.y,
+    )
   print(f'\n{tables.aligned(table, COLUMNS)}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')

@@ -24,23 +24,11 @@ if __name__ == '__main__':
 from absl import flags
 
 from experiments.running.flags import cli
-from experiments.tools import figures
+from experiments.tools import axes, figures
 
 FLAGS = flags.FLAGS
 
-_RECORDED = 'or any other number in the records'
-flags.DEFINE_list(
-  'x',
-  ['step', 'bytes_sent'],
-  'Measures on horizontal axes, one column of panels each: '
-  f'{", ".join(figures.X)}, {_RECORDED}.',
-)
-flags.DEFINE_list(
-  'y',
-  ['loss', 'test_error'],
-  'Measures on vertical axes, one row of panels each: '
-  f'{", ".join(figures.Y)}, {_RECORDED}.',
-)
+flags.adopt_module_key_flags(axes)
 flags.DEFINE_list(
   'linear',
   [],
@@ -72,7 +60,7 @@ flags.DEFINE_string(
 
 def main(*paths: str) -> None:
   with cli.one_line_errors(ValueError):
-    check()
+    axes.check()
     if not paths:
       raise ValueError(
         'plot.py requires directories of runs, such as plot.py runs/a'
@@ -106,13 +94,6 @@ def _output(given: str) -> pathlib.Path:
       f'--output={path / "figure.png"}'
     )
   return path if path.suffix else path.with_name(f'{path.name}.png')
-
-
-def check() -> None:
-  """Raises ValueError if --x or --y is empty."""
-  for name in ('x', 'y'):
-    if not FLAGS[name].value:
-      raise ValueError(f'--{name} is empty; pass names, or leave it out')
 
 
 if __name__ == '__main__':

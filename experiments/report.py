@@ -30,12 +30,13 @@ from absl import flags
 from experiments import plot
 from experiments.running.flags import cli
 from experiments.running.records import writing
-from experiments.tools import report_claims, report_page, report_runs
+from experiments.tools import axes, report_claims, report_page, report_runs
 from experiments.tools.report_page import Page
 
 FLAGS = flags.FLAGS
 HERE = pathlib.Path(__file__).parent
 
+flags.adopt_module_key_flags(axes)
 flags.adopt_module_key_flags(plot)
 flags.DEFINE_bool(
   'reproductions',
@@ -51,7 +52,7 @@ flags.DEFINE_string(
 
 def main(*paths: str) -> None:
   with cli.one_line_errors(ValueError):
-    plot.check()
+    axes.check()
     if not paths and not FLAGS.reproductions:
       raise ValueError(
         'report.py requires directories of runs, such as report.py runs/sweep, '
