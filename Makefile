@@ -32,8 +32,11 @@ $(INSTALLED): requirements.txt setup.cfg pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	@echo '== optical digits, 8 replicas: SSGD, PR-SGD and one-shot averaging'
-	$(BIN)/python experiments/compare.py --flagfile=experiments/presets/demo.flags --workdir=$(RUNS)/demo
+	@echo '== digits, 8 replicas with unlike data, 3 seeds: SSGD, PR-SGD, one-shot'
+	$(BIN)/python experiments/compare.py --flagfile=experiments/presets/demo.flags --seed=0 --workdir=$(RUNS)/demo/seed0
+	$(BIN)/python experiments/compare.py --flagfile=experiments/presets/demo.flags --seed=1 --workdir=$(RUNS)/demo/seed1
+	$(BIN)/python experiments/compare.py --flagfile=experiments/presets/demo.flags --seed=2 --workdir=$(RUNS)/demo/seed2
+	$(BIN)/python experiments/plot.py $(RUNS)/demo --y=test_error --output=$(RUNS)/demo/demo.png
 
 test: $(INSTALLED)
 	@echo '== running the tests'

@@ -219,6 +219,7 @@ class DemoTest(absltest.TestCase):
     values(['compare.py', f'--flagfile={preset}'])
     self.configs = run_specs.parse_runs(values['run'].value, values)
     self.dirs = [KEPT / one.slug() for one in self.configs]
+    self.x, self.y = values['x'].value, values['y'].value
 
   def test_kept_runs_are_those_of_the_command(self):
     self.assertSameElements(KEPT.iterdir(), self.dirs)
@@ -227,10 +228,13 @@ class DemoTest(absltest.TestCase):
       for name, value in dataclasses.asdict(one).items():
         if name in described:
           self.assertEqual(described[name], json.loads(json.dumps(value)), name)
-      self.assertEqual(records.read_records(kept)[-1]['step'], 640)
+      self.assertEqual(records.read_records(kept)[-1]['step'], 768)
+
+  def make(self, dirs):
+    return figures.make(figures.read_runs(dirs), x=self.x, y=self.y)
 
   def test_picture_is_drawn_from_them_by_what_compare_calls(self):
-    figure = figures.make(figures.read_runs(self.dirs))
+    figure = self.make(self.dirs)
     self.assertEqual(
       figure_files.digest(figure), figure_files.read_digest(PICTURE)
     )
@@ -239,7 +243,7 @@ class DemoTest(absltest.TestCase):
       list(styles_of(figure)), [one.label() for one in self.configs]
     )
     # Of fewer runs it would be another.
-    other = figures.make(figures.read_runs(self.dirs[1:]))
+    other = self.make(self.dirs[1:])
     self.assertNotEqual(
       figure_files.digest(other), figure_files.read_digest(PICTURE)
     )
@@ -247,15 +251,18 @@ class DemoTest(absltest.TestCase):
   def test_readme_shows_it_and_says_what_is_in_it(self):
     readme = ' '.join((HERE / 'README.md').read_text().split())
     self.assertIn(f'({PICTURE.relative_to(HERE)})', readme)
-    axes = figures.make(figures.read_runs(self.dirs)).axes
-    self.assertEqual(
-      [axis.get_ylabel() for axis in axes[::2]],
-      [
-        'training loss of the replicas, nats',
-        'test error of their average, %',
-      ],
-    )
-    self.assertIn("loss is the mean of the replicas' own; the error is", readme)
+    last = [records.read_records(kept)[-1] for kept in self.dirs]
+    ssgd, *errors = (f'{1 - one["test_accuracy"]:.1%}' for one in last)
+    self.assertEqual(ssgd, errors[0])
+    self.assertIn(f'synchronous SGD, {ssgd}, with a quarter of', readme)
+    self.assertIn(f'every 16 steps, at {errors[1]} with a sixteenth', readme)
+    self.assertIn(f'64 steps is too rare here ({errors[2]})', readme)
+    self.assertIn(f'one average at the end fails ({errors[3]})', readme)
+    sent = [one['bytes_sent'] for one in last]
+    self.assertEqual([sent[0] / one for one in sent[1:3]], [4, 16])
+    (panel, _) = self.make(self.dirs).axes
+    self.assertEqual(panel.get_ylabel(), 'test error of their average, %')
+    self.assertIn("error is that of the replicas' average", readme)
 
 
 if __name__ == '__main__':

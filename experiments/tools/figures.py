@@ -71,12 +71,17 @@ class Curve(NamedTuple):
 def find_runs(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
   """The directories of runs in and below these, each once.
 
+  Numbers in their names are sorted by value.
+
   Raises:
     ValueError: if there is none in one of them.
   """
   found: dict[pathlib.Path, None] = {}
   for path in paths:
-    below = sorted(pathlib.Path(path).rglob(records.CONFIG))
+    below = sorted(
+      pathlib.Path(path).rglob(records.CONFIG),
+      key=lambda found: styles.natural(str(found)),
+    )
     if not below:
       raise ValueError(f'there is no run in {path}; pass a directory of runs')
     found.update(dict.fromkeys(p.parent for p in below))
