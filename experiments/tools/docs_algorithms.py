@@ -28,7 +28,6 @@ from experiments.running.records import records, writing
 from experiments.tools import docs_costs, docs_figures, readme
 from experiments.tools.docs_costs import Message
 import prsgd_jax as pr
-from prsgd_jax import algorithms
 
 FLAGS = flags.FLAGS
 Entries = tuple[pr.base.Work | pr.base.Traffic, ...]
@@ -64,25 +63,6 @@ SHOWN: dict[str, Mapping[str, str]] = {
 SHOWN_PERIOD = '4'
 # SSGD on unlike data, with which presets on such data are compared.
 DIRICHLET = 'digits_ssgd_dirichlet'
-# Module of a family -> its title.
-FAMILIES = {
-  'averaging': 'Averages of all replicas',
-  'hierarchical': 'Averages inside groups and between them',
-  'decentralized': 'Gossip on a graph',
-  'exact': 'Gossip that is exact on unlike data',
-  'relay': 'Sums along a tree',
-  'outer': 'Momentum of whole rounds',
-  'diloco': 'Outer optimizers',
-  'delayed': 'Outer optimizers that do not wait',
-  'robust': 'Outer optimizers for unreliable replicas',
-  'streaming': 'Outer optimizers, a fragment at a time',
-  'elastic': 'Elastic forces',
-  'federated': 'Federated averaging',
-  'compressed': 'Quantized and sparse messages',
-  'sparse': 'Few entries, frequencies or directions',
-  'dion': 'Orthonormal updates of low rank',
-  'corrected': 'Corrections of the average or of the steps',
-}
 KINDS = {'all': 'all replicas', 'group': 'group', 'neighbors': 'neighbors'}
 LINES = {
   'all': 'A blue bar is a message to all replicas.',
@@ -315,8 +295,7 @@ def _format_index(costs: Mapping[str, list[Message]]) -> str:
       share = 'data-dependent'
     cells = (readme.link(name), readme.summary(name), readme.paper(name), share)
     row = f'| {" | ".join(cells)} |\n'
-    module = getattr(algorithms, name).__module__.rpartition('.')[2]
-    families.setdefault(FAMILIES[module], []).append(row)
+    families.setdefault(readme.family(name), []).append(row)
   head = '| algorithm | what it does | paper | bytes |\n|---|---|---|---:|\n'
   tables = [
     f'## {title}\n\n{head}{"".join(rows)}' for title, rows in families.items()

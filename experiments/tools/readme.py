@@ -1,9 +1,6 @@
-"""Writes the table of algorithms in the README.
+"""Writes the tables of algorithms and of claims in the README.
 
 python experiments/tools/readme.py
-
-A row has the sentence below the title of the algorithm's page, and the first
-reference of its docstring.
 """
 
 import pathlib
@@ -15,7 +12,10 @@ if __name__ == '__main__':
 
 import inspect
 import re
+from typing import get_args
 
+from experiments.papers import results_page
+from experiments.papers.rules import Verdict
 from experiments.running.flags import algorithm_flags
 from experiments.running.records import writing
 from experiments.tools import tables
@@ -23,28 +23,64 @@ from experiments.tools.tables import Column
 
 README = pathlib.Path(__file__).parents[2] / 'README.md'
 PAGES = 'docs/algorithms/'
-BEGIN = '<!-- algorithms: begin -->\n'
-END = '<!-- algorithms: end -->\n'
+RESULTS = README.parent / 'experiments' / 'results' / 'reproduce'
+# Module of a family -> its title.
+FAMILIES = {
+  'averaging': 'Averages of all replicas',
+  'hierarchical': 'Averages inside groups and between them',
+  'decentralized': 'Gossip on a graph',
+  'exact': 'Gossip that is exact on unlike data',
+  'relay': 'Sums along a tree',
+  'outer': 'Momentum of whole rounds',
+  'diloco': 'Outer optimizers',
+  'delayed': 'Outer optimizers that do not wait',
+  'robust': 'Outer optimizers for unreliable replicas',
+  'streaming': 'Outer optimizers, a fragment at a time',
+  'elastic': 'Elastic forces',
+  'federated': 'Federated averaging',
+  'compressed': 'Quantized and sparse messages',
+  'sparse': 'Few entries, frequencies or directions',
+  'dion': 'Orthonormal updates of low rank',
+  'corrected': 'Corrections of the average or of the steps',
+}
 
 
-def with_table(text: str) -> str:
-  """Returns the text with the table between its two marks written again."""
-  before, _, rest = text.partition(BEGIN)
-  _, _, after = rest.partition(END)
-  return before + BEGIN + format_table() + END + after
+def with_tables(text: str) -> str:
+  """Returns the text with the tables between their marks written again.
+
+  Args:
+    text: of the README.
+  """
+  text = _between(text, 'algorithms', format_algorithms())
+  return _between(text, 'claims', format_claims())
 
 
-def format_table() -> str:
-  """Returns Markdown: a row for every algorithm, family by family."""
+def _between(text: str, mark: str, table: str) -> str:
+  begin, end = (f'<!-- {mark}: {word} -->\n' for word in ('begin', 'end'))
+  before, _, rest = text.partition(begin)
+  _, _, after = rest.partition(end)
+  return before + begin + table + end + after
+
+
+def format_algorithms() -> str:
+  """Returns a table with a row for each family of algorithms."""
+  links: dict[str, list[str]] = {}
+  for name in algorithm_flags.ALGORITHMS:
+    links.setdefault(family(name), []).append(link(name, PAGES))
   rows = [
-    {
-      'algorithm': link(name, PAGES),
-      'what it does': summary(name),
-      'paper': paper(name),
-    }
-    for name in algorithm_flags.ALGORITHMS
+    {'family': title, 'algorithms': ', '.join(found)}
+    for title, found in links.items()
   ]
   return tables.markdown(rows, [Column(name) for name in rows[0]])
+
+
+def format_claims() -> str:
+  """Returns a table with the number of claims of each verdict."""
+  outcomes = results_page.read(RESULTS)
+  found = [claim.verdict for one in outcomes for claim in one['claims']]
+  counts = {verdict: found.count(verdict) for verdict in get_args(Verdict)}
+  row = {'studies': len(outcomes), 'claims': len(found), **counts}
+  return tables.markdown([row], [Column(name) for name in row])
 
 
 def names() -> list[str]:
@@ -64,6 +100,20 @@ def link(name: str, pages: str = '') -> str:
     pages: path from the file with the link to the pages; '' from beside them.
   """
   return f'[`{name}`]({pages}{name}.md)'
+
+
+def family(name: str) -> str:
+  """Returns the title of the family of an algorithm.
+
+  Args:
+    name: of the algorithm.
+
+  Example:
+    >>> family('slowmo')
+    'Momentum of whole rounds'
+  """
+  made = algorithm_flags.ALGORITHMS[algorithm_flags.find(name)]
+  return FAMILIES[made.__module__.rpartition('.')[2]]
 
 
 def summary(name: str) -> str:
@@ -105,4 +155,4 @@ def _docstring(name: str) -> str:
 
 
 if __name__ == '__main__':
-  writing.write_text(README, with_table(README.read_text()))
+  writing.write_text(README, with_tables(README.read_text()))
