@@ -56,14 +56,16 @@ def imported(notebook):
 
 
 def declared():
-  """What installing the package and its extra for notebooks brings."""
+  """The distributions that the package and its notebooks require."""
+  return extra('install_requires', 'options') | extra('notebooks')
+
+
+def extra(name, section='options.extras_require'):
+  """The distributions of a list in setup.cfg, without versions."""
   config = configparser.ConfigParser()
   config.read(ROOT / 'setup.cfg')
-  lines = (
-    config['options']['install_requires'].splitlines()
-    + config['options.extras_require']['notebooks'].splitlines()
-  )
-  return {re.split(r'[<>=;\[ ]', line)[0] for line in lines if line.strip()}
+  lines = config[section][name].splitlines()
+  return {re.split(r'[<>=!;\[ ]', line)[0] for line in lines if line.strip()}
 
 
 def problems(notebook):
@@ -162,10 +164,13 @@ class NotebooksTest(parameterized.TestCase):
   def test_installs_first_and_takes_the_devices_there_are(self, path):
     first, second = code_cells(read(path))[:2]
     self.assertIn("if find_spec('prsgd_jax') is None:\n", first.source)
-    self.assertIn('  %pip install', first.source)
+    self.assertIn('  %pip install --quiet {SOURCE} ', first.source)
+    extras = first.source.partition("EXTRAS = '")[2].partition("'")[0]
+    self.assertLessEqual(extra('data') | extra('graphs'), {*extras.split()})
     self.assertIn('import prsgd_jax as pr\n', second.source)
     code = '\n'.join(cell.source for cell in code_cells(read(path)))
-    self.assertRegex(code, r'mesh = pr\.ReplicaMesh\(num_replicas=\w+\)\n')
+    self.assertRegex(code, r'pr\.trainer\((?s:.+?)num_replicas=\w+')
+    self.assertNotIn('num_devices=', code)
 
   @parameterized.parameters(*PATHS)
   def test_is_named_in_the_readme(self, path):
