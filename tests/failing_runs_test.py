@@ -58,15 +58,15 @@ class FailingRunsTest(parameterized.TestCase):
 
   def assert_one_line(self, outcome, named, why, newest):
     left = (
-      f'the checkpoint of step {newest} is whole'
+      f'the checkpoint of step {newest} is complete'
       if newest
-      else 'there is no checkpoint yet'
+      else 'the run has no checkpoint yet'
     )
     self.assertEqual(outcome.code, 1)
     self.assertRegex(
       outcome.err,
       f'^train.py: error: {self.root}/run/{named} cannot be written '
-      rf'\({why}\); {left}; [a-z ]* and run the same command with '
+      rf'\({why}\); {left}; [a-z ]* and repeat the command with '
       f'--workdir={self.root}/run --resume\n$',
     )
 
@@ -123,8 +123,8 @@ class FailingRunsTest(parameterized.TestCase):
     self.assertEqual(outcome.code, 1)
     self.assertRegex(
       outcome.err,
-      '^compare.py: error: .*checkpoints/4 cannot be written .*; there is no '
-      'checkpoint yet; mend that and run the same command again\n$',
+      '^compare.py: error: .*checkpoints/4 cannot be written .*; the run has '
+      'no checkpoint yet; fix that and repeat the command\n$',
     )
     with failing_disk.refuse('replace', 'comparison.md'):
       outcome = binaries.call(compare, *args)

@@ -146,7 +146,7 @@ class JobsTest(parameterized.TestCase):
       f'trap "echo saved; exit 75" USR1; touch {self.root / "trapped"}; '
       'while true; do sleep 0.02; done'
     )
-    with self.assertRaisesRegex(signals.Stopped, '2 did not end') as caught:
+    with self.assertRaisesRegex(signals.Stopped, '2 .*not finish') as caught:
       jobs.run_all(
         [self.job('a', script), self.job('b', 'true')],
         at_once=1,

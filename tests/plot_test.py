@@ -69,7 +69,7 @@ class PlotTest(parameterized.TestCase):
     self.assertIn('<!-- ssgd -->', path.read_text())
 
   @parameterized.parameters(
-    ('needs directories of runs', ()),
+    ('requires directories of runs', ()),
     ('there is no run in .*nothing', ('nothing',)),
     ('unknown --x=time; use one of step', ('run', '--x=time')),
     ('unknown --y=speed; use one of loss', ('run', '--y=speed')),

@@ -226,7 +226,7 @@ class ReportTest(PageTest):
     self.assertNotIn('0.125', text)  # the data of the figure
 
   @parameterized.parameters(
-    ('needs directories of runs', ()),
+    ('requires directories of runs', ()),
     ('there is no run in .*nothing', ('nothing',)),
     ('there is no reproduction in', ('--reproductions',)),
     ('unknown --y=foo', ('sweep', '--y=foo')),

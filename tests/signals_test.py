@@ -92,7 +92,7 @@ class SignalsTest(parameterized.TestCase):
     self.send(process, 'SIGTERM')
     self.assertEqual(process.stdout.readline(), 'asked\n')
     self.send(process, 'SIGINT')
-    line = 'children\ntrain.py: ended at once by a second signal\n'
+    line = 'children\ntrain.py: ended immediately by a second signal\n'
     self.assertEqual(self.ended(process), (130, line))
 
   @parameterized.parameters('SIGTERM', 'SIGUSR1', 'SIGINT')

@@ -159,8 +159,8 @@ class ExplainStoppedTest(absltest.TestCase):
     error = writing.WriteError(28, os.strerror(28), 'a/metrics.jsonl')
     self.assertEqual(
       writing.explain_stopped(error, root, '--resume'),
-      'a/metrics.jsonl cannot be written (No space left on device); there is '
-      'no checkpoint yet; free some space and run the same command with '
+      'a/metrics.jsonl cannot be written (No space left on device); the run '
+      'has no checkpoint yet; free some space and repeat the command with '
       '--resume',
     )
     (root / '40').mkdir()
@@ -168,7 +168,7 @@ class ExplainStoppedTest(absltest.TestCase):
     self.assertEqual(
       writing.explain_stopped(unwritten, root, ''),
       'a/80 cannot be written (Input/output); the checkpoint of step 40 is '
-      'whole; mend that and run the same command again',
+      'complete; fix that and repeat the command',
     )
 
 

@@ -1,1 +1,1 @@
-"""Where the records of a run are sent."""
+"""Sends the records of a run to its directory, a terminal, and loggers."""

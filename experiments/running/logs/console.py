@@ -1,4 +1,4 @@
-"""What a run shows of itself on stderr: a progress bar, or a line a record."""
+"""Shows the progress of a run on stderr: a bar, or a line for each record."""
 
 import sys
 import time
@@ -10,17 +10,17 @@ from experiments.running.records import records, units
 
 
 def console(run: loggers.Run) -> loggers.Logger:
-  """A bar on a terminal; in a file or a pipe, one plain line for each record.
+  """Returns a bar on a terminal, else a logger of one line for each record.
 
-  The lines have no carriage returns, so that `tail -f` and the logs of
-  schedulers show them.
+  The lines have no carriage returns, because `tail -f` and the logs of
+  schedulers do not show these.
   """
   terminal = sys.stderr is not None and sys.stderr.isatty()
   return bar(run) if terminal else lines(run)
 
 
 def bar(run: loggers.Run) -> loggers.Logger:
-  """A progress bar with the last record beside it."""
+  """Returns a progress bar that shows the last record."""
   shown = tqdm.tqdm(
     total=run.num_steps, initial=run.start, unit='step', desc=run.label
   )
@@ -28,7 +28,7 @@ def bar(run: loggers.Run) -> loggers.Logger:
 
   def write(record: records.Record) -> None:
     kept['loss'] = f'{record["loss"]:.4f}'
-    if 'test_accuracy' in record:  # stays until the next evaluation
+    if 'test_accuracy' in record:  # kept until the next evaluation
       kept['test_accuracy'] = f'{record["test_accuracy"]:.2%}'
     kept['rounds'] = str(record['rounds'])
     shown.set_postfix(kept, refresh=False)
@@ -40,8 +40,9 @@ def bar(run: loggers.Run) -> loggers.Logger:
 
 
 def lines(run: loggers.Run) -> loggers.Logger:
-  """One line for each record, with the speed since the one before."""
-  before: tuple[int, float] | None = None  # the first one has the compilation
+  """Returns a logger of one line for each record, with the current speed."""
+  # None at first, because the time of the first record includes compilation.
+  before: tuple[int, float] | None = None
 
   def write(record: records.Record) -> None:
     nonlocal before
@@ -57,12 +58,12 @@ def lines(run: loggers.Run) -> loggers.Logger:
 def format_line(
   record: records.Record, run: loggers.Run, rate: float | None = None
 ) -> str:
-  """A record for a person to read, on one line.
+  """Returns a record as one line of text.
 
   Args:
-    record: with the test loss and accuracy where they were measured.
-    run: that it is of.
-    rate: in steps per second, where it is known.
+    record: record of the run, with or without measures on the test split.
+    run: the run.
+    rate: speed in steps per second; None if unknown.
   """
   parts = [
     f'step {record["step"]}/{run.num_steps}',

@@ -1,16 +1,16 @@
-"""A logger: what is told each record of a run.
+"""Loggers: functions that receive each record of a run.
 
-The progress bar, the lines of a batch job, TensorBoard's events and the loggers
-of users are all one pair of functions, made when the run starts:
+The progress bar, the lines of a batch job, TensorBoard's events and your own
+loggers have one form. A function of the run returns a `Logger` when it starts:
 
   def print_loss(run):
     def write(record):
       print(run.label, record['step'], record['loss'])
     return loggers.Logger(write)
 
-`train.py --logger=my_module:print_loss` uses it, and so does `runs.execute(...,
-more_loggers=[print_loss])`. A logger that raises is dropped with a warning, and
-the run continues.
+Use it by `train.py --logger=my_module:print_loss` or `runs.execute(...,
+more_loggers=[print_loss])`. If a logger raises, it is dropped with a warning
+and the run continues.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +23,14 @@ from experiments.running.records import records
 
 
 class Run(NamedTuple):
-  """What a logger may know of a run when it starts.
+  """Facts about a run, known when it starts.
 
   Attributes:
-    workdir: its directory.
-    label: its algorithm with the options.
-    flags: all flags, by name.
-    start: the step that the run starts from, > 0 if it was resumed.
-    num_steps: the step that it ends with.
+    workdir: directory of the run.
+    label: algorithm and options, such as 'pr_sgd period=4'.
+    flags: value of every flag, by name.
+    start: number of steps already done; > 0 if the run was resumed.
+    num_steps: total number of steps.
   """
 
   workdir: pathlib.Path
@@ -49,15 +49,15 @@ def _nothing() -> None:
 
 
 class Logger(NamedTuple):
-  """What gets the records of a run.
+  """Functions that receive the records of a run.
 
   Attributes:
     write: called with each record, a dictionary of JSON types that it must not
-      change: `step`, `epoch`, `loss`, `rounds`, `bytes_sent`, ..., and where
-      the model was evaluated `test_loss` and `test_accuracy`.
-    close: called once, at the end of the run, also of one that failed.
-    advance: called with the number of steps done since it was called last, more
-      often than `write`.
+      change: `step`, `epoch`, `loss`, `rounds`, `bytes_sent` and more; after
+      an evaluation also `test_loss` and `test_accuracy`.
+    close: called once at the end of the run, even if the run failed.
+    advance: called more often than `write`, with the number of steps since the
+      previous call.
   """
 
   write: Callable[[records.Record], None]
@@ -66,20 +66,19 @@ class Logger(NamedTuple):
 
 
 Factory = Callable[[Run], Logger]
-_LONGEST = 300  # letters of an error in a warning
+_LONGEST = 300  # characters of an error in a warning
 
 
 def load(names: Sequence[str]) -> list[Factory]:
-  """The factories that --logger names, from modules found as Python does.
+  """Returns the functions that --logger names.
 
   Args:
-    names: such as 'my_module:my_logger', found as `dotted.load` does.
+    names: values such as 'my_module:my_logger', imported by `dotted.load`.
 
   Raises:
-    ValueError: if there is no such module or function.
+    ValueError: if a module or function does not exist.
 
   Example:
-
     >>> load(['experiments.running.logs.console:lines'])[0].__name__
     'lines'
   """
@@ -94,11 +93,11 @@ def _load(name: str) -> Factory:
 
 
 def guarded(name: str, factory: Factory) -> Factory:
-  """A logger that is dropped with one warning when it raises.
+  """Returns a logger that is dropped with one warning if it raises.
 
   Args:
-    name: of the logger, for the warning.
-    factory: of the logger to guard.
+    name: name of the logger, for the warning.
+    factory: function that makes the logger.
   """
 
   def make(run: Run) -> Logger:
@@ -113,7 +112,7 @@ def guarded(name: str, factory: Factory) -> Factory:
         f'({type(error).__name__}: {what})'
       )
 
-    # A logger is anybody's code, which may raise anything.
+    # Every Exception, because a user's code may raise any.
     def attempt(call: Callable[[Logger], object]) -> None:
       if logger is not None:
         try:

@@ -1,4 +1,4 @@
-"""The log of a run: its file of records, and all that is told them."""
+"""Writes the records of a run to its file and to all loggers."""
 
 from collections.abc import Sequence
 import time
@@ -14,20 +14,20 @@ def open_log(
   *,
   progress: bool = True,
 ) -> loggers.Logger:
-  """Writes records to the run's directory, to stderr, and to other loggers.
+  """Returns a logger that writes to the run's directory and to all loggers.
 
-  To each record it adds the `seconds` spent so far. A record that cannot be
-  written to the directory ends the run. All other loggers are dropped with one
-  warning when they raise.
+  It adds `seconds`, the time spent so far, to each record. A record that cannot
+  be written to the directory ends the run. Any other logger is dropped with one
+  warning if it raises.
 
   Args:
-    run: that starts or is resumed; records past its `start`, of a run that was
-      cut off, are dropped, because they will be made again.
-    more: loggers besides.
-    progress: whether to show the progress on stderr.
+    run: run that starts or resumes. Records after its `start` are deleted,
+      because the run writes them again.
+    more: functions that make additional loggers.
+    progress: whether to show progress on stderr.
 
   Raises:
-    WriteError: if the records cannot be written, also by `write`.
+    WriteError: if the records cannot be written, now or by `write`.
   """
   seconds, file = _records(run)
   clock = time.monotonic()
@@ -56,7 +56,7 @@ def open_log(
 
 
 def _records(run: loggers.Run) -> tuple[float, loggers.Logger]:
-  """The seconds that the kept records have, and what adds further ones."""
+  """Returns the seconds of the kept records, and a logger that appends more."""
   path = run.workdir / records.METRICS
   kept = [
     record
@@ -80,7 +80,7 @@ def _records(run: loggers.Run) -> tuple[float, loggers.Logger]:
 
 
 def _tensorboard(run: loggers.Run) -> loggers.Logger:
-  # Imported here because without tensorboardX, too, there is a run.
+  # Imported here, because a run does not require tensorboardX.
   from experiments.running.logs import tensorboard_events
 
   return tensorboard_events.tensorboard(run)

@@ -1,8 +1,8 @@
-"""TensorBoard's event files, written by the process that has the values.
+"""Writes TensorBoard's event files directly, without a thread.
 
-tensorboardX's own writers put events into a queue for a thread. Where a disk is
-full the thread dies, the queue fills up, and the program waits for ever. Here
-each record is one write, so that an error is an error.
+tensorboardX's writers pass events to a thread. If the disk is full, the thread
+dies, its queue fills up, and the program waits forever. Here each record is one
+write, so that a full disk raises an error.
 """
 
 import os
@@ -17,7 +17,7 @@ from experiments.running.logs import loggers
 from experiments.running.records import records, writing
 
 DIRECTORY = 'tensorboard'
-# The measures to compare runs by, in TensorBoard's table of hyperparameters.
+# Measures that TensorBoard's table of hyperparameters shows.
 MEASURES = ('test/accuracy', 'test/loss', 'train/loss', 'comm/bytes_sent')
 _COMMUNICATION = (
   'rounds',
@@ -28,13 +28,16 @@ _COMMUNICATION = (
 
 
 def tensorboard(run: loggers.Run) -> loggers.Logger:
-  """Writes the records, and at the start the flags, as TensorBoard reads them.
+  """Returns a logger that writes the flags and records as TensorBoard events.
 
-  Points of an interrupted run that are made again are not shown twice: the new
-  file tells TensorBoard to drop those after the step that it starts from.
+  The file of a resumed run starts with an event that makes TensorBoard drop
+  later points, because the run writes these again.
+
+  Args:
+    run: run that starts or resumes.
 
   Raises:
-    WriteError: if they cannot be written, also by `write`.
+    WriteError: if the events cannot be written, now or by `write`.
   """
   directory = (run.workdir / DIRECTORY).absolute()
   with writing.reported(directory):
@@ -62,7 +65,7 @@ def tensorboard(run: loggers.Run) -> loggers.Logger:
 
   put(event_pb2.Event(file_version='brain.Event:2'))
   began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  # Drops what is at this step or later; at the start, all there is.
+  # TensorBoard drops points at this step or later; 0 drops all.
   again_from = run.start + 1 if run.start else 0
   put(event_pb2.Event(step=again_from, session_log=began))
   if first:
@@ -72,10 +75,9 @@ def tensorboard(run: loggers.Run) -> loggers.Logger:
 
 
 def scalars(record: records.Record) -> dict[str, float]:
-  """The numbers of a record, by tags that TensorBoard shows in groups.
+  """Returns the numbers of a record by tag; TensorBoard groups tags by prefix.
 
   Example:
-
     >>> scalars({'step': 5, 'loss': 0.5, 'test_loss': 1.0, 'rounds': 2})
     {'train/loss': 0.5, 'test/loss': 1.0, 'comm/rounds': 2}
     >>> scalars({'bytes_by_tier': {'group': 96.0}})
@@ -99,13 +101,13 @@ def _tag(name: str) -> str:
 
 
 def _described(run: loggers.Run) -> list[summary_pb2.Summary]:
-  """The flags: as hyperparameters, and as text."""
+  """Returns the flags as hyperparameters and as text."""
   flags = {
     name: value if isinstance(value, bool | int | float | str) else str(value)
     for name, value in run.flags.items()
     if value is not None and value != []
   }
-  # A flag file, because a name with a bar would end a cell of a table.
+  # As a flag file, because a bar in a name would end the cell of a table.
   lines = ''.join(f'    --{name}={value}\n' for name, value in flags.items())
   text = f'{run.label}\n\n{lines}'
   hyperparameters = summary.hparams(flags, dict.fromkeys(MEASURES, 0.0))
@@ -113,13 +115,13 @@ def _described(run: loggers.Run) -> list[summary_pb2.Summary]:
 
 
 def _file_name(run: loggers.Run) -> str:
-  """A name of its own: a run may be resumed within one second, or at once."""
+  """Returns a unique name, because a run may resume within one second."""
   place = f'{platform.node()}.{os.getpid()}.{time.time_ns() % 10**9}'
   return f'events.out.tfevents.{int(time.time())}.{place}'
 
 
 def _framed(data: bytes) -> bytes:
-  """One record of a TFRecord file: length and data, each with its check sum."""
+  """Returns a record of a TFRecord file: length and data, with checksums."""
   length = struct.pack('<Q', len(data))
   sums = (record_writer.masked_crc32c(x) for x in (length, data))
   first, second = (struct.pack('<I', x) for x in sums)

@@ -1,9 +1,9 @@
-"""Ctrl-C while a program still imports: it ends silently, with code 130.
+"""Ends a program silently, with code 130, on Ctrl-C during its imports.
 
-A program calls `end_silently` before its other imports. Importing JAX takes
-seconds, and an interrupt in the middle of that is a traceback, or is lost in a
-callback. Nothing has been written by then, so that the process may just end.
-`cli.run` puts Python's own handling back.
+Importing JAX takes seconds. An interrupt meanwhile would print a traceback or
+get lost in a callback. A program therefore calls `end_silently` before its
+other imports; nothing has been written by then. `cli.run` restores Python's
+handler.
 """
 
 import os
@@ -11,7 +11,7 @@ import signal
 
 from experiments.running.process import streams
 
-CODE = 130  # as shells have it: 128 and the number of SIGINT
+CODE = 130  # as in shells: 128 plus the number of SIGINT
 
 
 def _end(number: int, frame: object) -> None:
@@ -20,9 +20,9 @@ def _end(number: int, frame: object) -> None:
 
 
 def end_silently() -> None:
-  """Makes an interrupt end the process at once, until `restore`.
+  """Makes an interrupt end the process immediately, until `restore`.
 
-  A process in the background of a script ignores interrupts; so it stays.
+  An ignored SIGINT stays ignored, as in the background jobs of a script.
   """
   streams.open_closed()  # before a library opens a file with their number
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

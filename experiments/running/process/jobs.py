@@ -1,7 +1,8 @@
-"""Processes, some at a time, that survive the one that started them.
+"""Runs a number of processes at a time, each in a locked directory.
 
-A job has the lock of its directory for as long as it lives: who starts it
-again, after the first starter was killed, waits for it first.
+A job holds the lock of its directory until it ends, even if the process that
+started it is killed. A new start of the same job waits for the lock, so that
+two processes never write to one directory.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from experiments.running.process import locks, signals
 
-# Shorter than what a person notices; a look is cheap, but not free.
+# Short, because a person waits; not 0, because polling costs CPU time.
 POLL_SECONDS = 0.25
 
 
@@ -22,10 +23,10 @@ class Job(NamedTuple):
   """A command to run.
 
   Attributes:
-    name: of the job.
-    command: makes the arguments, when the job starts.
-    log: the file that its output is added to.
-    directory: where it works; no two jobs work there at a time.
+    name: name for messages.
+    command: function that returns the arguments; called when the job starts.
+    log: file to append the output to.
+    directory: directory to lock while the job runs.
   """
 
   name: str
@@ -43,7 +44,11 @@ class _Running(NamedTuple):
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-  """The GPUs by the names that CUDA_VISIBLE_DEVICES takes."""
+  """Returns the names of the GPUs, in the form of CUDA_VISIBLE_DEVICES.
+
+  Args:
+    environment: environment variables of this process.
+  """
   named = environment.get('CUDA_VISIBLE_DEVICES')
   if named is not None:
     return [name for name in named.split(',') if name]
@@ -60,10 +65,19 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def environment(slot: int, at_once: int, gpus: Sequence[str]) -> dict[str, str]:
-  """What a job has in its environment besides: the GPU of its slot.
+  """Returns environment variables that assign a job the GPU of its slot.
 
-  One job at a time has all GPUs. Jobs that share one share its memory, of which
-  JAX takes three quarters otherwise.
+  A single job gets all GPUs. Jobs on one GPU split its memory, because each
+  JAX process would allocate three quarters of it by default.
+
+  Args:
+    slot: index of the job among those that run, 0 to `at_once` - 1.
+    at_once: number of jobs that run at a time.
+    gpus: names from `visible_gpus`.
+
+  Example:
+    >>> environment(1, 2, ['0', '1'])
+    {'CUDA_VISIBLE_DEVICES': '1'}
   """
   if at_once == 1 or not gpus:
     return {}
@@ -82,17 +96,18 @@ def run_all(
   on_end: Callable[[Job, int], None],
   on_wait: Callable[[Sequence[Job]], None],
 ) -> None:
-  """Runs the jobs in their order; an interrupt ends those that run.
+  """Runs the jobs in order; an interrupt ends the running ones.
 
-  A signal that ends this process is passed on as SIGUSR1, which counts as one
-  with the signal that a scheduler or a terminal sends to all processes.
+  A signal to this process is passed on to the jobs as SIGUSR1. A job that also
+  receives the original signal, from a scheduler or a terminal, counts both as
+  one.
 
   Args:
-    jobs: what to run.
-    at_once: how many at a time.
-    gpus: as `visible_gpus` has them.
-    on_end: called with a job that has ended and its exit code.
-    on_wait: called over and over with the jobs that run.
+    jobs: jobs to run.
+    at_once: number of jobs to run at a time, >= 1.
+    gpus: names from `visible_gpus`.
+    on_end: called with each job that ends and its exit code.
+    on_wait: called repeatedly with the running jobs.
 
   Raises:
     signals.Stopped: if a signal ended the jobs.
@@ -133,7 +148,8 @@ def run_all(
           one.process.wait()
   number = signals.requested()
   if number is not None and (waiting or running):
-    raise signals.Stopped(f'{len(waiting) + len(running)} did not end', number)
+    left = len(waiting) + len(running)
+    raise signals.Stopped(f'{left} runs did not finish', number)
 
 
 def _start(job: Job, slot: int, added: Mapping[str, str]) -> _Running:

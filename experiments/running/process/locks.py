@@ -1,13 +1,13 @@
-"""One process at a time in a directory of runs.
+"""Locks a directory of runs, so that one process at a time writes to it.
 
-The lock is the operating system's (`flock`) on the file `.lock` in it, so it
-ends with the process, however that ends. The file stays and means nothing by
-itself; it names the process that took the lock last.
+The lock is the operating system's `flock` on the file `.lock` in the directory.
+It is released when the process ends in any way. The file itself remains; it
+only names the last holder of the lock.
 
-On NFS the lock holds between machines where the server locks files (Linux
-since 2.6.12, mounted without `nolock` or `local_lock`). With `local_lock` it
-holds between the processes of one machine only. Where a file system refuses to
-lock, a warning says so, and the run is not protected.
+On NFS, the lock works between machines if the server supports it (Linux since
+2.6.12, mounted without `nolock` or `local_lock`). With `local_lock` it works
+only between processes of one machine. If a file system does not support locks,
+a warning is printed and the run is not protected.
 """
 
 from collections.abc import Iterator
@@ -22,24 +22,25 @@ from typing import IO
 from absl import logging
 
 NAME = '.lock'
-# The descriptor of a lock that the parent took for this process.
+# Environment variable: descriptor of a lock the parent took for this process.
 INHERITED = 'PRSGD_JAX_LOCK'
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class LockError(ValueError):
-  """The directory cannot be had; the message says why, and who has it."""
+  """A directory cannot be locked; the message names the reason and holder."""
 
 
 @contextlib.contextmanager
 def hold(directory: pathlib.Path) -> Iterator[None]:
-  """Has a directory for this process until the block ends.
+  """Locks a directory for this process until the block ends.
 
   Args:
-    directory: made if it is missing.
+    directory: directory to lock; created if it is missing.
 
   Raises:
-    LockError: if another process has it, or it cannot be written.
+    LockError: if another process holds the lock, or the directory cannot be
+      written.
   """
   lock = _inherited(directory) or take(directory)
   if lock is None:
@@ -52,13 +53,13 @@ def hold(directory: pathlib.Path) -> Iterator[None]:
 
 
 def take(directory: pathlib.Path) -> IO[str] | None:
-  """Locks a directory until the file that is returned is closed.
+  """Locks a directory until the returned file is closed.
 
   Args:
-    directory: made if it is missing.
+    directory: directory to lock; created if it is missing.
 
   Returns:
-    The open file, None if another process has the lock.
+    The open lock file; None if another process holds the lock.
 
   Raises:
     LockError: if the directory cannot be written.
@@ -75,26 +76,29 @@ def take(directory: pathlib.Path) -> IO[str] | None:
 
 
 def hand_over(lock: IO[str]) -> dict[str, str]:
-  """Returns the environment by which a child finds the lock.
+  """Returns the environment variable that passes the lock to a child.
 
-  The child must be started with the descriptor of the lock (`pass_fds`). It has
-  the lock from its first moment, also while it has not called `hold` yet, and
-  keeps it when this process ends.
+  Start the child with the descriptor of the lock in `pass_fds`. The child holds
+  the lock from its start, before it calls `hold`, and keeps it when this
+  process ends.
+
+  Args:
+    lock: file that `take` returned.
   """
   return {INHERITED: str(lock.fileno())}
 
 
 def holder(directory: pathlib.Path) -> str:
-  """Returns the name of the process that took the lock last, for a message."""
+  """Returns the last holder of the lock, for a message."""
   try:
     host, pid = (directory / NAME).read_text().split()
-  except (OSError, ValueError):  # it is about to write its name
+  except (OSError, ValueError):  # because it has not written its name yet
     return 'another process'
   return f'process {pid} on {host}'
 
 
 def _inherited(directory: pathlib.Path) -> IO[str] | None:
-  """The lock that the parent took for this process, if it is of this place."""
+  """Returns the lock the parent took for this directory, None if it did not."""
   try:
     descriptor = int(os.environ[INHERITED])
     same = os.path.samestat(os.fstat(descriptor), os.stat(directory / NAME))
@@ -105,12 +109,12 @@ def _inherited(directory: pathlib.Path) -> IO[str] | None:
   del os.environ[INHERITED]
   os.set_inheritable(descriptor, False)
   lock = os.fdopen(descriptor, 'a+')
-  # Ours already; on NFS, where locks are not inherited, it is taken now.
+  # Locked again, because a child does not inherit locks on NFS.
   return lock if _lock(lock) else None
 
 
 def _lock(lock: IO[str]) -> bool:
-  """Locks an open file and writes who did; closes it if another has it."""
+  """Locks an open file and writes the holder; closes it if it is locked."""
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -124,7 +128,7 @@ def _lock(lock: IO[str]) -> bool:
       lock.name,
       error.strerror,
     )
-  with contextlib.suppress(OSError):  # a full disk is for others to report
+  with contextlib.suppress(OSError):  # because the run reports a full disk
     lock.truncate(0)
     lock.write(f'{socket.gethostname()} {os.getpid()}\n')
     lock.flush()

@@ -1,4 +1,4 @@
-"""Lines for people, on stderr."""
+"""Messages to the user on stderr."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ import tqdm
 
 
 def warn(message: object) -> None:
-  """Prints one line on stderr, with the program's name."""
+  """Prints a message as one line on stderr, after the program's name."""
   program = os.path.basename(sys.argv[0])
   line = ' '.join(str(message).split())
-  # A progress bar is taken away for it, and drawn again below.
+  # By tqdm, because it erases a progress bar and redraws it below.
   tqdm.tqdm.write(f'{program}: {line}', file=sys.stderr)
   sys.stderr.flush()

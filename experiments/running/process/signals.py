@@ -1,18 +1,18 @@
-"""Signals that end a run: those of schedulers, and Ctrl-C.
+"""Ends a run on a signal of a scheduler or on Ctrl-C, after saving it.
 
-A program that was signaled ends with code 75 (EX_TEMPFAIL: requeue it), after
-SIGINT with 130. While there is something to save, it saves at the next dispatch
-boundary and then ends; `requested` asks for that. Otherwise it ends at once.
+A signaled program exits with code 75 (EX_TEMPFAIL: requeue it), or 130 after
+SIGINT. While it has something to save, it saves at the next dispatch boundary,
+where it polls `requested`. Otherwise it ends immediately.
 
-SIGTERM, SIGHUP and SIGINT end the process at once when one of them comes a
-second time. SIGUSR1, SIGUSR2 and SIGXCPU are warnings that schedulers repeat or
-send ahead of SIGTERM: any number of them counts as one.
+A second SIGTERM, SIGHUP or SIGINT ends the process immediately. SIGUSR1,
+SIGUSR2 and SIGXCPU are warnings, which schedulers repeat or send before
+SIGTERM: any number of them counts as one.
 
-A thread takes the signals, because Python runs handlers between the bytecodes
-of the main thread, which a compilation may hold for minutes.
+A thread receives the signals. Python runs signal handlers between the bytecodes
+of the main thread, which a compilation may block for minutes.
 
-Only the standard library is imported here and in `streams`, so that a program
-calls `watch` before its other imports, which take seconds.
+This module and `streams` import only the standard library, so that a program
+can call `watch` before its slow imports.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,17 +32,19 @@ INTERRUPTED = 130
 
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-# `timeout` signals its child and then the child's group; that is one signal.
+# Within this time two signals are one, because `timeout` signals its child and
+# then the child's group.
 _SAME_SECONDS = 0.1
 
 
 class Stopped(BaseException):
-  """The work was ended by a signal; the message says what was saved.
+  """Work ended by a signal; the message states what was saved.
 
-  It is no Exception, as KeyboardInterrupt is none: nobody recovers from it.
+  It is a BaseException, as KeyboardInterrupt is, because no code recovers from
+  it.
 
   Attributes:
-    number: of the signal.
+    number: number of the signal.
   """
 
   def __init__(self, message: str, number: int):
@@ -51,23 +53,23 @@ class Stopped(BaseException):
 
 
 class _Watch:
-  """What the thread and the program tell each other."""
+  """State that the thread and the program share."""
 
   def __init__(self) -> None:
     self.number: int | None = None  # of the first signal
     self.ending: tuple[int, float] | None = None  # the first to end, and when
     self.deferred = False
-    self.left = 'nothing was begun'
+    self.left = 'nothing was started'
     self.at_once: Callable[[], object] = lambda: None
 
   def take(self, number: int) -> None:
-    """Takes a signal: ends the process, or leaves that to the program."""
+    """Handles a signal: ends the process, or defers that to the program."""
     if number in _ENDINGS:
       now = time.monotonic()
       first, when = self.ending or (number, now)
       if first != number or now - when > _SAME_SECONDS:
         self.at_once()
-        _end_now(number, 'ended at once by a second signal')
+        _end_now(number, 'ended immediately by a second signal')
       self.ending = first, when
     if self.number is None:
       self.number = number
@@ -79,14 +81,14 @@ _watch = _Watch()
 
 
 def watch() -> None:
-  """Takes the signals from now on; to be called by a program, once, first."""
-  # The pipe must not have the number of stderr: lines would be signals.
+  """Starts to handle signals; a program calls this once, before its imports."""
+  # So that the pipe does not get the number of stderr: lines would be signals.
   streams.open_closed()
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer)
   for number in (*_WARNINGS, *_ENDINGS):
-    # What a starter ignores (nohup, a script's background) stays ignored.
+    # A signal that the parent ignores (nohup, background jobs) stays ignored.
     if signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, _leave)
   thread = threading.Thread(target=_read, args=(reader,), daemon=True)
@@ -94,15 +96,15 @@ def watch() -> None:
 
 
 def _leave(number: int, frame: object) -> None:
-  """Does nothing in the main thread: the pipe has it."""
+  """Does nothing in the main thread, because the pipe delivers the signal."""
   del number, frame
 
 
 def _take_no_more() -> None:
-  """Ignores the signals from now on.
+  """Ignores further signals.
 
-  Python puts the system's own handling back while it ends, which takes a second
-  with JAX: the signal that follows a warning would take the exit code.
+  Python restores the system's handlers while it ends, which takes a second with
+  JAX. Without this, the signal after a warning would change the exit code.
   """
   for number in (*_WARNINGS, *_ENDINGS):
     if signal.getsignal(number) is _leave:
@@ -117,16 +119,16 @@ def _read(reader: int) -> None:
 
 
 def requested() -> int | None:
-  """Returns the signal by which the work is to end, None if it may continue."""
+  """Returns the signal that ends the work, None if the work may continue."""
   return _watch.number
 
 
 @contextlib.contextmanager
 def deferred(at_once: Callable[[], object] = lambda: None) -> Iterator[None]:
-  """Leaves the end to the block, which asks `requested` every now and then.
+  """Defers the end to the block, which polls `requested`.
 
   Args:
-    at_once: called before a second signal ends the process.
+    at_once: function called before a second signal ends the process.
   """
   before = _watch.deferred, _watch.at_once
   _watch.deferred, _watch.at_once = True, at_once
@@ -141,7 +143,7 @@ def exit_when_stopped(command: str) -> Iterator[None]:
   """Ends the program with one line and an exit code if a signal stops it.
 
   Args:
-    command: by which the user resumes what the block does.
+    command: command that resumes the work of the block, for the message.
   """
   before = _watch.left
   _watch.left = f'nothing was lost; resume with: {command}'
@@ -150,7 +152,7 @@ def exit_when_stopped(command: str) -> Iterator[None]:
   except Stopped as stopped:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
-        stream.flush()  # so that the line is the last one of a log
+        stream.flush()  # so that the message is the last line of a log
     _print(f'{name(stopped.number)}: {stopped}; resume with: {command}')
     _take_no_more()
     sys.exit(code(stopped.number))
@@ -182,7 +184,7 @@ def again(*arguments: str) -> str:
   """Returns the command that started this program, for a message.
 
   Args:
-    *arguments: in place of those that it had; none for the same.
+    *arguments: replacement for its arguments; if empty, they are kept.
   """
   had = len(sys.argv) - 1
   start = sys.orig_argv[: len(sys.orig_argv) - had]
@@ -190,13 +192,13 @@ def again(*arguments: str) -> str:
 
 
 def _end_now(number: int, line: str) -> NoReturn:
-  # All files are written so that the process may be killed at any moment.
+  # Safe, because every file write tolerates a kill at any moment.
   _print(line)
   os._exit(code(number))
 
 
 def _print(line: str) -> None:
-  """Prints a line on stderr, past buffers that another thread may hold."""
+  """Prints a line on stderr, unbuffered: another thread may hold the buffer."""
   program = os.path.basename(sys.argv[0])
   with contextlib.suppress(OSError):
     os.write(2, f'{program}: {line}\n'.encode(errors='replace'))

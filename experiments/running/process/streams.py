@@ -1,8 +1,7 @@
-"""Standard streams that a program can lose without being ended by it.
+"""Lets a program continue when its standard streams break.
 
-A reader such as `head` closes the pipe after some lines, the disk with the log
-fills up, a terminal goes away: the work continues, and what can't be shown is
-dropped.
+A reader such as `head` may close the pipe, the disk with the log may fill up,
+or the terminal may close. The program then drops its output and continues.
 """
 
 import errno
@@ -12,10 +11,10 @@ import sys
 
 
 class _Lossy(io.FileIO):
-  """A file that drops what the system no longer takes.
+  """A file that drops data the system no longer accepts.
 
   Attributes:
-    lost: the first error, or None.
+    lost: first error, or None.
   """
 
   lost: OSError | None = None
@@ -34,10 +33,10 @@ class _Lossy(io.FileIO):
 
 
 def open_closed() -> None:
-  """Opens streams that were closed before the start on /dev/null.
+  """Opens /dev/null as each standard stream that is closed.
 
-  Otherwise the next file opened, or a pipe, would get their number, and with it
-  what the program and its libraries print.
+  Otherwise the next opened file or pipe would get the stream's number and
+  receive what the program and its libraries print.
   """
   for descriptor in range(3):
     try:
@@ -47,9 +46,9 @@ def open_closed() -> None:
 
 
 def install() -> None:
-  """Makes `sys.stdout` and `sys.stderr` drop what can't be written.
+  """Makes `sys.stdout` and `sys.stderr` drop output that cannot be written.
 
-  Streams that a test or a notebook has put in their place are left alone.
+  Streams that a test or a notebook replaced are not changed.
   """
   open_closed()
   if sys.stdout is sys.__stdout__:
@@ -66,16 +65,16 @@ def _lossy(descriptor: int, *, line_buffered: bool) -> io.TextIOWrapper:
   return io.TextIOWrapper(
     io.BufferedWriter(raw),
     encoding=None if was is None else was.encoding,
-    # A label that the terminal's encoding lacks is no reason to end either.
+    # So that a label outside the terminal's encoding does not end the program.
     errors='backslashreplace',
     line_buffering=line_buffered or raw.isatty(),
   )
 
 
 def lost_output() -> OSError | None:
-  """Why standard output is incomplete; None if it isn't.
+  """Returns the error that made standard output incomplete, None if none did.
 
-  A reader that closed the pipe has what it wanted, so that is no reason.
+  A closed pipe is not an error, because its reader has what it wanted.
   """
   raw = getattr(getattr(sys.stdout, 'buffer', None), 'raw', None)
   if not isinstance(raw, _Lossy):

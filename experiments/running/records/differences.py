@@ -1,10 +1,10 @@
-"""What differs between the run in a directory and the one that is asked for."""
+"""Compares the run saved in a directory with the requested run."""
 
 from collections.abc import Mapping
 import pathlib
 from typing import Any
 
-# What a resumed run may have otherwise than before.
+# Parts of a description that may change when a run is resumed.
 MAY_CHANGE = ('log_every',)
 
 
@@ -14,12 +14,12 @@ def check(
   """Compares the descriptions of two runs.
 
   Args:
-    workdir: that holds the run.
-    saved: description of that run, as JSON has it.
-    asked: of the run that is to be made.
+    workdir: directory of the saved run, for the message.
+    saved: description of the saved run, as read from JSON.
+    asked: description of the requested run.
 
   Raises:
-    ValueError: if they differ, with the first difference as flags.
+    ValueError: if they differ; the message shows the first difference as flags.
   """
   one, other = _flat(saved), _flat(asked)
   for name in sorted({*one, *other} - set(MAY_CHANGE)):
@@ -30,7 +30,13 @@ def check(
 def refusal(
   workdir: pathlib.Path, name: str, saved: object, asked: object
 ) -> str:
-  """Returns the message about one flag that differs.
+  """Returns the message about a flag that differs.
+
+  Args:
+    workdir: directory of the saved run.
+    name: name of the flag.
+    saved: value in the saved run; None if unset.
+    asked: value in the requested run; None if unset.
 
   Example:
     >>> print(refusal(pathlib.Path('runs/a'), 'period', 4, None)[:60])
@@ -48,7 +54,11 @@ def refusal(
 
 
 def flag_text(name: str, value: object) -> str:
-  """Returns a flag as the command line has it.
+  """Returns a flag in the form of the command line.
+
+  Args:
+    name: name of the flag.
+    value: its value; a bool, list, number or string.
 
   Example:
     >>> flag_text('learning_rate_drops', [40, 80]), flag_text('augment', False)
@@ -66,11 +76,11 @@ def _text(name: str, value: object) -> str:
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-  """A description by the names of flags."""
+  """Returns a description as a flat mapping from flag names to values."""
   parts = ('options', 'network')
   rest = {n: v for n, v in description.items() if n not in parts}
   rest |= _network_flags(description.get('network', {}))
-  # A keyword of the user's own algorithm may have the name of another flag.
+  # An argument of the user's own algorithm may have the name of another flag.
   options = {
     f'algorithm_options={n}' if n in rest else n: v
     for n, v in description.get('options', {}).items()

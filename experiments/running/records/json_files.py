@@ -1,8 +1,8 @@
-"""JSON files that may be damaged, read as checked values.
+"""Reads JSON files that may be damaged, and checks their form.
 
-The reader of a file states its form: the names that an object must hold and
-the kind of each value. A file of another form, or one that cannot be read, is a
-`DamagedFile` with one line on what was expected and what came.
+A form states the names that an object requires and the kind of each value. A
+file that has another form or cannot be read raises `DamagedFile`, whose one
+line states what was expected and what was found.
 
 Example:
   >>> check_step = object_of({'step': count})
@@ -20,13 +20,12 @@ import re
 import stat
 from typing import IO, Any
 
-# Of a file or a line. A longer one is not ours, and it must fit into memory.
+# Size of a file or a line, limited because it must fit into memory.
 MAX_BYTES = 2**26
-# Of lists and objects in each other: below what Python can recurse into.
+# Nesting of lists and objects, limited because Python's recursion is.
 MAX_DEPTH = 32
 _FIRST_TAIL = 2**12  # bytes; a record is a few hundred
-# Version 0.1 had names in British spelling. Its runs are read by the names of
-# now.
+# Names to replace, because runs of version 0.1 have them in British spelling.
 _RENAMED = re.compile(
   r'"(?:modelled_seconds|neighbour)"|\brandom_neighbour\b|'
   r'\bindependent_neighbours\b'
@@ -37,7 +36,7 @@ Check = Callable[[Any], str | None]
 
 
 class DamagedFile(ValueError):
-  """A file cannot be used; one line names it, the reason and what to do."""
+  """An unusable file; the message names it, the reason and a remedy."""
 
 
 def text(value: Any) -> str | None:
@@ -53,7 +52,7 @@ def string(value: Any) -> str | None:
 
 
 def integer(value: Any) -> str | None:
-  """Accepts an integer; `True` is none."""
+  """Accepts an integer, but no bool."""
   if isinstance(value, int) and not isinstance(value, bool):
     return None
   return _expected('an integer', value)
@@ -67,10 +66,7 @@ def count(value: Any) -> str | None:
 
 
 def number(value: Any) -> str | None:
-  """Accepts what is a float, null among them, which stands for NaN.
-
-  An integer of 400 digits is none.
-  """
+  """Accepts a number in the range of a float, or null, which stands for NaN."""
   if value is None or isinstance(value, float):
     return None
   if integer(value) is None and abs(value) < 2**1023:
@@ -85,12 +81,12 @@ def anything(value: Any) -> str | None:
 
 
 def optional(check: Check) -> Check:
-  """Accepts null, and what `check` accepts."""
+  """Accepts null and the values that `check` accepts."""
   return lambda value: None if value is None else check(value)
 
 
 def one_of(*names: str) -> Check:
-  """Accepts some strings only."""
+  """Accepts only the given strings."""
 
   def check(value: Any) -> str | None:
     if isinstance(value, str) and value in names:
@@ -101,7 +97,7 @@ def one_of(*names: str) -> Check:
 
 
 def list_of(check_item: Check) -> Check:
-  """Accepts a list all of whose items `check_item` accepts."""
+  """Accepts a list if `check_item` accepts each of its items."""
 
   def check(value: Any) -> str | None:
     if not isinstance(value, list):
@@ -115,7 +111,7 @@ def list_of(check_item: Check) -> Check:
 
 
 def values_of(check_value: Check) -> Check:
-  """Accepts an object with any names, all of whose values are accepted."""
+  """Accepts an object with any names if `check_value` accepts each value."""
 
   def check(value: Any) -> str | None:
     if not isinstance(value, dict):
@@ -128,11 +124,11 @@ def values_of(check_value: Check) -> Check:
 def object_of(
   required: Mapping[str, Check], extra: Mapping[str, Check] | None = None
 ) -> Check:
-  """Accepts an object with some names; it may have others besides.
+  """Accepts an object with the required names; it may have more names.
 
   Args:
-    required: the check of each name that must be there.
-    extra: the check of each name that may be missing.
+    required: required name -> check of its value.
+    extra: optional name -> check of its value.
   """
 
   def check(value: Any) -> str | None:
@@ -149,7 +145,7 @@ def object_of(
 
 
 def read(path: pathlib.Path, check: Check) -> Any:
-  """The checked value in a file, None where there is no such file.
+  """Returns the checked value in a file, None if the file does not exist.
 
   Raises:
     DamagedFile: if it cannot be read or has another form.
@@ -159,10 +155,10 @@ def read(path: pathlib.Path, check: Check) -> Any:
 
 
 def read_bytes(path: pathlib.Path) -> bytes | None:
-  """What is in a file of `MAX_BYTES` at most, None where there is none.
+  """Returns the content of a file, None if the file does not exist.
 
   Raises:
-    DamagedFile: if it cannot be read, or is longer.
+    DamagedFile: if it cannot be read, or has more than `MAX_BYTES`.
   """
   with _opened(path) as file:
     data = None if file is None else file.read(MAX_BYTES + 1)
@@ -172,10 +168,10 @@ def read_bytes(path: pathlib.Path) -> bytes | None:
 
 
 def read_lines(path: pathlib.Path, check: Check) -> list[Any]:
-  """The checked values of a file that has one on each line.
+  """Returns the checked values of a file with one value per line.
 
-  A last line without its end was cut off while it was written; it is left out.
-  No file is one without lines.
+  A last line without a newline is omitted, because its writer was interrupted.
+  A missing file has no lines.
 
   Raises:
     DamagedFile: if it cannot be read, or a line has another form.
@@ -188,7 +184,11 @@ def read_lines(path: pathlib.Path, check: Check) -> list[Any]:
 
 
 def read_last_line(path: pathlib.Path, check: Check) -> Any:
-  """The last of `read_lines`, or None; the time is that of reading a line."""
+  """Returns the last value of `read_lines`, or None; reads only the last line.
+
+  Raises:
+    DamagedFile: if it cannot be read, or the line has another form.
+  """
   with _opened(path) as file:
     if file is None:
       return None
@@ -196,7 +196,8 @@ def read_last_line(path: pathlib.Path, check: Check) -> Any:
     while True:
       start = max(0, end - size)
       file.seek(start)
-      # The last piece was cut off, and so is the first one inside of a file.
+      # Without the last piece, which has no newline, and without the first
+      # piece unless the file starts with it, because it is a part of a line.
       lines = file.read(end - start).split(b'\n')[min(start, 1) : -1]
       if lines:
         return parse(lines[-1], check, path, 'last line: ')
@@ -214,23 +215,23 @@ def _renamed(found: re.Match[str]) -> str:
 def parse(
   data: bytes, check: Check, path: pathlib.Path, place: str = ''
 ) -> Any:
-  """The checked value of some JSON.
+  """Returns the checked value of JSON text.
 
   Args:
-    data: the JSON, in UTF-8.
-    check: of the value.
-    path: of the file, for the message.
-    place: where in the file, for the message.
+    data: JSON in UTF-8.
+    check: check of the value.
+    path: file of the data, for the message.
+    place: place in the file, for the message, such as 'line 2: '.
 
   Raises:
-    DamagedFile: if it is another value, or none.
+    DamagedFile: if the data are not JSON, or `check` refuses the value.
   """
   if len(data) > MAX_BYTES:
     raise damaged(path, f'{place}it has more than {MAX_BYTES} bytes')
   try:
     written = _RENAMED.sub(_renamed, data.decode())
     value = json.loads(written)
-    if '\\u' in written:  # half of a surrogate pair can never be printed
+    if '\\u' in written:  # because half a surrogate pair cannot be printed
       json.dumps(value, ensure_ascii=False).encode()
   except RecursionError as error:
     raise damaged(path, f'{place}it is nested too deeply') from error
@@ -244,18 +245,18 @@ def parse(
 
 
 def damaged(path: pathlib.Path, reason: str) -> DamagedFile:
-  """The error for a file that holds something else than it should."""
+  """Returns the error for a file whose content is wrong."""
   return DamagedFile(
-    f'{path} is damaged ({reason}); restore it from a copy, or make it again '
+    f'{path} is damaged ({reason}); restore it from a copy, or repeat the run '
     'in another directory'
   )
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes a file, if there is one.
+  """Removes a file if it exists.
 
   Raises:
-    DamagedFile: if it cannot be removed, such as a directory.
+    DamagedFile: if it cannot be removed, for example because it is a directory.
   """
   try:
     path.unlink(missing_ok=True)
@@ -267,9 +268,10 @@ def remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[IO[bytes] | None]:
-  """A regular file, None where there is none.
+  """Yields an open regular file, None if it does not exist.
 
-  Without O_NONBLOCK opening a named pipe would wait for its writer.
+  The file is opened with O_NONBLOCK, because opening a named pipe would
+  otherwise wait for its writer.
   """
   try:
     with open(path, 'rb', opener=_without_waiting) as file:
@@ -297,7 +299,7 @@ def _whole_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _is_deep(value: Any) -> bool:
-  """Whether lists and objects are inside each other more than `MAX_DEPTH`."""
+  """Whether lists and objects are nested more deeply than `MAX_DEPTH`."""
   level: list[Any] = [[value]]
   for _ in range(MAX_DEPTH):
     inner = [v.values() if isinstance(v, dict) else v for v in level]

@@ -1,8 +1,8 @@
-"""What a run has besides its state, and where it may resume.
+"""Sums of metrics between two records, and the step at which a run resumes.
 
-A checkpoint between two records keeps the sums of the metrics since the first
-of them. A resumed run adds to these, so that its records are those of the
-uninterrupted run, bit for bit.
+A checkpoint between two records saves the sums of the metrics since the last
+record. A resumed run continues these sums, so that its records are
+bit-identical to an uninterrupted run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from prsgd_jax.engine import checkpoint_files, checkpoints
 
 
 class Progress:
-  """Means of the metrics over the steps and replicas that were active.
+  """Means of the metrics over the active steps and replicas.
 
   Args:
-    sums: of the metrics since the last record.
-    num_records: how many records the run has.
+    sums: sum of each metric since the last record; None for none.
+    num_records: number of records of the run so far.
   """
 
   def __init__(
@@ -32,17 +32,21 @@ class Progress:
     self._num_records = num_records
 
   def add(self, metrics: Mapping[str, np.ndarray]) -> None:
-    """Adds `[D, steps, V]` values, those of the inactive being zeros."""
+    """Adds metrics.
+
+    Args:
+      metrics: values `[D, steps, V]` by name, 0 where a replica is inactive.
+    """
     active = metrics.get('active', np.ones_like(metrics['loss']))
     for name, value in {**metrics, 'active': active}.items():
       total = self._sums.get(name, 0.0) + float(value.sum(dtype=np.float64))
       self._sums[name] = total
 
   def pop(self) -> dict[str, float]:
-    """Returns the means for the next record, and begins those after it."""
+    """Returns the means for the next record, and resets the sums."""
     sums, self._sums = self._sums, {}
     self._num_records += 1
-    active = sums.pop('active') or math.nan  # nobody began a gradient
+    active = sums.pop('active') or math.nan  # if no replica was active
     return {name: value / active for name, value in sums.items()}
 
   def is_recorded(self) -> bool:
@@ -50,21 +54,21 @@ class Progress:
     return not self._sums
 
   def notes(self) -> dict[str, Any]:
-    """Returns what a checkpoint keeps of it; the inverse of `from_notes`."""
+    """Returns the values that a checkpoint saves."""
     return {'sums': self._sums, 'num_records': self._num_records}
 
 
 def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
   """Finds the newest checkpoint up to which the records are complete.
 
-  Newer ones are set aside with a line on stderr, because their steps are taken
-  again: without their records, the history would have a hole.
+  Newer checkpoints are set aside with a line on stderr. Their steps run again,
+  because resuming from them would leave a gap in the records.
 
   Args:
-    workdir: of the run, opened.
+    workdir: directory of the run.
 
   Returns:
-    Its step and progress, None if there is no checkpoint.
+    Step and progress of the checkpoint, None if the run has none.
 
   Raises:
     CheckpointError: if records are missing before all checkpoints, or the
@@ -91,20 +95,21 @@ def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
 def _progress(
   recorded: Sequence[int], step: int, notes: Mapping[str, Any] | None
 ) -> Progress | None:
-  """The progress of a checkpoint, None if records before it are missing.
+  """Returns the progress at a checkpoint, None if earlier records are missing.
 
   Args:
-    recorded: steps of the records up to that of the checkpoint.
-    step: of the checkpoint.
-    notes: of the checkpoint; None if it was saved by an earlier version, right
-      after a record.
+    recorded: steps of the records up to `step`.
+    step: step of the checkpoint.
+    notes: saved values of the checkpoint; None if an earlier version saved it,
+      immediately after a record.
   """
   count = len(recorded)
   if notes is None:
     return Progress({}, count) if step in recorded else None
   if count == notes['num_records']:
     return Progress(notes['sums'], count)
-  # A signal came before its record, which a resumed run wrote.
+  # A signal caused this checkpoint before the record of its step, which a
+  # resumed run wrote later.
   wrote = step in recorded and notes['sums']
   if wrote and count == notes['num_records'] + 1:
     return Progress({}, count)

@@ -1,9 +1,14 @@
-"""The directory of a run: what is in it, how it is written and read.
+"""Reads and writes the directory of a run.
 
-It holds `config.json`, `metrics.jsonl` (a record every `log_every` steps),
-`tensorboard/`, `checkpoints/` and, when the run is done, `summary.json`, or
-`failure.json` when it diverged. A run that was done and is made longer has its
-earlier summary in `summary-<step>.json`.
+The directory contains:
+
+  config.json          label, description, flags and length of the run
+  metrics.jsonl        a record every `log_every` steps
+  tensorboard/         the records as TensorBoard events
+  checkpoints/         states to resume from
+  summary.json         final measures, once the run has finished
+  failure.json         step and reason, if the run diverged
+  summary-<step>.json  earlier summary of a run that was later extended
 """
 
 import itertools
@@ -28,18 +33,18 @@ CHECKPOINTS = 'checkpoints'
 
 Record = dict[str, Any]
 
-# Of a summary: None where a run was over before it was measured.
+# Values of a summary that are None if the run was too short to measure them.
 UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
 _NETWORK = {
   'links': json_files.values_of(json_files.list_of(json_files.number)),
   'speeds': json_files.list_of(json_files.number),
   'seed': json_files.integer,
 }
-# Of a record, besides the step.
+# Numbers of a record, besides the step.
 NUMBERS = (
   'epoch', 'loss', 'rounds', 'bytes_sent', 'modeled_seconds', 'seconds',
 )  # fmt: skip
-# The forms of the files: every reader gets values of these kinds, or an error.
+# Forms of the files, which every reader checks.
 _CONFIG_FORM = json_files.object_of(
   {
     'label': json_files.text,
@@ -79,12 +84,12 @@ _FAILURE_FORM = json_files.object_of(
 
 
 def check_place(workdir: pathlib.Path) -> None:
-  """Raises ValueError if a directory has something else in it than a run."""
+  """Raises ValueError if a directory is not empty and holds no run."""
   own = {locks.NAME, CONFIG, CONFIG + writing.PARTIAL}
   if (workdir / CONFIG).exists() or not workdir.exists():
     return
   if not workdir.is_dir():
-    raise ValueError(f'{workdir} is no directory; pass another --workdir')
+    raise ValueError(f'{workdir} is not a directory; pass another --workdir')
   if {path.name for path in workdir.iterdir()} - own:
     raise ValueError(
       f'{workdir} is not empty and holds no run; pass another --workdir'
@@ -94,17 +99,17 @@ def check_place(workdir: pathlib.Path) -> None:
 def check_workdir(
   workdir: pathlib.Path, description: Record, *, num_steps: int, resume: bool
 ) -> None:
-  """Looks whether a run may be written here.
+  """Checks that a run may be written to a directory.
 
   Args:
-    workdir: the directory.
-    description: what the run is.
-    num_steps: its length.
-    resume: whether a run that is there may be resumed.
+    workdir: directory of the run.
+    description: values that determine the run.
+    num_steps: length of the run in steps.
+    resume: whether a saved run may be resumed.
 
   Raises:
-    ValueError: if there is a run and `resume` is not given, or the run is
-      another or longer, or there is something else.
+    ValueError: if the directory holds a run and `resume` is false, or holds a
+      different or longer run, or other files.
   """
   path = workdir / CONFIG
   check_place(workdir)
@@ -134,15 +139,19 @@ def open_workdir(
   num_steps: int,
   resume: bool,
 ) -> None:
-  """Makes the directory of a run, or finds the one to go on with.
+  """Creates the directory of a run, or opens it to resume the run.
 
   Args:
-    flags: all that the run was called with, to be kept beside.
-    label: of its algorithm with the options, likewise.
-    workdir, description, num_steps, resume: as in `check_workdir`.
+    workdir: directory of the run.
+    description: values that determine the run.
+    flags: all flags of the run, to save with it.
+    label: algorithm and options, to save with the run.
+    num_steps: length of the run in steps.
+    resume: whether a saved run may be resumed.
 
   Raises:
-    ValueError: as `check_workdir`, or if it cannot be written.
+    ValueError: if `check_workdir` refuses the run, or the directory cannot be
+      written.
   """
   check_workdir(workdir, description, num_steps=num_steps, resume=resume)
   whole = {
@@ -161,7 +170,7 @@ def open_workdir(
 
 
 def set_summary_aside(workdir: pathlib.Path) -> None:
-  """Keeps the summary of a run that continues as `summary-<step>.json`."""
+  """Renames the summary of a run that is extended to `summary-<step>.json`."""
   summary = read_summary(workdir)
   if summary is not None:
     name = f'{SUMMARY.removesuffix(".json")}-{summary.get("step")}.json'
@@ -169,15 +178,15 @@ def set_summary_aside(workdir: pathlib.Path) -> None:
 
 
 def write_summary(workdir: pathlib.Path, summary: Record) -> None:
-  """Marks the run as done."""
+  """Writes the summary, which marks the run as finished."""
   writing.write_text(workdir / SUMMARY, writing.to_json(summary))
 
 
 def read_summary(workdir: pathlib.Path) -> Record | None:
-  """The summary of a run that was done, None if there is none.
+  """Returns the summary of a run, None if it has none.
 
-  What was no number is NaN; only what was not measured is None. A run that is
-  being extended still has that of its shorter self; see `finished`.
+  A null in the file is NaN, or None if the value was not measured. A run that
+  is being extended has the summary of its earlier length; see `finished`.
 
   Raises:
     DamagedFile: if it has another form.
@@ -190,12 +199,12 @@ def read_summary(workdir: pathlib.Path) -> Record | None:
 
 
 def finished(workdir: pathlib.Path, num_steps: int | None) -> Record | None:
-  """The summary of a run that reached its planned end, None of any other.
+  """Returns the summary of a run that reached its planned end, otherwise None.
 
   Args:
-    workdir: the directory of the run.
-    num_steps: the planned length; None where it is not known, of a run of an
-      earlier version.
+    workdir: directory of the run.
+    num_steps: planned length in steps; None for a run of an earlier version,
+      which did not save it.
 
   Raises:
     DamagedFile: if a file has another form.
@@ -208,7 +217,12 @@ def finished(workdir: pathlib.Path, num_steps: int | None) -> Record | None:
 
 
 def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
-  """Marks the run as one that diverged, or as one that did not."""
+  """Marks the run as diverged, or removes the mark.
+
+  Args:
+    workdir: directory of the run.
+    failure: its `step` and `failed`, the reason; None to remove the mark.
+  """
   if failure is None:
     json_files.remove(workdir / FAILURE)
   else:
@@ -216,7 +230,7 @@ def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
 
 
 def read_failure(workdir: pathlib.Path) -> Record | None:
-  """The `step` at which a run diverged and `failed`, what was wrong then.
+  """Returns `step` and `failed`, the reason, of a diverged run, else None.
 
   Raises:
     DamagedFile: if it has another form.
@@ -225,12 +239,12 @@ def read_failure(workdir: pathlib.Path) -> Record | None:
 
 
 def read_config(workdir: pathlib.Path) -> Record:
-  """What a run was called with: `label`, `description`, `flags`, `num_steps`.
+  """Returns `label`, `description`, `flags` and `num_steps` of a run.
 
-  The last is the planned length; runs of an earlier version do not have it.
+  `num_steps` is the planned length; runs of an earlier version lack it.
 
   Raises:
-    ValueError: if there is no run, or a damaged one.
+    ValueError: if the directory holds no run, or the file is damaged.
   """
   found = json_files.read(workdir / CONFIG, _CONFIG_FORM)
   if found is None:
@@ -239,10 +253,10 @@ def read_config(workdir: pathlib.Path) -> Record:
 
 
 def commit() -> str:
-  """The commit of the code that runs, 'unknown' outside of a clone.
+  """Returns the commit of the running code, 'unknown' outside a clone.
 
-  It ends in '-dirty' where programs or presets differ from it; results that
-  were written since do not count.
+  It ends in '-dirty' if Python files or presets have changed. Changed results
+  do not count.
   """
 
   def git(*args: str) -> str:
@@ -260,7 +274,7 @@ def commit() -> str:
 
 
 def machine() -> Record:
-  """What numbers are measured on."""
+  """Returns the hardware, versions and commit of this process."""
   return {
     'device': jax.devices()[0].device_kind,
     'processor': platform.processor() or platform.machine(),
@@ -272,9 +286,9 @@ def machine() -> Record:
 
 
 def read_records(workdir: pathlib.Path) -> list[Record]:
-  """The records of a run; a last line that was cut off is left out.
+  """Returns the records of a run, without a last line that was cut off.
 
-  What was no number is NaN. A line that is there twice is one record.
+  A null in the file is NaN. A repeated line is one record.
 
   Raises:
     DamagedFile: if a line is damaged, or the steps do not increase.
@@ -294,7 +308,7 @@ def read_records(workdir: pathlib.Path) -> list[Record]:
 
 
 def read_last_record(workdir: pathlib.Path) -> Record | None:
-  """The last of `read_records`, None without any; the others are not read.
+  """Returns the last record of a run, None if it has none; reads only that one.
 
   Raises:
     DamagedFile: if it is damaged.
@@ -304,7 +318,12 @@ def read_last_record(workdir: pathlib.Path) -> Record | None:
 
 
 def format_summary(summary: Record, workdir: pathlib.Path) -> str:
-  """The summary for a person to read."""
+  """Returns the summary as text for a terminal.
+
+  Args:
+    summary: summary of the run.
+    workdir: directory of the run.
+  """
   rate = summary['steps_per_second']
   lines = [
     f'{summary["label"]}: {summary["replicas"]}',
@@ -321,7 +340,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
 
 
 def _tested(summary: Record) -> list[str]:
-  """The lines of what was measured on the test split, if anything was."""
+  """Returns the lines of the measures on the test split, if any."""
   lines = []
   if 'test_loss' in summary:
     lines.append(f'  test loss      {summary["test_loss"]:.4f}')

@@ -1,18 +1,18 @@
-"""Names of directories, made from labels that may be of any length."""
+"""Makes names of directories from labels of any length."""
 
 import hashlib
 import pathlib
 
-# A file name has at most 255 bytes, some file systems allow 143. A time before
-# it, a seed and '.partial' behind it must fit too.
+# Below 143, the limit of some file systems, because a time, a seed and
+# '.partial' are added to the name.
 MOST_BYTES = 100
 
 
 def shorten(name: str) -> str:
-  """Returns a name that fits a directory: itself, or its start and a hash.
+  """Returns a name for a directory: the text, or its start and a hash.
 
   Args:
-    name: any text; the names of two texts differ.
+    name: any text. Different texts get different names.
 
   Example:
     >>> shorten('pr_sgd-period4')
@@ -29,16 +29,19 @@ def shorten(name: str) -> str:
 
 
 def make_directory(root: pathlib.Path, name: str) -> pathlib.Path:
-  """Makes a new directory, with a number behind the name if it is taken.
+  """Creates a new directory, with a number after the name if it exists.
 
-  Two processes never get the same one, because making it is one system call.
+  Two processes never get one directory, because its creation is atomic.
 
   Args:
-    root: where; made if it is missing.
-    name: of the directory.
+    root: parent directory; created if it is missing.
+    name: name of the directory.
+
+  Returns:
+    The path of the new directory.
 
   Raises:
-    ValueError: if it cannot be made.
+    ValueError: if it cannot be created.
   """
   number = 1
   while True:
@@ -50,5 +53,5 @@ def make_directory(root: pathlib.Path, name: str) -> pathlib.Path:
       number += 1
     except OSError as error:
       raise ValueError(
-        f'{path} cannot be made ({error.strerror}); pass --workdir'
+        f'{path} cannot be created ({error.strerror}); pass --workdir'
       ) from error

@@ -1,4 +1,4 @@
-"""Numbers as people read them: bytes, fractions, seconds."""
+"""Formats numbers for people: bytes, fractions, seconds."""
 
 import math
 

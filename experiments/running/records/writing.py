@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that is JSON."""
+"""Writes files atomically, and JSON without NaN."""
 
 from collections.abc import Iterator
 import contextlib
@@ -14,7 +14,7 @@ from prsgd_jax import system_errors
 from prsgd_jax.engine import checkpoints
 
 PARTIAL = '.partial'
-# What to do about the system's errors; a last resort for the rest.
+# System error -> remedy to suggest; `_REMEDY` for all other errors.
 _REMEDIES = {
   errno.ENOSPC: 'free some space',
   errno.EDQUOT: 'free some space',
@@ -22,11 +22,11 @@ _REMEDIES = {
   errno.EPERM: 'make it writable',
   errno.EROFS: 'make it writable',
 }
-_REMEDY = 'mend that'
+_REMEDY = 'fix that'
 
 
 class WriteError(OSError):
-  """A file cannot be written; the message names it and says why."""
+  """A file cannot be written; the message names it and the reason."""
 
   def __str__(self) -> str:
     return f'{self.filename} cannot be written ({self.strerror})'
@@ -34,13 +34,13 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def reported(path: pathlib.Path) -> Iterator[None]:
-  """Errors of writing a file name it, with the words of the system.
+  """Turns an OSError of the block into a WriteError that names the file.
 
   Args:
-    path: the file or directory that is being written.
+    path: file or directory that the block writes.
 
   Raises:
-    WriteError: instead of any other OSError.
+    WriteError: in place of any OSError.
   """
   try:
     yield
@@ -54,19 +54,19 @@ def reported(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Has a file written beside, then puts it into place by one rename.
+  """Yields a temporary path, and renames it to the target after the block.
 
-  A link keeps pointing to the file that is replaced. What is no file, such as
+  If `path` is a link, the file it points to is replaced. A device, such as
   /dev/stdout, is written directly.
 
   Args:
-    path: of the file; its directory exists.
+    path: target file, in an existing directory.
 
   Yields:
     The path to write to.
 
   Raises:
-    WriteError: if it cannot be written; what was there before stays.
+    WriteError: if it cannot be written; an existing target is not changed.
 
   Example:
 
@@ -80,7 +80,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
       return
     staging = target.with_name(target.name + PARTIAL)
     if staging.is_symlink() or (staging.exists() and not staging.is_file()):
-      # To open a pipe is to wait for its reader; a link leads elsewhere.
+      # Because opening a pipe waits for its reader, and a link leads elsewhere.
       with reported(staging):
         staging.unlink()
     try:
@@ -94,27 +94,31 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text file, in UTF-8, whole or not at all.
+  """Writes a text file atomically, in UTF-8.
+
+  Args:
+    path: target file, in an existing directory.
+    text: content of the file.
 
   Raises:
-    WriteError: if it cannot be written; what was there before stays.
+    WriteError: if it cannot be written; an existing file is not changed.
   """
   with whole(path) as staging:
     staging.write_text(text, encoding='utf-8')
 
 
 def append(file: io.FileIO, data: bytes) -> None:
-  """Writes all bytes to an unbuffered file, which may take them in parts."""
+  """Writes all bytes to an unbuffered file, which may accept them in parts."""
   rest = memoryview(data)
   while rest:
     rest = rest[file.write(rest) :]
 
 
 def sync(path: pathlib.Path) -> None:
-  """Waits until a file is on the disk.
+  """Waits until a file is on disk.
 
   Raises:
-    WriteError: if it cannot be written there.
+    WriteError: if it cannot be written to disk.
   """
   with reported(path):
     _fsync(path)
@@ -126,13 +130,16 @@ def _fsync(path: pathlib.Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = 1) -> str:
-  """JSON with a newline at its end; what is no number becomes null.
+  """Returns JSON with a final newline, and null for NaN and infinities.
 
-  NaN and the infinities are not JSON: most programs refuse a file that has
-  them. The readers of records take null for NaN.
+  NaN and infinities are not JSON, and most programs refuse a file with them.
+  The readers of records read null as NaN.
+
+  Args:
+    value: value to convert.
+    indent: number of spaces per level; None for one line.
 
   Example:
-
     >>> to_json({'loss': math.nan, 'step': 3}, indent=None)
     '{"loss": null, "step": 3}\\n'
   """
@@ -150,10 +157,9 @@ def _finite(value: Any) -> Any:
 
 
 def with_nan(value: Any) -> Any:
-  """The inverse of `to_json`, after `json.loads`: null is NaN again.
+  """Returns a value from JSON with NaN in place of null.
 
   Example:
-
     >>> with_nan({'loss': None, 'by_tier': [1.0, None]})
     {'loss': nan, 'by_tier': [1.0, nan]}
   """
@@ -167,10 +173,9 @@ def with_nan(value: Any) -> Any:
 
 
 def explain(error: OSError | checkpoints.SaveError) -> str:
-  """One line for an error of a file: which, and why.
+  """Returns the file and the reason of an error, as one line.
 
   Example:
-
     >>> explain(FileNotFoundError(errno.ENOENT, 'x', 'runs/a'))
     'runs/a: No such file or directory'
   """
@@ -183,21 +188,21 @@ def explain(error: OSError | checkpoints.SaveError) -> str:
 def explain_stopped(
   error: OSError | checkpoints.SaveError, directory: pathlib.Path, again: str
 ) -> str:
-  """One line for a run that a failed write ended: what is left, what to type.
+  """Returns one line on a failed write: the newest checkpoint and a remedy.
 
   Args:
-    error: as caught.
-    directory: of the checkpoints of the run.
-    again: the flags that the same command needs besides, or nothing.
+    error: error of the write.
+    directory: directory of the checkpoints.
+    again: flags to add to the command to resume the run; may be empty.
   """
   newest = None
   with contextlib.suppress(OSError):
     newest = checkpoints.latest_step(directory)
   left = (
-    'there is no checkpoint yet'
+    'the run has no checkpoint yet'
     if newest is None
-    else f'the checkpoint of step {newest} is whole'
+    else f'the checkpoint of step {newest} is complete'
   )
   remedy = _REMEDIES.get(system_errors.error_number(error) or 0, _REMEDY)
-  command = 'run the same command' + (f' with {again}' if again else ' again')
+  command = 'repeat the command' + (f' with {again}' if again else '')
   return f'{explain(error)}; {left}; {remedy} and {command}'
