@@ -30,7 +30,6 @@ from absl import flags
 from experiments.running.execution import experiment, runs, warm_start
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
-from experiments.running.execution.parts import prepare
 from experiments.running.flags import (
   cli,
   config,
@@ -82,15 +81,16 @@ def main() -> None:
 
 
 def _compare(
-  assembled: Sequence[experiment.Parts],
+  assembled: list[experiment.Parts],
   workdir: pathlib.Path,
   intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
 ) -> None:
   print(f'{len(assembled)} runs, written to {workdir}')
   run_dirs = [workdir / p.config.slug() for p in assembled if p.config]
+  # Popped, because the trainer of a run keeps its data on the devices.
   summaries = [
-    _run(p, d, intervals, more_loggers) for p, d in zip(assembled, run_dirs)
+    _run(assembled.pop(0), d, intervals, more_loggers) for d in run_dirs
   ]
   table = rows(summaries)
   page = tables.markdown(table, COLUMNS)
@@ -149,9 +149,10 @@ def _run_held(
     try:
       with dotted.named_errors(*own):
         return runs.execute(
-          warm_start.apply(prepare(parts), start),
+          parts,
           run_dir,
           intervals,
+          start=start,
           progress=FLAGS.progress,
           more_loggers=more_loggers,
           keep=runs.keep_from_flags(FLAGS),

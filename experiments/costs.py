@@ -32,7 +32,6 @@ import jax.numpy as jnp
 
 from experiments import compare
 from experiments.running.execution import experiment
-from experiments.running.execution.parts import replica_shapes
 from experiments.running.flags import (
   cli,
   config,
@@ -47,6 +46,7 @@ from experiments.running.records import units, writing
 from experiments.tools import tables
 from experiments.tools.tables import Column
 import prsgd_jax as pr
+from prsgd_jax.engine.train_state import initial_shapes
 
 FLAGS = flags.FLAGS
 
@@ -255,7 +255,8 @@ def _row(
     run_config, start.num_examples
   )
   machines = experiment.with_own_speeds(run_config, machines)
-  shapes = replica_shapes(algorithm, n, start.params, start.model_state)
+  # Without a trainer, because a run of a million replicas has no devices here.
+  shapes = initial_shapes(algorithm, n, start.params, start.model_state)
   meter = pr.ledger.meter(algorithm, shapes, n, num_steps, machines)
   spent = meter.spent(meter.advance(meter.init(), num_steps))
   inside = spent.bytes_by_tier.get('group', 0.0)

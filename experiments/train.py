@@ -38,7 +38,6 @@ from absl import flags
 from experiments.running.execution import experiment, runs, warm_start
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
-from experiments.running.execution.parts import prepare
 from experiments.running.flags import (
   cli,
   config,
@@ -99,7 +98,7 @@ def _train(held: contextlib.ExitStack) -> None:
   held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
     print(f'default: {filled_in}')
-  print(f'{run_config.label()}: {parts.mesh}, writing to {workdir}')
+  print(f'{run_config.label()}: {parts.trainer.mesh}, writing to {workdir}')
   kinds = (CheckpointError, DamagedFile, NonFinite, dotted.OwnError)
   with (
     cli.one_line_errors(*kinds),
@@ -107,9 +106,10 @@ def _train(held: contextlib.ExitStack) -> None:
     dotted.named_errors(*run_config.own()),
   ):
     summary = runs.execute(
-      warm_start.apply(prepare(parts), start),
+      parts,
       workdir,
       intervals,
+      start=start,
       progress=FLAGS.progress,
       more_loggers=more_loggers,
       keep=keep,

@@ -20,7 +20,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments import compare, costs, prepare_data, train
+from experiments import costs, prepare_data, train
 from experiments.running.execution import runs
 from experiments.running.flags import tasks
 from experiments.running.process import jobs
@@ -123,7 +123,7 @@ def write_run(parts, workdir, intervals, **settings):
   (workdir / records.METRICS).write_text(text)
   summary = {
     'label': label, **lines[-1], 'steps_per_second': None,
-    'seconds_to_first_steps': None, 'replicas': str(parts.mesh),
+    'seconds_to_first_steps': None, 'replicas': str(parts.trainer.mesh),
     'device': 'none', 'cpus': 1, 'jax': '0', 'commit': 'none',
   }  # fmt: skip
   records.write_summary(workdir, summary)
@@ -151,8 +151,6 @@ class CommandsTest(parameterized.TestCase):
     self.enterContext(contextlib.chdir(self.root))
     for thing, name, stub in (
       (runs, 'execute', write_run),
-      (train, 'prepare', lambda parts: parts),
-      (compare, 'prepare', lambda parts: parts),
       (jobs, 'run_all', run_jobs),
       (archives, 'download', lambda name, directory: directory),
       (archives, 'read', splits),

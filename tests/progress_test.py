@@ -21,15 +21,15 @@ SAVED = ((0, {}, 0), (20, {}, 2), (40, {}, 4), (44, {'loss': 0.1 + 0.2}, 4))
 class ProgressTest(absltest.TestCase):
   def test_means_are_of_the_active(self):
     found = progress.Progress()
-    loss = np.array([[[1.0, 3.0], [0.0, 5.0]]])  # [D, steps, V]
-    found.add({'loss': loss, 'active': np.array([[[1, 1], [0, 1]]])})
+    loss = np.array([[1.0, 3.0], [0.0, 5.0]])  # [steps, N]
+    found.add({'loss': loss, 'active': np.array([[1, 1], [0, 1]])})
     self.assertFalse(found.is_recorded())
     self.assertEqual(found.pop(), {'loss': 3.0})
     self.assertTrue(found.is_recorded())
     self.assertEqual(found.notes(), {'sums': {}, 'num_records': 1})
 
   def test_interrupted_means_are_the_same_bits(self):
-    values = np.random.default_rng(0).normal(size=(30, 2, 3, 4))
+    values = np.random.default_rng(0).normal(size=(30, 3, 8))
     values = values.astype(np.float32)
     whole, parts = progress.Progress(), progress.Progress()
     for value in values:

@@ -117,7 +117,6 @@ class RandomFlagsTest(absltest.TestCase):
     """Raises if the program does, or refuses in another way than one line."""
     with (
       tempfile.TemporaryDirectory() as root,
-      mock.patch.object(train, 'prepare'),
       mock.patch.object(runs, 'execute', side_effect=SystemExit(0)),
     ):
       outcome = binaries.call(binary, *args, f'--workdir={root}/run')

@@ -97,7 +97,6 @@ class FullSettingTest(parameterized.TestCase):
 
     for module, name, fake in (
       (experiment, 'assemble', assemble_once),
-      (target, 'prepare', lambda parts: parts),
       (run_config, 'fingerprint', lambda data: ''),
       (target, 'load_dataset', without_images),
       (t09_post_local, 'load_dataset', without_images),

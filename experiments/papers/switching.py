@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments.running.execution import experiment
-from experiments.running.execution.parts import Experiment, Parts, prepare
+from experiments.running.execution.parts import Parts
 from experiments.running.flags import config
 from experiments.running.records import records
 import prsgd_jax as pr
@@ -51,7 +51,7 @@ def train_all(
       step is always evaluated.
     network: network of the modeled time.
   """
-  programs: dict[str, Experiment] = {}
+  programs: dict[str, Parts] = {}
   histories = []
   for run_config in run_configs:
     parts = experiment.assemble(run_config, dataset, None, network)
@@ -61,8 +61,7 @@ def train_all(
       options = {**run_config.options, **({'period': own} if own else {})}
       same = dataclasses.replace(run_config, options=options)
       if repr(same) not in programs:
-        same_parts = experiment.assemble(same, dataset, None, network)
-        programs[repr(same)] = prepare(same_parts)
+        programs[repr(same)] = experiment.assemble(same, dataset, None, network)
       chosen.append(programs[repr(same)])
     histories.append(_train(parts, period, chosen, log_every, eval_every))
   return histories
@@ -71,7 +70,7 @@ def train_all(
 def _train(
   parts: Parts,
   period: int,
-  programs: Sequence[Experiment],
+  programs: Sequence[Parts],
   log_every: int,
   eval_every: int,
 ) -> list[records.Record]:
@@ -80,12 +79,11 @@ def _train(
   meter, position = parts.meter, parts.meter.init()
   averages = pr.schedules.every(period)
   local, common = programs[0], programs[-1]
-  # A copy, because a step donates the buffers of its state.
-  state = jax.tree.map(lambda x: x.copy(), local.state)
+  state = local.first_state()
   history, losses = [], []
   for done in range(1, num_steps + 1):
     program = common if averages(done - 1) else local
-    state, metrics = program.train_steps(state, program.data, 1)
+    state, metrics = program.trainer.run(state, program.data, 1)
     losses.append(metrics['loss'])
     if done % log_every and done < num_steps:
       continue
@@ -101,7 +99,7 @@ def _train(
     }
     losses = []
     if done % eval_every == 0 or done == num_steps:
-      means = common.evaluate(state, common.test_data)
+      means = common.trainer.evaluate(state, common.test)
       record['test_loss'] = means['loss']
       record['test_accuracy'] = means['accuracy']
     history.append(record)

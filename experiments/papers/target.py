@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from experiments.papers.claims import Claim
 from experiments.running.execution import experiment, runs
 from experiments.running.execution.intervals import Intervals
-from experiments.running.execution.parts import prepare
 from experiments.running.flags import config
 from experiments.running.records import records
 import prsgd_jax as pr
@@ -102,7 +101,7 @@ def train(
   workdir = setting.workdir / name
   with runs.hold(workdir):
     runs.open_workdir(parts, workdir, intervals, resume=True)
-    runs.execute(prepare(parts), workdir, intervals, progress=False)
+    runs.execute(parts, workdir, intervals, progress=False)
   return records.read_records(workdir)
 
 

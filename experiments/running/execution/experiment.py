@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.running.execution.parts import Parts, Plan, replica_shapes
+from experiments.running.execution.parts import Parts, Plan, check_data
 from experiments.running.flags import (
   algorithm_flags,
   averages,
@@ -28,13 +28,8 @@ import prsgd_jax as pr
 from prsgd_jax import ledger
 from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import Dataset
-from prsgd_jax.data.input_pipeline import (
-  Sampler,
-  Transform,
-  dirichlet,
-  sharded,
-  shared,
-)
+from prsgd_jax.data.input_pipeline import Transform
+from prsgd_jax.data.values import Resident
 from prsgd_jax.schedules import MOST_LISTED
 
 # The value of --epoch_lengths that stands for the paper's own.
@@ -140,20 +135,28 @@ def build_transforms(
   return normalized, augmented
 
 
-def build_sampler(config: RunConfig, dataset: Dataset) -> Sampler:
+def build_data(
+  config: RunConfig, dataset: Dataset, transform: Transform
+) -> Resident:
   """Who gets which examples.
 
   Raises:
     ValueError: if there are too few examples for the replicas and the batch.
   """
-  sizes = (config.num_replicas, config.batch_size)
-  if config.partition == 'dirichlet':
-    labels = dataset.train['label']
-    return dirichlet(
-      labels, *sizes, alpha=config.dirichlet_alpha or 0, seed=config.seed
-    )
-  sampler = {'shared': shared, 'sharded': sharded}[config.partition]
-  return sampler(dataset.num_examples, *sizes, seed=config.seed)
+  alpha = config.dirichlet_alpha or 0
+  partitions: dict[str, Callable[..., Resident]] = {
+    'shared': pr.shared,
+    'sharded': pr.sharded,
+    'dirichlet': functools.partial(pr.dirichlet, alpha=alpha),
+  }
+  data = partitions[config.partition](
+    dataset.train,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    transform=transform,
+  )
+  check_data(data, config.num_replicas)
+  return data
 
 
 def assemble(
@@ -200,29 +203,40 @@ def _assemble(
       f'--batch_stats does nothing: --model={config.model} has none'
     )
   own_parts.check_task(config, task, params, model_state, batch)
-  shapes = replica_shapes(plan.algorithm, n, params, model_state)
+  normalized, augmented = build_transforms(config, dataset)
+
+  def init(key: jax.Array, batch: Any) -> Any:
+    return task.init(key, normalized(batch))
+
+  def eval_fn(params: Any, model_state: Any, batch: Any) -> Any:
+    return task.eval_fn(params, model_state, normalized(batch))
+
+  trainer = pr.trainer(
+    plan.algorithm,
+    task.loss_fn,
+    num_replicas=n,
+    eval_fn=eval_fn,
+    num_devices=num_devices,
+  )
+  shapes = trainer.shapes(params, model_state)
   meter = pr.ledger.meter(plan.algorithm, shapes, n, plan.num_steps, network)
   _check_epochs(
     config,
     lambda: ledger.working_share(plan.algorithm, shapes, n, plan.num_steps),
   )
-  for_evaluation, for_training = build_transforms(config, dataset)
   return Parts(
     label=config.label(),
     description=config.description(dataset),
     called_with=saved_flags.of_run(config),
-    train=dataset.train,
+    data=build_data(config, dataset, augmented),
     test=dataset.test,
     batch_size=config.batch_size,
     seed=config.seed,
+    init=init,
     plan=plan,
-    sampler=build_sampler(config, dataset),
-    mesh=pr.engine.ReplicaMesh(n, num_devices),
+    trainer=trainer,
     network=network,
-    task=task,
     meter=meter,
-    for_evaluation=for_evaluation,
-    for_training=for_training,
     reestimate=config.options.get('batch_stats') == 'reestimate',
     config=config,
   )

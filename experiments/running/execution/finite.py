@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.running.records import records
-import prsgd_jax as pr
 from prsgd_jax.engine import checkpoints
-from prsgd_jax.engine.replica_mesh import first
+from prsgd_jax.engine.run_state import State
 
 
 class NonFinite(ValueError):
@@ -25,16 +24,12 @@ class NonFinite(ValueError):
     self.step = step
 
 
-def check_params(
-  workdir: pathlib.Path,
-  mesh: pr.engine.ReplicaMesh,
-  state: pr.engine.TrainState,
-) -> None:
+def check_params(workdir: pathlib.Path, state: State) -> None:
   """Raises NonFinite unless all parameters of all replicas are finite."""
-  finite = mesh.gather(_finite_replicas(state.params))
+  # Looked at on the devices, because a flag is less to fetch than a model.
+  finite = state.mesh.gather(_finite_replicas(state.on_devices.params))
   if not finite.all():
-    step = int(first(state.step)) - 1
-    raise _non_finite(workdir, 'parameters are', step, finite)
+    raise _non_finite(workdir, 'parameters are', state.step - 1, finite)
 
 
 @jax.jit
@@ -52,10 +47,9 @@ def check_loss(
 ) -> None:
   """Raises NonFinite at the first step at which a replica's loss is."""
   finite = np.isfinite(metrics['loss'])
-  by_step = np.moveaxis(finite, 1, 0).reshape((finite.shape[1], -1))
-  if not by_step.all():
-    i = int(np.argmin(by_step.all(axis=1)))
-    raise _non_finite(workdir, 'loss is', first + i, by_step[i])
+  if not finite.all():
+    i = int(np.argmin(finite.all(axis=1)))
+    raise _non_finite(workdir, 'loss is', first + i, finite[i])
 
 
 def _non_finite(

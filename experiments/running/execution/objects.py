@@ -4,7 +4,7 @@ It is the harness of train.py for those who have an algorithm, a model and
 arrays, in a notebook or a program of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 import numbers
@@ -21,15 +21,16 @@ from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import (
   Parts,
   Plan,
-  prepare,
-  replica_shapes,
+  check_data,
+  point_shapes,
 )
 from experiments.running.flags import own_data
 from experiments.running.flags.run_config import fingerprint
 from experiments.running.logs.loggers import Factory
 from experiments.running.records import records
 import prsgd_jax as pr
-from prsgd_jax.data.input_pipeline import Sampler, Transform, shared
+from prsgd_jax.data.input_pipeline import Transform
+from prsgd_jax.data.values import Resident
 from prsgd_jax.ledger.counting import NETWORK
 from prsgd_jax.models.classification import Task, classifier, mode
 from prsgd_jax.models.language_modeling import language_model
@@ -49,7 +50,7 @@ def run(
   label: str = 'own',
   settings: Mapping[str, Any] | None = None,
   learning_rate: float | optax.Schedule | None = None,
-  sampler: Sampler | None = None,
+  partition: Callable[..., Resident] = pr.shared,
   transform: Transform | None = None,
   num_devices: int | None = None,
   network: pr.ledger.Network = NETWORK,
@@ -85,7 +86,9 @@ def run(
       {'period': 4}; a resumed run must have the same.
     learning_rate: a number, or a function of the step, for the records only.
       Default: they have none.
-    sampler: who gets which examples. Default: a pool that all share.
+    partition: who gets which examples: `pr.shared`, `pr.sharded`, or another
+      function `(arrays, *, batch_size, seed, transform) -> data`, such as
+      `functools.partial(pr.dirichlet, alpha=0.1)`.
     transform: `(key, batch) -> batch`, done to a batch before it is trained on.
     num_devices: D. Default: as many as there are that divide N.
     network: for the modeled time.
@@ -121,9 +124,10 @@ def run(
   _check(algorithm, num_steps, label, settings)
   train, test = _splits(data, test_data)
   task = _task(model, train, test)
-  if sampler is None:
-    size = len(jax.tree.leaves(train)[0])
-    sampler = shared(size, num_replicas, batch_size, seed=seed)
+  arrays = partition(
+    train, batch_size=batch_size, seed=seed, transform=transform
+  )
+  check_data(arrays, num_replicas)
   sizes = {
     'num_replicas': num_replicas,
     'batch_size': batch_size,
@@ -135,27 +139,33 @@ def run(
     **sizes,
     'data': fingerprint((train, test)),
   }
+  trainer = pr.trainer(
+    algorithm,
+    task.loss_fn,
+    num_replicas=num_replicas,
+    eval_fn=task.eval_fn,
+    num_devices=num_devices,
+  )
+  shapes = trainer.shapes(*point_shapes(task.init, train))
   parts = Parts(
     label=label,
     description=description,
     called_with={**sizes, 'num_steps': num_steps, **intervals._asdict()},
-    train=train,
-    test=test,
+    data=arrays,
+    test=None if task.eval_fn is None else test,
     batch_size=batch_size,
     seed=seed,
+    init=task.init,
     plan=Plan(algorithm, _schedule(learning_rate), num_steps),
-    sampler=sampler,
-    mesh=pr.engine.ReplicaMesh(num_replicas, num_devices),
+    trainer=trainer,
     network=network,
-    task=task,
-    meter=_meter(algorithm, task, train, num_replicas, num_steps, network),
-    for_training=transform,
+    meter=pr.ledger.meter(algorithm, shapes, num_replicas, num_steps, network),
   )
   directory = pathlib.Path(workdir)
   with runs.hold(directory):
     runs.open_workdir(parts, directory, intervals, resume=True)
     return runs.execute(
-      prepare(parts),
+      parts,
       directory,
       intervals,
       progress=progress,
@@ -305,21 +315,3 @@ def _num_classes(model: nn.Module, train: Any) -> int:
       f'for one example, got {shape or type(logits).__name__}'
     )
   return int(shape[-1])
-
-
-def _meter(
-  algorithm: pr.base.ReplicaTransformation,
-  task: Task,
-  train: Any,
-  num_replicas: int,
-  num_steps: int,
-  network: pr.ledger.Network,
-) -> pr.ledger.Meter:
-  """Counts what the run sends."""
-  batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), train
-  )
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  shapes = jax.eval_shape(task.init, key, batch)
-  replica = replica_shapes(algorithm, num_replicas, *shapes)
-  return pr.ledger.meter(algorithm, replica, num_replicas, num_steps, network)

@@ -12,11 +12,9 @@ import optax
 
 from experiments.running.flags.run_config import RunConfig
 import prsgd_jax as pr
-from prsgd_jax.data.input_pipeline import Sampler, Transform
-from prsgd_jax.engine import feeding
-from prsgd_jax.models.classification import Task
-
-EVAL_BATCH = 500
+from prsgd_jax.data.values import Resident
+from prsgd_jax.engine.run_state import State
+from prsgd_jax.engine.trainer import Trainer
 
 
 class Plan(NamedTuple):
@@ -40,13 +38,12 @@ class Parts(NamedTuple):
     label: short name of the method, for people.
     description: what a checkpoint is compared by.
     called_with: what the run was called with, kept in its directory.
-    train, test: trees of host arrays `[n, ...]`; without a test split, None.
+    data: the training data.
+    test: tree of host arrays `[n, ...]`; None if the run is not evaluated.
     batch_size: examples per replica and step.
-    seed: of the first point, the order of the data, the replicas' keys.
-    plan, sampler, mesh, network, task, meter: as their types say. A task
-      without `eval_fn` is not evaluated.
-    for_evaluation: what is done to a batch before it is evaluated.
-    for_training: what is done to a batch before it is trained on, or None.
+    seed: of the first point and the replicas' keys.
+    init: `(key, batch) -> (params, model_state)`, for batches of `data`.
+    plan, trainer, network, meter: as their types say.
     reestimate: whether evaluation takes batch statistics of training batches.
     config: the run as flags describe it, None if a program made it.
   """
@@ -54,109 +51,44 @@ class Parts(NamedTuple):
   label: str
   description: Mapping[str, Any]
   called_with: Mapping[str, Any]
-  train: Any
+  data: Resident
   test: Any
   batch_size: int
   seed: int
+  init: Callable[..., Any]
   plan: Plan
-  sampler: Sampler
-  mesh: pr.engine.ReplicaMesh
+  trainer: Trainer
   network: pr.ledger.Network
-  task: Task
   meter: pr.ledger.Meter
-  for_evaluation: Callable[[Any], Any] = lambda batch: batch
-  for_training: Transform | None = None
   reestimate: bool = False
   config: RunConfig | None = None
 
   def epoch(self, gradients: int) -> float:
     """Returns the passes over the data in that many gradients."""
     examples = gradients * self.batch_size
-    return examples / len(jax.tree.leaves(self.train)[0])
+    return examples / len(jax.tree.leaves(self.data.arrays)[0])
+
+  def first_state(self) -> State:
+    """Puts the first state of the run on the devices."""
+    example = jax.tree.map(lambda x: jnp.asarray(x[:1]), self.data.arrays)
+    key = jax.random.key(self.seed, impl='threefry2x32')
+    point = jax.jit(self.init)(key, example)
+    return self.trainer.init(*point, seed=self.seed)
 
 
-class Experiment(NamedTuple):
-  """The objects of a run, ready to start.
+def check_data(data: Resident, num_replicas: int) -> None:
+  """Raises ValueError unless every replica has a batch.
 
-  Attributes:
-    evaluate: gives no values where there is nothing to evaluate on, or by.
+  The trainer would, too, but not before the directory of the run is made.
   """
-
-  parts: Parts
-  state: pr.engine.TrainState
-  train_steps: Callable[..., Any]
-  evaluate: Callable[..., dict[str, float]]
-  data: Any
-  test_data: Any
+  data.recipe.make(num_replicas)
 
 
-def replica_shapes(
-  algorithm: pr.base.ReplicaTransformation,
-  num_replicas: int,
-  params: Any,
-  model_state: Any,
-) -> pr.base.Replica:
-  """One replica's shapes, from `init` on a block of one.
+def point_shapes(init: Callable[..., Any], arrays: Any) -> tuple[Any, Any]:
+  """Returns (params, model_state) of one replica, as shapes."""
 
-  Raises:
-    ValueError: from `init`, if the algorithm does not fit N.
-  """
+  def example(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
 
-  def block(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-
-  def row(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-  start = jax.tree.map(
-    block, pr.base.Replica(params=params, model_state=model_state)
-  )
-  made, _ = jax.eval_shape(
-    lambda replica: algorithm.init(replica, num_replicas), start
-  )
-  return jax.tree.map(row, made._replace(grads=made.params))
-
-
-def prepare(parts: Parts) -> Experiment:
-  """Puts the data and the first state of a run on the devices."""
-  mesh, algorithm, task = parts.mesh, parts.plan.algorithm, parts.task
-  example = jax.tree.map(lambda x: jnp.asarray(x[:1]), parts.train)
-  params, model_state = jax.jit(task.init)(
-    jax.random.key(parts.seed, impl='threefry2x32'),
-    parts.for_evaluation(example),
-  )
-  batch_fn = feeding.make_batch_fn(mesh, parts.sampler, parts.for_training)
-  data = mesh.replicate(parts.train)
-  refresh = None
-  if parts.reestimate:
-    refresh = pr.engine.make_reestimate(mesh, task.loss_fn, batch_fn, data)
-  test_data = None
-  if parts.test is not None:
-    test_data = pr.engine.shard_examples(mesh, parts.test, EVAL_BATCH)
-  return Experiment(
-    parts=parts,
-    state=pr.engine.create_train_state(
-      mesh, algorithm, params, model_state, seed=parts.seed
-    ),
-    train_steps=pr.engine.make_resident_train_steps(
-      mesh, algorithm, task.loss_fn, batch_fn
-    ),
-    evaluate=_make_evaluate(parts, refresh),
-    data=data,
-    test_data=test_data,
-  )
-
-
-def _make_evaluate(
-  parts: Parts, refresh: Callable[[Any], Any] | None
-) -> Callable[..., dict[str, float]]:
-  """Evaluation on the test split, which gives nothing if there is none."""
-  eval_fn = parts.task.eval_fn
-  if parts.test is None or eval_fn is None:
-    return lambda state, examples: {}
-  return pr.engine.make_evaluate(
-    parts.mesh,
-    parts.plan.algorithm,
-    lambda p, s, b: eval_fn(p, s, parts.for_evaluation(b)),
-    refresh=refresh,
-  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  return jax.eval_shape(init, key, jax.tree.map(example, arrays))

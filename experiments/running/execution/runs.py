@@ -18,14 +18,14 @@ from experiments.running.execution.finite import (
   check_params,
 )
 from experiments.running.execution.intervals import Intervals
-from experiments.running.execution.parts import Experiment, Parts
+from experiments.running.execution.parts import Parts
 from experiments.running.logs import loggers, logs
 from experiments.running.process import locks, messages, signals
 from experiments.running.records import records, writing
 from experiments.running.records.progress import Progress, find_start
-import prsgd_jax as pr
 from prsgd_jax import ledger
 from prsgd_jax.engine import checkpoints
+from prsgd_jax.engine.run_state import State
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
@@ -106,23 +106,25 @@ def describe(parts: Parts, intervals: Intervals) -> records.Record:
 
 
 def execute(
-  experiment: Experiment,
+  parts: Parts,
   workdir: pathlib.Path,
   intervals: Intervals,
   *,
+  start: warm_start.Start | None = None,
   progress: bool = True,
   more_loggers: Sequence[loggers.Factory] = (),
   keep: int | None = KEEP,
 ) -> records.Record:
-  """Runs an experiment to its end, from its newest checkpoint if it has one.
+  """Trains to the end of a run, from its newest checkpoint if it has one.
 
   A signal, if the program watches for them, ends it with a checkpoint at the
   next dispatch boundary.
 
   Args:
-    experiment: as `prepare` made it; its state is used up.
+    parts: of the run.
     workdir: as `records.open_workdir` made it.
     intervals: between records, evaluations and checkpoints.
+    start: the checkpoint that a new run starts from. Default: none.
     progress: whether to show a progress bar, or lines where no terminal is.
     more_loggers: functions of a `loggers.Run`; their loggers get each record.
     keep: how many checkpoints stay, the newest ones; None for all.
@@ -147,7 +149,7 @@ def execute(
   try:
     with contextlib.ExitStack() as closing:
       return _execute(
-        experiment, workdir, intervals, progress, more_loggers, keep, closing
+        parts, workdir, intervals, start, progress, more_loggers, keep, closing
       )
   except NonFinite as error:
     failure = {'step': error.step, 'failed': str(error)}
@@ -159,17 +161,17 @@ def execute(
 
 
 def _execute(
-  experiment: Experiment,
+  parts: Parts,
   workdir: pathlib.Path,
   intervals: Intervals,
+  begin: warm_start.Start | None,
   progress: bool,
   more_loggers: Sequence[loggers.Factory],
   keep: int | None,
   closing: contextlib.ExitStack,
 ) -> records.Record:
-  num_steps = experiment.parts.plan.num_steps
-  description = experiment.parts.description
-  state, start, means = _restore(experiment, workdir)
+  num_steps = parts.plan.num_steps
+  state, start, means = _restore(parts, begin, workdir)
   done_before = records.finished(workdir, num_steps)
   if done_before is not None and start in (0, num_steps):
     return done_before  # also where its checkpoints were removed since
@@ -179,12 +181,12 @@ def _execute(
       'starts again from step 0'
     )
   records.set_summary_aside(workdir)
-  meter = experiment.parts.meter
+  meter = parts.meter
   position = meter.advance(meter.init(), start)
   log = logs.open_log(
     loggers.Run(
       workdir=workdir,
-      label=experiment.parts.label,
+      label=parts.label,
       flags=records.read_config(workdir)['flags'],
       start=start,
       num_steps=num_steps,
@@ -201,37 +203,35 @@ def _execute(
     host = jax.tree.map(np.asarray, metrics)
     check_loss(workdir, first, host)
     means.add(host)
-    log.advance(host['loss'].shape[1])
+    log.advance(len(host['loss']))
 
-  def save(state: pr.engine.TrainState) -> None:
-    _save(experiment, workdir, state, means, keep)
+  def save(state: State) -> None:
+    _save(parts, workdir, state, means, keep)
 
   def is_due(step: int, every: int) -> bool:
     return step == num_steps or step % every == 0
 
-  def record(state: pr.engine.TrainState, step: int) -> None:
+  def record(state: State, step: int) -> None:
     nonlocal position
     position = meter.advance(position, step)
-    spent = meter.spent(position, state.algorithm_state)
+    spent = meter.spent(position, state.on_devices.algorithm_state)
     found = {
       'step': step,
-      'epoch': experiment.parts.epoch(spent.gradients),
+      'epoch': parts.epoch(spent.gradients),
       **means.pop(),
-      **_spent(experiment, step, spent),
+      **_spent(parts, step, spent),
     }
     if is_due(step, intervals.eval_every):
-      found |= _measure(experiment, state)
+      found |= _measure(parts, state)
     log.write(found)
 
   directory = workdir / records.CHECKPOINTS
-  if warm_start.NAME in description and not checkpoints.steps(directory):
+  if warm_start.NAME in parts.description and not checkpoints.steps(directory):
     save(state)  # the run that it starts from may be removed
   if not means.is_recorded() and is_due(start, intervals.log_every):
     record(state, start)  # a signal came before its evaluation
   for first, stop in _dispatches(start, num_steps, intervals):
-    state, metrics = experiment.train_steps(
-      state, experiment.data, stop - first
-    )
+    state, metrics = parts.trainer.run(state, parts.data, stop - first)
     if clock.first_steps is None:
       jax.block_until_ready(metrics)
       clock = clock._replace(first_steps=time.monotonic(), counted_from=stop)
@@ -259,14 +259,12 @@ def _execute(
         raise signals.Stopped(saved, number)
       paused = clock.paused + time.monotonic() - working
       clock = clock._replace(paused=paused)
-  return _summarize(experiment, workdir, clock)
+  return _summarize(parts, workdir, clock)
 
 
-def _spent(
-  experiment: Experiment, step: int, spent: ledger.Spent
-) -> records.Record:
+def _spent(parts: Parts, step: int, spent: ledger.Spent) -> records.Record:
   """The learning rate, and what was spent so far."""
-  schedule = experiment.parts.plan.schedule
+  schedule = parts.plan.schedule
   rate = {}
   if schedule is not None:
     # The shortest digits of the float32: 0.02, not 0.019999999552965164.
@@ -300,70 +298,62 @@ def _dispatches(
 
 
 def _restore(
-  experiment: Experiment, workdir: pathlib.Path
-) -> tuple[pr.engine.TrainState, int, Progress]:
+  parts: Parts, begin: warm_start.Start | None, workdir: pathlib.Path
+) -> tuple[State, int, Progress]:
+  state = warm_start.first_state(parts, begin)
   found = find_start(workdir)
   if found is None:
-    return experiment.state, 0, Progress()
+    return state, 0, Progress()
   start, means = found
-  state = checkpoints.restore(
-    workdir / records.CHECKPOINTS,
-    experiment.parts.mesh,
-    experiment.state,
-    experiment.parts.description,
-    start,
-  )
+  directory = workdir / records.CHECKPOINTS
+  state = parts.trainer.restore(directory, state, parts.description, start)
   return state, start, means
 
 
 def _save(
-  experiment: Experiment,
+  parts: Parts,
   workdir: pathlib.Path,
-  state: pr.engine.TrainState,
+  state: State,
   means: Progress,
   keep: int | None,
 ) -> None:
   """Saves a state whose parameters are all finite."""
-  check_params(workdir, experiment.parts.mesh, state)
+  check_params(workdir, state)
   directory = workdir / records.CHECKPOINTS
   # A checkpoint is of use only with the records up to it.
   writing.sync(workdir / records.METRICS)
-  checkpoints.save(
-    directory,
-    experiment.parts.mesh,
-    state,
-    experiment.parts.description,
-    notes=means.notes(),
-  )
+  parts.trainer.save(directory, state, parts.description, notes=means.notes())
   if keep is not None:
     checkpoints.prune(directory, keep)
 
 
-def _measure(
-  experiment: Experiment, state: pr.engine.TrainState
-) -> dict[str, float]:
+def _measure(parts: Parts, state: State) -> dict[str, float]:
   """The means over the test split, and the consensus distance."""
-  means = experiment.evaluate(state, experiment.test_data)
+  if parts.test is None:
+    return {}
+  means = parts.trainer.evaluate(
+    state, parts.test, reestimate=parts.data if parts.reestimate else None
+  )
   own = ('consensus_distance',)  # of the parameters, not of the examples
   return {n if n in own else f'test_{n}': v for n, v in means.items()}
 
 
 def _summarize(
-  experiment: Experiment, workdir: pathlib.Path, clock: _Clock
+  parts: Parts, workdir: pathlib.Path, clock: _Clock
 ) -> records.Record:
   summary = {
-    'label': experiment.parts.label,
+    'label': parts.label,
     **records.read_records(workdir)[-1],
     'steps_per_second': None,
     'seconds_to_first_steps': None,
-    'replicas': str(experiment.parts.mesh),
-    'device': experiment.parts.mesh.devices[0].device_kind,
+    'replicas': str(parts.trainer.mesh),
+    'device': parts.trainer.mesh.devices[0].device_kind,
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
     'commit': records.commit(),
   }
   if clock.first_steps is not None:
-    steps = experiment.parts.plan.num_steps - clock.counted_from
+    steps = parts.plan.num_steps - clock.counted_from
     seconds = time.monotonic() - clock.first_steps - clock.paused
     summary['seconds_to_first_steps'] = clock.first_steps - clock.begun
     summary['steps_per_second'] = steps / seconds if steps else None

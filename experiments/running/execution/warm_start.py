@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 
-from experiments.running.execution.parts import Experiment, Parts
+from experiments.running.execution.parts import Parts, point_shapes
 from experiments.running.records import differences, records
-import prsgd_jax as pr
 from prsgd_jax.engine import checkpoint_files, checkpoint_model, checkpoints
+from prsgd_jax.engine.run_state import State
 from prsgd_jax.engine.train_state import host_mean
 
 NAME = 'init_from'
@@ -56,37 +56,29 @@ def plan(
   else:
     start = Start(_find(pathlib.Path(source)), values.init_replicas)
     n = checkpoint_model.check(start.path, *_shapes(parts))
-    if start.replicas == 'each' and n != parts.mesh.num_replicas:
+    if start.replicas == 'each' and n != parts.trainer.mesh.num_replicas:
       raise ValueError(
         f'--init_replicas=each needs the --num_replicas={n} of {start.path}, '
-        f'got {parts.mesh.num_replicas}; use --init_replicas=mean'
+        f'got {parts.trainer.mesh.num_replicas}; use --init_replicas=mean'
       )
     text = _describe(start)
   description = {**parts.description, NAME: text}
   return parts._replace(description=description), start
 
 
-def apply(experiment: Experiment, start: Start | None) -> Experiment:
-  """Returns the experiment with its replicas where `plan` found.
+def first_state(parts: Parts, start: Start | None) -> State:
+  """Returns the first state of a run, from where `plan` found.
 
   Raises:
     CheckpointError: if the checkpoint is damaged.
   """
   if start is None:
-    return experiment
-  parts = experiment.parts
-  point = checkpoint_model.read(start.path, *_shapes(parts))
+    return parts.first_state()
   each = start.replicas == 'each'
+  point = checkpoint_model.read(start.path, *_shapes(parts))
   if not each:
     point = jax.tree.map(host_mean, point)
-  state = pr.engine.create_train_state(
-    parts.mesh,
-    parts.plan.algorithm,
-    *point,
-    seed=parts.seed,
-    per_replica=each,
-  )
-  return experiment._replace(state=state)
+  return parts.trainer.init(*point, seed=parts.seed, per_replica=each)
 
 
 def _find(source: pathlib.Path) -> pathlib.Path:
@@ -102,17 +94,8 @@ def _find(source: pathlib.Path) -> pathlib.Path:
   )
 
 
-def _shapes(parts: Parts) -> Any:
-  """(params, model_state) of one replica, as shapes."""
-
-  def init(key: Any, batch: Any) -> Any:
-    return parts.task.init(key, parts.for_evaluation(batch))
-
-  def example(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return jax.eval_shape(init, key, jax.tree.map(example, parts.train))
+def _shapes(parts: Parts) -> tuple[Any, Any]:
+  return point_shapes(parts.init, parts.data.arrays)
 
 
 def _describe(start: Start) -> str:

@@ -35,7 +35,7 @@ class Progress:
     """Adds metrics.
 
     Args:
-      metrics: values `[D, steps, V]` by name, 0 where a replica is inactive.
+      metrics: values `[steps, N]` by name, 0 where a replica is inactive.
     """
     active = metrics.get('active', np.ones_like(metrics['loss']))
     for name, value in {**metrics, 'active': active}.items():
