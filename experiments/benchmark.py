@@ -44,9 +44,9 @@ from experiments.tools import tables
 from experiments.tools.tables import Column
 import prsgd_jax as pr
 from prsgd_jax import models
-from prsgd_jax.data import augmentation, input_pipeline
+from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import load_dataset
-from prsgd_jax.engine import feeding
+from prsgd_jax.data.values import Resident
 from prsgd_jax.models.classification import Task, classifier
 
 FLAGS = flags.FLAGS
@@ -106,12 +106,11 @@ def make_case(name: str, data_dir: str | None) -> Case:
 
 
 def measure(case: Case) -> dict[str, Any]:
-  """Runs all loops in turn and returns medians, quartiles and their ratio."""
-  parts = _parts(case)
+  """All loops in turn: medians, quartiles and their ratio."""
   loops = {
-    'engine': engine_loop(case, *parts),
-    'scanned_by_hand': hand_written_loop(case, *parts, scan=True),
-    'stepped_by_hand': hand_written_loop(case, *parts, scan=False),
+    'engine': engine_loop(case),
+    'scanned_by_hand': hand_written_loop(case, scan=True),
+    'stepped_by_hand': hand_written_loop(case, scan=False),
   }
   rates: dict[str, list[float]] = {name: [] for name in loops}
   for i in range(case.repeats):
@@ -140,52 +139,44 @@ def measure(case: Case) -> dict[str, Any]:
   }
 
 
-def _parts(case: Case) -> tuple[pr.engine.ReplicaMesh, Task, Any, Any]:
-  """Returns the mesh, task, batch function, and data on the devices."""
-  mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
-  task = classifier(case.model)
+def _optimizer() -> optax.GradientTransformation:
+  return optax.sgd(0.01, momentum=0.9)
+
+
+def _data(case: Case) -> Resident:
+  """The batches, which are the same in all loops."""
   pixels = augmentation.channel_statistics(case.data['image'])
 
   def transform(key: jax.Array, batch: Any) -> Any:
     del key
     return {**batch, 'image': augmentation.normalize(batch['image'], *pixels)}
 
-  sampler = input_pipeline.shared(
-    len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
+  return pr.shared(case.data, batch_size=case.batch_size, transform=transform)
+
+
+def engine_loop(case: Case) -> Loop:
+  """The library's."""
+  task = classifier(case.model)
+  trainer = pr.trainer(
+    pr.pr_sgd(_optimizer(), period=PERIOD),
+    task.loss_fn,
+    num_replicas=case.num_devices,
+    num_devices=case.num_devices,
   )
-  batch_fn = feeding.make_batch_fn(mesh, sampler, transform)
-  return mesh, task, batch_fn, mesh.replicate(case.data)
+  state = trainer.init(*initial(case, task))
+  data, steps = _data(case), case.steps_per_dispatch
+  memory = memory_of(trainer.lower(state, data, steps))
+  return make_loop(trainer.run, state, data, steps, memory)
 
 
-def _optimizer() -> optax.GradientTransformation:
-  return optax.sgd(0.01, momentum=0.9)
-
-
-def engine_loop(
-  case: Case, mesh: pr.engine.ReplicaMesh, task: Task, batch_fn: Any, data: Any
-) -> Loop:
-  """Returns the library's loop."""
-  algorithm = pr.pr_sgd(_optimizer(), period=PERIOD)
-  params, model_state = _initial(case, task)
-  state = pr.engine.create_train_state(mesh, algorithm, params, model_state)
-  train_steps = pr.engine.make_resident_train_steps(
-    mesh, algorithm, task.loss_fn, batch_fn
-  )
-  memory = memory_of(train_steps, state, data, case.steps_per_dispatch)
-  return make_loop(train_steps, state, data, case.steps_per_dispatch, memory)
-
-
-def hand_written_loop(
-  case: Case,
-  mesh: pr.engine.ReplicaMesh,
-  task: Task,
-  batch_fn: Any,
-  data: Any,
-  *,
-  scan: bool,
-) -> Loop:
-  """Returns a minimal loop of PR-SGD, with one replica per device."""
-  tx = _optimizer()
+def hand_written_loop(case: Case, *, scan: bool) -> Loop:
+  """PR-SGD with nothing around it, one replica per device."""
+  # Of the library it has what puts the same batches on the same devices.
+  mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
+  resident = _data(case)
+  batch_fn = resident.recipe.make(mesh.num_replicas)
+  data = mesh.replicate(resident.arrays)
+  task, tx = classifier(case.model), _optimizer()
 
   def one(carry: Any, data: Any) -> Any:
     params, model_state, opt_state, step = carry
@@ -218,27 +209,28 @@ def hand_written_loop(
       return one(carry, data)
     return lax.scan(lambda c, _: one(c, data), carry, length=num_steps)
 
-  params, model_state = _initial(case, task)
+  params, model_state = initial(case, task)
   point = (params, model_state, tx.init(params), np.zeros((), np.int32))
   # Copied, because the program donates its arguments.
   carry = jax.pmap(
     lambda tree: jax.tree.map(jnp.copy, tree), devices=mesh.devices
   )(mesh.replicate(point))
-  memory = memory_of(train_steps, carry, data, case.steps_per_dispatch)
+  memory = memory_of(train_steps.lower(carry, data, case.steps_per_dispatch))
   calls = 1 if scan else case.steps_per_dispatch
   return make_loop(
     train_steps, carry, data, case.steps_per_dispatch, memory, calls
   )
 
 
-def _initial(case: Case, task: Task) -> Any:
+def initial(case: Case, task: Task) -> Any:
+  """Returns (params, model_state), from which all loops start."""
   image = jnp.zeros((1, *case.data['image'].shape[1:]))
   return jax.jit(task.init)(jax.random.key(0), {'image': image})
 
 
-def memory_of(train_steps: Any, carry: Any, data: Any, num_steps: int) -> int:
-  """Returns the bytes that a compiled program requires on one device."""
-  found = train_steps.lower(carry, data, num_steps).compile().memory_analysis()
+def memory_of(lowered: jax.stages.Lowered) -> int:
+  """Returns the bytes that a program asks for on one device."""
+  found: Any = lowered.compile().memory_analysis()
   return (
     found.argument_size_in_bytes
     + found.output_size_in_bytes

@@ -61,7 +61,7 @@ flags.adopt_module_key_flags(cli)
 
 RATE = 0.01
 OPTIMIZER = optax.sgd(RATE, momentum=0.9)
-# Both versions spell these the same.
+# All versions spell these the same.
 ALGORITHMS: Mapping[str, Callable[[ModuleType], Any]] = {
   'pr_sgd': lambda pr: pr.pr_sgd(OPTIMIZER, period=4),
   'k_avg': lambda pr: pr.k_avg(OPTIMIZER, period=4),
@@ -73,12 +73,17 @@ ALGORITHMS: Mapping[str, Callable[[ModuleType], Any]] = {
   ),
   'choco_sgd': lambda pr: pr.choco_sgd(
     OPTIMIZER,
-    mixing=pr.graphs.ring(),
-    compressor=pr.codecs.top_k(0.1),
+    mixing=_room(pr, 'graphs').ring(),
+    compressor=_room(pr, 'codecs').top_k(0.1),
     consensus_step_size=0.3,
   ),
   'sgp': lambda pr: pr.sgp(OPTIMIZER),
 }
+
+
+def _room(pr: ModuleType, name: str) -> ModuleType:
+  """Where a version has some names: older ones have all names in one place."""
+  return vars(pr).get(name, pr)
 
 
 def load(root: pathlib.Path, name: str) -> ModuleType:
@@ -98,28 +103,38 @@ def load(root: pathlib.Path, name: str) -> ModuleType:
 
 def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
   """One version's compiled loop over the digits."""
-  classification, input_pipeline = (
-    importlib.import_module(f'{pr.__name__}.{name}')
-    for name in ('classification', 'input_pipeline')
+  if 'trainer' not in vars(pr):
+    return _flat_loop(pr, name, case)
+  models = importlib.import_module(f'{pr.__name__}.models.classification')
+  task = models.classifier(case.model)
+  trainer = pr.trainer(
+    ALGORITHMS[name](pr),
+    task.loss_fn,
+    num_replicas=case.num_devices,
+    num_devices=case.num_devices,
   )
-  mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
-  task = classification.classifier(case.model)
-  sampler = input_pipeline.shared(
+  state = trainer.init(*benchmark.initial(case, task))
+  data = pr.shared(case.data, batch_size=case.batch_size, transform=_to_float)
+  steps = case.steps_per_dispatch
+  memory = benchmark.memory_of(trainer.lower(state, data, steps))
+  return benchmark.make_loop(trainer.run, state, data, steps, memory)
+
+
+def _flat_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
+  """The loop of a version without a trainer, whose names were all flat."""
+  models = importlib.import_module(f'{pr.__name__}.classification')
+  mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
+  task = models.classifier(case.model)
+  sampler = pr.shared(
     len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
   )
   algorithm = ALGORITHMS[name](pr)
-  image = jnp.zeros((1, *case.data['image'].shape[1:]))
-  params, model_state = task.init(jax.random.key(0), {'image': image})
-  state = pr.engine.create_train_state(mesh, algorithm, params, model_state)
-  train_steps = pr.engine.make_resident_train_steps(
-    mesh,
-    algorithm,
-    task.loss_fn,
-    pr.engine.make_batch_fn(mesh, sampler, _to_float),
+  state = pr.create_train_state(mesh, algorithm, *benchmark.initial(case, task))
+  train_steps = pr.make_resident_train_steps(
+    mesh, algorithm, task.loss_fn, pr.make_batch_fn(mesh, sampler, _to_float)
   )
-  data = mesh.replicate(case.data)
-  steps = case.steps_per_dispatch
-  memory = benchmark.memory_of(train_steps, state, data, steps)
+  data, steps = mesh.replicate(case.data), case.steps_per_dispatch
+  memory = benchmark.memory_of(train_steps.lower(state, data, steps))
   return benchmark.make_loop(train_steps, state, data, steps, memory)
 
 
