@@ -17,7 +17,7 @@ from experiments.papers.target import Setting
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 from prsgd_jax import models
-from prsgd_jax.data import augmentation, input_pipeline
+from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import load_dataset
 from prsgd_jax.models.classification import classifier
 
@@ -43,52 +43,40 @@ def measure(setting: Setting) -> dict[str, Any]:
     image = augmentation.normalize(batch['image'], *statistics)
     return {**batch, 'image': image}
 
-  task = classifier(models.LeNet5(dataset.num_classes))
-  n, steps = TRAINING['num_replicas'], TRAINING['steps']
-  mesh = pr.engine.ReplicaMesh(n, 1)
-  sampler = input_pipeline.shared(EXAMPLES, n, TRAINING['batch_size'], seed=0)
-  data = mesh.replicate(train)
-  held_out = pr.engine.shard_examples(mesh, test, 500)
-  keys = jax.random.split(jax.random.key(0, impl='threefry2x32'), n)
-  example = normalized({'image': jnp.asarray(train['image'][:1])})
-  points = jax.vmap(lambda key: task.init(key, example)[0])(keys)
-  tx = optax.sgd(RATE, MOMENTUM)
-  algorithms = {
-    'once': pr.k_avg(tx, period=steps),
-    'every 10': pr.k_avg(tx, period=TRAINING['period']),
-  }
-
   def score(params: Any, model_state: Any, batch: Any) -> Any:
     return task.eval_fn(params, model_state, normalized(batch))
 
-  evaluate = pr.engine.make_evaluate(mesh, algorithms['once'], score)
-  evaluate_replicas = pr.engine.make_evaluate_replicas(
-    mesh, algorithms['once'], score
+  task = classifier(models.LeNet5(dataset.num_classes))
+  n, steps = TRAINING['num_replicas'], TRAINING['steps']
+  data = pr.shared(
+    train,
+    batch_size=TRAINING['batch_size'],
+    transform=lambda key, batch: normalized(batch),
   )
+  keys = jax.random.split(jax.random.key(0, impl='threefry2x32'), n)
+  example = normalized({'image': jnp.asarray(train['image'][:1])})
+  points = jax.vmap(lambda key: task.init(key, example)[0])(keys)
   runs = {}
-  for scheme, algorithm in algorithms.items():
-    train_steps = pr.engine.make_resident_train_steps(
-      mesh,
-      algorithm,
+  for scheme, period in zip(SCHEMES, (steps, TRAINING['period']), strict=True):
+    trainer = pr.trainer(
+      pr.k_avg(optax.sgd(RATE, MOMENTUM), period=period),
       task.loss_fn,
-      pr.engine.make_batch_fn(
-        mesh, sampler, lambda key, batch: normalized(batch)
-      ),
+      num_replicas=n,
+      eval_fn=score,
+      num_devices=1,
     )
     for start in STARTS:
       begin = points
       if start == 'same':
         begin = jax.tree.map(lambda x: jnp.broadcast_to(x[0], x.shape), points)
-      state = pr.engine.create_train_state(
-        mesh, algorithm, begin, {}, per_replica=True
-      )
+      state = trainer.init(begin, {}, per_replica=True)
       curve = []
       for done in range(EVERY, steps + 1, EVERY):
-        state, _ = train_steps(state, data, EVERY - 1)
+        state, _ = trainer.run(state, data, EVERY - 1)
         if done == steps:
-          own = evaluate_replicas(state, held_out)['accuracy']
-        state, _ = train_steps(state, data, 1)
-        curve.append(evaluate(state, held_out)['accuracy'])
+          own = trainer.evaluate_replicas(state, test)['accuracy']
+        state, _ = trainer.run(state, data, 1)
+        curve.append(trainer.evaluate(state, test)['accuracy'])
       runs[f'{scheme}, {start}'] = {
         'mean': curve,
         'replicas_before': own.tolist(),
