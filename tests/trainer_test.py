@@ -12,7 +12,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax.data import input_pipeline
-from prsgd_jax.engine import stacking
+from prsgd_jax.engine import checkpoints, stacking
 from tests import harness
 
 N = 8
@@ -387,7 +387,8 @@ class CheckpointTest(absltest.TestCase):
     directory = self.enterContext(tempfile.TemporaryDirectory())
     trainer = known(2)
     state, _ = trainer.run(start(trainer), data(), T)
-    trainer.save(directory, state, {'name': 'mine'})
+    trainer.save(directory, state, {'name': 'mine'}, notes={'epoch': 3})
+    self.assertEqual(checkpoints.read_notes(directory, state.step)['epoch'], 3)
     state, _ = trainer.run(state, data(), T)
     other = known(2)
     found = other.restore(directory, start(other), {'name': 'mine'})

@@ -65,8 +65,10 @@ class Trainer(NamedTuple):
     spent: `(state, network=NETWORK) -> ledger.Spent`, the totals of the steps
       done, including data-dependent rounds.
     shapes: `(params, model_state=()) -> Replica` of shapes, without devices.
-    save: `(directory, state, description={}) -> path`, a checkpoint of all
-      replicas in `directory/<step>`.
+    save: `(directory, state, description={}, *, notes=None) -> path`, a
+      checkpoint of all replicas in `directory/<step>`. `notes`, a dict of JSON
+      types such as the position of a loader, are kept with it;
+      `engine.checkpoints.read_notes(directory, step)` returns them.
     restore: `(directory, like, description={}, step=None) -> State`, the
       checkpoint of a step, by default the newest. `like` is a state that `init`
       made. `description` must equal the saved one.
@@ -346,12 +348,14 @@ def _checkpoints(
     directory: str | pathlib.Path,
     state: State,
     description: Mapping[str, Any] = {},
+    *,
+    notes: Mapping[str, Any] | None = None,
   ) -> pathlib.Path:
     """Save all replicas."""
     from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
 
     own = check_own('save', mesh, state)
-    return checkpoints.save(directory, mesh, own, description)
+    return checkpoints.save(directory, mesh, own, description, notes=notes)
 
   def restore(
     directory: str | pathlib.Path,
