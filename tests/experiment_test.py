@@ -156,7 +156,7 @@ class PlanTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('k_avg', {'average_codec': 'top_k:0.1', 'period': 2},
-     '--average_codec sends differences from x0, .*k_avg does not remember'),
+     '--average_codec sends differences from x0, .*k_avg does not store'),
     ('k_avg', {'when': 'qsr:0.1'}, "missing a required argument: 'base_period"),
     ('k_avg', {'when': 'qsr:0:4'}, 'alpha must be > 0'),
     ('k_avg', {'when': 'dubling:4'}, 'unknown --when=dubling:4; use one of ev'),

@@ -92,7 +92,7 @@ class FiguresTest(parameterized.TestCase):
     self.write('a', losses=(0.8,))
     self.write('b', losses=(0.7,))
     with self.assertRaisesRegex(
-      ValueError, "'ssgd' with seed 0 is there twice"
+      ValueError, "'ssgd' with seed 0 is given twice"
     ):
       figures.curves(self.read(), 'step', 'loss')
 
@@ -113,7 +113,7 @@ class FiguresTest(parameterized.TestCase):
       figures.curves([], *names)
 
   def test_a_directory_without_runs_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'there is no run in'):
+    with self.assertRaisesRegex(ValueError, 'holds no run'):
       figures.find_runs([self.root])
 
   def test_runs_are_found_once(self):
@@ -157,7 +157,7 @@ class FiguresTest(parameterized.TestCase):
     figure = figures.make(self.read(), x=['bytes_sent'], y=['loss'])
     (axis,) = figure.axes
     self.assertEqual(axis.get_xscale(), 'symlog')
-    self.assertRegex(axis.get_xlabel(), 'MiB .*\n.linear below 20')
+    self.assertRegex(axis.get_xlabel(), 'MiB.*\n.linear below 20')
     self.assertLess(axis.get_xlim()[0], 0)
     x = axis.lines[0].get_xdata()
     np.testing.assert_array_equal(x, [0, np.nan, 20, 30])
@@ -176,7 +176,7 @@ class FiguresTest(parameterized.TestCase):
     self.assertEqual(figure.axes[0].get_yscale(), 'linear')
     self.assertEqual(figure.get_suptitle(), 'A')
     with self.assertRaisesRegex(
-      ValueError, '--log=rounds is no axis of this figure; use one of step'
+      ValueError, '--log=rounds is not an axis of this figure; use one of step'
     ):
       figures.make(self.read(), scales={'rounds': 'log'})
 
@@ -261,7 +261,7 @@ class DemoTest(absltest.TestCase):
     sent = [one['bytes_sent'] for one in last]
     self.assertEqual([sent[0] / one for one in sent[1:3]], [4, 16])
     (panel, _) = self.make(self.dirs).axes
-    self.assertEqual(panel.get_ylabel(), 'test error of their average, %')
+    self.assertEqual(panel.get_ylabel(), 'test error of averaged model [%]')
     self.assertIn("error is that of the replicas' average", readme)
 
 

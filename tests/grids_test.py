@@ -103,10 +103,10 @@ class GridsTest(parameterized.TestCase):
   @parameterized.parameters(
     ('--run is missing', (), ()),
     ('expected FLAG=VALUE', ('ssgd',), ('seed',)),
-    ("'sead' is no setting of a run; use one of", ('ssgd',), ('sead=0',)),
-    ("'workdir' is no setting", ('ssgd',), ('workdir=a,b',)),
-    ("'algorithm' is no setting", ('ssgd',), ('algorithm=ssgd,k_avg',)),
-    ("'0' is there twice", ('ssgd',), ('seed=0,0',)),
+    ("'sead' is not a setting of a run; use one of", ('ssgd',), ('sead=0',)),
+    ("'workdir' is not a setting", ('ssgd',), ('workdir=a,b',)),
+    ("'algorithm' is not a setting", ('ssgd',), ('algorithm=ssgd,k_avg',)),
+    ("'0' is given twice", ('ssgd',), ('seed=0,0',)),
     ('expected 2 values with : between', ('ssgd',), ('seed:momentum=0',)),
     ('--seed is on two axes', ('ssgd',), ('seed=0', 'seed=1')),
     ('invalid literal', ('ssgd',), ('seed=one',)),
@@ -119,7 +119,7 @@ class GridsTest(parameterized.TestCase):
     ('when: does nothing', ('ssgd',), ('when=every:4',)),
     ('when: does nothing', ('k_avg,period=2',), ('when=every:4',)),
     ('period: does nothing', ('k_avg,when=every:2',), ('period=4',)),
-    ('--when takes the', ('k_avg',), ('period=4', 'when=every:4')),
+    ('--when replaces', ('k_avg',), ('period=4', 'when=every:4')),
     ('local: does nothing', ('ssgd',), ('local=sgp',)),
   )
   def test_bad_grids_are_refused(self, message, runs, grid):

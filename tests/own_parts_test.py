@@ -95,7 +95,7 @@ class OwnPartsTest(parameterized.TestCase):
     self.assertEqual([point.config.options for point in own], options)
     self.assertEqual((other.config.options, other.values['strength']), ({}, ''))
     self.assertEqual(own[0].slug(), own[0].config.slug())
-    with self.assertRaisesRegex(ValueError, "'strength' is no setting"):
+    with self.assertRaisesRegex(ValueError, "'strength' is not a setting"):
       grids.points(['ssgd'], ['strength=0.5,1'], flags.FLAGS)
     command = grids.command(two)
     self.assertIn('--algorithm=mine:soft', command)
@@ -108,7 +108,7 @@ class OwnPartsTest(parameterized.TestCase):
     self.assertEqual(again, two.config)
 
   @parameterized.parameters(
-    ('there is no module nowhere in ', '--algorithm=nowhere:soft'),
+    (': no module nowhere in ', '--algorithm=nowhere:soft'),
     ('module mine has no sof; did you mean soft?', '--algorithm=mine:sof'),
     ('expected a module, not a file; write --algorithm=mine:soft',
      '--algorithm=./mine.py:soft'),
@@ -187,7 +187,7 @@ class OwnPartsTest(parameterized.TestCase):
      'they must be image and label', '--dataset=mine:line'),
     ('--model=transformer does not read --dataset=mine:blobs.*use --model=mlp',
      '--dataset=mine:blobs --model=transformer'),
-    ('--augment is of images .n, height', '--dataset=mine:blobs --augment'),
+    ('--augment requires images .n, height', '--dataset=mine:blobs --augment'),
   )  # fmt: skip
   def test_a_slip_is_one_line(self, pattern, args):
     if '--algorithm' not in args:

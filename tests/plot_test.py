@@ -70,11 +70,11 @@ class PlotTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('requires directories of runs', ()),
-    ('there is no run in .*nothing', ('nothing',)),
+    ('nothing holds no run', ('nothing',)),
     ('unknown --x=time; use one of step', ('run', '--x=time')),
     ('unknown --y=speed; use one of loss', ('run', '--y=speed')),
     ('--x is empty', ('run', '--x=')),
-    ('--log=rounds is no axis of this figure', ('run', '--log=rounds')),
+    ('--log=rounds is not an axis of this figure', ('run', '--log=rounds')),
     ('Format .* is not supported', ('run', '--output=figure.foo')),
     ('--output=/ is a directory; pass a file', ('run', '--output=/')),
   )

@@ -227,7 +227,7 @@ class ReportTest(PageTest):
 
   @parameterized.parameters(
     ('requires directories of runs', ()),
-    ('there is no run in .*nothing', ('nothing',)),
+    ('nothing holds no run', ('nothing',)),
     ('there is no reproduction in', ('--reproductions',)),
     ('unknown --y=foo', ('sweep', '--y=foo')),
   )

@@ -159,7 +159,7 @@ class RestoreTest(parameterized.TestCase):
     self.assertEqual(made.options, {'seed': 3, 'lr': 4.5})
 
   def test_without_a_run_it_is_one_line(self):
-    with self.assertRaisesRegex(ValueError, 'there is no run in'):
+    with self.assertRaisesRegex(ValueError, 'holds no run'):
       saved_flags.restore(FLAGS, self.workdir)
 
 

@@ -65,9 +65,7 @@ class MakeDirectoryTest(absltest.TestCase):
 
   def test_place_that_cannot_be_is_one_line(self):
     self.root.touch()
-    with self.assertRaisesRegex(
-      ValueError, 'runs/a cannot be created'
-    ):
+    with self.assertRaisesRegex(ValueError, 'runs/a cannot be created'):
       slugs.make_directory(self.root, 'a')
 
 

@@ -106,7 +106,7 @@ class SweepTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('--run is missing', ()),
-    ("'sead' is no setting of a run", ('--run=ssgd', '--grid=sead=0,1')),
+    ("'sead' is not a setting of a run", ('--run=ssgd', '--grid=sead=0,1')),
     ('--jobs must be >= 0', ('--run=ssgd', '--jobs=-1')),
     ('--best_by=momentum is not an axis.*use one of batch_size',
      ('--run=ssgd', '--grid=batch_size=4,8', '--best_by=momentum')),

@@ -1,4 +1,4 @@
-"""The standard figures: measures of runs, with bands over their seeds."""
+"""Draws measures of runs as curves, with bands over their seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import json
@@ -14,26 +14,26 @@ from experiments.tools import drawing, figure_files, measures, styles
 from experiments.tools.measures import SCALES, Scale, X, Y, flat
 
 BANDS = ('range', 'std', 'none')
-# Inches: of a panel.
+# Width and height of a panel in inches.
 PANEL = (5, 3.5)
-# Of the description of a run: what names no setting of its own.
+# Parts of a run's description that are not settings in the label of a curve.
 _UNNAMED = ('algorithm', 'options', 'seed', 'data')
-# Where the logarithm begins, if not at the least value that is not zero:
-# rounding alone makes consensus distances of 1e-13.
+# Start of the logarithm, otherwise the smallest positive value, because
+# rounding errors alone cause consensus distances of 1e-13.
 _LEAST = {'consensus_distance': 1e-6}
 
 
 class Run(NamedTuple):
-  """What a run wrote.
+  """Contents of a run's directory.
 
   Attributes:
-    label: its algorithm with the options.
-    algorithm: its name, which determines color and marker.
-    settings: what else determines its trajectory, by name; not the seed.
-    seed: of the run.
-    history: its records.
-    done: whether it came to its end.
-    failed: why it ended early, or None.
+    label: algorithm with its options.
+    algorithm: name of the algorithm, which determines color and marker.
+    settings: other values that determine the trajectory, except the seed.
+    seed: seed of the run.
+    history: records of the run.
+    done: whether the run has finished.
+    failed: reason why it ended early, or None.
   """
 
   label: str
@@ -46,16 +46,17 @@ class Run(NamedTuple):
 
 
 class Curve(NamedTuple):
-  """A measure of the runs that differ in the seed alone.
+  """A measure of runs that differ only in the seed.
 
   Attributes:
-    label: of the runs.
-    algorithm: its name.
-    seeds: how many they are.
-    diverged: how many of them did, where the curve ends.
-    x: float[points], in the units shown; the mean over the seeds.
-    y: float[points], likewise.
-    low, high: float[points], the ends of the band.
+    label: text in the legend.
+    algorithm: name of the algorithm.
+    seeds: number of runs.
+    diverged: number of runs that diverged; the curve ends at the first.
+    x: float[points], mean over seeds, in units of the axis.
+    y: float[points], mean over seeds, in units of the axis.
+    low: float[points], lower end of the band.
+    high: float[points], upper end of the band.
   """
 
   label: str
@@ -69,12 +70,12 @@ class Curve(NamedTuple):
 
 
 def find_runs(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-  """The directories of runs in and below these, each once.
+  """Returns all directories of runs in and below these, without duplicates.
 
   Numbers in their names are sorted by value.
 
   Raises:
-    ValueError: if there is none in one of them.
+    ValueError: if a path contains no run.
   """
   found: dict[pathlib.Path, None] = {}
   for path in paths:
@@ -83,16 +84,16 @@ def find_runs(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
       key=lambda found: styles.natural(str(found)),
     )
     if not below:
-      raise ValueError(f'there is no run in {path}; pass a directory of runs')
+      raise ValueError(f'{path} holds no run; pass a directory of runs')
     found.update(dict.fromkeys(p.parent for p in below))
   return list(found)
 
 
 def read_runs(workdirs: Iterable[pathlib.Path]) -> list[Run]:
-  """Reads the runs of these directories, done or not.
+  """Reads the runs of these directories, finished or not.
 
   Raises:
-    ValueError: if one holds no run, or a damaged one.
+    ValueError: if a directory holds no run, or a damaged one.
   """
   return [_read_run(workdir) for workdir in workdirs]
 
@@ -113,12 +114,14 @@ def _read_run(workdir: pathlib.Path) -> Run:
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-  """The runs that differ in the seed alone, by a label that tells them apart.
+  """Groups runs that differ only in the seed.
 
-  To the label of the algorithm it adds the settings in which the runs differ.
+  Returns:
+    Label -> runs. The label is the algorithm with its options, and the settings
+    that differ between the runs.
 
   Raises:
-    ValueError: if a run is there twice.
+    ValueError: if a run is given twice.
   """
   names = differing(runs)
   groups: dict[str, list[Run]] = {}
@@ -127,13 +130,13 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     label = ' '.join([run.label, *added])
     same = groups.setdefault(label, [])
     if run.seed in (other.seed for other in same):
-      raise ValueError(f'{label!r} with seed {run.seed} is there twice')
+      raise ValueError(f'{label!r} with seed {run.seed} is given twice')
     same.append(run)
   return groups
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-  """Return the names of the settings that are not the same in all runs."""
+  """Returns the names of the settings that differ between runs."""
   values: dict[str, set[str]] = {}
   for run in runs:
     for name, value in run.settings.items():
@@ -142,12 +145,12 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def settings_of(run: Run, names: Iterable[str]) -> dict[str, str]:
-  """Return some settings of a run, as the command line has them."""
+  """Returns settings of a run by name, in the form of the command line."""
   return {n: _text(run.settings[n]) for n in names if n in run.settings}
 
 
 def _text(value: Any) -> str:
-  """A setting as the command line has it."""
+  """Returns a setting in the form of the command line."""
   if isinstance(value, list):
     return ','.join(map(_text, value))
   return f'{value:g}' if isinstance(value, float) else str(value)
@@ -156,21 +159,21 @@ def _text(value: Any) -> str:
 def curves(
   runs: Sequence[Run], x: str, y: str, band: str = 'range'
 ) -> list[Curve]:
-  """One curve for all seeds of what is the same otherwise.
+  """Returns one curve for each group of runs that differ only in the seed.
 
-  Points are the records that have the measure, at the steps that all the seeds
-  have: where one diverged, the curve ends, and the legend says so.
+  The points are the records with the measure, at the steps that all seeds
+  recorded. If a run diverged, the curve ends there, and the legend says so.
 
   Args:
-    runs: as read.
-    x: one of `X`, or another number that the runs recorded.
-    y: one of `Y`, or another number that the runs recorded; those inside of
-      others have names such as 'bytes_by_tier.global'.
-    band: 'range' from least to most, 'std' the mean and one (biased) standard
-      deviation to each side, 'none' an empty band.
+    runs: runs from `read_runs`.
+    x: name in `X`, or of another number in the records.
+    y: name in `Y`, or of another number in the records. A nested number has a
+      name such as 'bytes_by_tier.global'.
+    band: 'range' from the smallest to the largest value, 'std' one (biased)
+      standard deviation to each side, 'none' an empty band.
 
   Raises:
-    ValueError: if a name is none of these, or a run is there twice.
+    ValueError: if a name is unknown, or a run is given twice.
   """
   shown = _shown(runs, 'x', [x]) | _shown(runs, 'y', [y])
   if band not in BANDS:
@@ -232,12 +235,12 @@ def draw(
   """Draws every `y` (a row each) against every `x` (a column each) to a file.
 
   Args:
-    runs: as read.
-    path: whose ending is the format, such as .png, .svg or .pdf.
-    x, y, band, title, scales: as in `make`.
+    runs: runs from `read_runs`.
+    path: file to write; its extension selects the format, such as .png.
+    x, y, band, title, scales: arguments of `make`.
 
   Raises:
-    ValueError: as `curves`, or if the file cannot be written.
+    ValueError: if `make` refuses its arguments, or the file cannot be written.
   """
   made = make(runs, x=x, y=y, band=band, title=title, scales=scales)
   figure_files.save(made, path, dpi=120)
@@ -252,24 +255,26 @@ def make(
   title: str | None = None,
   scales: Mapping[str, str] | None = None,
 ) -> Figure:
-  """The figure that `draw` writes.
+  """Returns a figure with a row for every `y` and a column for every `x`.
 
   Args:
-    runs: as read.
-    x, y: some of `X` and of `Y`, or other numbers that the runs recorded.
-    band: as in `curves`.
-    title: above all panels; none by default.
-    scales: one of `SCALES` by measure, where its own scale is not wanted.
+    runs: runs from `read_runs`.
+    x: names in `X`, or of other numbers in the records.
+    y: names in `Y`, or of other numbers in the records.
+    band: 'range', 'std' or 'none', as in `curves`.
+    title: text above all panels; None for none.
+    scales: measure -> one of `SCALES`, to replace the measure's own scale.
 
   Raises:
-    ValueError: as `curves`, or if a measure of `scales` is not shown.
+    ValueError: if a name is unknown, a run is given twice, or a measure of
+      `scales` is not in the figure.
   """
   panels = [[curves(runs, one, other, band) for one in x] for other in y]
   of = _shown(runs, 'x', x) | _shown(runs, 'y', y)
   for name, scale in (scales or {}).items():
     if name not in of or scale not in SCALES:
       raise ValueError(
-        f'--{scale}={name} is no axis of this figure; use one of '
+        f'--{scale}={name} is not an axis of this figure; use one of '
         f'{", ".join(of)}'
       )
     of[name] = of[name]._replace(scale=scale)
@@ -289,7 +294,7 @@ def make(
 
 
 def _legend(curve: Curve) -> str:
-  # Matplotlib reads $...$ as a formula, and leaves out what begins with _.
+  # Matplotlib reads $...$ as a formula, and omits a label that starts with _.
   label = curve.label.replace('$', r'\$')
   label = f' {label}' if label.startswith('_') else label
   if curve.diverged:
@@ -315,7 +320,7 @@ def _draw_panel(
     at, mean, low, high = points
     style, label = looks[curve.label], _legend(curve)
     drawing.curve(axis, at, mean, style, label=label, low=low, high=high)
-  # Scaled after the curves, because limits that are set hide what comes later.
+  # Scaled after drawing, because fixed limits would hide later curves.
   _set_scale(axis, 'x', x[1], least[0])
   _set_scale(axis, 'y', y[1], least[1])
 
@@ -323,7 +328,7 @@ def _draw_panel(
 def _least(
   name: str, scale: Scale, values: Sequence[np.ndarray]
 ) -> float | None:
-  """Where the logarithm of an axis with a place for zero begins, if it has."""
+  """Returns the start of the logarithm on a 'zero and log' axis, else None."""
   whole = np.concatenate(values)
   positive = whole[whole > 0]
   if scale.scale != 'zero and log' or not len(positive):

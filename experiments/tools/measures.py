@@ -1,4 +1,4 @@
-"""What figures can show: the numbers of the records, with units and scales."""
+"""Measures that figures show: numbers of the records, with units and scales."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,13 +7,13 @@ from experiments.running.records.records import Record
 
 
 class Scale(NamedTuple):
-  """How a value of the records is shown.
+  """Form in which an axis shows a value of the records.
 
   Attributes:
-    title: text on the axis, with the unit.
-    unit: one unit of the axis in the units of the records.
-    scale: 'linear', 'log', or 'zero and log', a logarithm with a place for 0.
-    error_of: the accuracy of which this is the error, if it is one.
+    title: label of the axis, with the unit in brackets.
+    unit: size of one unit of the axis, in units of the records.
+    scale: 'linear', 'log', or 'zero and log', a logarithm that can show 0.
+    error_of: name of an accuracy if this measure is its error, else ''.
   """
 
   title: str
@@ -24,20 +24,20 @@ class Scale(NamedTuple):
 
 SCALES = ('linear', 'log', 'zero and log')
 X = {
-  'step': Scale('steps'),
-  'epoch': Scale('epochs of all replicas together'),
+  'step': Scale('step'),
+  'epoch': Scale('epoch, all replicas together'),
   'rounds': Scale('communication rounds'),
-  'bytes_sent': Scale('MiB sent per replica', 2**20, 'zero and log'),
-  'modeled_seconds': Scale('modeled time, s'),
-  'seconds': Scale('measured time, s'),
+  'bytes_sent': Scale('sent per replica [MiB]', 2**20, 'zero and log'),
+  'modeled_seconds': Scale('modeled time [s]'),
+  'seconds': Scale('measured time [s]'),
 }
 Y = {
-  'loss': Scale('training loss of the replicas, nats', scale='log'),
-  'accuracy': Scale('training accuracy of the replicas, %', 0.01),
-  'test_loss': Scale('test loss of their average, nats', scale='log'),
-  'test_accuracy': Scale('test accuracy of their average, %', 0.01),
+  'loss': Scale('training loss of replicas [nats]', scale='log'),
+  'accuracy': Scale('training accuracy of replicas [%]', 0.01),
+  'test_loss': Scale('test loss of averaged model [nats]', scale='log'),
+  'test_accuracy': Scale('test accuracy of averaged model [%]', 0.01),
   'test_error': Scale(
-    'test error of their average, %', 0.01, 'log', 'test_accuracy'
+    'test error of averaged model [%]', 0.01, 'log', 'test_accuracy'
   ),
   'consensus_distance': Scale(
     'consensus distance\nmean $|x_i - \\bar x|^2$',
@@ -53,17 +53,17 @@ def find(
   name: str,
   known: Mapping[str, Scale],
 ) -> Scale:
-  """How a number of the records is shown.
+  """Returns the form in which an axis shows a number of the records.
 
   Args:
-    histories: the records of each run.
-    flag: that has the name, for the error.
-    name: in `known`, or of any number in the records; one inside another has a
-      name such as 'bytes_by_tier.global'.
+    histories: records of each run.
+    flag: name of the flag, for the error.
+    name: name in `known`, or of any number in the records. A nested number has
+      a name such as 'bytes_by_tier.global'.
     known: `X` or `Y`.
 
   Raises:
-    ValueError: if no record has it.
+    ValueError: if no record has the number.
   """
   if name in known:
     return known[name]
@@ -83,7 +83,12 @@ def find(
 def points(
   history: Sequence[Record], shown: Sequence[tuple[str, Scale]]
 ) -> dict[int, list[float]]:
-  """Step -> the values in the units shown, where a record has all of them."""
+  """Returns step -> values in units of the axes, if a record has all of them.
+
+  Args:
+    history: records of a run.
+    shown: (name, form) of each value.
+  """
   found = {}
   for record in history:
     values = dict(flat(record))
@@ -100,12 +105,12 @@ def points(
 def flat(
   tree: Mapping[str, Any], without: Sequence[str] = (), prefix: str = ''
 ) -> Iterable[tuple[str, Any]]:
-  """The leaves of nested mappings, by their names joined with points.
+  """Returns the leaves of nested mappings, by names joined with points.
 
   Args:
-    tree: such as a record.
-    without: names to leave out.
-    prefix: of all names.
+    tree: nested mapping, such as a record.
+    without: names to omit at the top level.
+    prefix: text in front of all names.
 
   Example:
     >>> list(flat({'a': 1, 'b': {'c': 2}}))

@@ -1,9 +1,9 @@
-"""How methods and values look: the same color and marker in every figure.
+"""Colors and markers of algorithms, identical in all figures.
 
-A method is its algorithm. Its color and marker stand in one table, so that they
-depend neither on the order of the curves nor on the other curves. The variants
-of a method in one figure, such as several periods, are shades of its color in
-the order of the values.
+Each algorithm has its color and marker in one table, so that these depend
+neither on the order nor on the number of curves. Variants of an algorithm in
+one figure, such as several periods, are shades of its color in the order of
+their values.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +13,8 @@ import zlib
 
 from matplotlib import colormaps, colors
 
-# After Okabe and Ito, who chose them for all kinds of color vision; their
-# yellow is left out because it is too light for lines on white.
+# By Okabe and Ito, for all kinds of color vision, without their yellow, because
+# it is too light for lines on white.
 HUES = {
   'black': '#000000',
   'blue': '#0072B2',
@@ -24,8 +24,8 @@ HUES = {
   'pink': '#CC79A7',
   'sky': '#56B4E9',
 }
-# Color and marker of every algorithm. Members of a family share a marker where
-# they can; methods that are often compared differ in both or in the color.
+# Algorithm -> color and marker. Members of a family share a marker if possible.
+# Algorithms that are often compared differ at least in the color.
 METHODS = {
   'ssgd': ('black', 'o'),
   'one_shot_averaging': ('green', 's'),
@@ -85,19 +85,19 @@ METHODS = {
   'tail_averaging': ('pink', 'p'),
   'natural_gradient_averaging': ('red', 'p'),
 }
-# For algorithms that are not in the table, such as a user's own.
+# Style of an algorithm that is not in the table, such as a user's own.
 OWN_COLOR = '#7F7F7F'
 OWN_MARKERS = ('h', '>', 'd', '*', '8', 'H')
 DASHES = ('-', '--', '-.', ':')
-# CIE lightness where shades end: of dark colors the light end, which can still
-# be seen on white, of light ones the dark end, which is still a color.
+# CIE lightness of the last shade: of dark colors 80, still visible on white; of
+# light colors 34, still a color.
 LIGHT_END, DARK_END = 80.0, 34.0
-# Of more variants, neighbors differ in the dashes too.
+# With more variants than this, neighbors also differ in the dashes.
 MANY = 8
 
 
 class Style(NamedTuple):
-  """How a line looks; the names are those of matplotlib's `plot`."""
+  """Style of a line, with the argument names of matplotlib's `plot`."""
 
   color: str
   marker: str
@@ -105,12 +105,11 @@ class Style(NamedTuple):
 
 
 def looks(methods: Mapping[str, str]) -> dict[str, Style]:
-  """The styles of the curves of one figure; no two are equal.
+  """Returns distinct styles for the curves of one figure.
 
   Args:
-    methods: the algorithm of each curve, by the label of the curve. Labels of
-      one algorithm are its variants, in the natural order of their labels:
-      'period=4' comes before 'period=16'.
+    methods: label of a curve -> its algorithm. Several labels of an algorithm
+      are its variants, in natural order: 'period=4' before 'period=16'.
 
   Example:
     >>> styles = looks({'SSGD': 'ssgd', 'I = 4': 'pr_sgd', 'I = 16': 'pr_sgd'})
@@ -130,7 +129,7 @@ def looks(methods: Mapping[str, str]) -> dict[str, Style]:
 
 
 def variants(algorithm: str, values: Sequence[Any]) -> dict[Any, Style]:
-  """The styles of the variants of an algorithm, given in rising order.
+  """Returns the styles of variants of an algorithm, given in rising order.
 
   Example:
     >>> [s.color for s in variants('pr_sgd', (4, 16, 64)).values()]
@@ -148,7 +147,7 @@ def _variants(base: Style, values: Sequence[Any]) -> dict[Any, Style]:
 
 
 def method(algorithm: str) -> Style:
-  """The style of an algorithm of which a figure shows one variant.
+  """Returns the style of an algorithm that has one variant in a figure.
 
   Example:
     >>> method('k_avg')
@@ -158,7 +157,7 @@ def method(algorithm: str) -> Style:
 
 
 def _bases(algorithms: Iterable[str]) -> dict[str, Style]:
-  """Styles from the table; a name that is not in it gets a gray of its own."""
+  """Returns styles from the table, or a distinct gray for an unknown name."""
   found: dict[str, Style] = {}
   own = [Style(OWN_COLOR, m, d) for d in DASHES for m in OWN_MARKERS]
   for name in sorted(algorithms):
@@ -174,7 +173,7 @@ def _bases(algorithms: Iterable[str]) -> dict[str, Style]:
 
 
 def natural(label: str) -> list[str | float]:
-  """A key that sorts the numbers in a text by value.
+  """Returns a sort key that compares the numbers in a text by value.
 
   Example:
     >>> sorted(['I = 16', 'I = 4', 'I = 1e-3'], key=natural)
@@ -185,7 +184,7 @@ def natural(label: str) -> list[str | float]:
 
 
 def lightness(color: str) -> float:
-  """The CIE lightness L* of a color, from 0 (black) to 100 (white)."""
+  """Returns the CIE lightness L* of a color, from 0 (black) to 100 (white)."""
   linear = [
     v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
     for v in colors.to_rgb(color)
@@ -195,10 +194,10 @@ def lightness(color: str) -> float:
 
 
 def shades(color: str, count: int) -> list[str]:
-  """A color and shades of it, at equal steps of lightness.
+  """Returns a color and shades of it, at equal steps of lightness.
 
-  Dark colors get lighter, light ones darker. The first shade is the color
-  itself, so that a method without variants looks like its first variant.
+  Dark colors get lighter, light colors darker. The first shade is the color
+  itself, so that an algorithm without variants looks like its first variant.
 
   Example:
     >>> shades('#0072B2', 2)
@@ -211,7 +210,7 @@ def shades(color: str, count: int) -> list[str]:
 
 
 def _shade(color: str, wanted: float) -> str:
-  """The color mixed with black or white until it has a lightness."""
+  """Returns the color mixed with black or white to reach a lightness."""
   end = (0.0,) * 3 if lightness(color) > wanted else (1.0,) * 3
   low, high = 0.0, 1.0
   mixed = color
@@ -227,7 +226,7 @@ def _shade(color: str, wanted: float) -> str:
 
 
 def ordinal(values: Iterable[float]) -> dict[float, str]:
-  """Colors of numbers that belong to no method; lighter as they grow.
+  """Returns colors for numbers that are not variants; lighter as they grow.
 
   Example:
     >>> list(ordinal([4, 1]))
@@ -243,7 +242,7 @@ def ordinal(values: Iterable[float]) -> dict[float, str]:
 
 
 def categories(names: Sequence[str]) -> dict[str, Style]:
-  """Styles of things without an order that are no methods, such as graphs."""
+  """Returns styles for names without an order, such as graphs."""
   hues = list(HUES.values())[1:]
   markers = 'osD^vP'
   return {

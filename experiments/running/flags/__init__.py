@@ -1,1 +1,1 @@
-"""The flags of a run, and the values that they name."""
+"""Defines the flags of a run, and parses the values they name."""

@@ -1,12 +1,12 @@
-"""The algorithms by name, and a flag for each keyword that they have.
+"""Algorithms by name, and a flag for each of their keyword arguments.
 
-Flags and their help are made from the signatures and docstrings of the library:
-an algorithm that is added there is in every binary. A value is a number, a list
-such as 1,2,4 (1+2+4 inside of --run), or a name of `named`.
+The flags and their help come from the signatures and docstrings of the library,
+so that every program has each algorithm of the library. A value is a number, a
+list such as 1,2,4 (1+2+4 in --run), or a name from `named`.
 
-An algorithm may be the user's own, `my.module:fn`, a function as those of the
-library are. Its keywords are options by their own names: those that a flag has
-too are given by it, all of them by --algorithm_options.
+An algorithm may also be the user's own function `my.module:fn`, with the
+signature of a library algorithm. --algorithm_options sets its keyword
+arguments; a flag with the name of an argument also sets it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ FAMILIES = (
 )
 
 
-# Second names of the library -> first ones.
+# Second name of an algorithm -> first name.
 ALIASES = {
   name: getattr(algorithms, name).__name__
   for name in algorithms.__all__
@@ -53,7 +53,7 @@ ALIASES = {
 
 
 def _by_family() -> dict[str, Callable[..., pr.base.ReplicaTransformation]]:
-  """All algorithms, family by family and as they stand in the files."""
+  """Returns all algorithms, by family and in the order of the files."""
   found = {
     name: getattr(algorithms, name)
     for name in algorithms.__all__
@@ -68,9 +68,9 @@ def _by_family() -> dict[str, Callable[..., pr.base.ReplicaTransformation]]:
 
 
 ALGORITHMS = _by_family()
-# Keywords that other flags or the length of the run decide.
+# Keywords that other flags or the length of the run determine.
 PROVIDED = ('average', 'draw_seed', 'learning_rate', 'momentum', 'num_steps')
-# Keyword -> flag, where another flag has that name.
+# Keyword -> flag, if another flag already has the name of the keyword.
 RENAMED = {'nesterov': 'block_nesterov', 'clip_norm': 'outer_clip_norm'}
 LISTS = ([int], [float])
 
@@ -78,8 +78,12 @@ LISTS = ([int], [float])
 def factory(algorithm: str) -> Callable[..., pr.base.ReplicaTransformation]:
   """Returns the function that makes an algorithm.
 
+  Args:
+    algorithm: name of the library, or MODULE:NAME of the user's own function.
+
   Raises:
-    ValueError: if it is the user's own and cannot be imported, or is none.
+    ValueError: if the user's own object cannot be imported or is not a
+      function.
   """
   if not dotted.is_dotted(algorithm):
     return ALGORITHMS[algorithm]
@@ -93,9 +97,10 @@ def factory(algorithm: str) -> Callable[..., pr.base.ReplicaTransformation]:
 
 
 def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
-  """The keyword parameters of an algorithm.
+  """Returns the keyword parameters of an algorithm.
 
-  Of the user's own they are all but the first, which is the optimizer.
+  For the user's own algorithm these are all parameters except the first, the
+  optimizer.
   """
   make = factory(algorithm)
   if dotted.is_dotted(algorithm):
@@ -105,7 +110,12 @@ def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
 
 
 def own_flags(algorithm: str) -> list[str]:
-  """The flags of an algorithm's own."""
+  """Returns the options of an algorithm, as names of flags.
+
+  Example:
+    >>> own_flags('k_avg')
+    ['period', 'when', 'local']
+  """
   names = [n for n in keywords(algorithm) if n not in PROVIDED]
   found = [flag_of(algorithm, name) for name in names]
   found += ['when'] * (scheduled(algorithm) is not None)
@@ -114,16 +124,16 @@ def own_flags(algorithm: str) -> list[str]:
 
 
 def flag_of(algorithm: str, keyword: str) -> str:
-  """The name of the option that a keyword has."""
+  """Returns the name of the option that sets a keyword."""
   if dotted.is_dotted(algorithm):
     return keyword
   return RENAMED.get(keyword, keyword)
 
 
 def scheduled(algorithm: str) -> str | None:
-  """The keyword that --when gives in place of its own flag, None if none.
+  """Returns the keyword that --when replaces, None if the algorithm has none.
 
-  It is `period`, or else the only keyword that is a number of steps or a
+  It is `period`, or the only keyword that accepts a number of steps or a
   schedule.
   """
   found = [n for n, p in keywords(algorithm).items() if _may_be_schedule(p)]
@@ -138,15 +148,18 @@ def _may_be_schedule(parameter: inspect.Parameter) -> bool:
 
 
 def takes_local(algorithm: str) -> bool:
-  """Whether an algorithm may have another one as its local step."""
+  """Whether an algorithm accepts another algorithm as its local step."""
   return 'local' in inspect.signature(factory(algorithm)).parameters
 
 
 def find(algorithm: str) -> str:
-  """Returns the first name of an algorithm, for its first or second one.
+  """Returns the first name of an algorithm.
+
+  Args:
+    algorithm: first or second name, or MODULE:NAME.
 
   Raises:
-    ValueError: if there is none of that name.
+    ValueError: if no algorithm has this name.
 
   Example:
     >>> find('local_sgd'), find('k_avg')
@@ -172,17 +185,17 @@ def build(
   options: Mapping[str, Any],
   provided: Mapping[str, Any],
 ) -> pr.base.ReplicaTransformation:
-  """The algorithm with the values of its flags.
+  """Returns the algorithm with the values of its flags.
 
   Args:
-    algorithm: its name.
-    local: the optimizer of every replica, or the local step.
-    options: by flag, as parsed.
-    provided: by keyword, what no flag of the algorithm's own gives; what it
-      does not have is left out.
+    algorithm: name of the algorithm.
+    local: optimizer of every replica, or local step.
+    options: flag -> parsed value.
+    provided: keyword -> value that no flag of the algorithm sets. Keywords that
+      the algorithm does not have are ignored.
 
   Raises:
-    ValueError: if a value is not what the keyword takes, or the factory's own.
+    ValueError: if a value has the wrong type, or the algorithm refuses it.
   """
   taken = keywords(algorithm)
   arguments = {n: provided[n] for n in taken if n in provided}
@@ -204,10 +217,14 @@ def build(
 
 
 def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """What an algorithm's keywords are given, from its flags as parsed.
+  """Returns the keyword arguments of an algorithm.
+
+  Args:
+    algorithm: name of the algorithm.
+    options: flag -> parsed value.
 
   Raises:
-    ValueError: if a value is not what the keyword takes.
+    ValueError: if a value has the wrong type.
   """
   taken = keywords(algorithm)
   if dotted.is_dotted(algorithm):
@@ -233,13 +250,17 @@ def _as_text(option: Any) -> str:
 
 
 def canonical(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns options that are equal wherever two mean the same.
+  """Returns options in a canonical form, so that equal options compare equal.
 
-  Options of the user's own algorithm may come as text or from flags of another
-  type. Those that are numbers or truths become such, the others are text.
+  Options of the user's own algorithm may be text, or values of a flag of
+  another type. Numbers and bools are converted; all other values become text.
+
+  Args:
+    algorithm: name of the algorithm.
+    options: flag -> value.
 
   Raises:
-    ValueError: if a value is not what the keyword takes.
+    ValueError: if a value has the wrong type.
   """
   if not dotted.is_dotted(algorithm):
     return dict(options)
@@ -255,7 +276,16 @@ def canonical(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:
-  """Raises ValueError if a flag does nothing for it, or one is missing."""
+  """Checks that each option has an effect and none is missing.
+
+  Args:
+    algorithm: name of the algorithm.
+    options: flag -> value.
+
+  Raises:
+    ValueError: if an option does nothing for the algorithm, or a required one
+      is missing.
+  """
   own = own_flags(algorithm)
   if dotted.is_dotted(algorithm):
     what = f'--algorithm={algorithm}'
@@ -271,9 +301,7 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
       )
   replaced = scheduled(algorithm) if 'when' in options else None
   if replaced in options:
-    raise ValueError(
-      f'--when takes the place of --{replaced}; give one of them'
-    )
+    raise ValueError(f'--when replaces --{replaced}; give one of them')
   for keyword, parameter in keywords(algorithm).items():
     flag = flag_of(algorithm, keyword)
     required = parameter.default is parameter.empty
@@ -291,9 +319,9 @@ def _missing(algorithm: str, flag: str, parameter: inspect.Parameter) -> str:
 
 
 def _kind(parameter: inspect.Parameter) -> Any:
-  """The type that a flag has of those of a keyword; a sequence as `[type]`.
+  """Returns the type of the flag of a keyword; a sequence as `[type]`.
 
-  Of several it is the first: a flag is a number where a schedule may be, too.
+  Of a union it is the first type: the flag of a number or schedule is a number.
   """
   kind = parameter.annotation
   if get_origin(kind) in (types.UnionType, Union):
@@ -311,7 +339,7 @@ def _example(kind: Any) -> str:
 
 
 def _value(flag: str, kind: Any, given: Any) -> Any:
-  """What the keyword takes, from what the flag holds."""
+  """Returns the argument of a keyword from the value of its flag."""
   if isinstance(kind, list):
     return [named.number(flag, kind[0], n) for n in re.split('[,+]', given)]
   if kind in named.READERS:
@@ -320,17 +348,22 @@ def _value(flag: str, kind: Any, given: Any) -> Any:
 
 
 def documented(algorithm: str, keyword: str) -> str:
-  """What the docstring of an algorithm says of a keyword, on one line."""
+  """Returns the entry of a keyword in the docstring, on one line.
+
+  Example:
+    >>> documented('slowmo', 'slow_momentum')
+    'beta, in [0, 1).'
+  """
   doc = inspect.getdoc(factory(algorithm)) or ''
   found = re.search(rf'^  {keyword}: (.*(?:\n    .*)*)', doc, re.MULTILINE)
   return ' '.join(found.group(1).split()) if found else ''
 
 
 def _kinds() -> dict[str, Any]:
-  """The type of each flag of the algorithms.
+  """Returns the type of each flag of the algorithms.
 
   Raises:
-    TypeError: if two algorithms have a keyword of different types.
+    TypeError: if the type of a keyword differs between two algorithms.
   """
   kinds: dict[str, Any] = {}
   for algorithm in ALGORITHMS:
@@ -347,10 +380,10 @@ FLAG_KINDS = _kinds()
 
 
 def define_flags() -> None:
-  """Defines a flag for every keyword.
+  """Defines a flag for every keyword of the algorithms.
 
   Raises:
-    TypeError: if one has a type that no flag has.
+    TypeError: if the type of a keyword has no kind of flag.
   """
   helps: dict[str, dict[str, list[str]]] = {}
   for algorithm in ALGORITHMS:
@@ -376,6 +409,6 @@ def _define(flag: str, kind: Any, text: str) -> None:
     flags.DEFINE_string(flag, None, text)
   else:
     raise TypeError(
-      f'--{flag} would be {kind}, which no flag is; give it a reader in '
+      f'--{flag} would be {kind}, which no flag can hold; give it a reader in '
       '`named`, or provide the keyword in `experiment`'
     )

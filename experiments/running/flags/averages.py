@@ -1,8 +1,8 @@
-"""The `average` of an algorithm, from the flags that say what it does.
+"""Builds the `average` argument of an algorithm from the flags of an average.
 
-An algorithm takes a stage, by default `sync(mean())`, or makes one of each of
-its own mixings, by default by `sync`. Here the flags --average_mixing,
---average_codec, --buffers and --batch_stats become either.
+The argument is a stage, by default `sync(mean())`, or a function that makes a
+stage of each mixing, by default `sync`. The flags are --average_mixing,
+--average_codec, --buffers and --batch_stats.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,25 +15,25 @@ from experiments.running.flags import algorithm_flags, named
 import prsgd_jax as pr
 
 OPTIONS = ('average_mixing', 'average_codec', 'buffers', 'batch_stats')
-# Algorithms whose only average ends the run, after which no buffers are used.
+# Algorithms whose only average ends the run, so that buffers have no effect.
 AT_THE_END = ('one_shot_averaging',)
 
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:
-  """Checks that each of the options does something.
+  """Checks that each option of an average has an effect.
 
   Args:
-    algorithm: its name.
-    options: of the run, by flag.
+    algorithm: name of the algorithm.
+    options: flag -> value, of the run.
 
   Raises:
-    ValueError: if one of these does nothing for the algorithm, or two exclude
-      each other.
+    ValueError: if an option does nothing for the algorithm, or two options
+      exclude each other.
   """
   keyword = algorithm_flags.keywords(algorithm).get('average')
   for flag in OPTIONS:
     if flag not in options or options[flag] == 'reestimate':
-      continue  # statistics are estimated at evaluation, after any algorithm
+      continue  # because evaluation estimates statistics for any algorithm
     unused = flag == 'buffers' and algorithm in AT_THE_END
     if keyword is None or unused:
       raise ValueError(
@@ -42,28 +42,28 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
     if flag.startswith('average_') and _is_of_mixing(keyword):
       raise ValueError(
         f'--{flag} does nothing for --algorithm={algorithm}, whose averages '
-        'have mixings of their own; leave it out'
+        'have their own mixings; leave it out'
       )
   if 'average_codec' in options and 'average_mixing' in options:
     raise ValueError(
-      '--average_codec and --average_mixing exclude each other: codes are of '
-      'the differences from a point that all replicas share, and gossip leaves '
-      'none; for both there is --algorithm=choco_sgd'
+      '--average_codec and --average_mixing exclude each other: a codec needs '
+      'a point that all replicas share, and gossip leaves none; for both, use '
+      '--algorithm=choco_sgd'
     )
 
 
 def build(
   algorithm: str, tx: optax.GradientTransformation, options: Mapping[str, Any]
 ) -> Any:
-  """Returns the `average` argument, None where the default is meant.
+  """Returns the `average` argument, None for the algorithm's default.
 
   Args:
-    algorithm: its name.
-    tx: the optimizer of every replica.
-    options: of the run, by flag.
+    algorithm: name of the algorithm.
+    tx: optimizer of every replica.
+    options: flag -> value, of the run.
 
   Raises:
-    ValueError: if a name or a number is wrong.
+    ValueError: if a name or a number in a value is wrong.
   """
   keyword = algorithm_flags.keywords(algorithm).get('average')
   given = {n: options[n] for n in OPTIONS if n in options}
@@ -71,7 +71,7 @@ def build(
     del given['batch_stats']
   if keyword is None or not given:
     return None
-  # The clients of federated averages start again unless told otherwise.
+  # A default of None means reset, because federated clients restart.
   default = 'reset' if keyword.default is None else 'keep'
   buffers = given.get('buffers', default)
   besides = ['opt_state'] * (buffers == 'average')
@@ -99,22 +99,22 @@ def check_codec(
   made: pr.base.ReplicaTransformation,
   options: Mapping[str, Any],
 ) -> None:
-  """Checks that an algorithm has what codes of differences need.
+  """Checks that an algorithm stores the point that --average_codec requires.
 
   Args:
-    algorithm: its name.
-    made: what was built of it.
-    options: of the run, by flag.
+    algorithm: name of the algorithm.
+    made: the built algorithm.
+    options: flag -> value, of the run.
 
   Raises:
-    ValueError: if codes were asked for, and it does not remember where a round
-      began.
+    ValueError: if --average_codec is set and the algorithm does not store the
+      start of the round.
   """
   reads = made.names.reads if made.names else ()
   if 'average_codec' in options and 'x0' in reads:
     raise ValueError(
-      '--average_codec sends differences from x0, the point where a round '
-      f'began, which --algorithm={algorithm} does not remember; use one that '
+      '--average_codec sends differences from x0, the start of the round, '
+      f'which --algorithm={algorithm} does not store; use an algorithm that '
       'does, such as diloco, slowmo or fedavg'
     )
 
@@ -132,12 +132,12 @@ def _chained(
 def _whole_optimizer(
   algorithm: str, tx: optax.GradientTransformation, options: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-  """The optimizer of an algorithm's local step, of which `tx` may be a part."""
+  """Returns the optimizer of the local step, which may contain `tx`."""
   if algorithm != 'natural_gradient_averaging':
     return tx
   names = ('rank', 'smoothing', 'update_rate')
   natural = pr.optimizers.scale_by_natural_gradient(
     **{name: options[name] for name in names if name in options}
   )
-  # The cap on a step has no state; its value does not matter here.
+  # Any cap, because limit_change has no state.
   return optax.chain(natural, tx, pr.optimizers.limit_change(1.0))

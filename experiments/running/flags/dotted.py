@@ -1,8 +1,8 @@
-"""Objects of the user's own modules, named `my.module:name` by a flag.
+"""Loads objects of the user's own modules, which a flag names `my.module:name`.
 
-A module is looked for in the working directory first, then where Python looks.
-An error of the user's code is one line that names the place; `--verbosity=1`
-prints the traceback, too.
+A module is searched in the working directory first, then on Python's path. An
+error of the user's code is reported in one line with its file and line number;
+`--verbosity=1` also prints the traceback.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from typing import Any
 from absl import logging
 
 _OURS = pathlib.Path(__file__).resolve().parents[2]
-_directories: dict[str, None] = {}  # of the modules that were imported
+_directories: dict[str, None] = {}  # directories of the imported modules
 
 
 class OwnError(ValueError):
-  """The user's own code raised an error; the message names the place."""
+  """An error of the user's own code; the message names file and line."""
 
 
 def is_dotted(text: str) -> bool:
@@ -41,12 +41,11 @@ def load(flag: str, text: str) -> Any:
   """Returns the object that a flag names.
 
   Args:
-    flag: whose value it is.
-    text: a module, a colon, and a name in it; the name may have dots.
+    flag: name of the flag, for messages.
+    text: module, colon, and a name in the module, which may have dots.
 
   Raises:
-    ValueError: if there is no such module or name, or the module cannot be
-      imported.
+    ValueError: if the module or name does not exist, or the import fails.
 
   Example:
     >>> load('algorithm', 'math:pi')
@@ -76,8 +75,8 @@ def load(flag: str, text: str) -> Any:
 def _import(given: str, path: str) -> types.ModuleType:
   here = os.getcwd()
   if sys.path[:1] != [here]:
-    # First of all: the folder of the program, where Python looks otherwise,
-    # has modules with names that users have, too.
+    # In front of the program's folder, because modules there may have the
+    # name of a user's module.
     sys.path.insert(0, here)
   importlib.invalidate_caches()
   try:
@@ -86,7 +85,7 @@ def _import(given: str, path: str) -> types.ModuleType:
     if error.name is None or not f'{path}.'.startswith(f'{error.name}.'):
       raise _failure(f'{given}: importing {path}', error) from error
     raise ValueError(
-      f'{given}: there is no module {error.name} in {here} or on PYTHONPATH'
+      f'{given}: no module {error.name} in {here} or on PYTHONPATH'
     ) from None
   except (Exception, SystemExit) as error:
     raise _failure(f'{given}: importing {path}', error) from error
@@ -96,7 +95,7 @@ def _import(given: str, path: str) -> types.ModuleType:
 
 
 def _close(name: str, thing: object) -> str:
-  """Names like this one that a module or class has, as a question."""
+  """Returns a similar name of a module or class as a question, or its names."""
   close = difflib.get_close_matches(name, dir(thing), n=1)
   if close:
     return f'; did you mean {close[0]}?'
@@ -106,18 +105,18 @@ def _close(name: str, thing: object) -> str:
 
 @contextlib.contextmanager
 def named_errors(*texts: str) -> Iterator[None]:
-  """Turns what the user's code raises into an OwnError, which names the place.
+  """Turns an error of the user's code into an OwnError with file and line.
 
   Args:
-    *texts: the values that may name user's objects; if none does, nothing is
-      changed.
+    *texts: values of flags that may name user's objects. If none does, errors
+      are not changed.
   """
   own = [text for text in texts if is_dotted(text)]
   try:
     yield
   except (Exception, SystemExit) as error:
     if own and type(error) is ValueError and _own_frame(error) is None:
-      # The library says what is wrong with what the user's code returned.
+      # The library refused a value that the user's code returned.
       logging.info('%s', ''.join(traceback.format_exception(error)))
       raise OwnError(str(error)) from error
     if not own or _is_of_another(error):
@@ -126,7 +125,7 @@ def named_errors(*texts: str) -> Iterator[None]:
 
 
 def _is_of_another(error: BaseException) -> bool:
-  """Whether an error is for others to say: none of the user's code's."""
+  """Whether an error was raised outside the user's code."""
   kinds = (ValueError, OSError, MemoryError, RuntimeError, SystemExit)
   return isinstance(error, kinds) and _own_frame(error) is None
 
@@ -135,7 +134,7 @@ def _failure(who: str, error: BaseException) -> OwnError:
   logging.info('%s', ''.join(traceback.format_exception(error)))
   what = ' '.join(str(error).split())
   what = what if len(what) <= 300 else f'{what[:300]} ...'
-  if isinstance(error, SyntaxError):  # whose place is not in the traceback
+  if isinstance(error, SyntaxError):  # because the traceback lacks its place
     return OwnError(f'{who} raised {type(error).__name__}: {what}')
   frame = _own_frame(error) or traceback.extract_tb(error.__traceback__)[-1]
   place = f'{os.path.relpath(frame.filename)}:{frame.lineno}'
@@ -146,7 +145,7 @@ def _failure(who: str, error: BaseException) -> OwnError:
 
 
 def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
-  """The innermost place that is in the user's code, None if none is."""
+  """Returns the innermost frame in the user's code, None if none is."""
   found = None
   for frame in traceback.extract_tb(error.__traceback__):
     file = pathlib.Path(frame.filename).resolve()

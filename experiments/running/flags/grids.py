@@ -1,4 +1,4 @@
-"""Grids of runs: what --run and --grid of a sweep say, as values."""
+"""Expands --run and --grid of a sweep into runs."""
 
 from collections.abc import Sequence
 import copy
@@ -23,7 +23,7 @@ _NOT_SETTINGS = (
 
 
 class Axis(NamedTuple):
-  """Flags that change together, and the values that they take."""
+  """Flags that change together, and their values."""
 
   names: tuple[str, ...]
   values: tuple[tuple[str, ...], ...]
@@ -33,10 +33,10 @@ class Point(NamedTuple):
   """One run of a grid.
 
   Attributes:
-    config: of the run.
-    values: what it has on the axes, as text; '' where an option of the grid is
-      none of its own.
-    flags: all flags, with those of the grid set.
+    config: the run.
+    values: name of each axis -> value as text; '' if the axis is an option
+      that the run's algorithm does not have.
+    flags: all flags, including the values on the axes.
   """
 
   config: config.RunConfig
@@ -44,7 +44,7 @@ class Point(NamedTuple):
   flags: flags.FlagValues
 
   def slug(self) -> str:
-    """The name of its directory."""
+    """Returns the name of the run's directory."""
     places = [
       f'-{name}{value}'
       for name, value in self.values.items()
@@ -55,21 +55,24 @@ class Point(NamedTuple):
 
 def is_option(name: str) -> bool:
   """Whether an axis is an option of an algorithm, not a setting of all runs."""
-  # A keyword of the user's own algorithm has no flag.
+  # Or not a flag, because a keyword of the user's own algorithm has none.
   return name in config.OPTIONS or name not in flags.FLAGS
 
 
 def parse_axis(text: str, own: Sequence[str] = ()) -> Axis:
-  """'seed=0,1' or, of flags that change together, 'batch_size:seed=8:0,16:1'.
-
-  A value that is a list has + for its commas.
+  """Returns the axis of a value of --grid.
 
   Args:
-    text: as --grid has it.
-    own: keywords of the user's own algorithms, which may be axes, too.
+    text: 'seed=0,1', or 'batch_size:seed=8:0,16:1' for flags that change
+      together. A list has + between its values.
+    own: keywords of the user's own algorithms, which may also be axes.
 
   Raises:
-    ValueError: if it is not that, or a value is there twice.
+    ValueError: if the text has another form, an unknown flag, or a value twice.
+
+  Example:
+    >>> parse_axis('seed=0,1')
+    Axis(names=('seed',), values=(('0',), ('1',)))
   """
   left, equals, right = text.partition('=')
   names = tuple(config.ALIASES.get(n, n) for n in left.split(':'))
@@ -82,7 +85,7 @@ def parse_axis(text: str, own: Sequence[str] = ()) -> Axis:
   for name in names:
     if name not in settings:
       raise ValueError(
-        f'--grid={text}: {name!r} is no setting of a run; use one of '
+        f'--grid={text}: {name!r} is not a setting of a run; use one of '
         f'{", ".join(settings)}'
       )
   together = len(names) > 1
@@ -94,25 +97,25 @@ def parse_axis(text: str, own: Sequence[str] = ()) -> Axis:
         f'got {":".join(value)!r}'
       )
     if values.count(value) > 1:
-      raise ValueError(f'--grid={text}: {":".join(value)!r} is there twice')
+      raise ValueError(f'--grid={text}: {":".join(value)!r} is given twice')
   return Axis(names, tuple(values))
 
 
 def points(
   runs: Sequence[str], grid: Sequence[str], values: flags.FlagValues
 ) -> list[Point]:
-  """All runs, in the order of the runs and the axes.
+  """Returns all runs of a grid, in the order of --run and --grid.
 
-  An option of an algorithm on an axis is for the runs whose algorithm has it
-  and that do not say it themselves.
+  An axis that is an option of an algorithm applies to each run whose algorithm
+  has the option, unless the run sets it.
 
   Args:
-    runs: algorithms with options, as --run has them.
-    grid: axes, as --grid has them.
-    values: the other flags.
+    runs: values of --run: algorithms with options.
+    grid: values of --grid: axes.
+    values: all other flags.
 
   Raises:
-    ValueError: if one is wrong, or two are the same run.
+    ValueError: if a value is wrong, or two runs are equal.
   """
   if not runs:
     raise ValueError(
@@ -126,7 +129,8 @@ def points(
       raise ValueError(f'--{name} is on two axes of the grid')
     if not any(_applies(name, run) for run in runs):
       raise ValueError(
-        f'--grid={name}: does nothing, no --run takes it or leaves it open'
+        f'--grid={name}: does nothing, because no --run has it or leaves it '
+        'open'
       )
   found = [point for run in runs for point in _points(run, axes, values)]
   seen: dict[str, Point] = {}
@@ -168,7 +172,7 @@ def _points(
 
 
 def _own_keywords(runs: Sequence[str]) -> list[str]:
-  """Keywords without a flag of those algorithms that are the user's own."""
+  """Returns the keywords of the user's own algorithms that have no flag."""
   algorithms = [algorithm_flags.find(run.partition(',')[0]) for run in runs]
   return [
     name
@@ -179,13 +183,13 @@ def _own_keywords(runs: Sequence[str]) -> list[str]:
 
 
 def _applies(name: str, run: str) -> bool:
-  """Whether a flag on an axis is one for this run."""
+  """Whether an axis applies to a run."""
   if not is_option(name):
     return True
   algorithm, *pairs = run.split(',')
   algorithm = algorithm_flags.find(algorithm)
   given = {pair.partition('=')[0] for pair in pairs}
-  # Of --when and the flag whose place it takes, a run has one.
+  # A run has only one of --when and the flag it replaces.
   either = {'when', algorithm_flags.scheduled(algorithm)}
   if given & (either if name in either else {name}):
     return False
@@ -193,7 +197,7 @@ def _applies(name: str, run: str) -> bool:
 
 
 def _set(values: flags.FlagValues, changes: dict[str, str]) -> flags.FlagValues:
-  """A copy of the flags with some set, from text as the command line has it."""
+  """Returns a copy of the flags with changes, given as text."""
   changed = copy.deepcopy(values)
   arguments = []
   for name, text in changes.items():
@@ -211,7 +215,7 @@ def _value(point: Point, name: str) -> object:
 
 
 def command(point: Point) -> list[str]:
-  """The flags of train.py that make this run."""
+  """Returns the flags of train.py for a run of the grid."""
   algorithm = point.config.algorithm
   given = [f'--algorithm={algorithm}']
   own: list[str] = []

@@ -1,4 +1,4 @@
-"""Objects that a flag names: a word, and numbers after colons.
+"""Builds objects from the text of a flag: a name, and numbers after colons.
 
 `erdos_renyi:0.5` is a mixing, `feedback:top_k:0.1` a codec, `doubling:4` a
 schedule, `sgp:ring` a local step.
@@ -17,13 +17,13 @@ from prsgd_jax.mixing import codecs
 
 
 class Run(NamedTuple):
-  """What a schedule may depend on besides the numbers of its flag.
+  """Values that a schedule may depend on besides the numbers of its flag.
 
   Attributes:
-    num_steps: length of the run.
-    learning_rate: of the engine's step.
-    warmup_steps: steps in which the learning rate rises.
-    seed: of the run.
+    num_steps: length of the run in steps.
+    learning_rate: learning rate as a function of the step.
+    warmup_steps: number of steps in which the learning rate rises.
+    seed: seed of the run.
   """
 
   num_steps: int
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 def _whole(number: Any) -> Any:
-  """A whole number as an int; any other as it is, for the library to refuse."""
+  """Returns a whole number as an int; the library refuses any other."""
   is_whole = isinstance(number, float) and number.is_integer()
   return int(number) if is_whole else number
 
@@ -82,9 +82,9 @@ COMPRESSORS: dict[str, Callable[..., codecs.Compressor]] = {
     _whole(bins), sigmas=sigmas
   ),
 }
-# Compressors that another one may follow: it codes the values they keep.
+# Compressors that keep values, which a second compressor may code.
 OF_VALUES = ('top_k', 'chunked_top_k')
-# Codecs of a compressor, which stands after their numbers.
+# Codecs of a compressor, whose name follows their numbers.
 CODECS: dict[str, Callable[..., pr.codecs.Codec]] = {
   'feedback': pr.codecs.feedback,
   'difference': pr.codecs.difference,
@@ -93,7 +93,7 @@ CODECS: dict[str, Callable[..., pr.codecs.Codec]] = {
     codec, chunk=_whole(chunk)
   ),
 }
-# Those in which a codec with memory may stand, too.
+# Codecs whose inner codec may have a memory.
 OF_CODECS = ('among_senders', 'frequencies')
 OUTER: dict[str, Callable[..., optax.GradientTransformation]] = {
   'sgd': lambda rate=1.0, momentum=0.0: optax.sgd(rate, momentum or None),
@@ -126,11 +126,11 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     [_whole(length) for length in lengths]
   ),
 }
-# Schedules whose numbers are a list of any length, with + or a comma between.
+# Schedules of a list of any length, separated by + or a comma.
 LISTED = ('at', 'intervals')
-# Schedules whose first T steps are others if the run is longer than T.
+# Schedules that depend on the length of the run from the start.
 OF_LENGTH = ('qsr',)
-# Algorithms that other algorithms may have as their local step.
+# Algorithms that can be the local step of another algorithm.
 LOCAL: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
   'k_avg': pr.k_avg,
   'd_psgd': pr.d_psgd,
@@ -143,11 +143,11 @@ def mixing(flag: str, given: str) -> pr.mixing.Mixing:
   """Returns the mixing that a flag names, such as 'erdos_renyi:0.5'.
 
   Args:
-    flag: whose value it is.
-    given: its value.
+    flag: name of the flag, for messages.
+    given: value of the flag.
 
   Raises:
-    ValueError: if there is none of that name, or its numbers are wrong.
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   return _made(flag, given, MIXINGS, given)
 
@@ -155,14 +155,14 @@ def mixing(flag: str, given: str) -> pr.mixing.Mixing:
 def compressor(flag: str, given: str) -> codecs.Compressor:
   """Returns the compressor that a flag names, such as 'top_k:0.1'.
 
-  In 'top_k:0.1:e3m0' the second one codes the values that the first one keeps.
+  In 'top_k:0.1:e3m0', e3m0 codes the values that top_k keeps.
 
   Args:
-    flag: whose value it is.
-    given: its value.
+    flag: name of the flag, for messages.
+    given: value of the flag.
 
   Raises:
-    ValueError: if there is none of that name, or its numbers are wrong.
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   return _compressor(flag, given, given)
 
@@ -182,16 +182,16 @@ def _compressor(flag: str, given: str, text: str) -> codecs.Compressor:
 def codec(flag: str, given: str) -> pr.codecs.Codec | codecs.Compressor:
   """Returns the codec that a flag names.
 
-  A compressor is one; 'feedback:top_k:0.1' and, with a decay,
-  'feedback:0.9:top_k:0.1' have a memory; 'among_senders:feedback:top_k:0.1' is
-  a codec of a codec.
+  A compressor is a codec. 'feedback:top_k:0.1' has a memory, and
+  'feedback:0.9:top_k:0.1' a memory with decay.
+  'among_senders:feedback:top_k:0.1' is a codec of a codec.
 
   Args:
-    flag: whose value it is.
-    given: its value.
+    flag: name of the flag, for messages.
+    given: value of the flag.
 
   Raises:
-    ValueError: if there is none of that name, or its numbers are wrong.
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   return _codec(flag, given, given)
 
@@ -216,11 +216,11 @@ def outer(flag: str, given: str) -> optax.GradientTransformation:
   """Returns the outer optimizer that a flag names, such as 'nesterov:0.7'.
 
   Args:
-    flag: whose value it is.
-    given: its value.
+    flag: name of the flag, for messages.
+    given: value of the flag.
 
   Raises:
-    ValueError: if there is none of that name, or its numbers are wrong.
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   name, *texts = given.split(':')
   _choose(flag, given, name, OUTER)
@@ -234,12 +234,12 @@ def schedule(flag: str, given: str, run: Run) -> Schedule:
   """Returns the schedule that a flag names, such as 'doubling:4'.
 
   Args:
-    flag: whose value it is.
-    given: its value.
-    run: what the schedule may depend on.
+    flag: name of the flag, for messages.
+    given: value of the flag.
+    run: values that the schedule may depend on.
 
   Raises:
-    ValueError: if there is none of that name, or its numbers are wrong.
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   name, colon, rest = given.partition(':')
   _choose(flag, given, name, SCHEDULES)
@@ -253,7 +253,7 @@ def schedule(flag: str, given: str, run: Run) -> Schedule:
 
 
 def depends_on_length(given: str) -> bool:
-  """Whether a longer run would have another schedule from the start."""
+  """Whether the length of a run changes its schedule from the start."""
   return given.partition(':')[0] in OF_LENGTH
 
 
@@ -262,16 +262,16 @@ def local(
 ) -> pr.base.ReplicaTransformation:
   """Returns the local step that a flag names.
 
-  It is an algorithm, then its period and its mixing if they are not the default
-  ones: 'sgp', 'sgp:ring', 'k_avg:2:group_mean:4'.
+  It is the name of an algorithm, optionally followed by its period and its
+  mixing: 'sgp', 'sgp:ring', 'k_avg:2:group_mean:4'.
 
   Args:
-    flag: whose value it is.
-    given: its value.
-    tx: the optimizer of the local step.
+    flag: name of the flag, for messages.
+    given: value of the flag.
+    tx: optimizer of the local step.
 
   Raises:
-    ValueError: if there is none of that name, or its numbers are wrong.
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   name, *parts = given.split(':')
   make = _choose(flag, given, name, LOCAL)
@@ -286,7 +286,7 @@ def local(
   return _call(flag, given, make, tx, *numbers[1:], **keywords)
 
 
-# The type of a keyword -> what reads its flag, and the names there are.
+# Type of a keyword -> reader of its flag, and names of its values.
 READERS: dict[Any, tuple[Callable[[str, str], Any], Sequence[str]]] = {
   pr.mixing.Mixing: (mixing, tuple(MIXINGS)),
   codecs.Compressor: (compressor, tuple(COMPRESSORS)),
@@ -306,7 +306,10 @@ def _choose(
 def _made(
   flag: str, given: str, table: Mapping[str, Callable[..., Any]], text: str
 ) -> Any:
-  """What `text`, a name with numbers, makes; `given` is for the messages."""
+  """Returns the object of `text`, a name with numbers.
+
+  `given` is the whole value of the flag, for messages.
+  """
   name, *texts = text.split(':')
   make = _choose(flag, given, name, table)
   return _call(flag, given, make, *_numbers(flag, texts))
@@ -323,7 +326,7 @@ def _call(
 
 
 def _split(parts: Sequence[str]) -> tuple[list[float], str]:
-  """The numbers that come first, and the rest as text."""
+  """Returns the leading numbers, and the rest as text."""
   count = 0
   while count < len(parts) and _is_number(parts[count]):
     count += 1
@@ -343,15 +346,15 @@ def _is_number(text: str) -> bool:
 
 
 def number(flag: str, kind: type, text: str) -> Any:
-  """Returns a number that a flag holds as text.
+  """Returns a number from text.
 
   Args:
-    flag: whose value it is.
+    flag: name of the flag, for messages.
     kind: int or float.
-    text: the number.
+    text: text of the number.
 
   Raises:
-    ValueError: if it is not one.
+    ValueError: if the text is not a number of this kind.
   """
   try:
     return kind(text)

@@ -1,7 +1,7 @@
-"""Whether the user's own arrays are data, before a run reads them.
+"""Checks the user's own arrays before a run uses them.
 
-JAX has no texts and no objects, and makes 64-bit numbers 32-bit ones; an
-integer that does not fit would become another one silently.
+JAX has no strings or objects and converts 64-bit numbers to 32 bits, where an
+integer that is too large would silently change its value.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,15 @@ _INT32, _FLOAT32 = np.iinfo(np.int32), np.finfo(np.float32)
 
 
 def as_arrays(who: str, tree: Any) -> Any:
-  """Returns a tree of arrays, lists of numbers among them, as NumPy's.
+  """Returns a tree as NumPy arrays.
 
   Args:
-    who: has the tree, for the message.
-    tree: of arrays; a list of numbers is one array.
+    who: name of the owner of the tree, for messages.
+    tree: tree of arrays or lists of numbers; a list becomes one array.
 
   Raises:
-    ValueError: if one is no array of numbers, or a number does not fit.
+    ValueError: if a leaf is not an array of numbers, or a number does not fit
+      into 32 bits.
 
   Example:
     >>> as_arrays('data', {'x': [1, 2]})
@@ -68,21 +69,21 @@ def _check_range(name: str, array: np.ndarray) -> None:
 
 
 def are_labels(x: Any) -> bool:
-  """Whether an array, or its shape, has one integer for each example."""
+  """Whether an array, or its shape, is a vector of integers."""
   return (
     x is not None and np.issubdtype(x.dtype, np.integer) and len(x.shape) == 1
   )
 
 
 def check_split(who: str, split: Mapping[str, Any]) -> None:
-  """Checks the shapes of images, labels and texts, if there are any.
+  """Checks the shapes of images, labels and texts in a split.
 
   Args:
-    who: has the split, for the message.
-    split: arrays by name.
+    who: name of the owner of the split, for messages.
+    split: name -> array.
 
   Raises:
-    ValueError: if one has another shape, or an image is not finite.
+    ValueError: if an array has the wrong shape, or an image is not finite.
   """
   for name, wanted, fits in (
     ('image', '[n, ..., channels]', lambda x: x.ndim >= 2),
@@ -107,12 +108,12 @@ def check_classes(
   """Checks that labels and characters are in 0 .. num_classes - 1.
 
   Args:
-    who: has the split, for the message.
-    split: arrays by name.
-    num_classes: of the labels, or of the characters.
+    who: name of the owner of the split, for messages.
+    split: name -> array.
+    num_classes: number of labels or distinct characters.
 
   Raises:
-    ValueError: if one is not, or `num_classes` is no integer.
+    ValueError: if a value is out of range, or `num_classes` is not an integer.
   """
   for name in ('label', 'text'):
     if name not in split:

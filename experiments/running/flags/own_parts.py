@@ -1,4 +1,4 @@
-"""Whether the user's own model and data fit each other, before they run."""
+"""Checks before a run that the user's own model and data fit each other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +15,12 @@ from prsgd_jax.models.classification import Task
 def check_fit(config: RunConfig, dataset: Dataset) -> None:
   """Checks that the flags fit the data.
 
+  Args:
+    config: the run.
+    dataset: its data.
+
   Raises:
-    ValueError: if the data are of another kind than the model or a flag asks.
+    ValueError: if the model or a flag requires another kind of data.
   """
   train = dataset.train
   is_text = 'text' in train
@@ -36,18 +40,18 @@ def check_fit(config: RunConfig, dataset: Dataset) -> None:
     raise ValueError(f'--model={config.model} does not read {what}; {use}')
   if config.partition == 'dirichlet' and 'label' not in train:
     raise ValueError(
-      f'--partition=dirichlet skews labels, which {what}, has not; use shared '
-      'or sharded'
+      f'--partition=dirichlet requires labels; got {what}; use shared or '
+      'sharded'
     )
   if config.augment and np.ndim(train.get('image', 0)) != 4:
     raise ValueError(
-      '--augment is of images [n, height, width, channels]; leave it out with '
-      f'{what}'
+      '--augment requires images [n, height, width, channels]; leave it out '
+      f'with {what}'
     )
 
 
 def check_init(config: RunConfig, made: Any) -> None:
-  """Raises ValueError unless a model begins with parameters and a state."""
+  """Raises ValueError unless `init` returned parameters and a model state."""
   if not isinstance(made, tuple) or len(made) != 2:
     raise ValueError(
       f'--model={config.model}: init must return (params, model_state), as in '
@@ -62,17 +66,17 @@ def check_task(
   model_state: Any,
   batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> None:
-  """Checks what the loss and the evaluation of a Task of one's own return.
+  """Checks the values that `loss_fn` and `eval_fn` of a user's Task return.
 
   Args:
     config: the run.
-    task: whose functions are looked at.
-    params: shapes.
-    model_state: shapes.
+    task: the Task.
+    params: shapes of the parameters.
+    model_state: shapes of the model state.
     batch: shapes of a batch of one example.
 
   Raises:
-    ValueError: if it is not what `Task` says.
+    ValueError: if a function returns values of another form than `Task` states.
   """
   if not dotted.is_dotted(config.model):
     return

@@ -1,4 +1,4 @@
-"""A run as a value, and what follows from it: its name, its length."""
+"""Configuration of a run as a value, with its name and its length."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,8 +14,8 @@ from experiments.running.records import slugs
 from prsgd_jax.checks import MAX_STEPS
 from prsgd_jax.data.datasets import Dataset
 
-# Flags of the algorithms, and those that stand for an argument of many: when
-# they average, their local step, what an average does.
+# Flags of single algorithms, and flags for an argument that many algorithms
+# have: schedule, local step, average.
 OPTIONS = (
   *algorithm_flags.FLAG_KINDS,
   'when',
@@ -26,12 +26,14 @@ OPTIONS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-  """What determines the trajectory of a run, and how long it is.
+  """Values that determine the trajectory and the length of a run.
+
+  A field has the meaning of the flag of its name.
 
   Attributes:
-    options: of the algorithm, by the names of the flags; those given only. A
+    options: flag -> value, for each option of the algorithm that is set. A
       keyword of the user's own algorithm has its own name.
-    model_options: of the model, by name, as text; None for none.
+    model_options: name -> text, for each option of the model; None for none.
   """
 
   algorithm: str
@@ -66,11 +68,13 @@ class RunConfig:
   num_steps: int | None
 
   def description(self, dataset: Dataset) -> dict[str, Any]:
-    """Returns what a checkpoint is compared by: all but the run's length.
+    """Returns the values that must be equal to resume a run.
 
-    The length counts where the steps of the algorithm, of its schedule or of
-    the learning rate depend on it. Data count by their contents, not by the
-    path of a file.
+    The length is included only if the algorithm, its schedule or the learning
+    rate depends on it. Data are identified by their contents, not by a path.
+
+    Args:
+      dataset: data of the run.
     """
     fields = dataclasses.asdict(self)
     of_length = named.depends_on_length(self.options.get('when', ''))
@@ -83,26 +87,30 @@ class RunConfig:
     return {**fields, 'data': data}
 
   def own(self) -> tuple[str, ...]:
-    """The names that may be of the user's own objects."""
+    """Returns the values that may name the user's own objects."""
     return (self.algorithm, self.model, self.dataset)
 
   def label(self) -> str:
-    """Short and telling, such as 'pr_sgd period=4'."""
+    """Returns the algorithm with its options, such as 'pr_sgd period=4'."""
     names = [n for n in OPTIONS if n in self.options]
     names += [n for n in self.options if n not in OPTIONS]
     options = [f'{n}={self.options[n]}' for n in names]
     return ' '.join([self.algorithm, *options]).replace(',', '+')
 
   def slug(self) -> str:
-    """The label as the name of a directory; a long one ends in a hash."""
+    """Returns the label as a directory name; a long one ends in a hash."""
     return slugs.shorten(self.label().replace(' ', '-').replace('=', ''))
 
 
 def total_steps(config: RunConfig, num_examples: int) -> int:
-  """Length of the run in steps.
+  """Returns the length of a run in steps.
+
+  Args:
+    config: the run.
+    num_examples: number of training examples.
 
   Raises:
-    ValueError: if its epochs are more steps than a run can have.
+    ValueError: if the epochs exceed the largest number of steps.
   """
   if config.num_steps is not None:
     return config.num_steps
@@ -116,9 +124,12 @@ def total_steps(config: RunConfig, num_examples: int) -> int:
 
 
 def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
-  """Returns the first step by which that many epochs are done.
+  """Returns the first step after a number of epochs, at most 2^31 - 1.
 
-  It is 2^31 - 1, the end of the longest run, if that is before.
+  Args:
+    config: the run.
+    num_examples: number of training examples.
+    epochs: passes over the data.
   """
   return int(min(_steps(config, num_examples, epochs), MAX_STEPS))
 
@@ -137,7 +148,7 @@ def warmup_steps(config: RunConfig, num_examples: int) -> int:
 
 
 def fingerprint(data: Any) -> str:
-  """A digest of arrays by their shapes and contents.
+  """Returns a digest of the shapes and contents of arrays.
 
   Args:
     data: tree of arrays.

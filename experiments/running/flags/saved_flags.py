@@ -1,4 +1,4 @@
-"""The flags of a run, as its directory keeps them and gives them back."""
+"""Saves the flags of a run to its directory, and restores them."""
 
 from collections.abc import Mapping
 import os
@@ -12,7 +12,7 @@ from experiments.running.flags import dotted
 from experiments.running.flags.run_config import OPTIONS, RunConfig
 from experiments.running.records import differences, json_files, records
 
-# What a resumed run may have otherwise than before.
+# Flags that may change when a run is resumed.
 MAY_CHANGE = (
   *differences.MAY_CHANGE,
   'checkpoint_every',
@@ -30,7 +30,7 @@ _LENGTHS = ('num_steps', 'num_epochs')
 
 
 def of_run(config: RunConfig) -> dict[str, Any]:
-  """Returns the flags that make a run, None for those that it does not use.
+  """Returns the value of each flag of a run, None if the run does not use it.
 
   Args:
     config: the run, which may differ from the flags of the program.
@@ -49,10 +49,10 @@ def of_run(config: RunConfig) -> dict[str, Any]:
 
 
 def _option_flags(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """The flags that give an algorithm its options, None for the others.
+  """Returns the flags that set the options of an algorithm, else None.
 
-  Keywords of the user's own algorithm may have no flag, the name of another
-  flag, or one of another type. --algorithm_options gives those.
+  A keyword of the user's own algorithm may have no flag, the name of another
+  flag, or another type than its flag. Then it is in --algorithm_options.
   """
   found: dict[str, Any] = dict.fromkeys(OPTIONS)
   if not dotted.is_dotted(algorithm):
@@ -66,7 +66,7 @@ def _option_flags(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
   return {**found, 'algorithm_options': rest or None}
 
 
-# What flags of a type are in JSON.
+# Type of a flag -> type of its value in JSON.
 _KINDS: dict[str, type | tuple[type, ...]] = {
   'bool': bool,
   'comma separated list of strings': list,
@@ -78,18 +78,18 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
-  """Sets the flags to those of the run in a directory.
+  """Sets the flags to the saved values of a run.
 
   Args:
-    values: the flags; those given stay as they are.
-    workdir: of the run.
+    values: flags of the program; a flag on the command line is kept.
+    workdir: directory of the run.
 
   Raises:
-    ValueError: if there is no run, or a flag is given that cannot change, or
-      the file has a value of another kind.
+    ValueError: if the directory holds no run, a flag on the command line must
+      not change, or a saved value has the wrong type.
   """
   if not (workdir / records.CONFIG).exists():
-    raise ValueError(f'there is no run in {workdir}; leave out --resume')
+    raise ValueError(f'{workdir} holds no run; leave out --resume')
   config = records.read_config(workdir)
   description = config['description']
   algorithm = description.get('algorithm', values.algorithm)
@@ -102,7 +102,7 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
   given = {name for name in saved if name in values and values[name].present}
   if 'algorithm_options' in given:
     given.remove('algorithm_options')
-    # Compared with those of the run when both are parsed.
+    # Merged here, because they are compared with the run's after parsing.
     own = [*values.algorithm_options, *(saved['algorithm_options'] or ())]
     saved['algorithm_options'] = own
   for name in sorted(given - set(MAY_CHANGE)):
@@ -126,7 +126,7 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
 
 
 def _is_of(kind: str, value: Any) -> bool:
-  """Whether a value is what flags of a type are in JSON; True is no number."""
+  """Whether a JSON value has the type of a flag; a bool is not a number."""
   if isinstance(value, bool):
     return kind == 'bool'
   if isinstance(value, list) and not all(isinstance(x, str) for x in value):
@@ -137,14 +137,14 @@ def _is_of(kind: str, value: Any) -> bool:
 def _open_options(
   values: flags.FlagValues, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The options of a run but for those that --algorithm_options gives."""
+  """Returns the options of a run that --algorithm_options does not set."""
   texts = values.algorithm_options or ()
   given = {text.partition('=')[0] for text in texts}
   return {n: v for n, v in options.items() if n not in given}
 
 
 def _plain(value: Any) -> Any:
-  """A value of a flag to compare: numbers in lists as such, paths absolute."""
+  """Returns a comparable value of a flag: numbers for text, absolute paths."""
   if isinstance(value, list | tuple):
     return [_plain(inner) for inner in value]
   if isinstance(value, str):

@@ -1,8 +1,7 @@
-"""Options that a flag holds as text, `NAME=VALUE,NAME=VALUE`, and their types.
+"""Parses options in the form `NAME=VALUE,NAME=VALUE`.
 
-The types are those of the parameters that take the values: their annotations,
-or else the types of their defaults. A value that is a list has + for its
-commas.
+The type of an option is the annotation of its parameter, or the type of the
+parameter's default. A list has + between its values.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,11 +20,11 @@ def parse(flag: str, pairs: Iterable[str]) -> dict[str, str]:
   """Splits options into names and values.
 
   Args:
-    flag: whose value they are.
-    pairs: each a name, = and a value.
+    flag: name of the flag, for messages.
+    pairs: texts of the form NAME=VALUE.
 
   Raises:
-    ValueError: if one is not, or a name is given twice.
+    ValueError: if a text has another form, or a name is given twice.
 
   Example:
     >>> parse('model_options', ['width=64', 'num_heads=2'])
@@ -45,14 +44,16 @@ def parse(flag: str, pairs: Iterable[str]) -> dict[str, str]:
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """The parameters of a function that have a name, types in place of texts.
+  """Returns the parameters of a function that can be passed by name.
+
+  Annotations in quotes become types if they can be evaluated.
 
   Raises:
-    ValueError: if it has no signature.
+    ValueError: if the function has no signature.
   """
   try:
     signature = inspect.signature(make, eval_str=True)
-  except Exception:  # an annotation may be any text
+  except Exception:  # because an annotation may be any text
     signature = inspect.signature(make)
   unnamed = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -65,9 +66,10 @@ def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def kind(parameter: inspect.Parameter) -> Any:
-  """The type that an option has: a sequence as `[type]`, None if any.
+  """Returns the type of an option: `[type]` for a sequence, None for any.
 
-  Of a union it is the first member; of no annotation, that of the default.
+  For a union it is the first member. Without an annotation it is the type of
+  the default.
   """
   found = parameter.annotation
   if found is parameter.empty or isinstance(found, str) or found is Any:
@@ -84,16 +86,16 @@ def kind(parameter: inspect.Parameter) -> Any:
 
 
 def value(flag: str, name: str, wanted: Any, text: str) -> Any:
-  """The value of an option.
+  """Returns the value of an option from its text.
 
   Args:
-    flag: whose value it is part of.
-    name: of the option.
-    wanted: its type, as of `kind`.
-    text: the value.
+    flag: name of the flag, for messages.
+    name: name of the option.
+    wanted: type of the option, from `kind`.
+    text: text of the value.
 
   Raises:
-    ValueError: if it is not of that type, or the type is none that a flag has.
+    ValueError: if the text does not fit the type, or text cannot give the type.
 
   Example:
     >>> value('model_options', 'hidden', [int], '64+32')
@@ -124,7 +126,7 @@ def value(flag: str, name: str, wanted: Any, text: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-  """A number, a truth or a list where the text is one, else the text."""
+  """Returns a number, bool or list if the text is one, else the text."""
   if re.search(r'\w\+\w', text) and not re.fullmatch(r'[\d.]+e\+\d+', text):
     return tuple(_literal(part) for part in text.split('+'))
   if text.lower() in ('true', 'false'):
@@ -140,13 +142,16 @@ def _literal(text: str) -> Any:
 def check_names(
   flag: str, what: str, given: Iterable[str], known: Mapping[str, Any]
 ) -> None:
-  """Raises ValueError if there is an option that is none of these.
+  """Checks that all options are known.
 
   Args:
-    flag: whose value they are.
-    what: has the options, for the message.
-    given: names.
-    known: the names that it has.
+    flag: name of the flag, for messages.
+    what: owner of the options, for messages.
+    given: names of the options.
+    known: mapping whose keys are the known names.
+
+  Raises:
+    ValueError: if a name is unknown.
   """
   for name in given:
     if name not in known:
