@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.running.execution import parts
 from experiments.running.flags import algorithm_flags
 import prsgd_jax as pr
+from prsgd_jax.engine.train_state import initial_shapes
 
 PRESETS = pathlib.Path(__file__).parents[1] / 'presets'
 NUM_REPLICAS = 8
@@ -91,7 +91,7 @@ def entries(
   made = algorithm_flags.build(
     algorithm_flags.find(name), optax.sgd(0.02), parsed, provided
   )
-  shapes = parts.replica_shapes(made, NUM_REPLICAS, SHAPES, ())
+  shapes = initial_shapes(made, NUM_REPLICAS, SHAPES)
   return made.cost(shapes, NUM_REPLICAS, np.arange(num_steps))
 
 
