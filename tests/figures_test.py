@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import pathlib
+import re
 import tempfile
 
 from absl.testing import absltest, parameterized
@@ -218,32 +219,42 @@ class DemoTest(absltest.TestCase):
     preset = HERE / 'experiments' / 'presets' / 'demo.flags'
     values(['compare.py', f'--flagfile={preset}'])
     self.configs = run_specs.parse_runs(values['run'].value, values)
-    self.dirs = [KEPT / one.slug() for one in self.configs]
-    self.x, self.y = values['x'].value, values['y'].value
+    makefile = (HERE / 'Makefile').read_text()
+    self.seeds = re.findall(r'demo.flags --seed=(\d)', makefile)
+    self.y = re.findall(r'plot.py \$\(RUNS\)/demo --y=(\S+)', makefile)
+
+  def runs(self):
+    return figures.read_runs(figures.find_runs([KEPT]))
 
   def test_kept_runs_are_those_of_the_command(self):
-    self.assertSameElements(KEPT.iterdir(), self.dirs)
-    for one, kept in zip(self.configs, self.dirs, strict=True):
+    dirs = {
+      KEPT / f'seed{seed}' / one.slug(): dataclasses.replace(
+        one, seed=int(seed)
+      )
+      for seed in self.seeds
+      for one in self.configs
+    }
+    self.assertLen(dirs, 15)
+    self.assertSameElements(KEPT.glob('*/*'), dirs)
+    for kept, one in dirs.items():
       described = records.read_config(kept)['description']
       for name, value in dataclasses.asdict(one).items():
         if name in described:
           self.assertEqual(described[name], json.loads(json.dumps(value)), name)
-      self.assertEqual(records.read_records(kept)[-1]['step'], 768)
+      self.assertEqual(records.read_records(kept)[-1]['step'], one.num_steps)
 
-  def make(self, dirs):
-    return figures.make(figures.read_runs(dirs), x=self.x, y=self.y)
-
-  def test_picture_is_drawn_from_them_by_what_compare_calls(self):
-    figure = self.make(self.dirs)
+  def test_picture_is_drawn_from_them_by_what_plot_calls(self):
+    runs = self.runs()
+    figure = figures.make(runs, y=self.y)
     self.assertEqual(
       figure_files.digest(figure), figure_files.read_digest(PICTURE)
     )
     self.assertEqual(looks.faults(figure), [])
-    self.assertEqual(
-      list(styles_of(figure)), [one.label() for one in self.configs]
+    self.assertSameElements(
+      styles_of(figure), [f'{one.label()} (3 seeds)' for one in self.configs]
     )
     # Of fewer runs it would be another.
-    other = self.make(self.dirs[1:])
+    other = figures.make(runs[1:], y=self.y)
     self.assertNotEqual(
       figure_files.digest(other), figure_files.read_digest(PICTURE)
     )
@@ -251,18 +262,22 @@ class DemoTest(absltest.TestCase):
   def test_readme_shows_it_and_says_what_is_in_it(self):
     readme = ' '.join((HERE / 'README.md').read_text().split())
     self.assertIn(f'({PICTURE.relative_to(HERE)})', readme)
-    last = [records.read_records(kept)[-1] for kept in self.dirs]
-    ssgd, *errors = (f'{1 - one["test_accuracy"]:.1%}' for one in last)
-    self.assertEqual(ssgd, errors[0])
-    self.assertIn(f'synchronous SGD, {ssgd}, with a quarter of', readme)
-    self.assertIn(f'every 16 steps, at {errors[1]} with a sixteenth', readme)
-    self.assertIn(f'64 steps is too rare here ({errors[2]})', readme)
-    self.assertIn(f'one average at the end fails ({errors[3]})', readme)
-    sent = [one['bytes_sent'] for one in last]
-    self.assertEqual([sent[0] / one for one in sent[1:3]], [4, 16])
-    (panel, _) = self.make(self.dirs).axes
+    errors, sent = ({
+      label: np.mean([run.history[-1][name] for run in same])
+      for label, same in figures.group(self.runs()).items()
+    } for name in ('test_accuracy', 'bytes_sent'))  # fmt: skip
+    errors = {label: f'{1 - value:.1%}' for label, value in errors.items()}
+    for words, label in (
+      ('Synchronous SGD ends at a test error of {}.', 'ssgd'),
+      ('every 16 steps ends at {}, with a sixteenth', 'pr_sgd period=16'),
+      ('64 steps is too rare here ({})', 'pr_sgd period=64'),
+      ('one average at the end fails ({})', 'one_shot_averaging'),
+    ):
+      self.assertIn(words.format(errors[label]), readme)
+    self.assertEqual(sent['ssgd'] / sent['pr_sgd period=16'], 16)
+    panel = figures.make(self.runs(), y=self.y).axes[0]
     self.assertEqual(panel.get_ylabel(), 'test error of averaged model [%]')
-    self.assertIn("error is that of the replicas' average", readme)
+    self.assertIn("Errors are those of the replicas' average", readme)
 
 
 if __name__ == '__main__':
