@@ -1,6 +1,7 @@
-"""A newcomer's path: the quick start, then own parts.
+"""A newcomer's path after the README's quick start: the user's own parts.
 
-The steps are few, because each test compiles a program of its own.
+The quick start itself is run in `readme_test.py`. The steps are few, because
+each test compiles a program of its own.
 """
 
 import itertools
@@ -57,19 +58,6 @@ def batches(batch_size, seed=0):
 
 
 class NewcomerTest(absltest.TestCase):
-  def test_quick_start(self):
-    trainer = pr.trainer(ALGORITHM, loss_fn, num_replicas=8, eval_fn=eval_fn)
-    state = trainer.init(PARAMS, seed=0)
-    data = pr.shared(DIGITS.train, batch_size=16, seed=0)
-    state, metrics = trainer.run(state, data, num_steps=200)
-    params, _ = trainer.average(state)
-    self.assertEqual(metrics['loss'].shape, (200, 8))
-    self.assertLess(metrics['loss'][-20:].mean(), 0.4)
-    found = trainer.evaluate(state, DIGITS.test)
-    right = eval_fn(params, (), DIGITS.test)['accuracy'].mean()
-    self.assertGreater(right, 0.9)
-    np.testing.assert_allclose(found['accuracy'], right, rtol=1e-6)
-
   def test_a_linen_model_with_dropout(self):
     class Net(nn.Module):
       @nn.compact
