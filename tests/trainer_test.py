@@ -12,7 +12,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax.data import input_pipeline
-from prsgd_jax.engine import checkpoints, stacking
+from prsgd_jax.engine import checkpoints, in_flight, stacking
 from tests import harness
 
 N = 8
@@ -187,15 +187,18 @@ class ProgramsTest(parameterized.TestCase):
     self.assertLen(traces, 1)
 
   def test_programs_in_turn_do_not_dead_lock(self):
-    trainer = known(8)
-    state = start(trainer)
+    trainer, other = known(8), known(2)
+    state, second = start(trainer), start(other)
     for _ in range(4):
       for stream in (True, False):
         value = data()
         if stream:
           value = pr.stream(itertools.repeat(BATCH), global_batch=True)
         state, _ = trainer.run(state, value, T)
-    self.assertEqual(state.step, 8 * T)
+      second, _ = other.run(second, data(), T)
+      # Of both trainers, because they share devices.
+      self.assertLessEqual(len(in_flight._tokens), in_flight.MAX_IN_FLIGHT)
+    self.assertEqual((state.step, second.step), (8 * T, 4 * T))
 
 
 class DataTest(parameterized.TestCase):

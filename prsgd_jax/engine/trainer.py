@@ -209,17 +209,6 @@ def _run(
   setting: _Setting,
 ) -> Callable[[State, Data, int], tuple[State, ArrayTree]]:
   mesh, _, memo = setting
-  latest: list[Any] = [None]
-
-  def settle(program: Any, state: Any) -> None:
-    """Wait if another program ran last.
-
-    Because each program bounds only its own dispatches, and too many dispatches
-    with a collective dead-lock on CPU.
-    """
-    if latest[0] is not program:
-      jax.block_until_ready(state)
-      latest[0] = program
 
   def run(state: State, data: Data, num_steps: int) -> tuple[State, ArrayTree]:
     """Train for `num_steps` steps on the data."""
@@ -227,7 +216,6 @@ def _run(
     if isinstance(data, Stream):
       train_steps = memo.streamed_steps()
       collected = []
-      settle(train_steps, own)
       for batches in stacked(mesh, data, num_steps):
         own, metrics = train_steps(own, batches)
         collected.append(by_step(mesh, metrics))
@@ -235,9 +223,7 @@ def _run(
       return State(own, mesh), metrics
     data = check_resident('run', data)
     train_steps = memo.resident_steps(data.recipe)
-    placed = memo.place(data.arrays)
-    settle(train_steps, own)
-    own, metrics = train_steps(own, placed, num_steps)
+    own, metrics = train_steps(own, memo.place(data.arrays), num_steps)
     return State(own, mesh), by_step(mesh, metrics)
 
   return run

@@ -8,7 +8,6 @@ The caller passes pure functions of one replica,
 and each step is one `algorithm.update` on the block of each device.
 """
 
-import collections
 from collections.abc import Callable
 import operator
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
 from prsgd_jax.checks import check_num_steps
 from prsgd_jax.data.input_pipeline import BatchFn
+from prsgd_jax.engine import in_flight
 from prsgd_jax.engine.engine_checks import check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.engine.train_state import TrainState, check_fits, check_state
@@ -37,9 +37,6 @@ from prsgd_jax.tracing.keys import renew
 from prsgd_jax.tree_types import describe
 
 LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
-
-# Because un-awaited dispatches with a collective dead-lock on CPU.
-MAX_IN_FLIGHT = 2
 
 
 def make_train_steps(
@@ -57,8 +54,8 @@ def make_train_steps(
     batch, ...]`; `feeding.stack_batches` makes them. Metrics are `[D, steps, V,
     ...]`: `loss`, the metrics of `loss_fn`, and `active` if a stage `where`
     lets replicas pause. The state passed is donated, so use the one returned.
-    Batches of 0 steps do nothing. At most two dispatches are in flight. The
-    attribute `lower` lowers the program, as in `jax.jit(f).lower`.
+    Batches of 0 steps do nothing. At most two dispatches of the process are in
+    flight. The attribute `lower` lowers the program, as in `jax.jit(f).lower`.
 
   Raises:
     ValueError: if the arguments are not a mesh, an algorithm and a function of
@@ -349,13 +346,11 @@ def _compile(
   )
   mapped = completing(program, functions, watch)
   unwatched = completing(program, functions)
-  in_flight: collections.deque = collections.deque()
 
   def advance(state: TrainState, *inputs: Any) -> tuple[TrainState, ArrayTree]:
-    while len(in_flight) >= MAX_IN_FLIGHT:
-      jax.block_until_ready(in_flight.popleft())
+    in_flight.make_room()
     state, metrics, token = mapped(state, *inputs)
-    in_flight.append(token)
+    in_flight.add(token)
     return state, metrics
 
   def dispatch(
