@@ -103,7 +103,7 @@ class ObjectsTest(parameterized.TestCase):
     _, summary = self.run_own(
       'line', 8, model=LINE, data={'x': x, 'y': x @ np.float32([1, 2])},
       test_data=None, algorithm=pr.k_avg(optax.sgd(0.2), period=2),
-      learning_rate=None,
+      learning_rate=None, partition=pr.sharded,
     )  # fmt: skip
     self.assertLess(summary['loss'], 1)  # that of zeros is 5
     absent = {'test_loss', 'test_accuracy', 'learning_rate'}
@@ -135,6 +135,8 @@ class ObjectsTest(parameterized.TestCase):
     ({'settings': {1: 2}}, 'settings must be a dict of finite'),
     ({'eval_every': 3}, 'eval_every must be a multiple'),
     ({'batch_size': 200}, 'is larger than the 200 examples'),
+    ({'partition': lambda arrays, **sizes: arrays},
+     'a run expects data such as pr.shared'),
   )  # fmt: skip
   def test_refused(self, changes, message):
     with self.assertRaisesRegex(ValueError, message):

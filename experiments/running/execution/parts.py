@@ -12,7 +12,7 @@ import optax
 
 from experiments.running.flags.run_config import RunConfig
 import prsgd_jax as pr
-from prsgd_jax.data.values import Resident
+from prsgd_jax.data.values import Resident, check_resident
 from prsgd_jax.engine.run_state import State
 from prsgd_jax.engine.trainer import Trainer
 
@@ -77,11 +77,11 @@ class Parts(NamedTuple):
 
 
 def check_data(data: Resident, num_replicas: int) -> None:
-  """Raises ValueError unless every replica has a batch.
+  """Raises ValueError unless the data have a batch for every replica.
 
   The trainer would, too, but not before the directory of the run is made.
   """
-  data.recipe.make(num_replicas)
+  check_resident('a run', data).recipe.make(num_replicas)
 
 
 def point_shapes(init: Callable[..., Any], arrays: Any) -> tuple[Any, Any]:
