@@ -1,4 +1,4 @@
-"""Flags of the measures that a figure of runs shows."""
+"""Flags that select the measures in a figure of runs."""
 
 from absl import flags
 
@@ -6,7 +6,7 @@ from experiments.tools import measures
 
 FLAGS = flags.FLAGS
 
-_RECORDED = 'or any number that the runs recorded'
+_RECORDED = 'or any other number in the records'
 flags.DEFINE_list(
   'x',
   ['step', 'bytes_sent'],
@@ -22,7 +22,7 @@ flags.DEFINE_list(
 
 
 def check() -> None:
-  """Raise ValueError unless there are axes to draw."""
+  """Raises ValueError if --x or --y is empty."""
   for name in ('x', 'y'):
     if not FLAGS[name].value:
-      raise ValueError(f'--{name} is empty; pass some names, or leave it out')
+      raise ValueError(f'--{name} is empty; pass names, or leave it out')

@@ -1,13 +1,13 @@
-"""Measures the engine of this checkout against that of an older one.
+"""Compares the speed and memory of the engine with an older checkout.
 
   git worktree add ../before COMMIT
   python experiments/tools/benchmark_versions.py --before=../before
 
-Both run in this process, in turn, on the same batches. The older package is
-copied under another name. A ratio is of the medians of steps per second, so
-that 1 is as fast as before, and of the bytes that the compiled programs ask for
-on one device. `--control` measures the older one against itself: how far from 1
-a ratio is by noise.
+Both engines take turns in one process, on identical batches. The older package
+is copied under another name. `speed` is the ratio of the median steps per
+second, new to old; above 1, the new engine is faster. `memory` is the ratio of
+the bytes that the compiled program requires on one device. --control compares
+the older engine with itself, which shows the noise of the ratios.
 """
 
 import pathlib
@@ -45,18 +45,20 @@ from experiments.tools.tables import Column
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string(
-  'before', None, 'Root of the older checkout.', required=True
+  'before', None, 'Root directory of the older checkout.', required=True
 )
 flags.DEFINE_list(
   'algorithms',
   ['pr_sgd', 'k_avg', 'slowmo', 'scaffold', 'choco_sgd', 'sgp'],
-  'Which of pr_sgd, k_avg, slowmo, scaffold, choco_sgd and sgp.',
+  'Algorithms to measure: pr_sgd, k_avg, slowmo, scaffold, choco_sgd, sgp.',
 )
 flags.DEFINE_list(
-  'devices', ['2', '8'], 'Numbers of devices, one replica each.'
+  'devices',
+  ['2', '8'],
+  'Numbers of devices to measure with, one replica on each device.',
 )
-flags.DEFINE_integer('repeats', 51, 'Measurements of each version.')
-flags.DEFINE_bool('control', False, 'Measure the older one against itself.')
+flags.DEFINE_integer('repeats', 51, 'Number of measurements of each engine.')
+flags.DEFINE_bool('control', False, 'Compare the older engine with itself.')
 flags.adopt_module_key_flags(cli)
 
 RATE = 0.01
@@ -87,7 +89,7 @@ def _room(pr: ModuleType, name: str) -> ModuleType:
 
 
 def load(root: pathlib.Path, name: str) -> ModuleType:
-  """The package of a checkout, imported under another name."""
+  """Imports the package of a checkout under another name."""
   copy = pathlib.Path(tempfile.mkdtemp()) / name
   for path in (root / 'prsgd_jax').rglob('*'):
     there = copy / path.relative_to(root / 'prsgd_jax')
@@ -146,7 +148,11 @@ def _to_float(key: jax.Array, batch: Any) -> Any:
 def measure(
   before: ModuleType, after: ModuleType, name: str, case: benchmark.Case
 ) -> dict[str, float]:
-  """The two in turn: (ratio of the rates, ratio of the memory, steps/s)."""
+  """Runs both versions in turn and returns the ratios new to old.
+
+  Returns:
+    `speed` and `memory`, ratios; `steps_per_second` of the new version.
+  """
   loops = [make_loop(pr, name, case) for pr in (before, after)]
   rates: tuple[list[float], list[float]] = ([], [])
   for i in range(FLAGS.repeats):

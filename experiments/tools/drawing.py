@@ -1,4 +1,4 @@
-"""What all figures share: text sizes, bands, scales and legends."""
+"""Text sizes, bands, scales and legends that all figures share."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -20,10 +20,10 @@ import numpy as np
 
 from experiments.tools.styles import Style
 
-# The least size of a text, points, at the size of the figure in inches.
+# Smallest text in points, at the size of the figure in inches.
 LEAST_TEXT = 8
-# Figures that are kept are at most as wide, inches: a page shows them as they
-# are, without shrinking their text.
+# Largest width of a saved figure in inches, so that a page shows it without
+# shrinking its text.
 WIDTH = 10
 Along = Literal['x', 'y']
 _LOOK: dict[Any, float] = {
@@ -42,17 +42,17 @@ _LOOK: dict[Any, float] = {
   'axes.axisbelow': True,
   'grid.alpha': 0.3,
 }
-# Of a curve with more points, only some get a marker.
+# With more points than this, only some points of a curve get a marker.
 _ALL_MARKED = 12
-# An axis that spans less has a number at 2 and 5 too.
+# A logarithmic axis with a smaller range also has labels at 2 and 5.
 _FEW_DECADES = 100
-# Inches of a figure's height that a legend below it may take.
+# Height in inches that a legend may take without growing the figure.
 _LEGEND_ROOM = 0.5
 
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-  """In it figures have the text sizes and lines of this project."""
+  """Gives figures of the block the text sizes and lines of this project."""
   with matplotlib.rc_context(_LOOK):
     yield
 
@@ -70,15 +70,17 @@ def curve(
   """Draws a line, with a band from `low` to `high` where they differ.
 
   Args:
-    axis: to draw on.
-    x, y: [points].
-    style: of the line and its markers; the band has its color.
-    label: in the legend; without one the line is not in it.
-    low, high: [points], the ends of the band; none without them.
+    axis: axis to draw on.
+    x: [points], horizontal positions.
+    y: [points], values of the line.
+    style: style of the line and its markers; the band has its color.
+    label: text in the legend; '_' omits the line from the legend.
+    low: [points], lower end of the band; None for no band.
+    high: [points], upper end of the band; None for no band.
   """
   x, y = np.asarray(x, float), np.asarray(y, float)
   few = np.isfinite(y).sum() <= _ALL_MARKED
-  # Every curve begins elsewhere, so that markers do not cover each other.
+  # Each curve has another offset, so that markers do not cover each other.
   start = 0.037 * len(axis.lines) % 0.15
   every = None if few else (start, 0.15)
   axis.plot(x, y, **style._asdict(), markevery=every, label=label)
@@ -89,13 +91,14 @@ def curve(
 def seeds(
   axis: Axes, x: Any, values: Any, style: Style, *, label: str = '_'
 ) -> None:
-  """Draws the mean over the seeds, with a band from the least to the most.
+  """Draws the mean over seeds, with a band from smallest to largest.
 
   Args:
-    axis: to draw on.
-    x: [points].
+    axis: axis to draw on.
+    x: [points], horizontal positions.
     values: [seeds, points].
-    style, label: as in `curve`.
+    style: style of the line and its markers.
+    label: text in the legend; '_' omits the line from the legend.
   """
   values = np.asarray(values, float)
   curve(
@@ -118,15 +121,15 @@ def spread(
   label: str = '_',
   hollow: bool = False,
 ) -> None:
-  """Draws a marker at the mean over the seeds, and a bar over their range.
+  """Draws a marker at the mean over seeds, and a bar over their range.
 
   Args:
-    axis: to draw on.
-    x: [points].
+    axis: axis to draw on.
+    x: [points], horizontal positions.
     values: [points, seeds].
-    style: whose line is drawn unless it is 'none'.
-    label: in the legend.
-    hollow: whether the markers are not filled.
+    style: style of the markers; a linestyle of 'none' omits the line.
+    label: text in the legend; '_' omits the markers from the legend.
+    hollow: whether to leave the markers unfilled.
   """
   values = np.asarray(values, float)
   mean = values.mean(axis=1)
@@ -141,14 +144,14 @@ def spread(
 
 
 def log(axis: Axes, along: Along) -> None:
-  """Makes an axis logarithmic unless nothing on it is positive.
+  """Makes an axis logarithmic unless all its data are <= 0.
 
-  Within few decades it has ticks at 2, 5 and 10.
+  An axis over less than two decades also has labels at 2 and 5.
   """
   if not np.isfinite(getattr(axis.dataLim, f'minpos{along}')):
     return
   getattr(axis, f'set_{along}scale')('log')
-  axis.autoscale(axis=along)  # of what was drawn, on this scale
+  axis.autoscale(axis=along)  # again, because the scale has changed
   low, high = sorted(getattr(axis, f'get_{along}lim')())
   if low > 0 and high / low < _FEW_DECADES and 1e-3 < high < 1e4:
     ticks = getattr(axis, f'{along}axis')
@@ -159,25 +162,25 @@ def log(axis: Axes, along: Along) -> None:
 
 
 def zero_and_log(axis: Axes, along: Along, least: float) -> str:
-  """Makes an axis logarithmic with a place for zero, which is shaded.
+  """Makes an axis logarithmic, with a shaded linear part around zero.
 
   Args:
-    axis: to scale, after its curves are drawn.
+    axis: axis to scale, after its curves are drawn.
     along: 'x' or 'y'.
-    least: the least positive value that is to be on the logarithmic part.
+    least: start of the logarithmic part, > 0.
 
   Returns:
-    What to add to the label of the axis.
+    Text to add to the label of the axis.
   """
   set_scale = getattr(axis, f'set_{along}scale')
   set_scale('symlog', linthresh=least, linscale=0.5)
-  axis.autoscale(axis=along)  # of what was drawn, on this scale
+  axis.autoscale(axis=along)  # again, because the scale has changed
   end = getattr(axis, f'get_{along}lim')()[1]
   span = axis.axvspan if along == 'x' else axis.axhspan
   span(-least, least, color='0.93', lw=0, zorder=0)
-  # A little room, because a curve on the frame cannot be seen.
+  # A small margin, because a curve on the frame is invisible.
   getattr(axis, f'set_{along}lim')(-least / 3, end)
-  # The own ticks of the scale are on the linear part too, one on the other.
+  # Fixed ticks, because those of the scale overlap on the linear part.
   powers = np.arange(np.ceil(np.log10(least)), np.log10(max(end, least)) + 1e-9)
   decades = 10.0 ** powers[:: len(powers) // 6 + 1]
   getattr(axis, f'set_{along}ticks')([0, *decades])
@@ -186,10 +189,10 @@ def zero_and_log(axis: Axes, along: Along, least: float) -> str:
 
 
 def split_at_zero(x: Any, *others: Any) -> list[np.ndarray]:
-  """The arrays with a gap between x = 0 and x > 0.
+  """Returns the arrays with a gap between x = 0 and x > 0.
 
-  A straight line there would show values that nobody measured, because the
-  scale of a `zero_and_log` axis changes in between.
+  The scale of a `zero_and_log` axis changes in the gap, so that a straight line
+  there would show values that were not measured.
 
   Example:
     >>> split_at_zero([0, 1, 2], [5, 6, 7])[1].tolist()
@@ -210,12 +213,15 @@ def legend_below(
 ) -> Legend:
   """Puts one legend under all panels, in as many columns as fit.
 
-  The figure grows where the legend needs more than a line.
+  The figure grows if the legend needs more than one line.
 
   Args:
-    figure: a figure or a part of one.
-    entries: label -> artist; those of all panels, each label once, by default.
-    title: of the legend.
+    figure: figure or part of a figure.
+    entries: label -> artist; None for each label in any panel.
+    title: title of the legend; None for none.
+
+  Raises:
+    ValueError: if the part does not belong to a figure.
   """
   if entries is None:
     found = [a.get_legend_handles_labels() for a in figure.axes]
@@ -226,7 +232,7 @@ def legend_below(
     }
   whole = figure.get_figure(root=True)
   if whole is None:
-    raise ValueError('the part of a figure belongs to none')
+    raise ValueError('the part does not belong to a figure')
   renderer = FigureCanvasAgg(whole).get_renderer()
   width = figure.bbox.width
   letters = int(width / whole.dpi * 13)
@@ -250,7 +256,7 @@ def legend_below(
 
 
 def error_percent(fractions: Sequence[Any] | np.ndarray) -> np.ndarray:
-  """The error in % of accuracies that are fractions.
+  """Returns the error in % from accuracies in [0, 1].
 
   Example:
     >>> error_percent([1.0, 0.975]).round(6).tolist()

@@ -2,11 +2,12 @@
 
   python experiments/tools/execute_notebooks.py [NOTEBOOK ...]
 
-Without names, all of `experiments/notebooks`. Each runs from the start, in a
-kernel and in the directory of its own; one that fails is left as it was. What
-is written is what the code says and shows, without times, versions and
-warnings (which go to stderr), so that the same outputs are the same file. A
-digest of the code lets the tests tell outputs that are stale.
+By default it runs all notebooks in `experiments/notebooks`. Each runs in its
+own kernel and in its own directory. A notebook that fails is not changed.
+
+Outputs are written without times, versions and warnings, so that equal outputs
+give equal files. Warnings are printed on stderr. A digest of the code is also
+written, from which a test detects outdated outputs.
 """
 
 import pathlib
@@ -32,7 +33,7 @@ from experiments.running.process import messages
 from experiments.running.records import writing
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / 'notebooks'
-# As Colab and Jupyter name it.
+# Kernel metadata, as written by Colab and Jupyter.
 METADATA = {
   'kernelspec': {
     'display_name': 'Python 3',
@@ -49,7 +50,7 @@ def main(*paths: str) -> None:
     print(f'== {path.name}', flush=True)
     with cli.one_line_errors(OSError, nbformat.reader.NotJSONError):
       notebook = nbformat.read(path, as_version=4)
-    # An error of a cell keeps its traceback: that is the notebook's own code.
+    # An error of a cell keeps its traceback, because it is in the notebook.
     with cli.one_line_errors(CellTimeoutError):
       warnings = execute(notebook, path.parent)
     if warnings:
@@ -58,14 +59,18 @@ def main(*paths: str) -> None:
 
 
 def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> str:
-  """Runs all cells in order and keeps what they say on stdout and show.
+  """Runs all cells in order and stores their stdout and figures.
+
+  Args:
+    notebook: notebook to run; its cells are changed.
+    directory: working directory of the kernel.
 
   Returns:
-    What they said on stderr.
+    The text that the cells wrote to stderr.
 
   Raises:
     nbclient.exceptions.CellExecutionError: if a cell fails.
-    nbclient.exceptions.CellTimeoutError: if one does not end.
+    nbclient.exceptions.CellTimeoutError: if a cell does not end in time.
   """
   client = nbclient.NotebookClient(
     notebook,
@@ -89,7 +94,7 @@ def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> str:
 
 
 def code_digest(notebook: nbformat.NotebookNode) -> str:
-  """Of the code, in its order: what the outputs are of."""
+  """Returns a digest of the code cells, in order."""
   code = [cell.source for cell in notebook.cells if cell.cell_type == 'code']
   return hashlib.sha256('\0'.join(code).encode()).hexdigest()
 

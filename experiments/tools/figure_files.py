@@ -1,8 +1,8 @@
-"""Figures in files; a PNG has a digest of what it shows.
+"""Saves figures to files, with a digest of the content in PNG files.
 
-The digest is of the words, styles and data, not of the pixels, which differ
-with the fonts of a machine and with the release of matplotlib. So a test can
-see whether a kept picture is the one that the code draws.
+A test compares the digest of a saved figure with the figure that the code
+draws. The digest covers words, styles and data, not pixels, because pixels
+depend on the fonts of a machine and on the release of matplotlib.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ DPI = 110
 
 
 def content(figure: Figure) -> list[dict[str, Any]]:
-  """What a figure shows, panel by panel: its words, scales, styles and data.
+  """Returns the words, scales, styles and data of a figure, panel by panel.
 
-  The data have four digits, so that other machines get the same.
+  The data have four digits, so that they are equal on all machines.
   """
   return [_panel(axis) for axis in figure.axes]
 
@@ -63,19 +63,24 @@ def _rounded(values: Any) -> list[str]:
 
 
 def digest(figure: Figure) -> str:
-  """A name for the content of a figure; PNG files have it as `Content`."""
+  """Returns a digest of the content of a figure, stored in PNG as `Content`."""
   text = json.dumps(content(figure), default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_digest(path: pathlib.Path) -> str | None:
-  """The digest in a PNG file, None if it has none."""
+  """Returns the digest in a PNG file, None if it has none."""
   with Image.open(path) as picture:
     return picture.info.get('Content')
 
 
 def save(figure: Figure, path: pathlib.Path, *, dpi: int = DPI) -> None:
-  """Writes a figure to a file, in the format of its ending.
+  """Writes a figure to a file, in the format of the file's extension.
+
+  Args:
+    figure: figure to write.
+    path: file to write; its directory is created if it is missing.
+    dpi: pixels per inch of a PNG file.
 
   Raises:
     ValueError: if the format is unknown or the file cannot be written.

@@ -2,9 +2,9 @@
 
   python experiments/tools/results.py --data_dir=DIR
 
-Each preset is a comparison, run by compare.py once per seed. Its outcome is
-kept in experiments/results/, and the table in experiments/README.md is written
-from those files alone. What was stopped goes on where it was.
+compare.py runs each preset once per seed. The results are saved in
+experiments/results/, and the table in experiments/README.md is written only
+from these files. Repeat the command to resume interrupted runs.
 """
 
 import pathlib
@@ -37,9 +37,9 @@ README = HERE / 'README.md'
 RESULTS = HERE / 'results'
 BEGIN, END = '<!-- results: begin -->\n', '<!-- results: end -->\n'
 
-# Stands for the presets of one digits run each, one for every algorithm.
+# Name for all presets of a single digits run, one for every algorithm.
 EACH = 'digits_each'
-# Preset -> its seeds: one where a run takes minutes.
+# Preset -> its seeds; only one if a run takes minutes.
 SEEDS = {
   EACH: (0,),
   'digits_mlp': (0, 1, 2),
@@ -50,9 +50,11 @@ SEEDS = {
 }
 
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_list('presets', list(SEEDS), 'Which presets to run.')
+flags.DEFINE_list('presets', list(SEEDS), 'Presets to run, by name.')
 flags.DEFINE_bool(
-  'train', True, 'Run what is missing; or write the table only.'
+  'train',
+  True,
+  'Run the presets before writing the table; --notrain only writes it.',
 )
 
 
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def single_runs() -> list[str]:
-  """The presets of one digits run each."""
+  """Returns the presets of a single digits run."""
   return [
     path.stem
     for path in sorted((HERE / 'presets').glob('digits_*.flags'))
@@ -84,7 +86,7 @@ def single_runs() -> list[str]:
 
 
 def _run(preset: str, seed: int) -> None:
-  """Runs a preset and keeps its outcome: a list of summaries."""
+  """Runs a preset and saves its results, a list of summaries."""
   name = f'{preset}-seed{seed}'
   workdir = pathlib.Path(FLAGS.workdir or 'runs/results') / name
   RESULTS.mkdir(exist_ok=True)
@@ -104,7 +106,7 @@ def _run(preset: str, seed: int) -> None:
 def _call(
   program: str, preset: str, seed: int, workdir: pathlib.Path, *more: str
 ) -> None:
-  """Runs a binary with a preset."""
+  """Runs a program with a preset."""
   command = [
     sys.executable,
     str(HERE / program),
@@ -117,11 +119,11 @@ def _call(
     command.append(f'--data_dir={FLAGS.data_dir}')
   done = subprocess.run(command, check=False)
   if done.returncode:
-    cli.fail(f'{preset} with seed {seed} did not end; see above')
+    cli.fail(f'{preset} with seed {seed} did not finish; see above')
 
 
 def read_results() -> dict[str, list[list[records.Record]]]:
-  """Preset -> for each of its seeds the summaries of its runs.
+  """Returns preset -> for each seed, the summaries of its runs.
 
   Raises:
     DamagedFile: if a file has another form.
@@ -143,14 +145,14 @@ def _read(path: pathlib.Path) -> list[records.Record] | None:
 def with_table(
   text: str, results: dict[str, list[list[records.Record]]]
 ) -> str:
-  """The text with the table between its two marks made anew."""
+  """Returns the text with a new table between its two marks."""
   before, _, rest = text.partition(BEGIN)
   _, _, after = rest.partition(END)
   return before + BEGIN + format_table(results) + END + after
 
 
 def format_table(results: dict[str, list[list[records.Record]]]) -> str:
-  """Markdown: one row for each preset and algorithm, over its seeds."""
+  """Returns a Markdown table with a row for each preset and algorithm."""
   runs = [
     {'preset': preset, **summary}
     for preset, by_seed in results.items()

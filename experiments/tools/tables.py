@@ -1,7 +1,7 @@
-"""Tables of rows: aligned for a terminal, Markdown, CSV, and over seeds.
+"""Formats tables for a terminal, Markdown and CSV, and groups rows by seed.
 
-A row is a mapping. A list of columns names the values to show and their form,
-so that every table of the project has the same cells for the same thing.
+A row is a mapping. A list of columns selects the values to show and their form,
+so that all tables of the project format a value identically.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ import pandas as pd
 import tabulate
 
 Row = Mapping[str, Any]
-# Letters of a text in a terminal, before it is wrapped.
+# Width in characters at which text in a terminal is wrapped.
 _WIDTH = 44
 
 
@@ -21,10 +21,10 @@ class Column(NamedTuple):
   """A column of a table.
 
   Attributes:
-    name: key of the value in a row; a row without it has an empty cell.
-    title: heading; by default the name.
-    show: text of a value that is not a string. Strings stay as they are.
-    is_number: whether the cells are aligned to the right.
+    name: key of the value in a row; a row without the key has an empty cell.
+    title: heading; '' for the name.
+    show: function that formats a value; strings are not formatted.
+    is_number: whether to align the cells to the right.
   """
 
   name: str
@@ -34,7 +34,7 @@ class Column(NamedTuple):
 
 
 def _short_rule(widths: Sequence[int], aligns: Sequence[str]) -> str:
-  # As long as the cells, it would have a thousand dashes on some pages.
+  # Short, because a rule as long as the cells could have a thousand dashes.
   del aligns
   return f'|{"---|" * len(widths)}'
 
@@ -53,11 +53,11 @@ _MARKDOWN = tabulate.TableFormat(
 
 
 def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-  r"""Returns a Markdown table, whose cells are as long as their text.
+  r"""Returns a Markdown table without padding in its cells.
 
   Args:
-    rows: of the table.
-    columns: of the table.
+    rows: rows of the table.
+    columns: columns of the table.
 
   Example:
     >>> rows = [{'label': 'ssgd', 'loss': 0.25}]
@@ -66,14 +66,23 @@ def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
     '| label | loss |\n|---|---|\n| ssgd | 0.250 |\n'
   """
   frame = _frame(rows, columns).map(lambda cell: cell.replace('|', '\\|'))
-  # Without alignment, because tabulate would pad the cells to align them.
+  # Without alignment, because tabulate aligns by padding.
   return _text(frame, _MARKDOWN, [None] * len(columns))
 
 
 def aligned(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-  """Return a table whose columns are aligned, for a terminal.
+  r"""Returns a table with aligned columns for a terminal.
 
-  To be narrow, it wraps headings and long texts, and leaves out empty columns.
+  It wraps headings and long texts and omits empty columns, to stay narrow.
+
+  Args:
+    rows: rows of the table.
+    columns: columns of the table.
+
+  Example:
+    >>> columns = [Column('label'), Column('step', is_number=True)]
+    >>> aligned([{'label': 'ssgd', 'step': 2}], columns)
+    'label      step\n-------  ------\nssgd          2\n'
   """
   frame = _frame(rows, columns)
   filled = [i for i in range(len(columns)) if frame.iloc[:, i].any()]
@@ -93,11 +102,12 @@ def _wrapped(title: str, cells: Iterable[str]) -> str:
 
 
 def csv(rows: Sequence[Row], last: Sequence[str] = ()) -> str:
-  r"""Returns all values of the rows as CSV, with the names as its head.
+  r"""Returns all values of the rows as CSV, with a header of their names.
 
   Args:
-    rows: whose missing values are empty cells. Lists and objects are JSON.
-    last: names that come last, because they are long.
+    rows: rows of the table. A missing value is an empty cell; lists and objects
+      are JSON.
+    last: names of columns to put last, because their cells are long.
 
   Example:
     >>> csv([{'step': 1}, {'step': 2, 'loss': 0.5}])
@@ -114,27 +124,31 @@ def csv(rows: Sequence[Row], last: Sequence[str] = ()) -> str:
 def over_seeds(
   rows: Sequence[Row], by: Sequence[str]
 ) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-  """Groups rows that have the same values, in the order they appear.
+  """Groups rows by some of their values, in the order of appearance.
 
   Args:
-    rows: one for each run.
-    by: names of the values that the runs of a group share.
+    rows: rows, one for each run.
+    by: names of the values that are equal in a group.
 
   Returns:
-    A list of (the shared values, the rows of the group as a frame).
+    A list of (values of `by`, rows of the group as a data frame).
   """
   frame = pd.DataFrame(rows, dtype=object)
   return list(frame.groupby(list(by), sort=False, dropna=False))
 
 
 def spread(values: Iterable[float], show: Callable[[float], str]) -> str:
-  """Returns the mean and the range, or one value as it is.
+  """Returns the mean and the range as text; of one value, only the value.
+
+  Args:
+    values: values over the seeds.
+    show: function that formats a value.
 
   Example:
     >>> spread([1.0, 2.0], '{:.1f}'.format)
     '1.5 (1.0 to 2.0)'
   """
-  # NaN is kept, because a seed without a number leaves no mean.
+  # NaN is not skipped, because a seed without a value makes the mean NaN.
   series = pd.Series(list(values), dtype=float)
   mean = show(series.mean(skipna=False))
   if len(series) == 1:
