@@ -5,9 +5,7 @@ By default it runs PR-SGD with an average every 4 steps on the optical digits:
   python experiments/train.py --algorithm=pr_sgd --period=4
 
 It writes records, checkpoints and a summary to --workdir. Resume an interrupted
-run with --resume; the result is bit-identical.
-
-  python experiments/train.py --workdir=DIR --resume
+run with --workdir=DIR --resume; the result is bit-identical.
 
 Print the options of an algorithm:
 
