@@ -326,11 +326,20 @@ def shuffled_index(
   size = jnp.asarray(size, jnp.uint32)
   x = jnp.asarray(position, jnp.uint32)
   for pivot_word, swap_word in words:
-    pivot = _hash(stream ^ pivot_word) % size
-    partner = pivot + jnp.where(pivot < x, size, np.uint32(0)) - x
-    swap = _hash(jnp.maximum(x, partner) ^ _hash(stream ^ swap_word)) & 1
-    x = jnp.where(swap == 1, partner, x)
+    x = _swap_or_not(x, stream, size, pivot_word, swap_word)
   return x.astype(jnp.int32)
+
+
+# Compiled as a call, because one trace then serves all rounds.
+@jax.jit
+def _swap_or_not(
+  x: Array, stream: Array, size: Array, pivot_word: Array, swap_word: Array
+) -> Array:
+  """Swap the pairs (x, K - x) that the round of a shuffle chooses."""
+  pivot = _hash(stream ^ pivot_word) % size
+  partner = pivot + jnp.where(pivot < x, size, np.uint32(0)) - x
+  swap = _hash(jnp.maximum(x, partner) ^ _hash(stream ^ swap_word)) & 1
+  return jnp.where(swap == 1, partner, x)
 
 
 def _hash(x: Array) -> Array:
