@@ -60,19 +60,24 @@ ALL = {**TABLE, **NOT_DOUBLY}
 DEVICES = {4: (1, 2, 4), 6: (1, 2, 3, 6), 8: (1, 2, 4, 8)}
 
 
-def rounds(mixing, n, d, tree, decode=None, num_rounds=8):
-  """W x of the first rounds, with W by hand: (results, the indices of W)."""
+def rounds(mixing, n, d, tree, apply=None):
+  """W x of the first rounds, with W by hand: (results, the indices of W).
+
+  `apply(mixing, tree, context)` may take the place of `mixing.apply`.
+  """
   mesh = pr.engine.ReplicaMesh(n, d)
   choices = len(mixing.matrices(n))
 
   def fn(tree, seed, turn):
     key = jax.random.key(seed, impl='threefry2x32')
     context = harness.bare_context(mesh)._replace(shared_key=key, round=turn)
-    return mixing.apply(tree, context, decode)
+    if apply is not None:
+      return apply(mixing, tree, context)
+    return mixing.apply(tree, context)
 
   mapped, placed = mesh.map(fn), mesh.place(tree)
   out, chosen = [], []
-  for t in range(num_rounds if choices > 1 else 1):
+  for t in range(8 if choices > 1 else 1):
     seed, turn = mesh.replicate((np.int32(t), np.int32(t)))
     out.append(mesh.gather(mapped(placed, seed, turn)))
     key = jax.random.key(t, impl='threefry2x32')
@@ -107,39 +112,52 @@ def layouts(table):
   return [(name, n, d) for name, n in sizes(table) for d in DEVICES[n]]
 
 
+def decoded(tree):
+  # A scale of zero, as of a code that nobody sent, gives NaN.
+  return tree['code'] * (tree['scale'] ** 2 / tree['scale']) * 0.5
+
+
+def plain_and_coded(mixing, tree, context):
+  codes = mixing.apply(tree['codes'], context, decoded)
+  return {'plain': mixing.apply(tree['plain'], context), 'codes': codes}
+
+
 class EveryGraphTest(parameterized.TestCase):
-  @parameterized.parameters(*layouts(ALL))
+  def assert_is_the_matrix(self, got, weights, tree):
+    for leaf in tree:
+      want = np.tensordot(weights, tree[leaf], 1)
+      np.testing.assert_allclose(got[leaf], want, rtol=0, atol=1e-14)
+
+  @parameterized.parameters(
+    *[(name, n, d) for name, n, d in layouts(ALL) if d not in (2, n)]
+  )
   def test_apply_is_the_matrix(self, name, n, d):
     mixing = ALL[name][0]()
-    tree = data(n)
     with jax.enable_x64(True):
-      out, chosen = rounds(mixing, n, d, tree)
+      out, chosen = rounds(mixing, n, d, data(n))
     for got, k in zip(out, chosen):
-      weights = mixing.matrices(n)[k]
-      for leaf in tree:
-        want = np.tensordot(weights, tree[leaf], 1)
-        np.testing.assert_allclose(got[leaf], want, rtol=0, atol=1e-14)
+      self.assert_is_the_matrix(got, mixing.matrices(n)[k], data(n))
 
   @parameterized.parameters(
     *[(name, n, d) for name, n, d in layouts(ALL) if d in (2, n)]
   )
-  def test_codes_are_decoded_where_they_arrive(self, name, n, d):
+  def test_and_codes_are_decoded_where_they_arrive(self, name, n, d):
     mixing = ALL[name][0]()
     rng = np.random.default_rng(0)
     codes = rng.integers(-100, 100, (n, 3)).astype(np.int8)
-    # A scale of zero, as of a code that nobody sent, gives NaN.
     scale = rng.uniform(1, 2, n).astype(np.float32)
-
-    def decode(tree):
-      return tree['code'] * (tree['scale'] ** 2 / tree['scale']) * 0.5
-
-    tree = {'code': codes, 'scale': scale}
-    out, chosen = rounds(mixing, n, d, tree, decode, num_rounds=4)
+    tree = {'plain': data(n), 'codes': {'code': codes, 'scale': scale}}
+    # One program for both, because compiling it takes most of the time.
+    with jax.enable_x64(True):
+      out, chosen = rounds(mixing, n, d, tree, plain_and_coded)
     values = codes.astype(np.float64) * scale[:, None] * 0.5
     for got, k in zip(out, chosen):
-      want = mixing.matrices(n)[k] @ values
-      self.assertEqual(got.dtype, np.float32)
-      np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+      weights = mixing.matrices(n)[k]
+      self.assert_is_the_matrix(got['plain'], weights, tree['plain'])
+      self.assertEqual(got['codes'].dtype, np.float32)
+      np.testing.assert_allclose(
+        got['codes'], weights @ values, rtol=0, atol=1e-4
+      )
 
   @parameterized.parameters(*sizes(TABLE))
   def test_is_doubly_stochastic(self, name, n):

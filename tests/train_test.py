@@ -305,8 +305,14 @@ class TrainTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(value).all(), name)
 
   def test_partitions_dtype_and_buffers_are_used(self):
-    losses = {records.read_records(self.copy(20, 'plain'))[-1]['loss']}
+    small = (
+      '--algorithm=pr_sgd', '--period=2', '--num_steps=6', '--num_replicas=2',
+      '--num_devices=1', '--batch_size=8', '--log_every=6', '--eval_every=6',
+      '--checkpoint_every=6', '--noprogress',
+    )  # fmt: skip
+    losses = set()
     for args in (
+      (),
       ('--partition=sharded',),
       ('--partition=dirichlet', '--dirichlet_alpha=0.1'),
       ('--dtype=bfloat16',),
@@ -316,7 +322,7 @@ class TrainTest(parameterized.TestCase):
       ('--weight_decay=0.1',),
       ('--augment',),
     ):
-      workdir = self.train('--num_steps=20', *args, workdir=str(args))
+      workdir = self.train(*args, workdir=str(args), small=small)
       losses.add(records.read_records(workdir)[-1]['loss'])
     self.assertLen(losses, 9)
 
@@ -354,12 +360,13 @@ class TrainTest(parameterized.TestCase):
     args = (
       '--dataset=text', '--model=transformer', '--optimizer=adam',
       '--learning_rate=1e-3', '--num_replicas=2', '--partition=sharded',
-      '--dtype=bfloat16', '--buffers=average',
+      '--dtype=bfloat16', '--buffers=average', '--num_devices=1',
+      '--log_every=4', '--eval_every=8', '--checkpoint_every=8',
     )  # fmt: skip
-    whole = self.train('--num_steps=40', *args, workdir='whole')
-    self.train('--num_steps=20', *args, workdir='parts')
-    parts = self.train('--num_steps=40', '--resume', *args, workdir='parts')
-    self.assert_same_run(whole, parts, 40)
+    whole = self.train('--num_steps=16', *args, workdir='whole')
+    self.train('--num_steps=8', *args, workdir='parts')
+    parts = self.train('--num_steps=16', '--resume', *args, workdir='parts')
+    self.assert_same_run(whole, parts, 16)
 
 
 class BadInputTest(parameterized.TestCase):
