@@ -113,5 +113,8 @@ def _leaf_type(x: Any, axes: int) -> str:
 def is_array(x: Any) -> bool:
   """Return whether JAX accepts `x` as an array of numbers or keys."""
   if hasattr(x, 'shape') and hasattr(x, 'dtype'):
-    return not isinstance(x.dtype, np.dtype) or x.dtype.kind not in 'OSU'
+    is_numpy = isinstance(x.dtype, np.dtype)  # bfloat16 has the kind V, too
+    return not is_numpy or not (
+      x.dtype.kind in 'OSUMm' or x.dtype.type is np.void
+    )
   return isinstance(x, bool | int | float | complex)

@@ -1,7 +1,9 @@
 """TRAINER: equal to the engine, without its layouts."""
 
+import copy
 import functools
 import itertools
+import pickle
 import tempfile
 
 from absl.testing import absltest, parameterized
@@ -304,6 +306,22 @@ class StateTest(parameterized.TestCase):
     average = trainer.average(state)
     self.assertEqual(average[1]['rng'].shape, ())
 
+  def test_a_deep_copy_is_another_state(self):
+    state = start(known())
+    kept = copy.deepcopy(state)
+    state, _ = known().run(state, data(), T)
+    self.assertEqual((kept.step, state.step), (0, T))
+    known().run(kept, data(), T)
+    self.assertEqual(state.step, T)
+    with self.assertRaisesRegex(TypeError, 'save a state by trainer.save'):
+      pickle.dumps(state)
+
+  def test_trees_of_other_leaves_are_shown(self):
+    state = start(known())
+    self.assertEqual(repr(jax.device_get(state)), repr(state))
+    shapes = jax.eval_shape(lambda x: x, state)
+    self.assertStartsWith(repr(shapes), "State(of {'b': float32[2,4], ")
+
   def test_what_was_read_stays_as_it_was(self):
     trainer = known(1)
     state, _ = trainer.run(start(trainer), data(), T)
@@ -451,6 +469,10 @@ ERRORS = {
     ),
     'the state is of another algorithm: its opt_state differs',
   ),
+  'spent_by_another_algorithm': (
+    lambda: make(2, algorithm=pr.ssgd(optax.adam(0.1))).spent(start(known(2))),
+    'the state is of another algorithm: its opt_state differs',
+  ),
   'used_up': (
     lambda: known().run(used_up(), data(), T),
     'this state was used up by the call that trained it; use the state',
@@ -514,6 +536,55 @@ ERRORS = {
   'stream_of_no_steps': (
     lambda: known().run(start(known()), short_stream(), 0),
     'num_steps must be an integer >= 1, got 0$',
+  ),
+  'one_device': (
+    lambda: make(None, devices=jax.devices()[0]),
+    'devices expects a list of different devices, .*, got a Device$',
+  ),
+  'a_device_twice': (
+    lambda: make(None, devices=jax.devices()[:1] * 2),
+    'devices expects a list of different devices',
+  ),
+  'network': (
+    lambda: known().spent(start(known()), {'speeds': [1]}),
+    r"network expects a pr.ledger.Network\(...\), got {'speeds': \[1\]}$",
+  ),
+  'shapes_of_nothing': (
+    lambda: known().shapes({}), 'params must have an array at least, got {}$'
+  ),
+  'lower_no_steps': (
+    lambda: known().lower(start(known()), data(), 0),
+    'num_steps must be an integer >= 1, got 0$',
+  ),
+  'dates': (
+    lambda: pr.shared(np.zeros(9, 'M8[s]'), batch_size=1),
+    r'data must be a tree of arrays .*, got datetime64\[s\]\[9\]$',
+  ),
+  'texts_drawn': (
+    lambda: known().run(start(known()), data({'x': np.array(['a'])}), 1),
+    r'data must be a tree of arrays, got <U1\[1\] in x$',
+  ),
+  'examples_of_objects': (
+    lambda: known().evaluate(start(known()), {'x': np.array([None] * 3)}),
+    r'examples must be a tree of arrays, got object\[3\] in x$',
+  ),
+  'complex_values': (
+    lambda: make(1, eval_fn=lambda p, s, b: {'z': b['y'] * 1j}).evaluate(
+      start(known(1)), DATA
+    ),
+    'eval_fn must give real numbers, got complex z$',
+  ),
+  'evaluation_batch_size': (
+    lambda: known().evaluate(start(known()), DATA, batch_size=[1]),
+    r'batch_size must be an integer >= 1, got \[1\]$',
+  ),
+  'one_hot': (
+    lambda: pr.dirichlet(DATA, alpha=1, batch_size=2, labels=np.eye(64)),
+    r'labels must be one number .*, got float64\[64,64\]; of one-hot rows',
+  ),
+  'rows_for_shards': (
+    lambda: pr.data.from_shards(DATA, np.arange(9), batch_size=1),
+    r'shards expects one list of rows for each replica, int\[n\], got int64',
   ),
   'short_stream': (
     lambda: known().run(start(known()), short_stream(), 3),

@@ -141,7 +141,7 @@ def dirichlet(
     Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
     distribution for federated visual classification (arXiv 1909.06335).
   """
-  labels = _check_labels(labels)
+  labels = check_labels(labels)
   _check_sizes(len(labels), num_replicas, batch_size)
   alpha = check_positive('alpha', alpha)
   rng = np.random.default_rng(check_seed('seed', seed))
@@ -167,14 +167,24 @@ def dirichlet(
   return from_shards(len(labels), shards, batch_size, seed=seed)
 
 
-def _check_labels(labels: Any) -> np.ndarray:
-  """Return labels, numbers or texts, as an array."""
-  listed = np.asarray(labels)
+def check_labels(labels: Any) -> np.ndarray:
+  """Return labels as an array.
+
+  Args:
+    labels: one number or text for each example.
+
+  Raises:
+    ValueError: if they are something else, such as one-hot rows.
+  """
+  try:
+    listed = np.asarray(labels)
+  except ValueError:  # lists of different lengths
+    listed = np.asarray(None)
   is_known = listed.dtype.kind in 'biufUS' and (listed == listed).all()
   if listed.ndim != 1 or not is_known:
     raise ValueError(
       'labels must be one number or text for each example, such as int[n], got '
-      f'{describe(listed)}; of one-hot rows take labels.argmax(-1)'
+      f'{describe(labels)}; of one-hot rows take labels.argmax(-1)'
     )
   return listed
 
@@ -223,9 +233,9 @@ def from_shards(
     ValueError: if a batch is larger than a shard, or a row is not an integer in
       0 .. n - 1.
   """
-  _check_sizes(num_examples, len(shards), batch_size)
+  sizes = _sizes(shards)
+  _check_sizes(num_examples, len(sizes), batch_size)
   seed = check_seed('seed', seed)
-  sizes = np.array([len(shard) for shard in shards])
   smallest = int(sizes.argmin())
   if sizes[smallest] < batch_size:
     raise ValueError(
@@ -258,6 +268,17 @@ def from_shards(
     return jnp.asarray(table)[replica, index]
 
   return Sampler(rows, len(shards), num_examples)
+
+
+def _sizes(shards: Any) -> np.ndarray:
+  """Return the numbers of rows of the shards."""
+  try:
+    return np.array([len(shards[i]) for i in range(len(shards))])
+  except (TypeError, LookupError):
+    raise ValueError(
+      'shards expects one list of rows for each replica, int[n], got '
+      f'{describe(shards)}'
+    ) from None
 
 
 def gather(

@@ -140,7 +140,7 @@ def shared(
     >>> pr.shared({'x': np.zeros((100, 3))}, batch_size=4)
     shared(100 examples, batch_size=4, seed=0)
   """
-  n, seed = _check(arrays, batch_size, seed)
+  n, batch_size, seed = _check(arrays, batch_size, seed)
   settings = {'batch_size': batch_size, 'seed': seed}
   draw = functools.partial(_shared, n, batch_size, seed)
   return _sampled('shared', arrays, settings, (), draw, transform)
@@ -178,7 +178,7 @@ def sharded(
     >>> pr.sharded({'x': np.zeros((100, 3))}, batch_size=4, seed=1)
     sharded(100 examples, batch_size=4, seed=1)
   """
-  n, seed = _check(arrays, batch_size, seed)
+  n, batch_size, seed = _check(arrays, batch_size, seed)
   settings = {'batch_size': batch_size, 'seed': seed}
   draw = functools.partial(_sharded, n, batch_size, seed)
   return _sampled('sharded', arrays, settings, (), draw, transform)
@@ -205,8 +205,8 @@ def dirichlet(
     batch_size: examples per replica and step, >= 1.
     alpha: concentration, > 0 and finite: about one class per replica at 0.01,
       nearly equal shares at 1000.
-    labels: the class of each example, int[n], or its name in `arrays`. Default:
-      'label'.
+    labels: the class of each example, numbers or texts `[n]`, or the name of
+      the classes in `arrays`. Default: 'label'.
     seed: seed of the parts and shuffles, in 0 .. 2^32 - 1. Default: 0.
     transform: `(key, batch) -> batch`, applied on the device, see `shared`.
       Default: none.
@@ -229,16 +229,17 @@ def dirichlet(
     Hsu, Qi, Brown 2019, Measuring the effects of non-identical data
     distribution for federated visual classification (arXiv 1909.06335).
   """
-  n, seed = _check(arrays, batch_size, seed)
+  n, batch_size, seed = _check(arrays, batch_size, seed)
   alpha = check_positive('alpha', alpha)
   classes = _labels(arrays, labels)
-  if np.shape(classes)[:1] != (n,):
+  listed = input_pipeline.check_labels(classes)
+  if len(listed) != n:
     raise ValueError(
       f'labels must have one entry for each of the {n} examples, got '
       f'{describe(classes)}'
     )
   settings = {'alpha': alpha, 'batch_size': batch_size, 'seed': seed}
-  draw = functools.partial(_dirichlet, classes, batch_size, alpha, seed)
+  draw = functools.partial(_dirichlet, listed, batch_size, alpha, seed)
   held = (Held(classes),)
   return _sampled('dirichlet', arrays, settings, held, draw, transform)
 
@@ -275,7 +276,7 @@ def from_shards(
     >>> from_shards({'x': np.zeros((100, 3))}, shards, batch_size=4)
     from_shards(100 examples, batch_size=4, seed=0)
   """
-  n, seed = _check(arrays, batch_size, seed)
+  n, batch_size, seed = _check(arrays, batch_size, seed)
   sampler = input_pipeline.from_shards(n, shards, batch_size, seed=seed)
   settings = {'batch_size': batch_size, 'seed': seed}
   # Compared by the identities of the rows, because a caller may write the list
@@ -366,10 +367,12 @@ def check_resident(who: str, data: Any) -> Resident:
   return data
 
 
-def _check(arrays: ArrayTree, batch_size: int, seed: int) -> tuple[int, int]:
-  """Check arguments and return (number of examples, seed)."""
-  check_positive_int('batch_size', batch_size)
-  return _num_examples(arrays), check_seed('seed', seed)
+def _check(
+  arrays: ArrayTree, batch_size: int, seed: int
+) -> tuple[int, int, int]:
+  """Check arguments and return (number of examples, batch size, seed)."""
+  batch_size = check_positive_int('batch_size', batch_size)
+  return _num_examples(arrays), batch_size, check_seed('seed', seed)
 
 
 def _num_examples(arrays: ArrayTree) -> int:
@@ -425,8 +428,12 @@ def _sharded(n: int, batch_size: int, seed: int, num_replicas: int) -> Sampler:
 
 
 def _dirichlet(
-  labels: Any, batch_size: int, alpha: float, seed: int, num_replicas: int
+  labels: np.ndarray,
+  batch_size: int,
+  alpha: float,
+  seed: int,
+  num_replicas: int,
 ) -> Sampler:
   return input_pipeline.dirichlet(
-    np.asarray(labels), num_replicas, batch_size, alpha=alpha, seed=seed
+    labels, num_replicas, batch_size, alpha=alpha, seed=seed
   )

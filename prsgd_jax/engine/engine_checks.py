@@ -34,13 +34,24 @@ def check_setting(who: str, mesh: Any, algorithm: Any) -> None:
 def check_arrays(**trees: ArrayTree) -> None:
   """Raise ValueError if a leaf is not an array, or `params` has no leaf."""
   for name, tree in trees.items():
-    for path, x in jax.tree.flatten_with_path(tree)[0]:
-      if not is_array(x):
-        raise ValueError(
-          f'{name} must be a tree of arrays, got {describe(x)} in '
-          f"{path_name(path) or name}; pass what a model's init returns"
-        )
+    check_numbers(name, tree, "; pass what a model's init returns")
   if not jax.tree.leaves(trees['params']):
     raise ValueError(
       f'params must have an array at least, got {describe(trees["params"])}'
     )
+
+
+def check_numbers(name: str, tree: ArrayTree, hint: str = '') -> None:
+  """Raise ValueError if a leaf is not an array of numbers or keys.
+
+  Args:
+    name: name of the argument, for the message.
+    tree: should be a tree of arrays.
+    hint: end of the message. Default: none.
+  """
+  for path, x in jax.tree.flatten_with_path(tree)[0]:
+    if not is_array(x):
+      raise ValueError(
+        f'{name} must be a tree of arrays, got {describe(x)} in '
+        f'{path_name(path) or name}{hint}'
+      )

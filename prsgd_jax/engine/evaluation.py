@@ -22,7 +22,7 @@ from prsgd_jax.base import (
   ReplicaTransformation,
 )
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.engine.engine_checks import check_setting
+from prsgd_jax.engine.engine_checks import check_numbers, check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.train_state import TrainState, check_fits, check_state
 from prsgd_jax.mixing import analysis, collectives
@@ -179,6 +179,7 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
       `batch_size` is not an integer >= 1.
   """
   check_positive_int('batch_size', batch_size)
+  check_numbers('examples', examples)
   sizes = {np.shape(x)[:1] for x in jax.tree.leaves(examples)}
   if len(sizes) != 1 or sizes & {(), (0,)}:
     raise ValueError(
@@ -248,6 +249,8 @@ def _weighted_sums(
         f'eval_fn must give {name} for each example, shape {weights.shape}, '
         f'got shape {jnp.shape(value)}'
       )
+    if jnp.iscomplexobj(value):
+      raise ValueError(f'eval_fn must give real numbers, got complex {name}')
   sums = {
     name: jnp.where(weights > 0, value * weights, 0).sum()
     for name, value in values.items()

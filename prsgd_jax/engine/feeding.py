@@ -11,7 +11,7 @@ import numpy as np
 from prsgd_jax.checks import check_positive_int
 from prsgd_jax.data.input_pipeline import BatchFn, Sampler, Transform, gather
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
-from prsgd_jax.tree_types import describe, difference
+from prsgd_jax.tree_types import describe, difference, is_array
 
 
 def make_batch_fn(
@@ -152,7 +152,7 @@ def _of_replicas(n: int, batch: Any, global_batch: bool) -> Any:
 
   def split(x: Any) -> np.ndarray:
     x = np.asarray(x)
-    if x.dtype.kind in 'OSU':
+    if not is_array(x):
       raise ValueError(f'a batch must be of numbers, got {describe(x)}')
     if not global_batch:
       if x.shape[:1] != (n,):

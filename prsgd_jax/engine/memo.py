@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 
 from prsgd_jax.base import ArrayTree, ReplicaTransformation
+from prsgd_jax.checks import check_positive_int
 from prsgd_jax.data.values import Held, Recipe, Resident
 from prsgd_jax.engine.batch_statistics import make_reestimate
+from prsgd_jax.engine.engine_checks import check_numbers
 from prsgd_jax.engine.evaluation import shard_examples
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.engine.train_state import TrainState
@@ -70,7 +72,9 @@ def make_memo(
 
   @functools.lru_cache(PLACEMENTS)
   def replicated(*key: Any) -> ArrayTree:
-    return mesh.replicate(_from_key(key))
+    arrays = _from_key(key)
+    check_numbers('data', arrays)
+    return mesh.replicate(arrays)
 
   @functools.lru_cache(PLACEMENTS)
   def cut(batch_size: int, *key: Any) -> Any:
@@ -83,11 +87,16 @@ def make_memo(
       mesh, loss_fn, recipe.make(mesh.num_replicas), placed
     )
 
+  def place_examples(arrays: ArrayTree, batch_size: int) -> Any:
+    # Checked here, because a key of the cache takes True for 1.
+    batch_size = check_positive_int('batch_size', batch_size)
+    return cut(batch_size, *_key(arrays))
+
   return Memo(
     resident_steps=resident_steps,
     streamed_steps=streamed_steps,
     place=lambda arrays: replicated(*_key(arrays)),
-    place_examples=lambda arrays, size: cut(size, *_key(arrays)),
+    place_examples=place_examples,
     refresh=lambda data: refresh(data.recipe, *_key(data.arrays)),
   )
 

@@ -4,7 +4,7 @@ Arrays on a mesh have the shape `[D, V, ...]`: D devices, each with a block of
 V = N / D replicas. Replica r is row r mod V of device r // V.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import operator
 from typing import Any
@@ -52,8 +52,8 @@ class ReplicaMesh:
     devices: the devices to choose from. Default: all of JAX's.
 
   Raises:
-    ValueError: if N is not an integer >= 1, D does not divide N, or fewer than
-      D devices are available.
+    ValueError: if N is not an integer >= 1, D does not divide N, fewer than D
+      devices are available, or `devices` is not a list of different devices.
 
   Example:
     >>> print(ReplicaMesh(num_replicas=8, num_devices=1))
@@ -75,9 +75,7 @@ class ReplicaMesh:
         f'{jax.process_count()} processes; start a single one'
       )
     num_replicas = check_positive_int('num_replicas', num_replicas)
-    there = tuple(jax.devices() if devices is None else devices)
-    if not there:
-      raise ValueError('devices expects at least one device, got none')
+    there = _devices(jax.devices() if devices is None else devices)
     if num_devices is None:
       num_devices = max(
         d for d in range(1, len(there) + 1) if num_replicas % d == 0
@@ -97,6 +95,18 @@ class ReplicaMesh:
       )
     object.__setattr__(self, 'num_replicas', num_replicas)
     object.__setattr__(self, 'devices', there[:num_devices])
+
+  def __deepcopy__(self, memo: dict[int, Any]) -> 'ReplicaMesh':
+    """Return the mesh itself, because devices have no copies."""
+    del memo
+    return self
+
+  def __reduce__(self) -> Any:
+    """Raise TypeError, because devices are those of one process."""
+    raise TypeError(
+      'the placement on devices cannot be pickled; save a state by '
+      'trainer.save(directory, state)'
+    )
 
   @property
   def num_devices(self) -> int:
@@ -250,3 +260,19 @@ class ReplicaMesh:
       return host.reshape((self.num_replicas, *host.shape[2:]))
 
     return jax.tree.map(fetch, to_data(tree))
+
+
+def _devices(devices: Any) -> tuple[jax.Device, ...]:
+  """Return different devices, as a tuple."""
+  listed = tuple(devices) if isinstance(devices, Iterable) else (devices,)
+  is_list = isinstance(devices, Iterable) and all(
+    isinstance(x, jax.Device) for x in listed
+  )
+  if not is_list or len(set(listed)) != len(listed):
+    raise ValueError(
+      'devices expects a list of different devices, such as jax.devices()[:2], '
+      f'got {describe(devices)}'
+    )
+  if not listed:
+    raise ValueError('devices expects at least one device, got none')
+  return listed

@@ -11,20 +11,22 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prsgd_jax.base import ArrayTree
 from prsgd_jax.checks import check_live
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.train_state import TrainState, check_state
 from prsgd_jax.tracing.keys import from_data
-from prsgd_jax.tree_types import describe
+from prsgd_jax.tree_types import describe, is_array
 
 
 class State(struct.PyTreeNode):
   """The state of N replicas after some steps.
 
   Reading an attribute fetches it from the devices, and waits for the steps
-  before it. Arrays are NumPy's; random keys are JAX's.
+  before it. Arrays are NumPy's; random keys are JAX's. `copy.deepcopy` copies
+  the arrays, so that one copy may be trained and the other kept.
 
   Attributes:
     on_devices: the arrays on the devices, `[D, V, ...]`.
@@ -37,8 +39,9 @@ class State(struct.PyTreeNode):
   @property
   def step(self) -> int:
     """The number of steps done."""
-    check_live(self.on_devices.step)
-    return int(first(self.on_devices.step))
+    step = self.on_devices.step
+    check_live(step)
+    return int(first(step) if isinstance(step, jax.Array) else step[0])
 
   @property
   def params(self) -> ArrayTree:
@@ -66,10 +69,21 @@ class State(struct.PyTreeNode):
   def __repr__(self) -> str:
     """Return sizes instead of numbers, because the arrays are large."""
     params = jax.tree.leaves(self.on_devices.params)
+    if not all(map(is_array, params)) or not _is_known(self.on_devices.step):
+      return f'State(of {describe(self.on_devices.params)})'
     size = sum(x.size for x in params) // self.mesh.num_replicas
-    gone = self.on_devices.step.is_deleted()
+    gone = isinstance(self.on_devices.step, jax.Array) and (
+      self.on_devices.step.is_deleted()
+    )
     done = 'used up' if gone else f'step {self.step}'
     return f'State({done}, {size:,} parameters, {self.mesh})'
+
+
+def _is_known(step: Any) -> bool:
+  """Return whether it has a number, which shapes and traced arrays have not."""
+  return isinstance(step, np.ndarray | jax.Array) and not isinstance(
+    step, jax.core.Tracer
+  )
 
 
 def check_own(who: str, mesh: ReplicaMesh, state: Any) -> TrainState:

@@ -160,8 +160,24 @@ def check_fits(
     if change:
       raise ValueError(
         f'the state is of another algorithm: its {name} differs, {change}; '
-        'make it by create_train_state(mesh, algorithm, ...) of this one'
+        'make it by trainer.init of a trainer of this one'
       )
+
+
+def check_algorithm(
+  algorithm: ReplicaTransformation, state: TrainState
+) -> None:
+  """Check that a whole state is of an algorithm, by comparing types only.
+
+  Args:
+    algorithm: the algorithm that will read the state.
+    state: state of a run, leaves `[D, V, ...]`.
+
+  Raises:
+    ValueError: if it is of another algorithm.
+  """
+  num_replicas = math.prod(jax.tree.leaves(state.params)[0].shape[:2])
+  check_fits(algorithm, jax.eval_shape(_first_block, state), num_replicas)
 
 
 def create_train_state(
@@ -288,7 +304,8 @@ def initial_shapes(
     The result of `replica_shapes` for the state of a new run.
 
   Raises:
-    ValueError: if the algorithm does not fit the number of replicas.
+    ValueError: if the algorithm does not fit the number of replicas, or a leaf
+      is not an array or its shape.
 
   Example:
     >>> import optax, prsgd_jax as pr
@@ -302,6 +319,7 @@ def initial_shapes(
     state = create_block(algorithm, num_replicas, 0, block)
     return jax.tree.map(lambda x: x[None], state)
 
+  check_arrays(params=params, model_state=model_state)
   return replica_shapes(jax.eval_shape(create, (params, model_state)))
 
 
@@ -328,8 +346,7 @@ def consensus(
       f'{describe((algorithm, state))}'
     )
   check_state('consensus', None, state)
-  num_replicas = math.prod(jax.tree.leaves(state.params)[0].shape[:2])
-  check_fits(algorithm, jax.eval_shape(_first_block, state), num_replicas)
+  check_algorithm(algorithm, state)
 
   def blocks(x: Array) -> np.ndarray:
     host = np.asarray(x)

@@ -16,6 +16,7 @@ import numpy as np
 
 from prsgd_jax import ledger
 from prsgd_jax.base import ArrayTree, Replica, ReplicaTransformation
+from prsgd_jax.checks import check_length
 from prsgd_jax.data.values import Data, Resident, Stream, check_resident
 from prsgd_jax.engine.evaluation import (
   EvalFn,
@@ -27,6 +28,7 @@ from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.run_state import State, by_step, check_own
 from prsgd_jax.engine.stacking import stacked
 from prsgd_jax.engine.train_state import (
+  check_algorithm,
   consensus,
   create_train_state,
   initial_shapes,
@@ -316,6 +318,7 @@ def _ledger(
   def spent(state: State, network: Network = NETWORK) -> ledger.Spent:
     """Count the cost of the steps done."""
     own = check_own('spent', mesh, state)
+    check_algorithm(algorithm, own)
     meter = ledger.meter(algorithm, replica_shapes(own), n, state.step, network)
     position = meter.advance(meter.init(), state.step)
     return meter.spent(position, own.algorithm_state)
@@ -368,6 +371,7 @@ def _lower(
     """Lower the program of `run`."""
     own = check_own('lower', mesh, state)
     data = check_resident('lower', data)
+    num_steps = check_length('num_steps', num_steps)
     train_steps: Any = memo.resident_steps(data.recipe)
     return train_steps.lower(own, memo.place(data.arrays), num_steps)
 

@@ -28,6 +28,7 @@ from prsgd_jax.base import (
 from prsgd_jax.checks import check_step
 from prsgd_jax.ledger import clocks
 from prsgd_jax.ledger.network import NETWORK, Network
+from prsgd_jax.tree_types import describe
 
 # Numbers in memory at once, one per replica and step. HELD is for costs; TIMED
 # is for times, and is smaller because they should fit into the cache.
@@ -302,6 +303,10 @@ def _run(
   num_steps: int,
   network: Network,
 ) -> _Run:
+  if not isinstance(network, Network):
+    raise ValueError(
+      f'network expects a pr.ledger.Network(...), got {describe(network)}'
+    )
   network.check(num_replicas)
   check_step('num_steps', num_steps)
 
