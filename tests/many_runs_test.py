@@ -63,7 +63,8 @@ class MapRunsTest(parameterized.TestCase):
       loss, rest = loss_fn(params, model_state, batch, key)
       return lax.pmean(loss, pr.base.AXIS_NAME), rest
 
-    with self.assertRaisesRegex(ValueError, 'loss_fn is a function of one replica'):
+    message = 'loss_fn is a function of one replica'
+    with self.assertRaisesRegex(ValueError, message):
       run((0.1,), (0,), loss_fn=joined)
 
   @parameterized.parameters(
