@@ -66,7 +66,8 @@ class OlderRunTest(absltest.TestCase):
       file = workdir / 'run' / name
       text = file.read_text().replace('modeled_seconds', 'modelled_seconds')
       text = text.replace('d_psgd', 'random_neighbour of a neighbourhood')
-      file.write_text(text.replace('"neighbor"', '"neighbour"'))
+      text = text.replace('"neighbor"', '"neighbour"')  # codespell:ignore
+      file.write_text(text)
     self.assertEqual(records.read_records(workdir / 'run'), wanted)
     config = records.read_config(workdir / 'run')
     self.assertEqual(config['label'], 'random_neighbor of a neighbourhood')

@@ -80,7 +80,7 @@ class State(struct.PyTreeNode):
 
 
 def _is_known(step: Any) -> bool:
-  """Return whether it has a number, which shapes and traced arrays have not."""
+  """Return whether it has a number; shapes and traced arrays have none."""
   return isinstance(step, np.ndarray | jax.Array) and not isinstance(
     step, jax.core.Tracer
   )

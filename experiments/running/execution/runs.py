@@ -76,7 +76,7 @@ def open_workdir(
   *,
   resume: bool,
 ) -> None:
-  """Makes the directory of a run, or finds the one to go on with.
+  """Makes the directory of a run, or finds the one to resume.
 
   Raises:
     ValueError: if another run is there, or it cannot be written.

@@ -92,7 +92,7 @@ def holder(directory: pathlib.Path) -> str:
   """Returns the last holder of the lock, for a message."""
   try:
     host, pid = (directory / NAME).read_text().split()
-  except (OSError, ValueError):  # because it has not written its name yet
+  except (OSError, ValueError):  # because its name is not written yet
     return 'another process'
   return f'process {pid} on {host}'
 

@@ -27,8 +27,8 @@ MAX_DEPTH = 32
 _FIRST_TAIL = 2**12  # bytes; a record is a few hundred
 # Names to replace, because runs of version 0.1 have them in British spelling.
 _RENAMED = re.compile(
-  r'"(?:modelled_seconds|neighbour)"|\brandom_neighbour\b|'
-  r'\bindependent_neighbours\b'
+  r'"(?:modelled_seconds|neighbour)"|'  # codespell:ignore neighbour
+  r'\brandom_neighbour\b|\bindependent_neighbours\b'
 )
 
 # Returns what is wrong with a value, None if nothing is.
