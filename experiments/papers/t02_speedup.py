@@ -36,7 +36,7 @@ NUM_POINTS = 512
 
 
 class Run(NamedTuple):
-  """What the theory needs of one setting of PR-SGD, over all seeds.
+  """Measurements of one setting of PR-SGD for the theory, over all seeds.
 
   Attributes:
     left: (1/T) sum_t |grad f(xbar^{t-1})|^2, float[S].

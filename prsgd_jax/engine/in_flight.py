@@ -1,8 +1,8 @@
-"""IN FLIGHT: the bound on dispatches that nobody has waited for.
+"""IN FLIGHT: the bound on dispatches that run without being awaited.
 
-Too many un-awaited dispatches with a collective dead-lock on CPU: 8 fake
-devices stop at 16 of them, whichever programs they are of. So the bound is one
-for all trainers, and the tokens are kept by the process, as the devices are.
+Too many dispatches with a collective dead-lock on CPU: 8 fake devices stop at
+16 of them, of any programs. All trainers of a process therefore share one
+bound, because they share the devices.
 """
 
 import collections
@@ -17,13 +17,13 @@ _tokens: collections.deque[Array] = collections.deque()
 
 
 def make_room() -> None:
-  """Wait until another dispatch may begin."""
+  """Wait until another dispatch may start."""
   while len(_tokens) >= MAX_IN_FLIGHT:
     jax.block_until_ready(_tokens.popleft())
 
 
 def add(token: Array) -> None:
-  """Remember a dispatch that was begun.
+  """Record a dispatch that has started.
 
   Args:
     token: a result of the dispatch that is never donated.
