@@ -58,6 +58,22 @@ class MapRunsTest(parameterized.TestCase):
       state, _ = trainer.run(state, DATA, T)
       np.testing.assert_allclose(x[0], state.params, rtol=1e-5, atol=1e-6)
 
+  def test_a_model_state_may_have_keys_and_a_seed_be_large(self):
+    def noisy(params, model_state, batch, key):
+      del batch, key
+      noise = jax.random.normal(model_state['key'], params.shape)
+      return noise @ params, ({**model_state, 'on': model_state['on']}, {})
+
+    model_state = {'key': jax.random.key(1), 'on': np.array(True)}
+    seed = 2**32 - 1
+    found = run(
+      [0.1], [seed], loss_fn=noisy, model_state=model_state, num_steps=1
+    )
+    trainer = pr.trainer(make(0.1), noisy, num_replicas=N, num_devices=1)
+    state = trainer.init(START, model_state, seed=seed)
+    state, _ = trainer.run(state, DATA, 1)
+    np.testing.assert_allclose(found[0, 0, 0], state.params, rtol=1e-6)
+
   def test_replicas_cannot_be_joined_in_the_loss(self):
     def joined(params, model_state, batch, key):
       loss, rest = loss_fn(params, model_state, batch, key)
@@ -71,10 +87,16 @@ class MapRunsTest(parameterized.TestCase):
     ({'every': 4}, 'num_steps must be a multiple of every=4, got 6'),
     ({'every': 0}, 'every must be an integer >= 1, got 0'),
     ({'data': ARRAYS}, 'map_runs expects data such as'),
+    ({'observe': 3}, r'observe must be a function, observe\(params\), got 3'),
+    ({'start': {}}, 'params must have an array at least, got {}'),
+    ({'per_replica': True}, 'expected a leading axis of 4 replicas, got an'),
+    ({'seeds': [-1]}, r'seeds must be an integer in 0 .. 2\*\*32 - 1, got -1'),
+    ({'seeds': 3}, 'seeds must be a list of numbers, got 3'),
+    ({'settings': 0.1}, 'settings must be a list of numbers, got 0.1'),
   )
   def test_slips_are_one_line(self, change, wanted):
     with self.assertRaisesRegex(ValueError, wanted):
-      run((0.1,), (0,), **change)
+      run(**{'settings': (0.1,), 'seeds': (0,), **change})
 
 
 if __name__ == '__main__':

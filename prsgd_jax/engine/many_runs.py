@@ -12,10 +12,12 @@ from typing import Any
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from prsgd_jax.base import AXIS_NAME, Array, ArrayTree, ReplicaTransformation
-from prsgd_jax.checks import check_positive_int
+from prsgd_jax.checks import check_listed, check_positive_int, check_seed
 from prsgd_jax.data.values import Resident, check_resident
+from prsgd_jax.engine.engine_checks import check_arrays, check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.engine.train_state import TrainState, create_block
 from prsgd_jax.engine.training import (
@@ -25,7 +27,9 @@ from prsgd_jax.engine.training import (
   one_step,
   step_keys,
 )
+from prsgd_jax.tracing.caller_functions import check_signature
 from prsgd_jax.tracing.isolation import completing, isolated
+from prsgd_jax.tree_types import describe
 
 
 def map_runs(
@@ -53,7 +57,8 @@ def map_runs(
     make: function from a setting, such as a learning rate, to an algorithm. All
       settings must communicate at the same steps.
     settings: K numbers.
-    seeds: S seeds of all randomness except the order of the data.
+    seeds: S seeds of all randomness except the order of the data, in 0 .. 2^32
+      - 1.
     loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
       metrics))` of one replica.
     data: data of every run, such as `pr.shared(arrays, batch_size=16)`.
@@ -94,6 +99,15 @@ def map_runs(
       f'num_steps must be a multiple of every={every}, got {num_steps}'
     )
   data = check_resident('map_runs', data)
+  check_signature('make(setting)', make)
+  check_signature('observe(params)', observe)
+  rates = np.asarray(settings, float)
+  if rates.ndim != 1:
+    raise ValueError(
+      f'settings must be a list of numbers, got {describe(settings)}'
+    )
+  listed = check_listed('seeds', np.asarray(seeds).tolist())
+  roots = [check_seed('seeds', seed) for seed in listed]
   mesh = ReplicaMesh(num_replicas, 1)
   grad_fn = jax.vmap(gradient_of(loss_fn))
   batch_fn = isolated('batch_fn', data.recipe.make(mesh.num_replicas))
@@ -102,6 +116,7 @@ def map_runs(
 
   def run(setting: Array, seed: Array, arrays: ArrayTree) -> ArrayTree:
     algorithm = make(setting)
+    check_setting('map_runs', mesh, algorithm)
 
     def step(state: TrainState, _: None) -> tuple[TrainState, None]:
       keys = keys_fn(state.key, state.step, index)
@@ -117,22 +132,32 @@ def map_runs(
     begin = start
     if callable(start):
       begin = start(jax.random.fold_in(root, num_steps))
+    check_arrays(params=begin, model_state=model_state)
     point = (begin, model_state)
     if not per_replica:
       point = jax.tree.map(functools.partial(_copies, num_replicas), point)
+    jax.tree.map(functools.partial(_check_axis, num_replicas), point)
     state = create_block(algorithm, num_replicas, seed, point)
     return lax.scan(stretch, state, length=num_steps // every)[1]
 
   found = completing(_mapped(run), functions=2)(
-    jnp.asarray(settings, float),
-    jnp.asarray(seeds),
+    jnp.asarray(rates, float),
+    jnp.asarray(roots, jnp.uint32),
     jax.tree.map(jnp.asarray, data.arrays),
   )
   return jax.tree.map(lambda x: jax.device_get(x)[0], found)
 
 
 def _copies(num_replicas: int, x: Array) -> Array:
-  return jnp.broadcast_to(x, (num_replicas, *jnp.shape(x))) * 1
+  return jnp.stack([jnp.asarray(x)] * num_replicas)
+
+
+def _check_axis(num_replicas: int, x: Array) -> None:
+  if x.shape[:1] != (num_replicas,):
+    raise ValueError(
+      f'expected a leading axis of {num_replicas} replicas, got an array of '
+      f'shape {x.shape}'
+    )
 
 
 def _mapped(run: Callable[..., ArrayTree]) -> Callable[..., ArrayTree]:
