@@ -4,10 +4,12 @@ import csv
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from experiments import sweep
+from experiments.running.process import jobs
 from experiments.running.records import records
 from tests import binaries
 
@@ -30,7 +32,7 @@ class SweepTest(parameterized.TestCase):
     self.workdir = pathlib.Path(root) / 'sweep'
     # The processes have no fake devices and must find no accelerator either.
     environment = {'JAX_PLATFORMS': 'cpu'}
-    self.enterContext(absltest.mock.patch.dict('os.environ', environment))
+    self.enterContext(mock.patch.dict('os.environ', environment))
 
   def sweep(self, *args):
     return binaries.call(sweep, *SMALL, f'--workdir={self.workdir}', *args)
@@ -91,6 +93,8 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual(statuses, ['done', 'done', 'diverged'])
 
   def test_a_run_that_breaks_does_not_stop_the_others(self):
+    # In this process; that of a job is looked at above, and in `jobs_test`.
+    self.enterContext(mock.patch.object(jobs, 'run_all', binaries.run_jobs))
     broken = self.workdir / 'ssgd-num_devices3'  # 2 replicas on 3 devices
     outcome = self.sweep('--run=ssgd', '--grid=num_devices=3,5')
     self.assertEqual(outcome.code, 1)
