@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import re
@@ -15,13 +16,20 @@ from experiments import costs, reproduce
 from experiments.papers import claims, results_page, t09_post_local, target
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, runs
-from experiments.running.flags import run_config
+from experiments.running.flags import run_config, tasks
 from experiments.running.records import records, writing
 from experiments.tools import drawing, figure_files
 import prsgd_jax as pr
-from prsgd_jax import ledger
+from prsgd_jax import ledger, models
 from prsgd_jax.data.datasets import DatasetError
 from tests import binaries, looks
+
+# Without blocks: the ledger looks at each leaf of the model of each run, and
+# all the blocks have been looked at by `models_test`.
+SHALLOW = {
+  'resnet18': functools.partial(models.ResNet18, blocks_per_stage=0),
+  'resnet20': functools.partial(models.ResNet20, blocks_per_stage=0),
+}
 
 
 def without_images(name, data_dir):
@@ -106,6 +114,7 @@ class FullSettingTest(parameterized.TestCase):
       (records, 'read_records', lambda workdir: self.made_records()),
     ):
       self.enterContext(mock.patch.object(module, name, fake))
+    self.enterContext(mock.patch.dict(tasks.MODELS, SHALLOW))
 
   def made_records(self):
     """Return two evaluations of the last run, as if it had been trained."""
