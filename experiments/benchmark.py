@@ -1,4 +1,4 @@
-"""Compares the speed of the engine with hand-written training loops.
+"""Compare the speed of the engine with hand-written training loops.
 
   python experiments/benchmark.py
 
@@ -86,7 +86,7 @@ class Loop(NamedTuple):
 
 
 def make_case(name: str, data_dir: str | None) -> Case:
-  """Returns a case by name; ResNet-20 gets noise images in CIFAR's shape.
+  """Return a case by name; ResNet-20 gets noise images in CIFAR's shape.
 
   Raises:
     ValueError: if no case has this name.
@@ -106,7 +106,7 @@ def make_case(name: str, data_dir: str | None) -> Case:
 
 
 def measure(case: Case) -> dict[str, Any]:
-  """All loops in turn: medians, quartiles and their ratio."""
+  """Run all loops in turn and return medians, quartiles and their ratio."""
   loops = {
     'engine': engine_loop(case),
     'scanned_by_hand': hand_written_loop(case, scan=True),
@@ -144,7 +144,7 @@ def _optimizer() -> optax.GradientTransformation:
 
 
 def _data(case: Case) -> Resident:
-  """The batches, which are the same in all loops."""
+  """Return the batches, which are equal in all loops."""
   pixels = augmentation.channel_statistics(case.data['image'])
 
   def transform(key: jax.Array, batch: Any) -> Any:
@@ -155,7 +155,7 @@ def _data(case: Case) -> Resident:
 
 
 def engine_loop(case: Case) -> Loop:
-  """The library's."""
+  """Return the library's loop."""
   task = classifier(case.model)
   trainer = pr.trainer(
     pr.pr_sgd(_optimizer(), period=PERIOD),
@@ -170,8 +170,8 @@ def engine_loop(case: Case) -> Loop:
 
 
 def hand_written_loop(case: Case, *, scan: bool) -> Loop:
-  """PR-SGD with nothing around it, one replica per device."""
-  # Of the library it has what puts the same batches on the same devices.
+  """Return a minimal loop of PR-SGD, with one replica per device."""
+  # The library only places the batches, so that all loops get equal ones.
   mesh = pr.engine.ReplicaMesh(case.num_devices, case.num_devices)
   resident = _data(case)
   batch_fn = resident.recipe.make(mesh.num_replicas)
@@ -223,13 +223,13 @@ def hand_written_loop(case: Case, *, scan: bool) -> Loop:
 
 
 def initial(case: Case, task: Task) -> Any:
-  """Returns (params, model_state), from which all loops start."""
+  """Return (params, model_state), from which all loops start."""
   image = jnp.zeros((1, *case.data['image'].shape[1:]))
   return jax.jit(task.init)(jax.random.key(0), {'image': image})
 
 
 def memory_of(lowered: jax.stages.Lowered) -> int:
-  """Returns the bytes that a program asks for on one device."""
+  """Return the bytes that a program requires on one device."""
   found: Any = lowered.compile().memory_analysis()
   return (
     found.argument_size_in_bytes
@@ -247,7 +247,7 @@ def make_loop(
   memory: int,
   calls: int = 1,
 ) -> Loop:
-  """Returns a compiled loop after two warm-up calls."""
+  """Return a compiled loop after two warm-up calls."""
 
   def run() -> Any:
     nonlocal carry
@@ -285,7 +285,7 @@ def main() -> None:
 
 
 def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the row of a case: speeds, first steps and memory of its loops."""
+  """Return the row of a case: speeds, first steps and memory of its loops."""
   first = found['seconds_to_first_step'].values()
   memory = found['bytes_per_device'].values()
   return {

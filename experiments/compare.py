@@ -1,4 +1,4 @@
-r"""Trains with several algorithms on one task and compares the results.
+r"""Train with several algorithms on one task and compare the results.
 
 Each --run is an algorithm with its options. All other flags apply to every run.
 
@@ -117,7 +117,7 @@ def _run(
   intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
 ) -> records.Record:
-  """Runs one algorithm unless it has finished, and returns the summary.
+  """Run one algorithm unless it has finished, and return the summary.
 
   The summary of a diverged run has only its label and `failed`, the reason.
   """
@@ -174,7 +174,7 @@ COLUMNS = (
 
 
 def rows(summaries: Sequence[records.Record]) -> list[records.Record]:
-  """Returns the rows of the table, with 'not finite' as steps if diverged."""
+  """Return the rows of the table, with 'not finite' as steps if diverged."""
   return [
     {**s, 'step': 'not finite'} if 'failed' in s else s for s in summaries
   ]

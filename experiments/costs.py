@@ -1,4 +1,4 @@
-"""Prints the cost of algorithms for a given model and network; trains nothing.
+"""Print the cost of algorithms for a given model and network; train nothing.
 
   python experiments/costs.py --model=resnet20 --dataset=cifar10
 
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def _of_presets() -> list[tuple[str, config.RunConfig]]:
-  """Returns (name, config) of each preset that fits the other flags."""
+  """Return (name, config) of each preset that fits the other flags."""
   runs = preset_runs(FLAGS.num_replicas)
   made, errors = [], []
   for name, run in runs.items():
@@ -164,7 +164,7 @@ def _rows(
 
 
 def _leave_out(errors: Sequence[tuple[str, ValueError]], others: bool) -> None:
-  """Prints a note for each error; raises the first if no row remains."""
+  """Print a note for each error; raise the first if no row remains."""
   if errors and not others:
     raise errors[0][1]
   for name, error in errors:
@@ -172,7 +172,7 @@ def _leave_out(errors: Sequence[tuple[str, ValueError]], others: bool) -> None:
 
 
 def preset_runs(num_replicas: int) -> dict[str, str]:
-  """Returns the algorithm and options of each preset, without duplicates.
+  """Return the algorithm and options of each preset, without duplicates.
 
   Args:
     num_replicas: N, to which a list with one number per replica is scaled.
@@ -210,7 +210,7 @@ def _stretched(name: str, given: dict[str, str], num_replicas: int) -> str:
 
 
 def _start(run_config: config.RunConfig) -> Start:
-  """Returns the shapes that all runs of one model and dataset share.
+  """Return the shapes that all runs of one model and dataset share.
 
   Raises:
     ValueError: if the shape of the dataset is unknown.
@@ -245,7 +245,7 @@ def _shape(run_config: config.RunConfig) -> Shape:
 def _row(
   run_config: config.RunConfig, machines: pr.ledger.Network, start: Start
 ) -> Row:
-  """Returns what a run would spend.
+  """Return what a run would spend.
 
   Raises:
     ValueError: if the run does not fit the number of replicas.

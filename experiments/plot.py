@@ -1,4 +1,4 @@
-r"""Draws figures of the runs of train.py, compare.py or sweep.py.
+r"""Draw figures of the runs of train.py, compare.py or sweep.py.
 
   python experiments/plot.py runs/a runs/b --x=epoch,modeled_seconds \
     --y=loss,test_accuracy --output=fig.png
@@ -82,7 +82,7 @@ def main(*paths: str) -> None:
 
 
 def _output(given: str) -> pathlib.Path:
-  """Returns the file to write, with the extension .png if it has none.
+  """Return the file to write, with the extension .png if it has none.
 
   Raises:
     ValueError: if it is a directory.

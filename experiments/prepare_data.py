@@ -1,4 +1,4 @@
-"""Downloads a dataset and prepares it for prsgd_jax and TFDS.
+"""Download a dataset and prepare it for prsgd_jax and TFDS.
 
   python experiments/prepare_data.py NAME [--data_dir=DIR] [--from_archive=PATH]
 
@@ -69,7 +69,7 @@ flags.DEFINE_string(
 
 
 def prepare(name: str, data_dir: str | None, from_archive: str | None) -> None:
-  """Prepares a dataset, or reports that it is already prepared.
+  """Prepare a dataset, or report that it is already prepared.
 
   Args:
     name: name of the dataset.

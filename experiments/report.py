@@ -1,4 +1,4 @@
-r"""Writes an HTML report of a sweep, of any runs, or of all reproductions.
+r"""Write an HTML report of a sweep, of any runs, or of all reproductions.
 
   python experiments/report.py runs/sweep --output=report.html
   python experiments/report.py --reproductions
@@ -73,7 +73,7 @@ def main(*paths: str) -> None:
 
 
 def page(paths: list[pathlib.Path]) -> Page:
-  """Returns the page of these runs and of the reproductions, if requested.
+  """Return the page of these runs and of the reproductions, if requested.
 
   Args:
     paths: directories of runs.

@@ -1,4 +1,4 @@
-"""Runs the reproductions of papers and writes experiments/RESULTS.md.
+"""Run the reproductions of papers and write experiments/RESULTS.md.
 
   python -m experiments.reproduce --data_dir=DIR
   python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
@@ -66,7 +66,7 @@ flags.DEFINE_bool(
 
 
 def all_targets() -> dict[str, Target]:
-  """Returns every target by the name of its module."""
+  """Return every target by the name of its module."""
   names = sorted(
     module.name
     for module in pkgutil.iter_modules(papers.__path__)
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def _chosen(targets: dict[str, Target]) -> list[Target]:
-  """Returns the targets that the flags select.
+  """Return the targets that the flags select.
 
   Raises:
     ValueError: if a name is unknown, or its target does not have the scale.
@@ -115,7 +115,7 @@ def _chosen(targets: dict[str, Target]) -> list[Target]:
 
 
 def _run(target: Target) -> None:
-  """Measures a target unless it is done, saves its results, and draws them."""
+  """Measure a target unless it is done, save its results, and draw them."""
   kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
   if kept.exists() and not FLAGS.again:
     print(f'{target.name}: already done, saved in {kept}')
@@ -150,7 +150,7 @@ def _run(target: Target) -> None:
 
 
 def _redraw(targets: list[Target]) -> None:
-  """Draws the saved results of the targets at the scale; runs none."""
+  """Draw the saved results of the targets at the scale; run none."""
   for target in targets:
     kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
     if kept.exists():
@@ -160,12 +160,12 @@ def _redraw(targets: list[Target]) -> None:
 
 
 def draw(target: Target, data: dict, path: pathlib.Path) -> None:
-  """Draws the data of a target into a PNG file."""
+  """Draw the data of a target into a PNG file."""
   figure_files.save(make_figure(target, data), path)
 
 
 def make_figure(target: Target, data: dict) -> Figure:
-  """Returns the figure of a target's data, as read back from JSON."""
+  """Return the figure of a target's data, as read back from JSON."""
   with drawing.look():
     figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
     target.draw(data, figure)

@@ -1,4 +1,4 @@
-r"""Runs a grid of algorithms and settings, each as a process of train.py.
+r"""Run a grid of algorithms and settings, each as a process of train.py.
 
   python experiments/sweep.py --run=ssgd --run=pr_sgd,period=4 \
     --grid=seed=0,1,2 --grid=learning_rate=0.01,0.02,0.04 \
@@ -146,7 +146,7 @@ def _check_best_by(names: Sequence[str]) -> None:
 
 
 def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
-  """Checks all runs before the first one starts.
+  """Check all runs before the first one starts.
 
   Args:
     points: runs of the grid.
@@ -181,7 +181,7 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
 def _run(
   trials: Sequence[Trial], workdir: pathlib.Path
 ) -> list[records.Record]:
-  """Runs unfinished trials and returns the rows of an updated `sweep.csv`."""
+  """Run unfinished trials and return the rows of an updated `sweep.csv`."""
   codes: dict[str, int] = {}  # name of a process that ended -> exit code
   waiting = [t for t in trials if row(t)['status'] not in ('done', 'diverged')]
   by_name = {trial.workdir.name: trial for trial in waiting}
@@ -252,7 +252,7 @@ def _steps_done(trial: Trial) -> str:
 
 
 def row(trial: Trial, code: int | None = None) -> records.Record:
-  """Returns the row of a run: its place in the grid, and how it ended.
+  """Return the row of a run: its place in the grid, and how it ended.
 
   Args:
     trial: the run.
@@ -288,7 +288,7 @@ def row(trial: Trial, code: int | None = None) -> records.Record:
 
 
 def _last_words(log: pathlib.Path) -> str:
-  """Returns the last line of a log that is not empty."""
+  """Return the last line of a log that is not empty."""
   with open(log, 'rb') as file:
     file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_WORDS))
     text = file.read().decode(errors='replace')
@@ -296,7 +296,7 @@ def _last_words(log: pathlib.Path) -> str:
 
 
 def _flat(summary: records.Record) -> records.Record:
-  """Returns a record without nesting or label, under names no setting has."""
+  """Return a record without nesting or label, under names no setting has."""
   flat: records.Record = {}
   for name, value in summary.items():
     if isinstance(value, dict):
@@ -308,7 +308,7 @@ def _flat(summary: records.Record) -> records.Record:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence[records.Record]) -> None:
-  """Writes a table atomically; a cell is empty if its row lacks the column."""
+  """Write a table atomically; a cell is empty if its row lacks the column."""
   writing.write_text(path, tables.csv(rows, last=('directory', 'failed')))
 
 
@@ -317,7 +317,7 @@ def _write_records(
   trials: Sequence[Trial],
   rows: Sequence[records.Record],
 ) -> None:
-  """Writes the records of all runs, each with its place in the grid."""
+  """Write the records of all runs, each with its place in the grid."""
   table = []
   for trial, found in zip(trials, rows, strict=True):
     names = ('label', 'algorithm', *trial.point.config.options)
@@ -343,7 +343,7 @@ def _choose(
   names: Sequence[str],
   workdir: pathlib.Path,
 ) -> None:
-  """Writes and prints the best values, with the grid they were chosen from."""
+  """Write and print the best values, with the grid they were chosen from."""
   options = ('seed', *FLAGS.best_by, *config.OPTIONS)
   over = [name for name in names if name not in options]
   measure = FLAGS.best_measure

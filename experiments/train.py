@@ -1,4 +1,4 @@
-"""Trains a model on N replicas with one algorithm.
+"""Train a model on N replicas with one algorithm.
 
 By default it runs PR-SGD with an average every 4 steps on the optical digits:
 

@@ -375,7 +375,7 @@ class BadInputTest(parameterized.TestCase):
     ('dataset must be one of .*digits.*, got .foo',
      '--algorithm=ssgd --dataset=foo'),
     ('unknown --model=foo; use one of mlp', '--algorithm=ssgd --model=foo'),
-    ('no preset .nowhere.flags.; there are .*demo.flags',
+    ('no preset .nowhere.flags.; experiments.presets has .*demo.flags',
      '--flagfile=nowhere.flags'),
     ('needs --period; for example --period=4', '--algorithm=pr_sgd'),
     ('--when replaces --period; give one of them',

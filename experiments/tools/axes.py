@@ -22,7 +22,7 @@ flags.DEFINE_list(
 
 
 def check() -> None:
-  """Raises ValueError if --x or --y is empty."""
+  """Raise ValueError if --x or --y is empty."""
   for name in ('x', 'y'):
     if not FLAGS[name].value:
       raise ValueError(f'--{name} is empty; pass names, or leave it out')

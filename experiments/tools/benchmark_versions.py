@@ -1,4 +1,4 @@
-"""Compares the speed and memory of the engine with an older checkout.
+"""Compare the speed and memory of the engine with an older checkout.
 
   git worktree add ../before COMMIT
   python experiments/tools/benchmark_versions.py --before=../before
@@ -84,12 +84,12 @@ ALGORITHMS: Mapping[str, Callable[[ModuleType], Any]] = {
 
 
 def _room(pr: ModuleType, name: str) -> ModuleType:
-  """Where a version has some names: older ones have all names in one place."""
+  """Return the namespace of some names, which are flat in older versions."""
   return vars(pr).get(name, pr)
 
 
 def load(root: pathlib.Path, name: str) -> ModuleType:
-  """Imports the package of a checkout under another name."""
+  """Import the package of a checkout under another name."""
   copy = pathlib.Path(tempfile.mkdtemp()) / name
   for path in (root / 'prsgd_jax').rglob('*'):
     there = copy / path.relative_to(root / 'prsgd_jax')
@@ -104,7 +104,7 @@ def load(root: pathlib.Path, name: str) -> ModuleType:
 
 
 def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
-  """One version's compiled loop over the digits."""
+  """Return the compiled loop of one version over the digits."""
   if 'trainer' not in vars(pr):
     return _flat_loop(pr, name, case)
   models = importlib.import_module(f'{pr.__name__}.models.classification')
@@ -123,7 +123,7 @@ def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
 
 
 def _flat_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
-  """The loop of a version without a trainer, whose names were all flat."""
+  """Return the loop of a version without a trainer and with flat names."""
   models = importlib.import_module(f'{pr.__name__}.classification')
   mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
   task = models.classifier(case.model)
@@ -148,7 +148,7 @@ def _to_float(key: jax.Array, batch: Any) -> Any:
 def measure(
   before: ModuleType, after: ModuleType, name: str, case: benchmark.Case
 ) -> dict[str, float]:
-  """Runs both versions in turn and returns the ratios new to old.
+  """Run both versions in turn and return the ratios new to old.
 
   Returns:
     `speed` and `memory`, ratios; `steps_per_second` of the new version.

@@ -52,7 +52,7 @@ _LEGEND_ROOM = 0.5
 
 @contextlib.contextmanager
 def look() -> Iterator[None]:
-  """Gives figures of the block the text sizes and lines of this project."""
+  """Give figures of the block the text sizes and lines of this project."""
   with matplotlib.rc_context(_LOOK):
     yield
 
@@ -67,7 +67,7 @@ def curve(
   low: Any = None,
   high: Any = None,
 ) -> None:
-  """Draws a line, with a band from `low` to `high` where they differ.
+  """Draw a line, with a band from `low` to `high` where they differ.
 
   Args:
     axis: axis to draw on.
@@ -91,7 +91,7 @@ def curve(
 def seeds(
   axis: Axes, x: Any, values: Any, style: Style, *, label: str = '_'
 ) -> None:
-  """Draws the mean over seeds, with a band from smallest to largest.
+  """Draw the mean over seeds, with a band from smallest to largest.
 
   Args:
     axis: axis to draw on.
@@ -121,7 +121,7 @@ def spread(
   label: str = '_',
   hollow: bool = False,
 ) -> None:
-  """Draws a marker at the mean over seeds, and a bar over their range.
+  """Draw a marker at the mean over seeds, and a bar over their range.
 
   Args:
     axis: axis to draw on.
@@ -144,7 +144,7 @@ def spread(
 
 
 def log(axis: Axes, along: Along) -> None:
-  """Makes an axis logarithmic unless all its data are <= 0.
+  """Make an axis logarithmic unless all its data are <= 0.
 
   An axis over less than two decades also has labels at 2 and 5.
   """
@@ -162,7 +162,7 @@ def log(axis: Axes, along: Along) -> None:
 
 
 def zero_and_log(axis: Axes, along: Along, least: float) -> str:
-  """Makes an axis logarithmic, with a shaded linear part around zero.
+  """Make an axis logarithmic, with a shaded linear part around zero.
 
   Args:
     axis: axis to scale, after its curves are drawn.
@@ -180,7 +180,7 @@ def zero_and_log(axis: Axes, along: Along, least: float) -> str:
   span(-least, least, color='0.93', lw=0, zorder=0)
   # A small margin, because a curve on the frame is invisible.
   getattr(axis, f'set_{along}lim')(-least / 3, end)
-  # Fixed ticks, because those of the scale overlap on the linear part.
+  # Fixed ticks, because the default ticks overlap on the linear part.
   powers = np.arange(np.ceil(np.log10(least)), np.log10(max(end, least)) + 1e-9)
   decades = 10.0 ** powers[:: len(powers) // 6 + 1]
   getattr(axis, f'set_{along}ticks')([0, *decades])
@@ -189,7 +189,7 @@ def zero_and_log(axis: Axes, along: Along, least: float) -> str:
 
 
 def split_at_zero(x: Any, *others: Any) -> list[np.ndarray]:
-  """Returns the arrays with a gap between x = 0 and x > 0.
+  """Return the arrays with a gap between x = 0 and x > 0.
 
   The scale of a `zero_and_log` axis changes in the gap, so that a straight line
   there would show values that were not measured.
@@ -211,7 +211,7 @@ def legend_below(
   *,
   title: str | None = None,
 ) -> Legend:
-  """Puts one legend under all panels, in as many columns as fit.
+  """Put one legend under all panels, in as many columns as fit.
 
   The figure grows if the legend needs more than one line.
 
@@ -256,7 +256,7 @@ def legend_below(
 
 
 def error_percent(fractions: Sequence[Any] | np.ndarray) -> np.ndarray:
-  """Returns the error in % from accuracies in [0, 1].
+  """Return the error in % from accuracies in [0, 1].
 
   Example:
     >>> error_percent([1.0, 0.975]).round(6).tolist()

@@ -1,4 +1,4 @@
-"""Runs the notebooks and writes their outputs into them.
+"""Run the notebooks and write their outputs into them.
 
   python experiments/tools/execute_notebooks.py [NOTEBOOK ...]
 
@@ -59,7 +59,7 @@ def main(*paths: str) -> None:
 
 
 def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> str:
-  """Runs all cells in order and stores their stdout and figures.
+  """Run all cells in order and store their stdout and figures.
 
   Args:
     notebook: notebook to run; its cells are changed.
@@ -94,7 +94,7 @@ def execute(notebook: nbformat.NotebookNode, directory: pathlib.Path) -> str:
 
 
 def code_digest(notebook: nbformat.NotebookNode) -> str:
-  """Returns a digest of the code cells, in order."""
+  """Return a digest of the code cells, in order."""
   code = [cell.source for cell in notebook.cells if cell.cell_type == 'code']
   return hashlib.sha256('\0'.join(code).encode()).hexdigest()
 

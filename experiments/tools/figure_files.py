@@ -1,4 +1,4 @@
-"""Saves figures to files, with a digest of the content in PNG files.
+"""Save figures to files, with a digest of the content in PNG files.
 
 A test compares the digest of a saved figure with the figure that the code
 draws. The digest covers words, styles and data, not pixels, because pixels
@@ -24,7 +24,7 @@ DPI = 110
 
 
 def content(figure: Figure) -> list[dict[str, Any]]:
-  """Returns the words, scales, styles and data of a figure, panel by panel.
+  """Return the words, scales, styles and data of a figure, panel by panel.
 
   The data have four digits, so that they are equal on all machines.
   """
@@ -63,19 +63,19 @@ def _rounded(values: Any) -> list[str]:
 
 
 def digest(figure: Figure) -> str:
-  """Returns a digest of the content of a figure, stored in PNG as `Content`."""
+  """Return a digest of the content of a figure, stored in PNG as `Content`."""
   text = json.dumps(content(figure), default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_digest(path: pathlib.Path) -> str | None:
-  """Returns the digest in a PNG file, None if it has none."""
+  """Return the digest in a PNG file, None if it has none."""
   with Image.open(path) as picture:
     return picture.info.get('Content')
 
 
 def save(figure: Figure, path: pathlib.Path, *, dpi: int = DPI) -> None:
-  """Writes a figure to a file, in the format of the file's extension.
+  """Write a figure to a file, in the format of the file's extension.
 
   Args:
     figure: figure to write.

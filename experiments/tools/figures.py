@@ -1,4 +1,4 @@
-"""Draws measures of runs as curves, with bands over their seeds."""
+"""Draw measures of runs as curves, with bands over their seeds."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import json
@@ -19,7 +19,7 @@ PANEL = (5, 3.5)
 # Parts of a run's description that are not settings in the label of a curve.
 _UNNAMED = ('algorithm', 'options', 'seed', 'data')
 # Start of the logarithm, otherwise the smallest positive value, because
-# rounding errors alone cause consensus distances of 1e-13.
+# rounding errors cause consensus distances of 1e-13.
 _LEAST = {'consensus_distance': 1e-6}
 
 
@@ -70,7 +70,7 @@ class Curve(NamedTuple):
 
 
 def find_runs(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-  """Returns all directories of runs in and below these, without duplicates.
+  """Return all directories of runs in and below these, without duplicates.
 
   Numbers in their names are sorted by value.
 
@@ -90,7 +90,7 @@ def find_runs(paths: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
 
 
 def read_runs(workdirs: Iterable[pathlib.Path]) -> list[Run]:
-  """Reads the runs of these directories, finished or not.
+  """Read the runs of these directories, finished or not.
 
   Raises:
     ValueError: if a directory holds no run, or a damaged one.
@@ -114,7 +114,7 @@ def _read_run(workdir: pathlib.Path) -> Run:
 
 
 def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
-  """Groups runs that differ only in the seed.
+  """Group runs that differ only in the seed.
 
   Returns:
     Label -> runs. The label is the algorithm with its options, and the settings
@@ -136,7 +136,7 @@ def group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-  """Returns the names of the settings that differ between runs."""
+  """Return the names of the settings that differ between runs."""
   values: dict[str, set[str]] = {}
   for run in runs:
     for name, value in run.settings.items():
@@ -145,12 +145,12 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def settings_of(run: Run, names: Iterable[str]) -> dict[str, str]:
-  """Returns settings of a run by name, in the form of the command line."""
+  """Return settings of a run by name, in the form of the command line."""
   return {n: _text(run.settings[n]) for n in names if n in run.settings}
 
 
 def _text(value: Any) -> str:
-  """Returns a setting in the form of the command line."""
+  """Return a setting in the form of the command line."""
   if isinstance(value, list):
     return ','.join(map(_text, value))
   return f'{value:g}' if isinstance(value, float) else str(value)
@@ -159,7 +159,7 @@ def _text(value: Any) -> str:
 def curves(
   runs: Sequence[Run], x: str, y: str, band: str = 'range'
 ) -> list[Curve]:
-  """Returns one curve for each group of runs that differ only in the seed.
+  """Return one curve for each group of runs that differ only in the seed.
 
   The points are the records with the measure, at the steps that all seeds
   recorded. If a run diverged, the curve ends there, and the legend says so.
@@ -232,7 +232,7 @@ def draw(
   title: str | None = None,
   scales: Mapping[str, str] | None = None,
 ) -> None:
-  """Draws every `y` (a row each) against every `x` (a column each) to a file.
+  """Draw every `y` (a row each) against every `x` (a column each) to a file.
 
   Args:
     runs: runs from `read_runs`.
@@ -255,7 +255,7 @@ def make(
   title: str | None = None,
   scales: Mapping[str, str] | None = None,
 ) -> Figure:
-  """Returns a figure with a row for every `y` and a column for every `x`.
+  """Return a figure with a row for every `y` and a column for every `x`.
 
   Args:
     runs: runs from `read_runs`.
@@ -328,7 +328,7 @@ def _draw_panel(
 def _least(
   name: str, scale: Scale, values: Sequence[np.ndarray]
 ) -> float | None:
-  """Returns the start of the logarithm on a 'zero and log' axis, else None."""
+  """Return the start of the logarithm on a 'zero and log' axis, else None."""
   whole = np.concatenate(values)
   positive = whole[whole > 0]
   if scale.scale != 'zero and log' or not len(positive):
@@ -340,7 +340,7 @@ def _least(
 def _set_scale(
   axis: Axes, along: drawing.Along, scale: Scale, least: float | None
 ) -> None:
-  """Scales an axis and labels it."""
+  """Scale and label an axis."""
   label = scale.title
   if least is not None:
     added = drawing.zero_and_log(axis, along, least)

@@ -53,7 +53,7 @@ def find(
   name: str,
   known: Mapping[str, Scale],
 ) -> Scale:
-  """Returns the form in which an axis shows a number of the records.
+  """Return the form in which an axis shows a number of the records.
 
   Args:
     histories: records of each run.
@@ -83,7 +83,7 @@ def find(
 def points(
   history: Sequence[Record], shown: Sequence[tuple[str, Scale]]
 ) -> dict[int, list[float]]:
-  """Returns step -> values in units of the axes, if a record has all of them.
+  """Return step -> values in units of the axes, if a record has all of them.
 
   Args:
     history: records of a run.
@@ -105,7 +105,7 @@ def points(
 def flat(
   tree: Mapping[str, Any], without: Sequence[str] = (), prefix: str = ''
 ) -> Iterable[tuple[str, Any]]:
-  """Returns the leaves of nested mappings, by names joined with points.
+  """Return the leaves of nested mappings, by names joined with points.
 
   Args:
     tree: nested mapping, such as a record.

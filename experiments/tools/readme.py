@@ -1,4 +1,4 @@
-"""Writes the tables of algorithms and of claims in the README.
+"""Write the tables of algorithms and of claims in the README.
 
 python experiments/tools/readme.py
 """
@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def with_tables(text: str) -> str:
-  """Returns the text with the tables between their marks written again.
+  """Return the text with the tables between their marks written again.
 
   Args:
     text: of the README.
@@ -63,7 +63,7 @@ def _between(text: str, mark: str, table: str) -> str:
 
 
 def format_algorithms() -> str:
-  """Returns a table with a row for each family of algorithms."""
+  """Return a table with a row for each family of algorithms."""
   links: dict[str, list[str]] = {}
   for name in algorithm_flags.ALGORITHMS:
     links.setdefault(family(name), []).append(link(name, PAGES))
@@ -75,7 +75,7 @@ def format_algorithms() -> str:
 
 
 def format_claims() -> str:
-  """Returns a table with the number of claims of each verdict."""
+  """Return a table with the number of claims of each verdict."""
   outcomes = results_page.read(RESULTS)
   found = [claim.verdict for one in outcomes for claim in one['claims']]
   counts = {verdict: found.count(verdict) for verdict in get_args(Verdict)}
@@ -84,7 +84,7 @@ def format_claims() -> str:
 
 
 def names() -> list[str]:
-  """Returns all names of algorithms, second names after the first ones."""
+  """Return all names of algorithms, second names after the first ones."""
   found: list[str] = []
   for name in algorithm_flags.ALGORITHMS:
     aliases = algorithm_flags.ALIASES
@@ -93,7 +93,7 @@ def names() -> list[str]:
 
 
 def link(name: str, pages: str = '') -> str:
-  """Returns a link to the page of an algorithm.
+  """Return a link to the page of an algorithm.
 
   Args:
     name: of the algorithm.
@@ -103,7 +103,7 @@ def link(name: str, pages: str = '') -> str:
 
 
 def family(name: str) -> str:
-  """Returns the title of the family of an algorithm.
+  """Return the title of the family of an algorithm.
 
   Args:
     name: of the algorithm.
@@ -117,7 +117,7 @@ def family(name: str) -> str:
 
 
 def summary(name: str) -> str:
-  """Returns the sentence below the title of an algorithm's page.
+  """Return the sentence below the title of an algorithm's page.
 
   Example:
     >>> summary('muloco')
@@ -128,7 +128,7 @@ def summary(name: str) -> str:
 
 
 def paper(name: str) -> str:
-  """Returns the first reference of an algorithm, short, and linked to arXiv.
+  """Return the first reference of an algorithm, short, and linked to arXiv.
 
   Example:
     >>> paper('qsgd')

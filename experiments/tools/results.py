@@ -1,4 +1,4 @@
-"""Runs the presets of the results table and writes the table.
+"""Run the presets of the results table and write the table.
 
   python experiments/tools/results.py --data_dir=DIR
 
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def single_runs() -> list[str]:
-  """Returns the presets of a single digits run."""
+  """Return the presets of a single digits run."""
   return [
     path.stem
     for path in sorted((HERE / 'presets').glob('digits_*.flags'))
@@ -86,7 +86,7 @@ def single_runs() -> list[str]:
 
 
 def _run(preset: str, seed: int) -> None:
-  """Runs a preset and saves its results, a list of summaries."""
+  """Run a preset and save its results, a list of summaries."""
   name = f'{preset}-seed{seed}'
   workdir = pathlib.Path(FLAGS.workdir or 'runs/results') / name
   RESULTS.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ def _run(preset: str, seed: int) -> None:
 def _call(
   program: str, preset: str, seed: int, workdir: pathlib.Path, *more: str
 ) -> None:
-  """Runs a program with a preset."""
+  """Run a program with a preset."""
   command = [
     sys.executable,
     str(HERE / program),
@@ -123,7 +123,7 @@ def _call(
 
 
 def read_results() -> dict[str, list[list[records.Record]]]:
-  """Returns preset -> for each seed, the summaries of its runs.
+  """Return preset -> for each seed, the summaries of its runs.
 
   Raises:
     DamagedFile: if a file has another form.
@@ -145,14 +145,14 @@ def _read(path: pathlib.Path) -> list[records.Record] | None:
 def with_table(
   text: str, results: dict[str, list[list[records.Record]]]
 ) -> str:
-  """Returns the text with a new table between its two marks."""
+  """Return the text with a new table between its two marks."""
   before, _, rest = text.partition(BEGIN)
   _, _, after = rest.partition(END)
   return before + BEGIN + format_table(results) + END + after
 
 
 def format_table(results: dict[str, list[list[records.Record]]]) -> str:
-  """Returns a Markdown table with a row for each preset and algorithm."""
+  """Return a Markdown table with a row for each preset and algorithm."""
   runs = [
     {'preset': preset, **summary}
     for preset, by_seed in results.items()

@@ -105,7 +105,7 @@ class Style(NamedTuple):
 
 
 def looks(methods: Mapping[str, str]) -> dict[str, Style]:
-  """Returns distinct styles for the curves of one figure.
+  """Return distinct styles for the curves of one figure.
 
   Args:
     methods: label of a curve -> its algorithm. Several labels of an algorithm
@@ -129,7 +129,7 @@ def looks(methods: Mapping[str, str]) -> dict[str, Style]:
 
 
 def variants(algorithm: str, values: Sequence[Any]) -> dict[Any, Style]:
-  """Returns the styles of variants of an algorithm, given in rising order.
+  """Return the styles of variants of an algorithm, given in rising order.
 
   Example:
     >>> [s.color for s in variants('pr_sgd', (4, 16, 64)).values()]
@@ -147,7 +147,7 @@ def _variants(base: Style, values: Sequence[Any]) -> dict[Any, Style]:
 
 
 def method(algorithm: str) -> Style:
-  """Returns the style of an algorithm that has one variant in a figure.
+  """Return the style of an algorithm that has one variant in a figure.
 
   Example:
     >>> method('k_avg')
@@ -157,7 +157,7 @@ def method(algorithm: str) -> Style:
 
 
 def _bases(algorithms: Iterable[str]) -> dict[str, Style]:
-  """Returns styles from the table, or a distinct gray for an unknown name."""
+  """Return styles from the table, or a distinct gray for an unknown name."""
   found: dict[str, Style] = {}
   own = [Style(OWN_COLOR, m, d) for d in DASHES for m in OWN_MARKERS]
   for name in sorted(algorithms):
@@ -173,7 +173,7 @@ def _bases(algorithms: Iterable[str]) -> dict[str, Style]:
 
 
 def natural(label: str) -> list[str | float]:
-  """Returns a sort key that compares the numbers in a text by value.
+  """Return a sort key that compares the numbers in a text by value.
 
   Example:
     >>> sorted(['I = 16', 'I = 4', 'I = 1e-3'], key=natural)
@@ -184,7 +184,7 @@ def natural(label: str) -> list[str | float]:
 
 
 def lightness(color: str) -> float:
-  """Returns the CIE lightness L* of a color, from 0 (black) to 100 (white)."""
+  """Return the CIE lightness L* of a color, from 0 (black) to 100 (white)."""
   linear = [
     v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
     for v in colors.to_rgb(color)
@@ -194,7 +194,7 @@ def lightness(color: str) -> float:
 
 
 def shades(color: str, count: int) -> list[str]:
-  """Returns a color and shades of it, at equal steps of lightness.
+  """Return a color and shades of it, at equal steps of lightness.
 
   Dark colors get lighter, light colors darker. The first shade is the color
   itself, so that an algorithm without variants looks like its first variant.
@@ -210,7 +210,7 @@ def shades(color: str, count: int) -> list[str]:
 
 
 def _shade(color: str, wanted: float) -> str:
-  """Returns the color mixed with black or white to reach a lightness."""
+  """Return the color mixed with black or white to reach a lightness."""
   end = (0.0,) * 3 if lightness(color) > wanted else (1.0,) * 3
   low, high = 0.0, 1.0
   mixed = color
@@ -226,7 +226,7 @@ def _shade(color: str, wanted: float) -> str:
 
 
 def ordinal(values: Iterable[float]) -> dict[float, str]:
-  """Returns colors for numbers that are not variants; lighter as they grow.
+  """Return colors for numbers that are not variants; lighter as they grow.
 
   Example:
     >>> list(ordinal([4, 1]))
@@ -242,7 +242,7 @@ def ordinal(values: Iterable[float]) -> dict[float, str]:
 
 
 def categories(names: Sequence[str]) -> dict[str, Style]:
-  """Returns styles for names without an order, such as graphs."""
+  """Return styles for names without an order, such as graphs."""
   hues = list(HUES.values())[1:]
   markers = 'osD^vP'
   return {

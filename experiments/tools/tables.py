@@ -1,4 +1,4 @@
-"""Formats tables for a terminal, Markdown and CSV, and groups rows by seed.
+"""Format tables for a terminal, Markdown and CSV, and group rows by seed.
 
 A row is a mapping. A list of columns selects the values to show and their form,
 so that all tables of the project format a value identically.
@@ -53,7 +53,7 @@ _MARKDOWN = tabulate.TableFormat(
 
 
 def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-  r"""Returns a Markdown table without padding in its cells.
+  r"""Return a Markdown table without padding in its cells.
 
   Args:
     rows: rows of the table.
@@ -71,7 +71,7 @@ def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
 
 
 def aligned(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-  r"""Returns a table with aligned columns for a terminal.
+  r"""Return a table with aligned columns for a terminal.
 
   It wraps headings and long texts and omits empty columns, to stay narrow.
 
@@ -102,7 +102,7 @@ def _wrapped(title: str, cells: Iterable[str]) -> str:
 
 
 def csv(rows: Sequence[Row], last: Sequence[str] = ()) -> str:
-  r"""Returns all values of the rows as CSV, with a header of their names.
+  r"""Return all values of the rows as CSV, with a header of their names.
 
   Args:
     rows: rows of the table. A missing value is an empty cell; lists and objects
@@ -124,7 +124,7 @@ def csv(rows: Sequence[Row], last: Sequence[str] = ()) -> str:
 def over_seeds(
   rows: Sequence[Row], by: Sequence[str]
 ) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-  """Groups rows by some of their values, in the order of appearance.
+  """Group rows by some of their values, in the order of appearance.
 
   Args:
     rows: rows, one for each run.
@@ -138,7 +138,7 @@ def over_seeds(
 
 
 def spread(values: Iterable[float], show: Callable[[float], str]) -> str:
-  """Returns the mean and the range as text; of one value, only the value.
+  """Return the mean and the range as text; of one value, only the value.
 
   Args:
     values: values over the seeds.

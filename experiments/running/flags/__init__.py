@@ -1,1 +1,1 @@
-"""Defines the flags of a run, and parses the values they name."""
+"""Define the flags of a run, and parse the values they name."""

@@ -53,7 +53,7 @@ ALIASES = {
 
 
 def _by_family() -> dict[str, Callable[..., pr.base.ReplicaTransformation]]:
-  """Returns all algorithms, by family and in the order of the files."""
+  """Return all algorithms, by family and in the order of the files."""
   found = {
     name: getattr(algorithms, name)
     for name in algorithms.__all__
@@ -76,7 +76,7 @@ LISTS = ([int], [float])
 
 
 def factory(algorithm: str) -> Callable[..., pr.base.ReplicaTransformation]:
-  """Returns the function that makes an algorithm.
+  """Return the function that makes an algorithm.
 
   Args:
     algorithm: name of the library, or MODULE:NAME of the user's own function.
@@ -97,7 +97,7 @@ def factory(algorithm: str) -> Callable[..., pr.base.ReplicaTransformation]:
 
 
 def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
-  """Returns the keyword parameters of an algorithm.
+  """Return the keyword parameters of an algorithm.
 
   For the user's own algorithm these are all parameters except the first, the
   optimizer.
@@ -110,7 +110,7 @@ def keywords(algorithm: str) -> dict[str, inspect.Parameter]:
 
 
 def own_flags(algorithm: str) -> list[str]:
-  """Returns the options of an algorithm, as names of flags.
+  """Return the options of an algorithm, as names of flags.
 
   Example:
     >>> own_flags('k_avg')
@@ -124,14 +124,14 @@ def own_flags(algorithm: str) -> list[str]:
 
 
 def flag_of(algorithm: str, keyword: str) -> str:
-  """Returns the name of the option that sets a keyword."""
+  """Return the name of the option that sets a keyword."""
   if dotted.is_dotted(algorithm):
     return keyword
   return RENAMED.get(keyword, keyword)
 
 
 def scheduled(algorithm: str) -> str | None:
-  """Returns the keyword that --when replaces, None if the algorithm has none.
+  """Return the keyword that --when replaces, None if the algorithm has none.
 
   It is `period`, or the only keyword that accepts a number of steps or a
   schedule.
@@ -153,7 +153,7 @@ def takes_local(algorithm: str) -> bool:
 
 
 def find(algorithm: str) -> str:
-  """Returns the first name of an algorithm.
+  """Return the first name of an algorithm.
 
   Args:
     algorithm: first or second name, or MODULE:NAME.
@@ -185,7 +185,7 @@ def build(
   options: Mapping[str, Any],
   provided: Mapping[str, Any],
 ) -> pr.base.ReplicaTransformation:
-  """Returns the algorithm with the values of its flags.
+  """Return the algorithm with the values of its flags.
 
   Args:
     algorithm: name of the algorithm.
@@ -217,7 +217,7 @@ def build(
 
 
 def values(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the keyword arguments of an algorithm.
+  """Return the keyword arguments of an algorithm.
 
   Args:
     algorithm: name of the algorithm.
@@ -250,7 +250,7 @@ def _as_text(option: Any) -> str:
 
 
 def canonical(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns options in a canonical form, so that equal options compare equal.
+  """Return options in a canonical form, so that equal options compare equal.
 
   Options of the user's own algorithm may be text, or values of a flag of
   another type. Numbers and bools are converted; all other values become text.
@@ -276,7 +276,7 @@ def canonical(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:
-  """Checks that each option has an effect and none is missing.
+  """Check that each option has an effect and none is missing.
 
   Args:
     algorithm: name of the algorithm.
@@ -319,7 +319,7 @@ def _missing(algorithm: str, flag: str, parameter: inspect.Parameter) -> str:
 
 
 def _kind(parameter: inspect.Parameter) -> Any:
-  """Returns the type of the flag of a keyword; a sequence as `[type]`.
+  """Return the type of the flag of a keyword; a sequence as `[type]`.
 
   Of a union it is the first type: the flag of a number or schedule is a number.
   """
@@ -339,7 +339,7 @@ def _example(kind: Any) -> str:
 
 
 def _value(flag: str, kind: Any, given: Any) -> Any:
-  """Returns the argument of a keyword from the value of its flag."""
+  """Return the argument of a keyword from the value of its flag."""
   if isinstance(kind, list):
     return [named.number(flag, kind[0], n) for n in re.split('[,+]', given)]
   if kind in named.READERS:
@@ -348,7 +348,7 @@ def _value(flag: str, kind: Any, given: Any) -> Any:
 
 
 def documented(algorithm: str, keyword: str) -> str:
-  """Returns the entry of a keyword in the docstring, on one line.
+  """Return the entry of a keyword in the docstring, on one line.
 
   Example:
     >>> documented('slowmo', 'slow_momentum')
@@ -360,7 +360,7 @@ def documented(algorithm: str, keyword: str) -> str:
 
 
 def _kinds() -> dict[str, Any]:
-  """Returns the type of each flag of the algorithms.
+  """Return the type of each flag of the algorithms.
 
   Raises:
     TypeError: if the type of a keyword differs between two algorithms.
@@ -380,7 +380,7 @@ FLAG_KINDS = _kinds()
 
 
 def define_flags() -> None:
-  """Defines a flag for every keyword of the algorithms.
+  """Define a flag for every keyword of the algorithms.
 
   Raises:
     TypeError: if the type of a keyword has no kind of flag.

@@ -1,4 +1,4 @@
-"""Builds the `average` argument of an algorithm from the flags of an average.
+"""Build the `average` argument of an algorithm from the flags of an average.
 
 The argument is a stage, by default `sync(mean())`, or a function that makes a
 stage of each mixing, by default `sync`. The flags are --average_mixing,
@@ -20,7 +20,7 @@ AT_THE_END = ('one_shot_averaging',)
 
 
 def check(algorithm: str, options: Mapping[str, Any]) -> None:
-  """Checks that each option of an average has an effect.
+  """Check that each option of an average has an effect.
 
   Args:
     algorithm: name of the algorithm.
@@ -55,7 +55,7 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
 def build(
   algorithm: str, tx: optax.GradientTransformation, options: Mapping[str, Any]
 ) -> Any:
-  """Returns the `average` argument, None for the algorithm's default.
+  """Return the `average` argument, None for the algorithm's default.
 
   Args:
     algorithm: name of the algorithm.
@@ -99,7 +99,7 @@ def check_codec(
   made: pr.base.ReplicaTransformation,
   options: Mapping[str, Any],
 ) -> None:
-  """Checks that an algorithm stores the point that --average_codec requires.
+  """Check that an algorithm stores the point that --average_codec requires.
 
   Args:
     algorithm: name of the algorithm.
@@ -132,7 +132,7 @@ def _chained(
 def _whole_optimizer(
   algorithm: str, tx: optax.GradientTransformation, options: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of the local step, which may contain `tx`."""
+  """Return the optimizer of the local step, which may contain `tx`."""
   if algorithm != 'natural_gradient_averaging':
     return tx
   names = ('rank', 'smoothing', 'update_rate')

@@ -38,14 +38,14 @@ flags.DEFINE_string(
 
 
 def fail(error: object, code: int = 1) -> NoReturn:
-  """Ends the program with one line on stderr and an exit code."""
+  """End the program with one line on stderr and an exit code."""
   messages.warn(f'error: {error}')
   sys.exit(code)
 
 
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
-  """Ends the program with one line, no traceback, on errors of these kinds."""
+  """End the program with one line, no traceback, on errors of these kinds."""
   try:
     yield
   except kinds as error:
@@ -54,7 +54,7 @@ def one_line_errors(*kinds: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_write_errors(workdir: pathlib.Path, again: str) -> Iterator[None]:
-  """Ends the program with one line if a run cannot write its files.
+  """End the program with one line if a run cannot write its files.
 
   Args:
     workdir: directory of the run.
@@ -67,13 +67,13 @@ def one_line_write_errors(workdir: pathlib.Path, again: str) -> Iterator[None]:
 
 
 def check_output() -> None:
-  """Ends the program with an error if its output could not be written."""
+  """End the program with an error if its output could not be written."""
   if lost := streams.lost_output():
     fail(f'stdout cannot be written ({lost.strerror})')
 
 
 def run(main: Callable[..., None]) -> None:
-  """Parses the flags and runs `main`; prints one line for an invalid flag.
+  """Parse the flags and run `main`; print one line for an invalid flag.
 
   Args:
     main: function whose parameters are the positional arguments of the
@@ -125,7 +125,7 @@ def run(main: Callable[..., None]) -> None:
 
 
 def _without_stragglers(unraisable: Any) -> None:
-  """Shows an unraisable exception, except those of a failed checkpoint.
+  """Show an unraisable exception, except those of a failed checkpoint.
 
   Those are omitted because they repeat one error: when an array cannot be
   written, orbax closes its event loop, and each remaining array then prints a
@@ -136,7 +136,7 @@ def _without_stragglers(unraisable: Any) -> None:
 
 
 def make_fake_devices(num_devices: int | None) -> None:
-  """Sets the number of simulated CPU devices; does not affect accelerators.
+  """Set the number of simulated CPU devices; accelerators are not affected.
 
   Call this before JAX initializes its devices.
 

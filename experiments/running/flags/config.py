@@ -212,7 +212,7 @@ for _alias, _name in ALIASES.items():
 
 
 def fill_in(values: flags.FlagValues) -> str:
-  """Sets the period of the default algorithm if no flag schedules averages.
+  """Set the period of the default algorithm if no flag schedules averages.
 
   Returns:
     The default flags as text for the command line; '' if none is used.
@@ -224,7 +224,7 @@ def fill_in(values: flags.FlagValues) -> str:
 
 
 def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
-  """Returns the run that the flags describe.
+  """Return the run that the flags describe.
 
   Args:
     values: the parsed flags.
@@ -259,7 +259,7 @@ def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
 
 
 def _options(values: flags.FlagValues, algorithm: str) -> dict[str, Any]:
-  """Returns the options of an algorithm that the flags set."""
+  """Return the options of an algorithm that the flags set."""
   given = {n: values[n].value for n in OPTIONS if values[n].present}
   if values.algorithm_options is None:
     return algorithm_flags.canonical(algorithm, given)
@@ -279,7 +279,7 @@ def _options(values: flags.FlagValues, algorithm: str) -> dict[str, Any]:
 
 
 def check(config: RunConfig) -> RunConfig:
-  """Returns the config after checking it.
+  """Return the config after checking it.
 
   Raises:
     ValueError: if a value is invalid, or has no effect on this run.
@@ -312,7 +312,7 @@ def check(config: RunConfig) -> RunConfig:
 
 
 def _check_kind(config: RunConfig) -> None:
-  """Raises ValueError if the model does not read this kind of dataset.
+  """Raise ValueError if the model does not read this kind of dataset.
 
   A model or dataset of the user is checked later, because its kind is unknown
   until the data are loaded.
@@ -351,7 +351,7 @@ def _number(name: str, text: str) -> float:
 
 
 def all_flags() -> dict[str, Any]:
-  """Returns the value of every flag of a run, as saved in its directory."""
+  """Return the value of every flag of a run, as saved in its directory."""
   defined = flags.FLAGS.flags_by_module_dict()
   owners = [__name__, *(m.__name__ for m in (*_PARTS, cli))]
   return {

@@ -43,7 +43,7 @@ flags.DEFINE_integer(
 
 
 def check(config: RunConfig) -> None:
-  """Checks the flags of the data before any data are read.
+  """Check the flags of the data before any data are read.
 
   Raises:
     ValueError: if a value is invalid, or has no effect on this run.
@@ -73,7 +73,7 @@ def check(config: RunConfig) -> None:
 
 
 def load(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> Dataset:
-  """Reads the data of a run.
+  """Read the data of a run.
 
   Args:
     config: the run.
@@ -138,7 +138,7 @@ def _own(name: str, *, own_model: bool) -> Dataset:
 
 
 def read_text(path: str | os.PathLike[str], length: int) -> Dataset:
-  """Returns the characters of a text file as sequences of tokens.
+  """Return the characters of a text file as sequences of tokens.
 
   Each character is a token. The vocabulary is the set of characters in the
   whole file, ordered by code point.

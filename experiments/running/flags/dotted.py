@@ -1,4 +1,4 @@
-"""Loads objects of the user's own modules, which a flag names `my.module:name`.
+"""Load objects of the user's own modules, which a flag names `my.module:name`.
 
 A module is searched in the working directory first, then on Python's path. An
 error of the user's code is reported in one line with its file and line number;
@@ -38,7 +38,7 @@ def is_dotted(text: str) -> bool:
 
 
 def load(flag: str, text: str) -> Any:
-  """Returns the object that a flag names.
+  """Return the object that a flag names.
 
   Args:
     flag: name of the flag, for messages.
@@ -95,7 +95,7 @@ def _import(given: str, path: str) -> types.ModuleType:
 
 
 def _close(name: str, thing: object) -> str:
-  """Returns a similar name of a module or class as a question, or its names."""
+  """Return a similar name of a module or class as a question, or its names."""
   close = difflib.get_close_matches(name, dir(thing), n=1)
   if close:
     return f'; did you mean {close[0]}?'
@@ -105,7 +105,7 @@ def _close(name: str, thing: object) -> str:
 
 @contextlib.contextmanager
 def named_errors(*texts: str) -> Iterator[None]:
-  """Turns an error of the user's code into an OwnError with file and line.
+  """Turn an error of the user's code into an OwnError with file and line.
 
   Args:
     *texts: values of flags that may name user's objects. If none does, errors
@@ -145,7 +145,7 @@ def _failure(who: str, error: BaseException) -> OwnError:
 
 
 def _own_frame(error: BaseException) -> traceback.FrameSummary | None:
-  """Returns the innermost frame in the user's code, None if none is."""
+  """Return the innermost frame in the user's code, None if none is."""
   found = None
   for frame in traceback.extract_tb(error.__traceback__):
     file = pathlib.Path(frame.filename).resolve()

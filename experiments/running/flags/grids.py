@@ -1,4 +1,4 @@
-"""Expands --run and --grid of a sweep into runs."""
+"""Expand --run and --grid of a sweep into runs."""
 
 from collections.abc import Sequence
 import copy
@@ -44,7 +44,7 @@ class Point(NamedTuple):
   flags: flags.FlagValues
 
   def slug(self) -> str:
-    """Returns the name of the run's directory."""
+    """Return the name of the run's directory."""
     places = [
       f'-{name}{value}'
       for name, value in self.values.items()
@@ -60,7 +60,7 @@ def is_option(name: str) -> bool:
 
 
 def parse_axis(text: str, own: Sequence[str] = ()) -> Axis:
-  """Returns the axis of a value of --grid.
+  """Return the axis of a value of --grid.
 
   Args:
     text: 'seed=0,1', or 'batch_size:seed=8:0,16:1' for flags that change
@@ -104,7 +104,7 @@ def parse_axis(text: str, own: Sequence[str] = ()) -> Axis:
 def points(
   runs: Sequence[str], grid: Sequence[str], values: flags.FlagValues
 ) -> list[Point]:
-  """Returns all runs of a grid, in the order of --run and --grid.
+  """Return all runs of a grid, in the order of --run and --grid.
 
   An axis that is an option of an algorithm applies to each run whose algorithm
   has the option, unless the run sets it.
@@ -172,7 +172,7 @@ def _points(
 
 
 def _own_keywords(runs: Sequence[str]) -> list[str]:
-  """Returns the keywords of the user's own algorithms that have no flag."""
+  """Return the keywords of the user's own algorithms that have no flag."""
   algorithms = [algorithm_flags.find(run.partition(',')[0]) for run in runs]
   return [
     name
@@ -197,7 +197,7 @@ def _applies(name: str, run: str) -> bool:
 
 
 def _set(values: flags.FlagValues, changes: dict[str, str]) -> flags.FlagValues:
-  """Returns a copy of the flags with changes, given as text."""
+  """Return a copy of the flags with changes, given as text."""
   changed = copy.deepcopy(values)
   arguments = []
   for name, text in changes.items():
@@ -215,7 +215,7 @@ def _value(point: Point, name: str) -> object:
 
 
 def command(point: Point) -> list[str]:
-  """Returns the flags of train.py for a run of the grid."""
+  """Return the flags of train.py for a run of the grid."""
   algorithm = point.config.algorithm
   given = [f'--algorithm={algorithm}']
   own: list[str] = []

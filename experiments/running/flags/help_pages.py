@@ -42,7 +42,7 @@ _AVERAGES = (
 
 
 def answer(argv: list[str], main: Callable[..., None]) -> str | None:
-  """Returns the text of --help or --version, None if neither is given.
+  """Return the text of --help or --version, None if neither is given.
 
   Args:
     argv: the program and its arguments.
@@ -62,7 +62,7 @@ def answer(argv: list[str], main: Callable[..., None]) -> str | None:
 
 
 def _page(main: Callable[..., None]) -> str:
-  """Returns the docstring of a program, then its flags in groups."""
+  """Return the docstring of a program, then its flags in groups."""
   module = main.__module__
   owner = sys.argv[0] if module == '__main__' else module
   known = flags.FLAGS.get_key_flags_for_module(owner)
@@ -87,7 +87,7 @@ def _page(main: Callable[..., None]) -> str:
 
 
 def _algorithm_part(options: Iterable[flags.Flag[Any]]) -> list[str]:
-  """Returns the options of the selected algorithm, or the list of names."""
+  """Return the options of the selected algorithm, or the list of names."""
   options = list(options)
   if not options:
     return []
@@ -142,7 +142,7 @@ def _is_alias(flag: flags.Flag[Any]) -> bool:
 
 
 def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
-  """Returns the error for an unknown flag, with the closest known one.
+  """Return the error for an unknown flag, with the closest known one.
 
   Args:
     name: the unknown flag, without dashes.
@@ -167,14 +167,14 @@ def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
 
 
 def explain_missing_preset(path: str) -> str:
-  """Returns the error for a missing preset, with the closest existing one.
+  """Return the error for a missing preset, with the closest existing one.
 
   Args:
     path: the missing file as given, with or without quotes.
   """
   found = {p.stem: os.path.relpath(p) for p in PRESETS.glob('*.flags')}
   name = pathlib.Path(path.strip('\'"')).stem
-  said = f'there is no preset {path}'
+  said = f'no preset {path}'
   close = difflib.get_close_matches(name, found, n=1)
   if close:
     return f'{said}; did you mean {found[close[0]]}?'

@@ -50,7 +50,7 @@ flags.DEFINE_float(
 
 
 def check(config: RunConfig) -> None:
-  """Checks the flags of the learning rate.
+  """Check the flags of the learning rate.
 
   Raises:
     ValueError: if a value is invalid, or has no effect on this run.
@@ -86,7 +86,7 @@ def check(config: RunConfig) -> None:
 
 
 def build(config: RunConfig, num_examples: int) -> optax.Schedule:
-  """Returns the learning rate as a function of the step.
+  """Return the learning rate as a function of the step.
 
   The rate reaches `lr_end` one step after the last step. In a warm-up of w
   steps, step t has (t + 1) / w times the scheduled rate.
@@ -106,7 +106,7 @@ def build(config: RunConfig, num_examples: int) -> optax.Schedule:
 
 
 def _falling(config: RunConfig, num_examples: int, rise: int) -> optax.Schedule:
-  """Returns the learning rate without its warm-up."""
+  """Return the learning rate without its warm-up."""
   first, end = config.learning_rate, config.lr_end or 0.0
   if config.lr_schedule in DECAYS:
     steps = total_steps(config, num_examples) - rise

@@ -1,4 +1,4 @@
-"""Builds objects from the text of a flag: a name, and numbers after colons.
+"""Build objects from the text of a flag: a name, and numbers after colons.
 
 `erdos_renyi:0.5` is a mixing, `feedback:top_k:0.1` a codec, `doubling:4` a
 schedule, `sgp:ring` a local step.
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
 
 def _whole(number: Any) -> Any:
-  """Returns a whole number as an int; the library refuses any other."""
+  """Return a whole number as an int; the library refuses any other."""
   is_whole = isinstance(number, float) and number.is_integer()
   return int(number) if is_whole else number
 
@@ -140,7 +140,7 @@ LOCAL: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
 
 
 def mixing(flag: str, given: str) -> pr.mixing.Mixing:
-  """Returns the mixing that a flag names, such as 'erdos_renyi:0.5'.
+  """Return the mixing that a flag names, such as 'erdos_renyi:0.5'.
 
   Args:
     flag: name of the flag, for messages.
@@ -153,7 +153,7 @@ def mixing(flag: str, given: str) -> pr.mixing.Mixing:
 
 
 def compressor(flag: str, given: str) -> codecs.Compressor:
-  """Returns the compressor that a flag names, such as 'top_k:0.1'.
+  """Return the compressor that a flag names, such as 'top_k:0.1'.
 
   In 'top_k:0.1:e3m0', e3m0 codes the values that top_k keeps.
 
@@ -180,7 +180,7 @@ def _compressor(flag: str, given: str, text: str) -> codecs.Compressor:
 
 
 def codec(flag: str, given: str) -> pr.codecs.Codec | codecs.Compressor:
-  """Returns the codec that a flag names.
+  """Return the codec that a flag names.
 
   A compressor is a codec. 'feedback:top_k:0.1' has a memory, and
   'feedback:0.9:top_k:0.1' a memory with decay.
@@ -213,7 +213,7 @@ def _codec(
 
 
 def outer(flag: str, given: str) -> optax.GradientTransformation:
-  """Returns the outer optimizer that a flag names, such as 'nesterov:0.7'.
+  """Return the outer optimizer that a flag names, such as 'nesterov:0.7'.
 
   Args:
     flag: name of the flag, for messages.
@@ -231,7 +231,7 @@ def outer(flag: str, given: str) -> optax.GradientTransformation:
 
 
 def schedule(flag: str, given: str, run: Run) -> Schedule:
-  """Returns the schedule that a flag names, such as 'doubling:4'.
+  """Return the schedule that a flag names, such as 'doubling:4'.
 
   Args:
     flag: name of the flag, for messages.
@@ -260,7 +260,7 @@ def depends_on_length(given: str) -> bool:
 def local(
   flag: str, given: str, tx: optax.GradientTransformation
 ) -> pr.base.ReplicaTransformation:
-  """Returns the local step that a flag names.
+  """Return the local step that a flag names.
 
   It is the name of an algorithm, optionally followed by its period and its
   mixing: 'sgp', 'sgp:ring', 'k_avg:2:group_mean:4'.
@@ -306,7 +306,7 @@ def _choose(
 def _made(
   flag: str, given: str, table: Mapping[str, Callable[..., Any]], text: str
 ) -> Any:
-  """Returns the object of `text`, a name with numbers.
+  """Return the object of `text`, a name with numbers.
 
   `given` is the whole value of the flag, for messages.
   """
@@ -326,7 +326,7 @@ def _call(
 
 
 def _split(parts: Sequence[str]) -> tuple[list[float], str]:
-  """Returns the leading numbers, and the rest as text."""
+  """Return the leading numbers, and the rest as text."""
   count = 0
   while count < len(parts) and _is_number(parts[count]):
     count += 1
@@ -346,7 +346,7 @@ def _is_number(text: str) -> bool:
 
 
 def number(flag: str, kind: type, text: str) -> Any:
-  """Returns a number from text.
+  """Return a number from text.
 
   Args:
     flag: name of the flag, for messages.

@@ -53,7 +53,7 @@ flags.DEFINE_float(
 def from_flags(
   values: flags.FlagValues, num_replicas: int
 ) -> pr.ledger.Network:
-  """Returns the network that the flags describe.
+  """Return the network that the flags describe.
 
   Args:
     values: the parsed flags.

@@ -58,7 +58,7 @@ flags.DEFINE_float(
 
 
 def check(config: RunConfig) -> None:
-  """Checks the flags of the optimizer.
+  """Check the flags of the optimizer.
 
   Raises:
     ValueError: if a value is invalid, or has no effect on this run.
@@ -127,7 +127,7 @@ def _has_own_momentum(config: RunConfig) -> bool:
 def build(
   config: RunConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of every replica.
+  """Return the optimizer of every replica.
 
   The optimizer has no momentum if the algorithm has a momentum argument,
   because such an algorithm applies the momentum itself.

@@ -1,4 +1,4 @@
-"""Checks the user's own arrays before a run uses them.
+"""Check the user's own arrays before a run uses them.
 
 JAX has no strings or objects and converts 64-bit numbers to 32 bits, where an
 integer that is too large would silently change its value.
@@ -16,7 +16,7 @@ _INT32, _FLOAT32 = np.iinfo(np.int32), np.finfo(np.float32)
 
 
 def as_arrays(who: str, tree: Any) -> Any:
-  """Returns a tree as NumPy arrays.
+  """Return a tree as NumPy arrays.
 
   Args:
     who: name of the owner of the tree, for messages.
@@ -76,7 +76,7 @@ def are_labels(x: Any) -> bool:
 
 
 def check_split(who: str, split: Mapping[str, Any]) -> None:
-  """Checks the shapes of images, labels and texts in a split.
+  """Check the shapes of images, labels and texts in a split.
 
   Args:
     who: name of the owner of the split, for messages.
@@ -105,7 +105,7 @@ def check_split(who: str, split: Mapping[str, Any]) -> None:
 def check_classes(
   who: str, split: Mapping[str, Any], num_classes: object
 ) -> None:
-  """Checks that labels and characters are in 0 .. num_classes - 1.
+  """Check that labels and characters are in 0 .. num_classes - 1.
 
   Args:
     who: name of the owner of the split, for messages.

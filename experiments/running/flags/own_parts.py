@@ -1,4 +1,4 @@
-"""Checks before a run that the user's own model and data fit each other."""
+"""Check before a run that the user's own model and data fit each other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from prsgd_jax.models.classification import Task
 
 
 def check_fit(config: RunConfig, dataset: Dataset) -> None:
-  """Checks that the flags fit the data.
+  """Check that the flags fit the data.
 
   Args:
     config: the run.
@@ -51,7 +51,7 @@ def check_fit(config: RunConfig, dataset: Dataset) -> None:
 
 
 def check_init(config: RunConfig, made: Any) -> None:
-  """Raises ValueError unless `init` returned parameters and a model state."""
+  """Raise ValueError unless `init` returned parameters and a model state."""
   if not isinstance(made, tuple) or len(made) != 2:
     raise ValueError(
       f'--model={config.model}: init must return (params, model_state), as in '
@@ -66,7 +66,7 @@ def check_task(
   model_state: Any,
   batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> None:
-  """Checks the values that `loss_fn` and `eval_fn` of a user's Task return.
+  """Check the values that `loss_fn` and `eval_fn` of a user's Task return.
 
   Args:
     config: the run.

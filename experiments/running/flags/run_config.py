@@ -68,7 +68,7 @@ class RunConfig:
   num_steps: int | None
 
   def description(self, dataset: Dataset) -> dict[str, Any]:
-    """Returns the values that must be equal to resume a run.
+    """Return the values that must be equal to resume a run.
 
     The length is included only if the algorithm, its schedule or the learning
     rate depends on it. Data are identified by their contents, not by a path.
@@ -87,23 +87,23 @@ class RunConfig:
     return {**fields, 'data': data}
 
   def own(self) -> tuple[str, ...]:
-    """Returns the values that may name the user's own objects."""
+    """Return the values that may name the user's own objects."""
     return (self.algorithm, self.model, self.dataset)
 
   def label(self) -> str:
-    """Returns the algorithm with its options, such as 'pr_sgd period=4'."""
+    """Return the algorithm with its options, such as 'pr_sgd period=4'."""
     names = [n for n in OPTIONS if n in self.options]
     names += [n for n in self.options if n not in OPTIONS]
     options = [f'{n}={self.options[n]}' for n in names]
     return ' '.join([self.algorithm, *options]).replace(',', '+')
 
   def slug(self) -> str:
-    """Returns the label as a directory name; a long one ends in a hash."""
+    """Return the label as a directory name; a long one ends in a hash."""
     return slugs.shorten(self.label().replace(' ', '-').replace('=', ''))
 
 
 def total_steps(config: RunConfig, num_examples: int) -> int:
-  """Returns the length of a run in steps.
+  """Return the length of a run in steps.
 
   Args:
     config: the run.
@@ -124,7 +124,7 @@ def total_steps(config: RunConfig, num_examples: int) -> int:
 
 
 def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
-  """Returns the first step after a number of epochs, at most 2^31 - 1.
+  """Return the first step after a number of epochs, at most 2^31 - 1.
 
   Args:
     config: the run.
@@ -141,14 +141,14 @@ def _steps(config: RunConfig, num_examples: int, epochs: float) -> float:
 
 
 def warmup_steps(config: RunConfig, num_examples: int) -> int:
-  """Returns the number of steps in which the learning rate rises."""
+  """Return the number of steps in which the learning rate rises."""
   if not config.warmup_epochs:
     return 0
   return steps_of_epochs(config, num_examples, config.warmup_epochs)
 
 
 def fingerprint(data: Any) -> str:
-  """Returns a digest of the shapes and contents of arrays.
+  """Return a digest of the shapes and contents of arrays.
 
   Args:
     data: tree of arrays.

@@ -1,4 +1,4 @@
-"""Parses --run: an algorithm and its options, such as pr_sgd,period=4."""
+"""Parse --run: an algorithm and its options, such as pr_sgd,period=4."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,7 +22,7 @@ flags.DEFINE_multi_string(
 def parse_runs(
   given: Sequence[str], values: flags.FlagValues = FLAGS
 ) -> list[config.RunConfig]:
-  """Returns a config for every run.
+  """Return a config for every run.
 
   Args:
     given: values of --run, each an algorithm and its options, such as

@@ -1,4 +1,4 @@
-"""Saves the flags of a run to its directory, and restores them."""
+"""Save the flags of a run to its directory, and restore them."""
 
 from collections.abc import Mapping
 import os
@@ -30,7 +30,7 @@ _LENGTHS = ('num_steps', 'num_epochs')
 
 
 def of_run(config: RunConfig) -> dict[str, Any]:
-  """Returns the value of each flag of a run, None if the run does not use it.
+  """Return the value of each flag of a run, None if the run does not use it.
 
   Args:
     config: the run, which may differ from the flags of the program.
@@ -49,7 +49,7 @@ def of_run(config: RunConfig) -> dict[str, Any]:
 
 
 def _option_flags(algorithm: str, options: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the flags that set the options of an algorithm, else None.
+  """Return the flags that set the options of an algorithm, else None.
 
   A keyword of the user's own algorithm may have no flag, the name of another
   flag, or another type than its flag. Then it is in --algorithm_options.
@@ -78,7 +78,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 
 
 def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
-  """Sets the flags to the saved values of a run.
+  """Set the flags to the saved values of a run.
 
   Args:
     values: flags of the program; a flag on the command line is kept.
@@ -137,14 +137,14 @@ def _is_of(kind: str, value: Any) -> bool:
 def _open_options(
   values: flags.FlagValues, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns the options of a run that --algorithm_options does not set."""
+  """Return the options of a run that --algorithm_options does not set."""
   texts = values.algorithm_options or ()
   given = {text.partition('=')[0] for text in texts}
   return {n: v for n, v in options.items() if n not in given}
 
 
 def _plain(value: Any) -> Any:
-  """Returns a comparable value of a flag: numbers for text, absolute paths."""
+  """Return a comparable value of a flag: numbers for text, absolute paths."""
   if isinstance(value, list | tuple):
     return [_plain(inner) for inner in value]
   if isinstance(value, str):

@@ -68,7 +68,7 @@ flags.DEFINE_enum(
 
 
 def check(config: RunConfig) -> None:
-  """Checks the flags of the model before any data are read.
+  """Check the flags of the model before any data are read.
 
   Raises:
     ValueError: if a value is invalid, or has no effect on this run.
@@ -93,7 +93,7 @@ def check(config: RunConfig) -> None:
 
 
 def _maker(name: str) -> Any:
-  """Returns a model, or the function or class that makes it."""
+  """Return a model, or the function or class that makes it."""
   if not dotted.is_dotted(name):
     return MODELS[name]
   make = dotted.load('model', name)
@@ -117,7 +117,7 @@ def _parameters(make: Any) -> Mapping[str, inspect.Parameter]:
 def _options(
   config: RunConfig, taken: Mapping[str, inspect.Parameter]
 ) -> dict[str, Any]:
-  """Returns the checked values of --model_options."""
+  """Return the checked values of --model_options."""
   open_ones = {n: p for n, p in taken.items() if n not in PROVIDED}
   given = config.model_options or {}
   what = f'--model={config.model}'
@@ -148,7 +148,7 @@ def _listed(value: Any) -> tuple[Any, ...]:
 def build(
   config: RunConfig, num_classes: int, batch: Mapping[str, Any]
 ) -> Task:
-  """Returns the model and the loss that the flags select.
+  """Return the model and the loss that the flags select.
 
   Args:
     config: the run.
@@ -201,7 +201,7 @@ def _reads_text(config: RunConfig, batch: Mapping[str, Any]) -> bool:
 
 
 def _check_own_loss(config: RunConfig) -> None:
-  """Raises ValueError if a flag changes the loss, which a Task defines."""
+  """Raise ValueError if a flag changes the loss, which a Task defines."""
   decoupled = config.optimizer in optimizers.DECOUPLED
   for flag, given in (
     ('label_smoothing', config.label_smoothing),
@@ -217,7 +217,7 @@ def _check_own_loss(config: RunConfig) -> None:
 def _check_logits(
   config: RunConfig, model: nn.Module, num_classes: int, batch: Any
 ) -> None:
-  """Raises ValueError unless a model returns a logit for each class."""
+  """Raise ValueError unless a model returns a logit for each class."""
   inputs = batch.get('image')
   wanted: tuple[int, ...] = (1, num_classes)
   if _reads_text(config, batch):

@@ -1,4 +1,4 @@
-"""Parses options in the form `NAME=VALUE,NAME=VALUE`.
+"""Parse options in the form `NAME=VALUE,NAME=VALUE`.
 
 The type of an option is the annotation of its parameter, or the type of the
 parameter's default. A list has + between its values.
@@ -17,7 +17,7 @@ _TRUTHS = {'true': True, '1': True, 'false': False, '0': False}
 
 
 def parse(flag: str, pairs: Iterable[str]) -> dict[str, str]:
-  """Splits options into names and values.
+  """Split options into names and values.
 
   Args:
     flag: name of the flag, for messages.
@@ -44,7 +44,7 @@ def parse(flag: str, pairs: Iterable[str]) -> dict[str, str]:
 
 
 def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-  """Returns the parameters of a function that can be passed by name.
+  """Return the parameters of a function that can be passed by name.
 
   Annotations in quotes become types if they can be evaluated.
 
@@ -66,7 +66,7 @@ def parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def kind(parameter: inspect.Parameter) -> Any:
-  """Returns the type of an option: `[type]` for a sequence, None for any.
+  """Return the type of an option: `[type]` for a sequence, None for any.
 
   For a union it is the first member. Without an annotation it is the type of
   the default.
@@ -86,7 +86,7 @@ def kind(parameter: inspect.Parameter) -> Any:
 
 
 def value(flag: str, name: str, wanted: Any, text: str) -> Any:
-  """Returns the value of an option from its text.
+  """Return the value of an option from its text.
 
   Args:
     flag: name of the flag, for messages.
@@ -126,7 +126,7 @@ def value(flag: str, name: str, wanted: Any, text: str) -> Any:
 
 
 def _literal(text: str) -> Any:
-  """Returns a number, bool or list if the text is one, else the text."""
+  """Return a number, bool or list if the text is one, else the text."""
   if re.search(r'\w\+\w', text) and not re.fullmatch(r'[\d.]+e\+\d+', text):
     return tuple(_literal(part) for part in text.split('+'))
   if text.lower() in ('true', 'false'):
@@ -142,7 +142,7 @@ def _literal(text: str) -> Any:
 def check_names(
   flag: str, what: str, given: Iterable[str], known: Mapping[str, Any]
 ) -> None:
-  """Checks that all options are known.
+  """Check that all options are known.
 
   Args:
     flag: name of the flag, for messages.

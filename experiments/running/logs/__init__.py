@@ -1,1 +1,1 @@
-"""Sends the records of a run to its directory, a terminal, and loggers."""
+"""Send the records of a run to its directory, a terminal, and loggers."""

@@ -1,4 +1,4 @@
-"""Shows the progress of a run on stderr: a bar, or a line for each record."""
+"""Show the progress of a run on stderr: a bar, or a line for each record."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from experiments.running.records import records, units
 
 
 def console(run: loggers.Run) -> loggers.Logger:
-  """Returns a bar on a terminal, else a logger of one line for each record.
+  """Return a bar on a terminal, else a logger of one line for each record.
 
   The lines have no carriage returns, because `tail -f` and the logs of
   schedulers do not show these.
@@ -20,7 +20,7 @@ def console(run: loggers.Run) -> loggers.Logger:
 
 
 def bar(run: loggers.Run) -> loggers.Logger:
-  """Returns a progress bar that shows the last record."""
+  """Return a progress bar that shows the last record."""
   shown = tqdm.tqdm(
     total=run.num_steps, initial=run.start, unit='step', desc=run.label
   )
@@ -40,7 +40,7 @@ def bar(run: loggers.Run) -> loggers.Logger:
 
 
 def lines(run: loggers.Run) -> loggers.Logger:
-  """Returns a logger of one line for each record, with the current speed."""
+  """Return a logger of one line for each record, with the current speed."""
   # None at first, because the time of the first record includes compilation.
   before: tuple[int, float] | None = None
 
@@ -58,7 +58,7 @@ def lines(run: loggers.Run) -> loggers.Logger:
 def format_line(
   record: records.Record, run: loggers.Run, rate: float | None = None
 ) -> str:
-  """Returns a record as one line of text.
+  """Return a record as one line of text.
 
   Args:
     record: record of the run, with or without measures on the test split.

@@ -70,7 +70,7 @@ _LONGEST = 300  # characters of an error in a warning
 
 
 def load(names: Sequence[str]) -> list[Factory]:
-  """Returns the functions that --logger names.
+  """Return the functions that --logger names.
 
   Args:
     names: values such as 'my_module:my_logger', imported by `dotted.load`.
@@ -93,7 +93,7 @@ def _load(name: str) -> Factory:
 
 
 def guarded(name: str, factory: Factory) -> Factory:
-  """Returns a logger that is dropped with one warning if it raises.
+  """Return a logger that is dropped with one warning if it raises.
 
   Args:
     name: name of the logger, for the warning.

@@ -1,4 +1,4 @@
-"""Writes the records of a run to its file and to all loggers."""
+"""Write the records of a run to its file and to all loggers."""
 
 from collections.abc import Sequence
 import time
@@ -14,7 +14,7 @@ def open_log(
   *,
   progress: bool = True,
 ) -> loggers.Logger:
-  """Returns a logger that writes to the run's directory and to all loggers.
+  """Return a logger that writes to the run's directory and to all loggers.
 
   It adds `seconds`, the time spent so far, to each record. A record that cannot
   be written to the directory ends the run. Any other logger is dropped with one
@@ -56,7 +56,7 @@ def open_log(
 
 
 def _records(run: loggers.Run) -> tuple[float, loggers.Logger]:
-  """Returns the seconds of the kept records, and a logger that appends more."""
+  """Return the seconds of the kept records, and a logger that appends more."""
   path = run.workdir / records.METRICS
   kept = [
     record

@@ -1,4 +1,4 @@
-"""Writes TensorBoard's event files directly, without a thread.
+"""Write TensorBoard's event files directly, without a thread.
 
 tensorboardX's writers pass events to a thread. If the disk is full, the thread
 dies, its queue fills up, and the program waits forever. Here each record is one
@@ -28,7 +28,7 @@ _COMMUNICATION = (
 
 
 def tensorboard(run: loggers.Run) -> loggers.Logger:
-  """Returns a logger that writes the flags and records as TensorBoard events.
+  """Return a logger that writes the flags and records as TensorBoard events.
 
   The file of a resumed run starts with an event that makes TensorBoard drop
   later points, because the run writes these again.
@@ -75,7 +75,7 @@ def tensorboard(run: loggers.Run) -> loggers.Logger:
 
 
 def scalars(record: records.Record) -> dict[str, float]:
-  """Returns the numbers of a record by tag; TensorBoard groups tags by prefix.
+  """Return the numbers of a record by tag; TensorBoard groups tags by prefix.
 
   Example:
     >>> scalars({'step': 5, 'loss': 0.5, 'test_loss': 1.0, 'rounds': 2})
@@ -101,7 +101,7 @@ def _tag(name: str) -> str:
 
 
 def _described(run: loggers.Run) -> list[summary_pb2.Summary]:
-  """Returns the flags as hyperparameters and as text."""
+  """Return the flags as hyperparameters and as text."""
   flags = {
     name: value if isinstance(value, bool | int | float | str) else str(value)
     for name, value in run.flags.items()
@@ -115,13 +115,13 @@ def _described(run: loggers.Run) -> list[summary_pb2.Summary]:
 
 
 def _file_name(run: loggers.Run) -> str:
-  """Returns a unique name, because a run may resume within one second."""
+  """Return a unique name, because a run may resume within one second."""
   place = f'{platform.node()}.{os.getpid()}.{time.time_ns() % 10**9}'
   return f'events.out.tfevents.{int(time.time())}.{place}'
 
 
 def _framed(data: bytes) -> bytes:
-  """Returns a record of a TFRecord file: length and data, with checksums."""
+  """Return a record of a TFRecord file: length and data, with checksums."""
   length = struct.pack('<Q', len(data))
   sums = (record_writer.masked_crc32c(x) for x in (length, data))
   first, second = (struct.pack('<I', x) for x in sums)

@@ -1,4 +1,4 @@
-"""Ends a program silently, with code 130, on Ctrl-C during its imports.
+"""End a program silently, with code 130, on Ctrl-C during its imports.
 
 Importing JAX takes seconds. An interrupt meanwhile would print a traceback or
 get lost in a callback. A program therefore calls `end_silently` before its
@@ -20,7 +20,7 @@ def _end(number: int, frame: object) -> None:
 
 
 def end_silently() -> None:
-  """Makes an interrupt end the process immediately, until `restore`.
+  """Make an interrupt end the process immediately, until `restore`.
 
   An ignored SIGINT stays ignored, as in the background jobs of a script.
   """
@@ -30,6 +30,6 @@ def end_silently() -> None:
 
 
 def restore() -> None:
-  """Makes an interrupt raise KeyboardInterrupt again."""
+  """Make an interrupt raise KeyboardInterrupt again."""
   if signal.getsignal(signal.SIGINT) is _end:
     signal.signal(signal.SIGINT, signal.default_int_handler)

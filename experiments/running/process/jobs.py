@@ -1,4 +1,4 @@
-"""Runs a number of processes at a time, each in a locked directory.
+"""Run a number of processes at a time, each in a locked directory.
 
 A job holds the lock of its directory until it ends, even if the process that
 started it is killed. A new start of the same job waits for the lock, so that
@@ -44,7 +44,7 @@ class _Running(NamedTuple):
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
-  """Returns the names of the GPUs, in the form of CUDA_VISIBLE_DEVICES.
+  """Return the names of the GPUs, in the form of CUDA_VISIBLE_DEVICES.
 
   Args:
     environment: environment variables of this process.
@@ -65,7 +65,7 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def environment(slot: int, at_once: int, gpus: Sequence[str]) -> dict[str, str]:
-  """Returns environment variables that assign a job the GPU of its slot.
+  """Return environment variables that assign a job the GPU of its slot.
 
   A single job gets all GPUs. Jobs on one GPU split its memory, because each
   JAX process would allocate three quarters of it by default.
@@ -96,7 +96,7 @@ def run_all(
   on_end: Callable[[Job, int], None],
   on_wait: Callable[[Sequence[Job]], None],
 ) -> None:
-  """Runs the jobs in order; an interrupt ends the running ones.
+  """Run the jobs in order; an interrupt ends the running ones.
 
   A signal to this process is passed on to the jobs as SIGUSR1. A job that also
   receives the original signal, from a scheduler or a terminal, counts both as

@@ -1,4 +1,4 @@
-"""Locks a directory of runs, so that one process at a time writes to it.
+"""Lock a directory of runs, so that one process at a time writes to it.
 
 The lock is the operating system's `flock` on the file `.lock` in the directory.
 It is released when the process ends in any way. The file itself remains; it
@@ -33,7 +33,7 @@ class LockError(ValueError):
 
 @contextlib.contextmanager
 def hold(directory: pathlib.Path) -> Iterator[None]:
-  """Locks a directory for this process until the block ends.
+  """Lock a directory for this process until the block ends.
 
   Args:
     directory: directory to lock; created if it is missing.
@@ -53,7 +53,7 @@ def hold(directory: pathlib.Path) -> Iterator[None]:
 
 
 def take(directory: pathlib.Path) -> IO[str] | None:
-  """Locks a directory until the returned file is closed.
+  """Lock a directory until the returned file is closed.
 
   Args:
     directory: directory to lock; created if it is missing.
@@ -76,7 +76,7 @@ def take(directory: pathlib.Path) -> IO[str] | None:
 
 
 def hand_over(lock: IO[str]) -> dict[str, str]:
-  """Returns the environment variable that passes the lock to a child.
+  """Return the environment variable that passes the lock to a child.
 
   Start the child with the descriptor of the lock in `pass_fds`. The child holds
   the lock from its start, before it calls `hold`, and keeps it when this
@@ -89,16 +89,16 @@ def hand_over(lock: IO[str]) -> dict[str, str]:
 
 
 def holder(directory: pathlib.Path) -> str:
-  """Returns the last holder of the lock, for a message."""
+  """Return the last holder of the lock, for a message."""
   try:
     host, pid = (directory / NAME).read_text().split()
-  except (OSError, ValueError):  # because its name is not written yet
+  except (OSError, ValueError):  # because it may not be written yet
     return 'another process'
   return f'process {pid} on {host}'
 
 
 def _inherited(directory: pathlib.Path) -> IO[str] | None:
-  """Returns the lock the parent took for this directory, None if it did not."""
+  """Return the lock the parent took for this directory, None if it did not."""
   try:
     descriptor = int(os.environ[INHERITED])
     same = os.path.samestat(os.fstat(descriptor), os.stat(directory / NAME))
@@ -114,7 +114,7 @@ def _inherited(directory: pathlib.Path) -> IO[str] | None:
 
 
 def _lock(lock: IO[str]) -> bool:
-  """Locks an open file and writes the holder; closes it if it is locked."""
+  """Lock an open file and write the holder; close it if it is locked."""
   try:
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:

@@ -7,7 +7,7 @@ import tqdm
 
 
 def warn(message: object) -> None:
-  """Prints a message as one line on stderr, after the program's name."""
+  """Print a message as one line on stderr, after the program's name."""
   program = os.path.basename(sys.argv[0])
   line = ' '.join(str(message).split())
   # By tqdm, because it erases a progress bar and redraws it below.

@@ -1,4 +1,4 @@
-"""Ends a run on a signal of a scheduler or on Ctrl-C, after saving it.
+"""End a run on a signal of a scheduler or on Ctrl-C, after saving it.
 
 A signaled program exits with code 75 (EX_TEMPFAIL: requeue it), or 130 after
 SIGINT. While it has something to save, it saves at the next dispatch boundary,
@@ -63,7 +63,7 @@ class _Watch:
     self.at_once: Callable[[], object] = lambda: None
 
   def take(self, number: int) -> None:
-    """Handles a signal: ends the process, or defers that to the program."""
+    """Handle a signal: end the process, or defer that to the program."""
     if number in _ENDINGS:
       now = time.monotonic()
       first, when = self.ending or (number, now)
@@ -81,7 +81,7 @@ _watch = _Watch()
 
 
 def watch() -> None:
-  """Starts to handle signals; a program calls this once, before its imports."""
+  """Start to handle signals; a program calls this once, before its imports."""
   # So that the pipe does not get the number of stderr: lines would be signals.
   streams.open_closed()
   reader, writer = os.pipe()
@@ -96,12 +96,12 @@ def watch() -> None:
 
 
 def _leave(number: int, frame: object) -> None:
-  """Does nothing in the main thread, because the pipe delivers the signal."""
+  """Do nothing in the main thread, because the pipe delivers the signal."""
   del number, frame
 
 
 def _take_no_more() -> None:
-  """Ignores further signals.
+  """Ignore further signals.
 
   Python restores the system's handlers while it ends, which takes a second with
   JAX. Without this, the signal after a warning would change the exit code.
@@ -119,13 +119,13 @@ def _read(reader: int) -> None:
 
 
 def requested() -> int | None:
-  """Returns the signal that ends the work, None if the work may continue."""
+  """Return the signal that ends the work, None if the work may continue."""
   return _watch.number
 
 
 @contextlib.contextmanager
 def deferred(at_once: Callable[[], object] = lambda: None) -> Iterator[None]:
-  """Defers the end to the block, which polls `requested`.
+  """Defer the end to the block, which polls `requested`.
 
   Args:
     at_once: function called before a second signal ends the process.
@@ -140,7 +140,7 @@ def deferred(at_once: Callable[[], object] = lambda: None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_when_stopped(command: str) -> Iterator[None]:
-  """Ends the program with one line and an exit code if a signal stops it.
+  """End the program with one line and an exit code if a signal stops it.
 
   Args:
     command: command that resumes the work of the block, for the message.
@@ -161,7 +161,7 @@ def exit_when_stopped(command: str) -> Iterator[None]:
 
 
 def code(number: int) -> int:
-  """Returns the exit code after a signal.
+  """Return the exit code after a signal.
 
   Example:
     >>> code(signal.SIGTERM), code(signal.SIGINT)
@@ -171,7 +171,7 @@ def code(number: int) -> int:
 
 
 def name(number: int) -> str:
-  """Returns the name of a signal.
+  """Return the name of a signal.
 
   Example:
     >>> name(15)
@@ -181,7 +181,7 @@ def name(number: int) -> str:
 
 
 def again(*arguments: str) -> str:
-  """Returns the command that started this program, for a message.
+  """Return the command that started this program, for a message.
 
   Args:
     *arguments: replacement for its arguments; if empty, they are kept.
@@ -198,7 +198,7 @@ def _end_now(number: int, line: str) -> NoReturn:
 
 
 def _print(line: str) -> None:
-  """Prints a line on stderr, unbuffered: another thread may hold the buffer."""
+  """Print a line on stderr, unbuffered: another thread may hold the buffer."""
   program = os.path.basename(sys.argv[0])
   with contextlib.suppress(OSError):
     os.write(2, f'{program}: {line}\n'.encode(errors='replace'))

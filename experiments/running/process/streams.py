@@ -1,4 +1,4 @@
-"""Lets a program continue when its standard streams break.
+"""Let a program continue when its standard streams break.
 
 A reader such as `head` may close the pipe, the disk with the log may fill up,
 or the terminal may close. The program then drops its output and continues.
@@ -33,7 +33,7 @@ class _Lossy(io.FileIO):
 
 
 def open_closed() -> None:
-  """Opens /dev/null as each standard stream that is closed.
+  """Open /dev/null as each standard stream that is closed.
 
   Otherwise the next opened file or pipe would get the stream's number and
   receive what the program and its libraries print.
@@ -46,7 +46,7 @@ def open_closed() -> None:
 
 
 def install() -> None:
-  """Makes `sys.stdout` and `sys.stderr` drop output that cannot be written.
+  """Make `sys.stdout` and `sys.stderr` drop output that cannot be written.
 
   Streams that a test or a notebook replaced are not changed.
   """
@@ -72,7 +72,7 @@ def _lossy(descriptor: int, *, line_buffered: bool) -> io.TextIOWrapper:
 
 
 def lost_output() -> OSError | None:
-  """Returns the error that made standard output incomplete, None if none did.
+  """Return the error that made standard output incomplete, None if none did.
 
   A closed pipe is not an error, because its reader has what it wanted.
   """

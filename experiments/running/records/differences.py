@@ -1,4 +1,4 @@
-"""Compares the run saved in a directory with the requested run."""
+"""Compare the run saved in a directory with the requested run."""
 
 from collections.abc import Mapping
 import pathlib
@@ -11,7 +11,7 @@ MAY_CHANGE = ('log_every',)
 def check(
   workdir: pathlib.Path, saved: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> None:
-  """Compares the descriptions of two runs.
+  """Compare the descriptions of two runs.
 
   Args:
     workdir: directory of the saved run, for the message.
@@ -30,7 +30,7 @@ def check(
 def refusal(
   workdir: pathlib.Path, name: str, saved: object, asked: object
 ) -> str:
-  """Returns the message about a flag that differs.
+  """Return the message about a flag that differs.
 
   Args:
     workdir: directory of the saved run.
@@ -54,7 +54,7 @@ def refusal(
 
 
 def flag_text(name: str, value: object) -> str:
-  """Returns a flag in the form of the command line.
+  """Return a flag in the form of the command line.
 
   Args:
     name: name of the flag.
@@ -76,7 +76,7 @@ def _text(name: str, value: object) -> str:
 
 
 def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a description as a flat mapping from flag names to values."""
+  """Return a description as a flat mapping from flag names to values."""
   parts = ('options', 'network')
   rest = {n: v for n, v in description.items() if n not in parts}
   rest |= _network_flags(description.get('network', {}))

@@ -1,4 +1,4 @@
-"""Reads JSON files that may be damaged, and checks their form.
+"""Read JSON files that may be damaged, and check their form.
 
 A form states the names that an object requires and the kind of each value. A
 file that has another form or cannot be read raises `DamagedFile`, whose one
@@ -40,33 +40,33 @@ class DamagedFile(ValueError):
 
 
 def text(value: Any) -> str | None:
-  """Accepts a string that is not empty."""
+  """Accept a string that is not empty."""
   if isinstance(value, str) and value:
     return None
   return _expected('text', value)
 
 
 def string(value: Any) -> str | None:
-  """Accepts a string."""
+  """Accept a string."""
   return None if isinstance(value, str) else _expected('text', value)
 
 
 def integer(value: Any) -> str | None:
-  """Accepts an integer, but no bool."""
+  """Accept an integer, but no bool."""
   if isinstance(value, int) and not isinstance(value, bool):
     return None
   return _expected('an integer', value)
 
 
 def count(value: Any) -> str | None:
-  """Accepts an integer in 0..2^63 - 1."""
+  """Accept an integer in 0..2^63 - 1."""
   if integer(value) is None and 0 <= value < 2**63:
     return None
   return _expected('an integer >= 0', value)
 
 
 def number(value: Any) -> str | None:
-  """Accepts a number in the range of a float, or null, which stands for NaN."""
+  """Accept a number in the range of a float, or null, which stands for NaN."""
   if value is None or isinstance(value, float):
     return None
   if integer(value) is None and abs(value) < 2**1023:
@@ -75,18 +75,18 @@ def number(value: Any) -> str | None:
 
 
 def anything(value: Any) -> str | None:
-  """Accepts every value."""
+  """Accept every value."""
   del value
   return None
 
 
 def optional(check: Check) -> Check:
-  """Accepts null and the values that `check` accepts."""
+  """Accept null and the values that `check` accepts."""
   return lambda value: None if value is None else check(value)
 
 
 def one_of(*names: str) -> Check:
-  """Accepts only the given strings."""
+  """Accept only the given strings."""
 
   def check(value: Any) -> str | None:
     if isinstance(value, str) and value in names:
@@ -97,7 +97,7 @@ def one_of(*names: str) -> Check:
 
 
 def list_of(check_item: Check) -> Check:
-  """Accepts a list if `check_item` accepts each of its items."""
+  """Accept a list if `check_item` accepts each of its items."""
 
   def check(value: Any) -> str | None:
     if not isinstance(value, list):
@@ -111,7 +111,7 @@ def list_of(check_item: Check) -> Check:
 
 
 def values_of(check_value: Check) -> Check:
-  """Accepts an object with any names if `check_value` accepts each value."""
+  """Accept an object with any names if `check_value` accepts each value."""
 
   def check(value: Any) -> str | None:
     if not isinstance(value, dict):
@@ -124,7 +124,7 @@ def values_of(check_value: Check) -> Check:
 def object_of(
   required: Mapping[str, Check], extra: Mapping[str, Check] | None = None
 ) -> Check:
-  """Accepts an object with the required names; it may have more names.
+  """Accept an object with the required names; it may have more names.
 
   Args:
     required: required name -> check of its value.
@@ -145,7 +145,7 @@ def object_of(
 
 
 def read(path: pathlib.Path, check: Check) -> Any:
-  """Returns the checked value in a file, None if the file does not exist.
+  """Return the checked value in a file, None if the file does not exist.
 
   Raises:
     DamagedFile: if it cannot be read or has another form.
@@ -155,7 +155,7 @@ def read(path: pathlib.Path, check: Check) -> Any:
 
 
 def read_bytes(path: pathlib.Path) -> bytes | None:
-  """Returns the content of a file, None if the file does not exist.
+  """Return the content of a file, None if the file does not exist.
 
   Raises:
     DamagedFile: if it cannot be read, or has more than `MAX_BYTES`.
@@ -168,7 +168,7 @@ def read_bytes(path: pathlib.Path) -> bytes | None:
 
 
 def read_lines(path: pathlib.Path, check: Check) -> list[Any]:
-  """Returns the checked values of a file with one value per line.
+  """Return the checked values of a file with one value per line.
 
   A last line without a newline is omitted, because its writer was interrupted.
   A missing file has no lines.
@@ -184,7 +184,7 @@ def read_lines(path: pathlib.Path, check: Check) -> list[Any]:
 
 
 def read_last_line(path: pathlib.Path, check: Check) -> Any:
-  """Returns the last value of `read_lines`, or None; reads only the last line.
+  """Return the last value of `read_lines`, or None; read only the last line.
 
   Raises:
     DamagedFile: if it cannot be read, or the line has another form.
@@ -215,7 +215,7 @@ def _renamed(found: re.Match[str]) -> str:
 def parse(
   data: bytes, check: Check, path: pathlib.Path, place: str = ''
 ) -> Any:
-  """Returns the checked value of JSON text.
+  """Return the checked value of JSON text.
 
   Args:
     data: JSON in UTF-8.
@@ -245,7 +245,7 @@ def parse(
 
 
 def damaged(path: pathlib.Path, reason: str) -> DamagedFile:
-  """Returns the error for a file whose content is wrong."""
+  """Return the error for a file whose content is wrong."""
   return DamagedFile(
     f'{path} is damaged ({reason}); restore it from a copy, or repeat the run '
     'in another directory'
@@ -253,7 +253,7 @@ def damaged(path: pathlib.Path, reason: str) -> DamagedFile:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes a file if it exists.
+  """Remove a file if it exists.
 
   Raises:
     DamagedFile: if it cannot be removed, for example because it is a directory.
@@ -268,7 +268,7 @@ def remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path) -> Iterator[IO[bytes] | None]:
-  """Yields an open regular file, None if it does not exist.
+  """Yield an open regular file, None if it does not exist.
 
   The file is opened with O_NONBLOCK, because opening a named pipe would
   otherwise wait for its writer.

@@ -32,7 +32,7 @@ class Progress:
     self._num_records = num_records
 
   def add(self, metrics: Mapping[str, np.ndarray]) -> None:
-    """Adds metrics.
+    """Add metrics.
 
     Args:
       metrics: values `[steps, N]` by name, 0 where a replica is inactive.
@@ -43,7 +43,7 @@ class Progress:
       self._sums[name] = total
 
   def pop(self) -> dict[str, float]:
-    """Returns the means for the next record, and resets the sums."""
+    """Return the means for the next record, and reset the sums."""
     sums, self._sums = self._sums, {}
     self._num_records += 1
     active = sums.pop('active') or math.nan  # if no replica was active
@@ -54,12 +54,12 @@ class Progress:
     return not self._sums
 
   def notes(self) -> dict[str, Any]:
-    """Returns the values that a checkpoint saves."""
+    """Return the values that a checkpoint saves."""
     return {'sums': self._sums, 'num_records': self._num_records}
 
 
 def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
-  """Finds the newest checkpoint up to which the records are complete.
+  """Find the newest checkpoint up to which the records are complete.
 
   Newer checkpoints are set aside with a line on stderr. Their steps run again,
   because resuming from them would leave a gap in the records.
@@ -95,7 +95,7 @@ def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
 def _progress(
   recorded: Sequence[int], step: int, notes: Mapping[str, Any] | None
 ) -> Progress | None:
-  """Returns the progress at a checkpoint, None if earlier records are missing.
+  """Return the progress at a checkpoint, None if earlier records are missing.
 
   Args:
     recorded: steps of the records up to `step`.

@@ -1,4 +1,4 @@
-"""Reads and writes the directory of a run.
+"""Read and write the directory of a run.
 
 The directory contains:
 
@@ -84,7 +84,7 @@ _FAILURE_FORM = json_files.object_of(
 
 
 def check_place(workdir: pathlib.Path) -> None:
-  """Raises ValueError if a directory is not empty and holds no run."""
+  """Raise ValueError if a directory is not empty and holds no run."""
   own = {locks.NAME, CONFIG, CONFIG + writing.PARTIAL}
   if (workdir / CONFIG).exists() or not workdir.exists():
     return
@@ -99,7 +99,7 @@ def check_place(workdir: pathlib.Path) -> None:
 def check_workdir(
   workdir: pathlib.Path, description: Record, *, num_steps: int, resume: bool
 ) -> None:
-  """Checks that a run may be written to a directory.
+  """Check that a run may be written to a directory.
 
   Args:
     workdir: directory of the run.
@@ -139,7 +139,7 @@ def open_workdir(
   num_steps: int,
   resume: bool,
 ) -> None:
-  """Creates the directory of a run, or opens it to resume the run.
+  """Create the directory of a run, or open it to resume the run.
 
   Args:
     workdir: directory of the run.
@@ -170,7 +170,7 @@ def open_workdir(
 
 
 def set_summary_aside(workdir: pathlib.Path) -> None:
-  """Renames the summary of a run that is extended to `summary-<step>.json`."""
+  """Rename the summary of a run that is extended to `summary-<step>.json`."""
   summary = read_summary(workdir)
   if summary is not None:
     name = f'{SUMMARY.removesuffix(".json")}-{summary.get("step")}.json'
@@ -178,12 +178,12 @@ def set_summary_aside(workdir: pathlib.Path) -> None:
 
 
 def write_summary(workdir: pathlib.Path, summary: Record) -> None:
-  """Writes the summary, which marks the run as finished."""
+  """Write the summary, which marks the run as finished."""
   writing.write_text(workdir / SUMMARY, writing.to_json(summary))
 
 
 def read_summary(workdir: pathlib.Path) -> Record | None:
-  """Returns the summary of a run, None if it has none.
+  """Return the summary of a run, None if it has none.
 
   A null in the file is NaN, or None if the value was not measured. A run that
   is being extended has the summary of its earlier length; see `finished`.
@@ -199,7 +199,7 @@ def read_summary(workdir: pathlib.Path) -> Record | None:
 
 
 def finished(workdir: pathlib.Path, num_steps: int | None) -> Record | None:
-  """Returns the summary of a run that reached its planned end, otherwise None.
+  """Return the summary of a run that reached its planned end, otherwise None.
 
   Args:
     workdir: directory of the run.
@@ -217,7 +217,7 @@ def finished(workdir: pathlib.Path, num_steps: int | None) -> Record | None:
 
 
 def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
-  """Marks the run as diverged, or removes the mark.
+  """Mark the run as diverged, or remove the mark.
 
   Args:
     workdir: directory of the run.
@@ -230,7 +230,7 @@ def write_failure(workdir: pathlib.Path, failure: Record | None) -> None:
 
 
 def read_failure(workdir: pathlib.Path) -> Record | None:
-  """Returns `step` and `failed`, the reason, of a diverged run, else None.
+  """Return `step` and `failed`, the reason, of a diverged run, else None.
 
   Raises:
     DamagedFile: if it has another form.
@@ -239,7 +239,7 @@ def read_failure(workdir: pathlib.Path) -> Record | None:
 
 
 def read_config(workdir: pathlib.Path) -> Record:
-  """Returns `label`, `description`, `flags` and `num_steps` of a run.
+  """Return `label`, `description`, `flags` and `num_steps` of a run.
 
   `num_steps` is the planned length; runs of an earlier version lack it.
 
@@ -253,7 +253,7 @@ def read_config(workdir: pathlib.Path) -> Record:
 
 
 def commit() -> str:
-  """Returns the commit of the running code, 'unknown' outside a clone.
+  """Return the commit of the running code, 'unknown' outside a clone.
 
   It ends in '-dirty' if Python files or presets have changed. Changed results
   do not count.
@@ -274,7 +274,7 @@ def commit() -> str:
 
 
 def machine() -> Record:
-  """Returns the hardware, versions and commit of this process."""
+  """Return the hardware, versions and commit of this process."""
   return {
     'device': jax.devices()[0].device_kind,
     'processor': platform.processor() or platform.machine(),
@@ -286,7 +286,7 @@ def machine() -> Record:
 
 
 def read_records(workdir: pathlib.Path) -> list[Record]:
-  """Returns the records of a run, without a last line that was cut off.
+  """Return the records of a run, without a last line that was cut off.
 
   A null in the file is NaN. A repeated line is one record.
 
@@ -308,7 +308,7 @@ def read_records(workdir: pathlib.Path) -> list[Record]:
 
 
 def read_last_record(workdir: pathlib.Path) -> Record | None:
-  """Returns the last record of a run, None if it has none; reads only that one.
+  """Return the last record of a run, None if it has none; read only that one.
 
   Raises:
     DamagedFile: if it is damaged.
@@ -318,7 +318,7 @@ def read_last_record(workdir: pathlib.Path) -> Record | None:
 
 
 def format_summary(summary: Record, workdir: pathlib.Path) -> str:
-  """Returns the summary as text for a terminal.
+  """Return the summary as text for a terminal.
 
   Args:
     summary: summary of the run.
@@ -340,7 +340,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
 
 
 def _tested(summary: Record) -> list[str]:
-  """Returns the lines of the measures on the test split, if any."""
+  """Return the lines of the measures on the test split, if any."""
   lines = []
   if 'test_loss' in summary:
     lines.append(f'  test loss      {summary["test_loss"]:.4f}')

@@ -1,4 +1,4 @@
-"""Makes names of directories from labels of any length."""
+"""Make names of directories from labels of any length."""
 
 import hashlib
 import pathlib
@@ -9,7 +9,7 @@ MOST_BYTES = 100
 
 
 def shorten(name: str) -> str:
-  """Returns a name for a directory: the text, or its start and a hash.
+  """Return a name for a directory: the text, or its start and a hash.
 
   Args:
     name: any text. Different texts get different names.
@@ -29,7 +29,7 @@ def shorten(name: str) -> str:
 
 
 def make_directory(root: pathlib.Path, name: str) -> pathlib.Path:
-  """Creates a new directory, with a number after the name if it exists.
+  """Create a new directory, with a number after the name if it exists.
 
   Two processes never get one directory, because its creation is atomic.
 

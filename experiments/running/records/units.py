@@ -1,4 +1,4 @@
-"""Formats numbers for people: bytes, fractions, seconds."""
+"""Format numbers for people: bytes, fractions, seconds."""
 
 import math
 
@@ -10,7 +10,7 @@ _TIMES = {
 
 
 def size(count: float) -> str:
-  """Formats a number of bytes; infinity and NaN stay as they are.
+  """Format a number of bytes; infinity and NaN stay as they are.
 
   Example:
     >>> size(1536)
@@ -25,7 +25,7 @@ def size(count: float) -> str:
 
 
 def percent(fraction: float) -> str:
-  """Formats a fraction, such as an accuracy.
+  """Format a fraction, such as an accuracy.
 
   Example:
     >>> percent(0.97222)
@@ -35,7 +35,7 @@ def percent(fraction: float) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Formats a time in the largest unit of which it has one.
+  """Format a time in the largest unit of which it has one.
 
   Example:
     >>> [duration(s) for s in (0.0123, 12.34, 5400)]
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-  """Formats a number: integers with all digits, fractions with four.
+  """Format a number: integers with all digits, fractions with four.
 
   Example:
     >>> number(0.123456), number(12345)

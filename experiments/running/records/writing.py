@@ -1,4 +1,4 @@
-"""Writes files atomically, and JSON without NaN."""
+"""Write files atomically, and JSON without NaN."""
 
 from collections.abc import Iterator
 import contextlib
@@ -34,7 +34,7 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def reported(path: pathlib.Path) -> Iterator[None]:
-  """Turns an OSError of the block into a WriteError that names the file.
+  """Turn an OSError of the block into a WriteError that names the file.
 
   Args:
     path: file or directory that the block writes.
@@ -54,7 +54,7 @@ def reported(path: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path, and renames it to the target after the block.
+  """Yield a temporary path, and rename it to the target after the block.
 
   If `path` is a link, the file it points to is replaced. A device, such as
   /dev/stdout, is written directly.
@@ -94,7 +94,7 @@ def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text file atomically, in UTF-8.
+  """Write a text file atomically, in UTF-8.
 
   Args:
     path: target file, in an existing directory.
@@ -108,14 +108,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def append(file: io.FileIO, data: bytes) -> None:
-  """Writes all bytes to an unbuffered file, which may accept them in parts."""
+  """Write all bytes to an unbuffered file, which may accept them in parts."""
   rest = memoryview(data)
   while rest:
     rest = rest[file.write(rest) :]
 
 
 def sync(path: pathlib.Path) -> None:
-  """Waits until a file is on disk.
+  """Wait until a file is on disk.
 
   Raises:
     WriteError: if it cannot be written to disk.
@@ -130,7 +130,7 @@ def _fsync(path: pathlib.Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = 1) -> str:
-  """Returns JSON with a final newline, and null for NaN and infinities.
+  """Return JSON with a final newline, and null for NaN and infinities.
 
   NaN and infinities are not JSON, and most programs refuse a file with them.
   The readers of records read null as NaN.
@@ -157,7 +157,7 @@ def _finite(value: Any) -> Any:
 
 
 def with_nan(value: Any) -> Any:
-  """Returns a value from JSON with NaN in place of null.
+  """Return a value from JSON with NaN in place of null.
 
   Example:
     >>> with_nan({'loss': None, 'by_tier': [1.0, None]})
@@ -173,7 +173,7 @@ def with_nan(value: Any) -> Any:
 
 
 def explain(error: OSError | checkpoints.SaveError) -> str:
-  """Returns the file and the reason of an error, as one line.
+  """Return the file and the reason of an error, as one line.
 
   Example:
     >>> explain(FileNotFoundError(errno.ENOENT, 'x', 'runs/a'))
@@ -188,7 +188,7 @@ def explain(error: OSError | checkpoints.SaveError) -> str:
 def explain_stopped(
   error: OSError | checkpoints.SaveError, directory: pathlib.Path, again: str
 ) -> str:
-  """Returns one line on a failed write: the newest checkpoint and a remedy.
+  """Return one line on a failed write: the newest checkpoint and a remedy.
 
   Args:
     error: error of the write.
