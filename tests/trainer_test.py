@@ -368,6 +368,14 @@ class EvaluateTest(parameterized.TestCase):
     _, model_state = trainer.average(state, reestimate=again)
     np.testing.assert_allclose(model_state['mean'], found, rtol=1e-6)
 
+  def test_examples_overwritten_are_placed_again(self):
+    trainer = known(1)
+    state, arrays = start(trainer), examples()
+    before = trainer.evaluate(state, arrays)['error']
+    arrays['y'] += 1
+    after = trainer.evaluate(state, arrays)['error']
+    self.assertAlmostEqual(after, before - 1, places=5)
+
   def test_places_the_examples_once(self):
     counted = []
 

@@ -1,8 +1,8 @@
 """MEMO: caches of compiled steps and placed arrays.
 
 They are pure functions of their arguments, so the caches change only the time
-of a call. Arrays are recognized by identity, because comparing their numbers
-would cost as much as placing them.
+of a call. Arrays are recognized by identity and by a sample of their numbers,
+because comparing all would cost as much as placing them.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from prsgd_jax.base import ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_positive_int
@@ -28,6 +29,9 @@ from prsgd_jax.engine.training import (
 # The newest entries that each cache keeps.
 PROGRAMS = 16
 PLACEMENTS = 4
+
+# Numbers of an array that are compared.
+SAMPLE = 4096
 
 TrainSteps = Callable[..., tuple[TrainState, ArrayTree]]
 
@@ -102,11 +106,19 @@ def make_memo(
 
 
 def _key(tree: ArrayTree) -> tuple[Any, ...]:
-  """Return a hashable key: the structure of a tree and its arrays' ids."""
+  """Return a hashable key: a structure, its arrays' ids, and their samples."""
   leaves, treedef = jax.tree.flatten(tree)
-  return treedef, *map(Held, leaves)
+  return treedef, tuple(map(_sample, leaves)), *map(Held, leaves)
+
+
+def _sample(x: Any) -> bytes:
+  """Return some numbers of an array, which change if all are overwritten."""
+  if not isinstance(x, np.ndarray):  # JAX's never change
+    return b''
+  # Odd, so that it does not meet one column of a table only.
+  return x.flat[:: x.size // SAMPLE | 1].tobytes()
 
 
 def _from_key(key: tuple[Any, ...]) -> ArrayTree:
-  treedef, *leaves = key
+  treedef, _, *leaves = key
   return jax.tree.unflatten(treedef, [x.value for x in leaves])

@@ -109,9 +109,11 @@ def trainer(
   """Join an algorithm and a loss for training on N replicas.
 
   `run` places the arrays of its data on the devices once, and compiles once for
-  each kind of data and each `num_steps`. It recognizes arrays by identity, so a
-  loop may call `trainer.run(state, pr.shared(arrays, batch_size=16), 50)`. It
-  remembers the newest 4 sets of arrays and 16 programs.
+  each kind of data and each `num_steps`. It recognizes arrays by identity and
+  by some of their numbers, so a loop may call `trainer.run(state,
+  pr.shared(arrays, batch_size=16), 50)`. Overwritten arrays are placed again,
+  but a change of a few numbers may go unnoticed; pass a copy then. It remembers
+  the newest 4 sets of arrays and 16 programs.
 
   Args:
     algorithm: the algorithm, such as `pr.pr_sgd(optax.sgd(0.1), period=4)`.
