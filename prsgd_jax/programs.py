@@ -38,10 +38,17 @@ def add_to_path() -> None:
 
   Raises:
     FileNotFoundError: as `directory` does.
+    ImportError: if another package `experiments` is imported already.
   """
   root = str(directory())
-  if root not in sys.path:
-    sys.path.insert(0, root)
+  places = list(getattr(sys.modules.get('experiments'), '__path__', []))
+  if places and str(pathlib.Path(root, 'experiments')) not in places:
+    raise ImportError(
+      f'another package experiments is imported already, from {places[0]}; '
+      'call prsgd_jax.programs.add_to_path() before'
+    )
+  # First, because a folder of the user may have a package of this name.
+  sys.path[:] = [root, *(place for place in sys.path if place != root)]
 
 
 def _program(name: str) -> Callable[[], None]:

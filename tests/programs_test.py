@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import sys
 import tempfile
+import types
 from unittest import mock
 
 from absl.testing import absltest
@@ -48,6 +49,19 @@ class ProgramsTest(absltest.TestCase):
     here = str(package / 'programs.py')
     with mock.patch.object(programs, '__file__', here):
       self.assertEqual(programs.directory(), package / '_programs')
+
+  def test_a_users_own_experiments_do_not_hide_the_programs(self):
+    path = ['/mine', str(ROOT), '/other']
+    with mock.patch.object(sys, 'path', path):
+      programs.add_to_path()
+      self.assertEqual(sys.path, [str(ROOT), '/mine', '/other'])
+    mine = types.ModuleType('experiments')
+    mine.__path__ = ['/mine/experiments']
+    with (
+      mock.patch.dict(sys.modules, experiments=mine),
+      self.assertRaisesRegex(ImportError, 'already, from /mine/experiments; '),
+    ):
+      programs.add_to_path()
 
   def test_neither_is_one_line(self):
     directory = self.enterContext(tempfile.TemporaryDirectory())
