@@ -12,6 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import train
+from experiments.running.execution import experiment
 from experiments.running.flags import cli
 from prsgd_jax.data.datasets import load_dataset
 
@@ -22,6 +23,7 @@ class Outcome(NamedTuple):
   err: str
 
 
+_assemble = experiment.assemble
 _root = tempfile.TemporaryDirectory()  # removed when the session ends
 
 
@@ -65,3 +67,23 @@ def run_jobs(waiting, *, on_end, **settings):
     outcome = call(train, *args)
     job.log.write_text(outcome.out + outcome.err)
     on_end(job, outcome.code)
+
+
+@contextlib.contextmanager
+def compiled_once():
+  """Share the programs of runs that could go on from each other's checkpoints.
+
+  Because compiling them is most of a small run. The runs have one trainer, and
+  its data and first point.
+  """
+  known = {}
+
+  def assembled(*args):
+    parts = _assemble(*args)
+    # All that the steps depend on: their number only where it matters.
+    key = repr(parts.description), str(parts.trainer.mesh)
+    same = known.setdefault(key, parts)
+    return parts._replace(trainer=same.trainer, data=same.data, init=same.init)
+
+  with mock.patch.object(experiment, 'assemble', assembled):
+    yield

@@ -20,6 +20,11 @@ SMALL = (
 
 
 class CompareTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.enterClassContext(binaries.compiled_once())
+
   def setUp(self):
     super().setUp()
     root = self.enterContext(tempfile.TemporaryDirectory())

@@ -276,6 +276,7 @@ class ResumedRunTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
+    cls.enterClassContext(binaries.compiled_once())
     root = tempfile.TemporaryDirectory()
     cls.addClassCleanup(root.cleanup)
     cls.root = pathlib.Path(root.name)

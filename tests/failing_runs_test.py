@@ -29,6 +29,7 @@ class FailingRunsTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
+    cls.enterClassContext(binaries.compiled_once())
     made = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.made = pathlib.Path(made) / 'run'
     outcome = binaries.call(
