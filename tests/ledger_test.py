@@ -19,6 +19,7 @@ PARAMS = {'w': np.zeros((5, 2), np.float32), 'b': np.zeros(2, np.float32)}
 PARAM_BYTES = 48
 MODEL_STATE = {'mean': np.zeros(4, np.float32), 'seen': np.int32(0)}
 ALL_REDUCE = 2 * 7 / 8
+BOTH = ('params', 'opt_state')
 
 
 def loss(params, model_state, batch, key):
@@ -153,6 +154,18 @@ class AccountTest(parameterized.TestCase):
     half = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), PARAMS)
     got = account(pr.k_avg(SGD, period=1), 1, half)
     self.assertAlmostEqual(got.bytes_sent[-1], ALL_REDUCE * 48)
+
+  @parameterized.parameters(
+    (pr.ssgd(SGD),),
+    (pr.scaffold(SGD, learning_rate=0.1, period=4),),
+    (pr.k_avg(ADAM, period=4, average=pr.sync(pr.mixing.mean(), BOTH)),),
+  )
+  def test_the_parameters_are_enough(self, algorithm):
+    shapes = pr.base.Replica(params=PARAMS, model_state=MODEL_STATE)
+    found = pr.ledger.account(algorithm, shapes, N, 8)
+    wanted = account(algorithm, 8)
+    self.assertGreater(wanted.bytes_sent[-1], 0)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
   def test_a_schedule_may_be_a_constant(self):
     # A user's own schedule that returns one bool, as it may when traced.

@@ -131,7 +131,7 @@ def meter(
 
   Args:
     algorithm: the algorithm.
-    shapes: one replica's shapes (`train_state.replica_shapes`).
+    shapes: one replica's shapes. Only `params` and `model_state` are needed.
     num_replicas: N, >= 1.
     num_steps: T, the length of the run in steps.
     network: the machines and links of the modeled time. Default: `Network()`.
@@ -206,7 +206,7 @@ def account(
 
   Args:
     algorithm: the algorithm.
-    shapes: one replica's shapes (`train_state.replica_shapes`).
+    shapes: one replica's shapes. Only `params` and `model_state` are needed.
     num_replicas: N, >= 1.
     num_steps: T, the length of the run in steps.
     network: the machines and links of the modeled time. Default: `Network()`.
@@ -309,6 +309,7 @@ def _run(
     )
   network.check(num_replicas)
   check_step('num_steps', num_steps)
+  shapes = _complete(algorithm, shapes, num_replicas)
 
   # Cached, because a run stays in one span for many steps.
   @functools.lru_cache(1)
@@ -317,6 +318,27 @@ def _run(
 
   span = _span(0, num_replicas, num_steps)
   return _Run(costs_of(*span), costs_of, num_replicas, num_steps, network)
+
+
+def _complete(
+  algorithm: ReplicaTransformation, shapes: Replica, num_replicas: int
+) -> Replica:
+  """Return the shapes with those of the gradients and of what `init` makes.
+
+  Because a stage counts no bytes for a register that it does not find.
+  """
+  if not (shapes.has('opt_state') or shapes.registers):
+    block = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype),
+      Replica(params=shapes.params, model_state=shapes.model_state),
+    )
+    made, _ = jax.eval_shape(lambda x: algorithm.init(x, num_replicas), block)
+    opt_state, registers = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+      (made.opt_state, dict(made.registers)),
+    )
+    shapes = shapes._replace(opt_state=opt_state, registers=registers)
+  return shapes if shapes.has('grads') else shapes._replace(grads=shapes.params)
 
 
 def _span(step: int, num_replicas: int, num_steps: int) -> tuple[int, int]:
