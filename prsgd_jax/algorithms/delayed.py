@@ -44,8 +44,8 @@ def delayed_diloco(
   x0 <- x0 + outer(mean_j d_j(r - 1));  x_i <- x0. So the steps of round r
   change the model after round r + 1.
 
-  No replica waits for the mean, which is sent during the next round. The ledger
-  counts its bytes but no time.
+  No replica waits for another, because the mean may travel during the next
+  round. The ledger overlaps nothing, so it counts the time of the message.
 
   Args:
     local: an optimizer for every replica, or a stage that takes its local step.
@@ -93,7 +93,7 @@ def eager_diloco(
   x0_i <- x0_i + outer(d_i(r) / N + sum_{j != i} d_j(r - 1) / N);  x_i <- x0_i.
 
   Every replica has its own x0 and outer buffers. No replica waits for the mean,
-  which is sent during the next round. The ledger counts its bytes but no time.
+  which may travel during the next round. The ledger counts its time in full.
   On one replica it is `diloco`. With equal and constant differences it is
   `diloco` after the first round.
 

@@ -79,8 +79,8 @@ def sync(
     own: the name of a register that receives this replica's value as the other
       replicas now know it. It requires a codec and exactly one register in
       `what`. Default: none.
-    waits: whether a replica waits for this message in the modeled time.
-      Default: True.
+    waits: whether a replica waits in modeled time until the senders have
+      arrived. The message takes time in either case. Default: True.
 
   Raises:
     ValueError: if an argument has the wrong type; from `init`, if the registers
