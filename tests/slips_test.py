@@ -11,7 +11,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax import algorithms
-from prsgd_jax.data import input_pipeline
+from prsgd_jax.data import samplers
 from prsgd_jax.engine import checkpoints, replica_mesh
 
 N, D, V = 4, 2, 2
@@ -19,7 +19,7 @@ MESH = pr.engine.ReplicaMesh(N, D)
 SGD = optax.sgd(0.1, momentum=0.9)
 ALGORITHM = pr.k_avg(SGD, period=2)
 SLOWMO = pr.slowmo(SGD, learning_rate=0.1, period=2, slow_momentum=0.5)
-SAMPLER = input_pipeline.shared(16, N, 2, seed=0)
+SAMPLER = samplers.shared(16, N, 2, seed=0)
 DATA = {'x': np.arange(16, dtype=np.float32)}
 # One step, and the three steps of a scan.
 ONE = np.zeros((D, 1, V, 2), np.float32)

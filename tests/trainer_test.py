@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax.data import input_pipeline
+from prsgd_jax.data import samplers
 from prsgd_jax.engine import checkpoints, in_flight, stacking
 from tests import harness
 
@@ -204,18 +204,16 @@ class ProgramsTest(parameterized.TestCase):
 
 
 class DataTest(parameterized.TestCase):
-  def test_are_the_samplers_of_the_input_pipeline(self):
+  def test_are_the_samplers(self):
     mesh, key = pr.engine.ReplicaMesh(N, 1), jax.random.key(0)
-    samplers = {
-      'shared': input_pipeline.shared(64, N, 2, seed=1),
-      'sharded': input_pipeline.sharded(64, N, 2, seed=0),
-      'shards': input_pipeline.from_shards(64, SHARDS, 2, seed=0),
-      'dirichlet': input_pipeline.dirichlet(
-        DATA['label'], N, 2, alpha=1.0, seed=0
-      ),
+    wanted = {
+      'shared': samplers.shared(64, N, 2, seed=1),
+      'sharded': samplers.sharded(64, N, 2, seed=0),
+      'shards': samplers.from_shards(64, SHARDS, 2, seed=0),
+      'dirichlet': samplers.dirichlet(DATA['label'], N, 2, alpha=1.0, seed=0),
     }
     step, replica = jnp.int32(5), jnp.int32(3)
-    for name, sampler in samplers.items():
+    for name, sampler in wanted.items():
       batch_fn = VALUES[name]().recipe.make(mesh.num_replicas)
       rows = sampler.rows(step, replica)
       found = batch_fn(DATA, step, replica, key)

@@ -1,7 +1,7 @@
 """DATA: which examples each replica gets, and the data sets to take them from.
 
 `values` describes the data of a run (shared, sharded, skewed, streamed), which
-`pr.trainer` accepts. `input_pipeline` computes the rows of a batch on the
+`pr.trainer` accepts. `samplers` computes the rows of a batch on the
 device. `augmentation` changes images there. `datasets` loads arrays by name.
 """
 

@@ -20,8 +20,8 @@ from prsgd_jax.checks import (
   check_positive_int,
   check_seed,
 )
-from prsgd_jax.data import input_pipeline
-from prsgd_jax.data.input_pipeline import BatchFn, Sampler, Transform
+from prsgd_jax.data import samplers
+from prsgd_jax.data.samplers import BatchFn, Sampler, Transform
 from prsgd_jax.tracing.caller_functions import BATCH, check_signature
 from prsgd_jax.tree_types import describe, is_array
 
@@ -232,7 +232,7 @@ def dirichlet(
   n, batch_size, seed = _check(arrays, batch_size, seed)
   alpha = check_positive('alpha', alpha)
   classes = _labels(arrays, labels)
-  listed = input_pipeline.check_labels(classes)
+  listed = samplers.check_labels(classes)
   if len(listed) != n:
     raise ValueError(
       f'labels must have one entry for each of the {n} examples, got '
@@ -277,7 +277,7 @@ def from_shards(
     from_shards(100 examples, batch_size=4, seed=0)
   """
   n, batch_size, seed = _check(arrays, batch_size, seed)
-  sampler = input_pipeline.from_shards(n, shards, batch_size, seed=seed)
+  sampler = samplers.from_shards(n, shards, batch_size, seed=seed)
   settings = {'batch_size': batch_size, 'seed': seed}
   # Compared by the identities of the rows, because a caller may write the list
   # again at each call. An array is one object, because its rows are new ones.
@@ -412,7 +412,7 @@ def _sampled(
 
   def make(num_replicas: int) -> BatchFn:
     found = sampler(num_replicas)
-    return input_pipeline.gather(found, num_replicas, transform)
+    return samplers.gather(found, num_replicas, transform)
 
   n = _num_examples(arrays)
   held = (*held, Held(transform))
@@ -420,11 +420,11 @@ def _sampled(
 
 
 def _shared(n: int, batch_size: int, seed: int, num_replicas: int) -> Sampler:
-  return input_pipeline.shared(n, num_replicas, batch_size, seed=seed)
+  return samplers.shared(n, num_replicas, batch_size, seed=seed)
 
 
 def _sharded(n: int, batch_size: int, seed: int, num_replicas: int) -> Sampler:
-  return input_pipeline.sharded(n, num_replicas, batch_size, seed=seed)
+  return samplers.sharded(n, num_replicas, batch_size, seed=seed)
 
 
 def _dirichlet(
@@ -434,6 +434,6 @@ def _dirichlet(
   seed: int,
   num_replicas: int,
 ) -> Sampler:
-  return input_pipeline.dirichlet(
+  return samplers.dirichlet(
     labels, num_replicas, batch_size, alpha=alpha, seed=seed
   )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.data.input_pipeline import BatchFn, Sampler, Transform, gather
+from prsgd_jax.data.samplers import BatchFn, Sampler, Transform, gather
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.tree_types import describe, difference, is_array
 
@@ -35,7 +35,7 @@ def make_batch_fn(
   if not isinstance(mesh, ReplicaMesh) or not isinstance(sampler, Sampler):
     raise ValueError(
       'make_batch_fn expects (mesh, sampler), such as that of '
-      'input_pipeline.shared(...), got '
+      'samplers.shared(...), got '
       f'{describe((mesh, sampler))}'
     )
   return gather(sampler, mesh.num_replicas, transform)

@@ -28,7 +28,7 @@ import prsgd_jax as pr
 from prsgd_jax import ledger
 from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import Dataset
-from prsgd_jax.data.input_pipeline import Transform
+from prsgd_jax.data.samplers import Transform
 from prsgd_jax.data.values import Resident
 from prsgd_jax.schedules import MOST_LISTED
 

@@ -29,7 +29,7 @@ from experiments.running.flags.run_config import fingerprint
 from experiments.running.logs.loggers import Factory
 from experiments.running.records import records
 import prsgd_jax as pr
-from prsgd_jax.data.input_pipeline import Transform
+from prsgd_jax.data.samplers import Transform
 from prsgd_jax.data.values import Resident
 from prsgd_jax.ledger.counting import NETWORK
 from prsgd_jax.models.classification import Task, classifier, mode

@@ -1,4 +1,4 @@
-"""Tests of `prsgd_jax.data.input_pipeline`."""
+"""Tests of `prsgd_jax.data.samplers`."""
 
 import itertools
 from unittest import mock
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax.data import input_pipeline
+from prsgd_jax.data import samplers
 from prsgd_jax.engine import feeding
 
 
@@ -25,7 +25,7 @@ def rows(sampler, num_replicas, steps):
 def shuffle(seed, stream, size):
   position = jnp.arange(size)
   stream = jnp.uint32(stream)
-  return np.asarray(input_pipeline.shuffled_index(seed, stream, position, size))
+  return np.asarray(samplers.shuffled_index(seed, stream, position, size))
 
 
 class ShuffleTest(parameterized.TestCase):
@@ -41,7 +41,7 @@ class ShuffleTest(parameterized.TestCase):
 
   def test_images_of_a_position_are_uniform(self):
     size, streams = 37, 20000
-    index = input_pipeline.shuffled_index(
+    index = samplers.shuffled_index(
       0, jnp.arange(streams, dtype=jnp.uint32), jnp.uint32(5), size
     )
     counts = np.bincount(np.asarray(index), minlength=size)
@@ -51,7 +51,7 @@ class ShuffleTest(parameterized.TestCase):
 
   def test_neighbors_do_not_stay_together(self):
     size, streams = 41, 5000
-    index = input_pipeline.shuffled_index(
+    index = samplers.shuffled_index(
       0,
       jnp.arange(streams, dtype=jnp.uint32)[:, None],
       jnp.asarray([[10, 11]]),
@@ -66,9 +66,7 @@ class ShuffleTest(parameterized.TestCase):
 
   def test_order_is_the_same_for_a_traced_size(self):
     traced = jax.jit(
-      lambda n: input_pipeline.shuffled_index(
-        1, jnp.uint32(4), jnp.arange(30), n
-      )
+      lambda n: samplers.shuffled_index(1, jnp.uint32(4), jnp.arange(30), n)
     )(30)
     np.testing.assert_array_equal(traced, shuffle(1, 4, 30))
 
@@ -81,7 +79,7 @@ class PositionTest(parameterized.TestCase):
   )
   def test_long_division_is_exact(self, step, per_step, size):
     row = np.array([0, 1, per_step - 1])
-    epoch, position = input_pipeline._locate(
+    epoch, position = samplers._locate(
       jnp.int32(step), per_step, jnp.asarray(row), size
     )
     expected = [divmod(step * per_step + int(r), size) for r in row]
@@ -92,39 +90,39 @@ class PositionTest(parameterized.TestCase):
 
 class SharedTest(parameterized.TestCase):
   def test_replicas_together_see_every_example_once_per_epoch(self):
-    found = rows(
-      input_pipeline.shared(48, 4, 3, seed=0), 4, np.arange(12)
-    ).reshape(3, 48)
+    found = rows(samplers.shared(48, 4, 3, seed=0), 4, np.arange(12)).reshape(
+      3, 48
+    )
     for epoch in found:
       np.testing.assert_array_equal(np.sort(epoch), np.arange(48))
     self.assertFalse((found[0] == found[1]).all())
 
   def test_epoch_ends_within_a_batch(self):
-    found = rows(input_pipeline.shared(50, 4, 3, seed=0), 4, np.arange(25))
+    found = rows(samplers.shared(50, 4, 3, seed=0), 4, np.arange(25))
     for epoch in found.reshape(-1, 50):
       np.testing.assert_array_equal(np.sort(epoch), np.arange(50))
 
   def test_every_replica_draws_from_all(self):
-    found = rows(input_pipeline.shared(40, 4, 5, seed=0), 4, np.arange(200))
+    found = rows(samplers.shared(40, 4, 5, seed=0), 4, np.arange(200))
     for replica in range(4):
       self.assertLen(np.unique(found[:, replica]), 40)
 
   def test_refuses_a_batch_larger_than_the_data(self):
     with self.assertRaisesRegex(ValueError, '8 x 7 = 56.* 50 .* fewer rep'):
-      input_pipeline.shared(50, 8, 7, seed=0)
+      samplers.shared(50, 8, 7, seed=0)
 
   def test_refuses_an_empty_data_set(self):
     with self.assertRaisesRegex(ValueError, '1 to 8388608 examples, got 0'):
-      input_pipeline.shared(0, 8, 1, seed=0)
+      samplers.shared(0, 8, 1, seed=0)
 
   def test_refuses_batch_size_zero(self):
     with self.assertRaisesRegex(ValueError, 'batch_size .* >= 1, got 0'):
-      input_pipeline.shared(10, 2, 0, seed=0)
+      samplers.shared(10, 2, 0, seed=0)
 
 
 class ShardedTest(parameterized.TestCase):
   def test_shards_are_disjoint_and_cover_the_data(self):
-    found = rows(input_pipeline.sharded(43, 4, 2, seed=0), 4, np.arange(40))
+    found = rows(samplers.sharded(43, 4, 2, seed=0), 4, np.arange(40))
     shards = [set(found[:, replica].ravel()) for replica in range(4)]
     for one, other in itertools.combinations(shards, 2):
       self.assertEmpty(one & other)
@@ -132,7 +130,7 @@ class ShardedTest(parameterized.TestCase):
     self.assertEqual(sorted(map(len, shards)), [10, 11, 11, 11])
 
   def test_replica_goes_through_its_shard_before_it_begins_again(self):
-    found = rows(input_pipeline.sharded(48, 4, 3, seed=0), 4, np.arange(12))
+    found = rows(samplers.sharded(48, 4, 3, seed=0), 4, np.arange(12))
     for replica in range(4):
       rounds = found[:, replica].reshape(3, 12)
       for one in rounds:
@@ -141,14 +139,12 @@ class ShardedTest(parameterized.TestCase):
 
   def test_refuses_a_batch_larger_than_a_shard(self):
     with self.assertRaisesRegex(ValueError, 'batch of 13 .* 12 examples'):
-      input_pipeline.sharded(50, 4, 13, seed=0)
+      samplers.sharded(50, 4, 13, seed=0)
 
 
 class DirichletTest(parameterized.TestCase):
   def shards(self, alpha, labels, num_replicas=8):
-    sampler = input_pipeline.dirichlet(
-      labels, num_replicas, 5, alpha=alpha, seed=0
-    )
+    sampler = samplers.dirichlet(labels, num_replicas, 5, alpha=alpha, seed=0)
     steps = np.arange(2 * len(labels) // (5 * num_replicas))
     found = rows(sampler, num_replicas, steps)
     return [np.unique(found[:, i]) for i in range(num_replicas)]
@@ -180,7 +176,7 @@ class DirichletTest(parameterized.TestCase):
     # p (1 - p) / (alpha + 1) = 0.045 for alpha = 1. Small shards of a large
     # pool show it, but for their own multinomial noise p (1 - p) / n.
     labels = np.repeat(np.arange(10), 4000)
-    sampler = input_pipeline.dirichlet(labels, 400, 1, alpha=1.0, seed=0)
+    sampler = samplers.dirichlet(labels, 400, 1, alpha=1.0, seed=0)
     found = rows(sampler, 400, np.arange(100))[..., 0]
     shares = np.stack(
       [np.bincount(labels[found[:, i]], minlength=10) / 100 for i in range(20)]
@@ -231,14 +227,14 @@ class DirichletTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.bincount(labels[shard]), want)
 
   def drawn(self, labels, num_replicas, alpha, seed):
-    with mock.patch.object(input_pipeline, 'from_shards') as from_shards:
-      input_pipeline.dirichlet(labels, num_replicas, 1, alpha=alpha, seed=seed)
+    with mock.patch.object(samplers, 'from_shards') as from_shards:
+      samplers.dirichlet(labels, num_replicas, 1, alpha=alpha, seed=seed)
     return from_shards.call_args.args[1]
 
   @parameterized.parameters(0, -1.0, float('nan'), float('inf'))
   def test_refuses_alpha(self, alpha):
     with self.assertRaisesRegex(ValueError, f'alpha must be > 0.* got {alpha}'):
-      input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=alpha, seed=0)
+      samplers.dirichlet(np.arange(40), 2, 2, alpha=alpha, seed=0)
 
   def test_labels_may_be_a_list_or_texts(self):
     labels = np.random.default_rng(0).integers(3, size=60)
@@ -259,18 +255,18 @@ class DirichletTest(parameterized.TestCase):
   )
   def test_refuses_what_are_no_labels(self, labels, pattern):
     with self.assertRaisesRegex(ValueError, f'labels must be.*{pattern}'):
-      input_pipeline.dirichlet(labels, 2, 1, alpha=1.0, seed=0)
+      samplers.dirichlet(labels, 2, 1, alpha=1.0, seed=0)
 
   @parameterized.parameters(-1, 2**32, 1.0)
   def test_refuses_a_seed(self, seed):
-    for make in (input_pipeline.shared, input_pipeline.sharded):
+    for make in (samplers.shared, samplers.sharded):
       with self.assertRaisesRegex(ValueError, f'seed must be .* got {seed}'):
         make(40, 2, 2, seed=seed)
     with self.assertRaisesRegex(ValueError, f'seed must be .* got {seed}'):
-      input_pipeline.dirichlet(np.arange(40), 2, 2, alpha=1.0, seed=seed)
+      samplers.dirichlet(np.arange(40), 2, 2, alpha=1.0, seed=seed)
 
   def test_a_seed_may_be_of_numpy(self):
-    make = input_pipeline.shared
+    make = samplers.shared
     rows = [
       make(40, 2, 2, seed=s).rows(jnp.int32(3), jnp.int32(1))
       for s in (7, np.int64(7), np.uint64(7))
@@ -280,13 +276,13 @@ class DirichletTest(parameterized.TestCase):
 
   def test_refuses_a_batch_larger_than_a_shard(self):
     with self.assertRaisesRegex(ValueError, 'batch of 6 is larger'):
-      input_pipeline.dirichlet(np.arange(40), 8, 6, alpha=1, seed=0)
+      samplers.dirichlet(np.arange(40), 8, 6, alpha=1, seed=0)
 
 
 class FromShardsTest(parameterized.TestCase):
   def test_replicas_draw_from_their_own_rows_alone(self):
     shards = [np.array([1, 5, 7]), np.array([2, 3, 4, 0])]
-    sampler = input_pipeline.from_shards(8, shards, 2, seed=0)
+    sampler = samplers.from_shards(8, shards, 2, seed=0)
     found = rows(sampler, 2, np.arange(12))
     for replica, shard in enumerate(shards):
       self.assertEqual(set(found[:, replica].ravel()), set(shard))
@@ -300,17 +296,17 @@ class FromShardsTest(parameterized.TestCase):
   )
   def test_refuses_what_is_no_row(self, shards, pattern):
     with self.assertRaisesRegex(ValueError, pattern):
-      input_pipeline.from_shards(8, shards, 2, seed=0)
+      samplers.from_shards(8, shards, 2, seed=0)
 
 
 class BatchTest(parameterized.TestCase):
   def test_sampler_is_of_the_mesh(self):
-    sampler = input_pipeline.sharded(100, 4, 5, seed=0)
+    sampler = samplers.sharded(100, 4, 5, seed=0)
     with self.assertRaisesRegex(ValueError, 'of the 8 replicas.*one of 4'):
       feeding.make_batch_fn(pr.engine.ReplicaMesh(8, 1), sampler)
 
   def test_sampler_is_of_the_data(self):
-    sampler = input_pipeline.shared(400, 4, 5, seed=0)
+    sampler = samplers.shared(400, 4, 5, seed=0)
     batch_fn = feeding.make_batch_fn(pr.engine.ReplicaMesh(4, 1), sampler)
     data = {'x': jnp.zeros(100)}
     step = replica = jnp.int32(0)
@@ -318,7 +314,7 @@ class BatchTest(parameterized.TestCase):
       batch_fn(data, step, replica, jax.random.key(0))
 
   def test_batch_fn_gathers_rows_and_transforms_them(self):
-    sampler = input_pipeline.shared(12, 2, 3, seed=0)
+    sampler = samplers.shared(12, 2, 3, seed=0)
     batch_fn = feeding.make_batch_fn(
       pr.engine.ReplicaMesh(2, 1),
       sampler,

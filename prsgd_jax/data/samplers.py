@@ -1,4 +1,4 @@
-"""INPUT PIPELINE: the rows of each replica's batch, computed on the device.
+"""SAMPLERS: the rows of each replica's batch, computed on the device.
 
 The data set is on every device once, as uint8. `batch_fn` gathers and augments
 batches inside the scan, so the host does no work per step. The rows are a pure
