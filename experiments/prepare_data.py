@@ -21,7 +21,8 @@ Without a network, download the archive on another machine and pass it:
 
 FILE is cifar-10-binary.tar.gz. DIRECTORY holds the four files
 train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz,
-t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz, or the unpacked files.
+t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz. If they are packed
+differently, unpack them and pass the directory of the unpacked files.
 
 The dataset appears in DIR only when it is complete. An existing dataset is
 never changed. Then train on it:

@@ -63,7 +63,7 @@ flags.adopt_module_key_flags(cli)
 
 RATE = 0.01
 OPTIMIZER = optax.sgd(RATE, momentum=0.9)
-# All versions spell these the same.
+# Algorithms whose signature is equal in all versions.
 ALGORITHMS: Mapping[str, Callable[[ModuleType], Any]] = {
   'pr_sgd': lambda pr: pr.pr_sgd(OPTIMIZER, period=4),
   'k_avg': lambda pr: pr.k_avg(OPTIMIZER, period=4),
