@@ -25,8 +25,9 @@ import numpy as np
 
 from experiments.running.flags import cli
 from experiments.running.records import records, writing
-from experiments.tools import docs_costs, docs_figures, readme
+from experiments.tools import docs_costs, docs_figures, readme, tables
 from experiments.tools.docs_costs import Message
+from experiments.tools.tables import Column
 import prsgd_jax as pr
 
 FLAGS = flags.FLAGS
@@ -38,6 +39,15 @@ flags.DEFINE_bool('rerun', False, 'Run the presets again for the losses.')
 HERE = pathlib.Path(__file__).parents[1]
 PAGES = HERE.parent / 'docs' / 'algorithms'
 DATA = PAGES / 'figures' / 'data.json'
+# Headings of the tables of costs, and of the algorithms.
+MESSAGES = (
+  'message to',
+  'rounds per step',
+  'bytes per round',
+  'models per round',
+)
+MESSAGE_COLUMNS = [Column(t, is_number=t != 'message to') for t in MESSAGES]
+INDEX = ('algorithm', 'what it does', 'paper', 'bytes')
 # Steps of the left panel.
 SHOWN_STEPS = 12
 # Its settings, where those of the preset do nothing in so few steps.
@@ -239,21 +249,21 @@ def _format_costs(name: str, costs: Mapping[str, list[Message]]) -> str:
   own = docs_costs.own_settings(name)
   with_own = f' ({_format_options(own)})' if own else ''
   sent, most = (docs_costs.bytes_per_step(costs[n]) for n in (name, 'ssgd'))
-  rows = ''.join(map(_format_message, costs[name])) or '| none | 0 | 0 | 0 |\n'
+  none = dict(zip(MESSAGES, ('none', '0', '0', '0'), strict=True))
+  rows = [_format_message(sent) for sent in costs[name]] or [none]
   decided = any(each.rounds is None for each in costs[name])
   besides = 'Besides the data-dependent rounds, this' if decided else 'This'
   return (
     f'Each of {docs_costs.NUM_REPLICAS} replicas sends, for a million float32 '
     f'parameters and the settings of the preset{with_own}:\n\n'
-    '| message to | rounds per step | bytes per round | models per round |\n'
-    f'|---|---:|---:|---:|\n{rows}\n'
+    f'{tables.markdown(rows, MESSAGE_COLUMNS)}\n'
     f'{besides} is {format_size(sent)} per step, '
     f'{_format_share(sent / most)} of the {format_size(most)} of synchronous '
     'SGD.\n'
   )
 
 
-def _format_message(sent: Message) -> str:
+def _format_message(sent: Message) -> dict[str, str]:
   models = sent.bytes_sent / docs_costs.MODEL_BYTES
   cells = (
     KINDS[sent.kind],
@@ -263,7 +273,7 @@ def _format_message(sent: Message) -> str:
     format_size(sent.bytes_sent),
     f'{models:.3g}' if models >= 1e-3 else '< 0.001',
   )
-  return f'| {" | ".join(cells)} |\n'
+  return dict(zip(MESSAGES, cells, strict=True))
 
 
 def format_size(size: float) -> str:
@@ -288,20 +298,21 @@ def _format_share(share: float) -> str:
 def _format_index(costs: Mapping[str, list[Message]]) -> str:
   """Returns a table for each family, and the tree of the pages."""
   most = docs_costs.bytes_per_step(costs['ssgd'])
-  families: dict[str, list[str]] = {}
+  families: dict[str, list[dict[str, str]]] = {}
   for name in readme.names():
     share = _format_share(docs_costs.bytes_per_step(costs[name]) / most)
     if any(each.rounds is None for each in costs[name]):
       share = 'data-dependent'
     cells = (readme.link(name), readme.summary(name), readme.paper(name), share)
-    row = f'| {" | ".join(cells)} |\n'
+    row = dict(zip(INDEX, cells, strict=True))
     families.setdefault(readme.family(name), []).append(row)
-  head = '| algorithm | what it does | paper | bytes |\n|---|---|---|---:|\n'
-  tables = [
-    f'## {title}\n\n{head}{"".join(rows)}' for title, rows in families.items()
+  columns = [Column(title, is_number=title == 'bytes') for title in INDEX]
+  listed = [
+    f'## {title}\n\n{tables.markdown(rows, columns)}'
+    for title, rows in families.items()
   ]
   tree = '\n'.join(readme.names())
-  return '\n'.join(tables) + f'\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n'
+  return '\n'.join(listed) + f'\n```{{toctree}}\n:hidden:\n\n{tree}\n```\n'
 
 
 if __name__ == '__main__':

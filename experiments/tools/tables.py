@@ -53,7 +53,7 @@ _MARKDOWN = tabulate.TableFormat(
 
 
 def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
-  r"""Return a Markdown table without padding in its cells.
+  r"""Return a Markdown table, with numbers to the right and no padding.
 
   Args:
     rows: rows of the table.
@@ -67,7 +67,9 @@ def markdown(rows: Iterable[Row], columns: Sequence[Column]) -> str:
   """
   frame = _frame(rows, columns).map(lambda cell: cell.replace('|', '\\|'))
   # Without alignment, because tabulate aligns by padding.
-  return _text(frame, _MARKDOWN, [None] * len(columns))
+  head, _, body = _text(frame, _MARKDOWN, [None] * len(columns)).split('\n', 2)
+  rule = ''.join('---:|' if c.is_number else '---|' for c in columns)
+  return f'{head}\n|{rule}\n{body}'
 
 
 def aligned(rows: Iterable[Row], columns: Sequence[Column]) -> str:
