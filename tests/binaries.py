@@ -71,10 +71,10 @@ def run_jobs(waiting, *, on_end, **settings):
 
 @contextlib.contextmanager
 def compiled_once():
-  """Share the programs of runs that could go on from each other's checkpoints.
+  """Share the programs of runs that could resume each other's checkpoints.
 
-  Because compiling them is most of a small run. The runs have one trainer, and
-  its data and first point.
+  The runs have one trainer, its data and its first point, because compiling is
+  most of a small run.
   """
   known = {}
 

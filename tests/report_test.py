@@ -201,7 +201,7 @@ class ReportTest(PageTest):
     self.assertEqual(drawn.history[-1]['loss'], 0.1)
     caption = made.figures[0].caption
     self.assertIn('its best learning_rate', caption)
-    self.assertIn('Training loss of the replicas against steps', caption)
+    self.assertIn('Training loss of replicas [nats] against step', caption)
     methods, _, listed = made.tables
     self.assertLen(methods.rows, 2)
     self.assertLen(listed.rows, 2)

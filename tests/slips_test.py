@@ -350,7 +350,7 @@ WHICH_STATE = {
   ),
   'of_another_algorithm': (
     lambda: resident(create(pr.k_avg(optax.adam(0.1), period=2))),
-    'the state is of another algorithm: its opt_state differs, .*create_train',
+    'the state is of another algorithm: its opt_state differs, .*trainer.init',
   ),
   'of_another_chain': (
     lambda: resident(create(SLOWMO)),

@@ -26,13 +26,6 @@ class SpeedTest(parameterized.TestCase):
     found = speed.when_reached([1, 2], [4.0, float('nan')], 5.0)
     self.assertEqual(found, float('inf'))
 
-  def test_spread_is_told_of_several(self):
-    self.assertEqual(speed.spread([2.0], '.1f'), '2.0')
-    self.assertEqual(speed.spread([1.0, 3.0], '.1f'), '2.0 (1.0 to 3.0)')
-    self.assertEqual(
-      speed.spread([1.0, float('inf')], '.1f'), 'never (1.0 to never)'
-    )
-
 
 if __name__ == '__main__':
   absltest.main()
