@@ -9,8 +9,8 @@ RUNS ?= runs
   report notebooks docs browser clean
 
 help:
-	@echo 'make demo       train on 8 replicas, compare the algorithms (2 minutes)'
-	@echo 'make test       all tests (12 minutes; more with JAX 0.12)'
+	@echo 'make demo       train on 8 replicas, compare the algorithms (a minute)'
+	@echo 'make test       all tests (9 minutes; more with JAX 0.12)'
 	@echo 'make lint       ruff, mypy, spelling and the list of words to avoid'
 	@echo 'make wheel      a wheel in build/wheel, installed apart and run'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
