@@ -4,17 +4,13 @@ The browser is Chromium, by selenium (`make browser`); where there is none these
 are skipped.
 """
 
-import atexit
 import base64
-import functools
 import hashlib
 import html.parser
-import importlib.util
 import json
 import math
 import pathlib
 import re
-import shutil
 import tempfile
 from unittest import mock
 
@@ -31,7 +27,7 @@ from experiments.tools import (
 )
 from experiments.tools.report_page import Chip
 from experiments.tools.tables import Column
-from tests import binaries, written_runs
+from tests import binaries, browser, written_runs
 
 AT_MOST_ONE = {
   'kind': 'compare', 'left': 'loss', 'relation': '<=', 'right': 1.0,
@@ -48,36 +44,6 @@ REPRODUCTION = {
      'measured': {'loss': {'cases': {'': 2.0}}}, 'note': 'I = 4'},
   ],
 }  # fmt: skip
-
-
-def why_no_browser():
-  """Return the program missing for a test in a browser, or None."""
-  if importlib.util.find_spec('selenium') is None:
-    return 'selenium is not installed: pip install selenium'
-  for programs in (('chromium', 'google-chrome'), ('chromedriver',)):
-    if not any(map(shutil.which, programs)):
-      return f'there is no {" or ".join(programs)}: make browser'
-  return None
-
-
-@functools.cache
-def browser():
-  """Chromium, until the tests of this process end."""
-  from selenium import webdriver
-
-  options = webdriver.ChromeOptions()
-  # Chromium's sandbox refuses to run as root, as in a container.
-  for argument in ('--headless=new', '--no-sandbox', '--disable-gpu'):
-    options.add_argument(argument)
-  options.add_argument('--disable-dev-shm-usage')
-  options.binary_location = shutil.which('chromium') or shutil.which(
-    'google-chrome'
-  )
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
-  service = webdriver.ChromeService(shutil.which('chromedriver'))
-  driver = webdriver.Chrome(options=options, service=service)
-  atexit.register(driver.quit)
-  return driver
 
 
 class PageTest(parameterized.TestCase):
@@ -379,9 +345,9 @@ class BrowserTest(PageTest):
   """The page, opened; one browser for all, because starting it takes long."""
 
   def open(self, width=1400):
-    if missing := why_no_browser():
+    if missing := browser.why_missing():
       self.skipTest(missing)
-    driver = browser()
+    driver = browser.chromium()
     driver.get_log('browser')  # forget what other pages said
     driver.execute_cdp_cmd(
       'Emulation.setDeviceMetricsOverride',
