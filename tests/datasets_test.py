@@ -79,6 +79,14 @@ class DatasetsTestCase(parameterized.TestCase):
 
 
 class DigitsTest(DatasetsTestCase):
+  def test_is_shown_by_its_sizes(self):
+    self.assertEqual(
+      repr(load_dataset('digits', self.data_dir)),
+      "Dataset(digits, train={'image': uint8[1437,8,8,1], 'label': "
+      "int32[1437]}, test={'image': uint8[360,8,8,1], 'label': int32[360]}, "
+      '10 classes)',
+    )
+
   def test_shapes_dtypes_and_values(self):
     dataset = load_dataset('digits', self.data_dir)
     for split, n in ((dataset.train, 1437), (dataset.test, 360)):

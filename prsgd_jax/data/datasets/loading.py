@@ -20,6 +20,7 @@ import numpy as np
 
 from prsgd_jax.data.datasets import preparing, storage, texts
 from prsgd_jax.data.datasets.storage import DatasetError
+from prsgd_jax.tree_types import describe
 
 # Our name -> the name of the TFDS builder.
 _BUILDERS = {
@@ -59,6 +60,11 @@ class Dataset(NamedTuple):
   def num_examples(self) -> int:
     """Number of examples in the training split."""
     return len(next(iter(self.train.values())))
+
+  def __repr__(self) -> str:
+    """Return sizes instead of the arrays, because a notebook prints them."""
+    splits = f'train={describe(self.train)}, test={describe(self.test)}'
+    return f'Dataset({self.name}, {splits}, {self.num_classes} classes)'
 
 
 def load_dataset(
