@@ -62,12 +62,14 @@ class ReestimateTest(parameterized.TestCase):
     )
     examples = pr.engine.shard_examples(mesh, np.zeros(6, np.float32), 2)
     as_it_is = pr.engine.make_evaluate(mesh, algorithm, eval_fn)
-    anew = pr.engine.make_evaluate(mesh, algorithm, eval_fn, refresh=reestimate)
+    refreshed = pr.engine.make_evaluate(
+      mesh, algorithm, eval_fn, refresh=reestimate
+    )
     self.assertEqual(as_it_is(state, examples)['value'], 9.0)
     point = mesh.replicate((np.ones(DIM, np.float32), first))
     _, moved = reestimate(point)
     self.assertAlmostEqual(
-      anew(state, examples)['value'], float(moved['mean'][0, 0]), places=5
+      refreshed(state, examples)['value'], float(moved['mean'][0, 0]), places=5
     )
 
   def test_refuses(self):

@@ -1,1 +1,1 @@
-"""Figures and tables, and the programs that write those of the project."""
+"""Figures and tables, and the programs that write the project's own."""

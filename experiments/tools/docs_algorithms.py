@@ -50,7 +50,7 @@ MESSAGE_COLUMNS = [Column(t, is_number=t != 'message to') for t in MESSAGES]
 INDEX = ('algorithm', 'what it does', 'paper', 'bytes')
 # Steps of the left panel.
 SHOWN_STEPS = 12
-# Its settings, where those of the preset do nothing in so few steps.
+# Its settings, where the preset's do nothing in these few steps.
 SHOWN: dict[str, Mapping[str, str]] = {
   'pr_sgd_heterogeneous': {'local_steps': '1+1+1+1+2+2+4+4'},
   'fednova': {'local_steps': '1+1+1+1+2+2+4+4'},

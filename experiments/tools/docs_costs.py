@@ -44,7 +44,7 @@ class Message(NamedTuple):
 
 
 def preset(name: str) -> str:
-  """Returns the preset of an algorithm; a second name has that of the first.
+  """Returns the preset of an algorithm; a second name has the first one's.
 
   Example:
     >>> preset('local_sgd')

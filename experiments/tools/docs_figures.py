@@ -139,7 +139,7 @@ def lines_of(sent: pr.base.Traffic, num_replicas: int) -> list[Line]:
   """Returns ((x, x), (y, y)) of the lines of all rounds of a stage.
 
   A bar is beside a step, across the replicas that average. A line to a neighbor
-  runs from the row of the sender to that of the receiver. Random neighbors are
+  runs from the sender's row to the receiver's. Random neighbors are
   one draw. Data-dependent rounds have no lines.
 
   Args:

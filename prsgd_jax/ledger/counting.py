@@ -3,8 +3,7 @@
 Each replica counts as one machine, even if several share a device. A ring
 all-reduce of P bytes over n replicas sends 2 (n - 1) / n P per replica in
 2 (n - 1) latencies. Gathering sends (n - 1) P, and a message to a neighbor P.
-Bytes are those of the floating leaves as sent, at least four per number, or
-those of the codes.
+Bytes count the floating leaves as sent, at least four per number, or the codes.
 
 Time is modeled, not measured; see `clocks`. `account` returns the totals after
 every step of a run. A `meter` returns them one at a time, in constant memory.
@@ -323,9 +322,9 @@ def _run(
 def _complete(
   algorithm: ReplicaTransformation, shapes: Replica, num_replicas: int
 ) -> Replica:
-  """Return the shapes with those of the gradients and of what `init` makes.
+  """Return the shapes, completed by the gradients and the result of `init`.
 
-  Because a stage counts no bytes for a register that it does not find.
+  A stage counts no bytes for a register that it does not find.
   """
   if not (shapes.has('opt_state') or shapes.registers):
     block = jax.tree.map(

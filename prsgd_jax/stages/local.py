@@ -39,8 +39,8 @@ from prsgd_jax.tree_types import describe
 def gradient(at: str = 'params') -> ReplicaTransformation:
   """Take G_i, the gradient of this step's batch at a point.
 
-  It assigns `grads`, `model_state` and `metrics`. The metrics are those of the
-  loss function, with the entry `loss` added unless it exists.
+  It assigns `grads`, `model_state` and `metrics`. The loss function
+  returns the metrics. The entry `loss` is added unless it exists.
 
   Args:
     at: the name of the register that holds the point, with the structure and
