@@ -89,7 +89,7 @@ def make_evaluate(
       point = refresh(point)
     sums = [mapped_sums(point, batch) for batch in _batches(examples)]
     # On the host, because convolutions in a loop are slow on CPU.
-    means = _means([jax.tree.map(np.sum, jax.device_get(s)) for s in sums])
+    means = _means(_over_devices(mesh, sums))
     if 'consensus_distance' in means:
       raise ValueError(
         "the value 'consensus_distance' is the engine's own; give that of "
@@ -99,6 +99,18 @@ def make_evaluate(
     return {**scalars, 'consensus_distance': float(first(distance))}
 
   return evaluate
+
+
+def _over_devices(mesh: ReplicaMesh, sums: list[Any]) -> list[Any]:
+  """Return the sums of each batch over all devices, on the host."""
+  # Stacked, because with several processes each gather is a message.
+  stacked = jax.tree.map(lambda *xs: np.stack(xs, 1), *jax.device_get(sums))
+  if mesh.num_processes > 1:
+    stacked = mesh.gather_per_device(mesh.place_per_device(stacked))
+  return [
+    jax.tree.map(lambda x, i=i: np.sum(x[:, i]), stacked)
+    for i in range(len(sums))
+  ]
 
 
 def _average(x: Array) -> Array:
@@ -193,12 +205,16 @@ def shard_examples(mesh: ReplicaMesh, examples: Any, batch_size: int) -> Any:
   row = np.arange(np.prod(shape))
   weights = (row < size).astype(np.float32)
   index = np.minimum(row, size - 1)
+  # The part of this process, because each takes all examples.
+  each = len(row) // mesh.num_processes
+  rows = slice(mesh.process * each, (mesh.process + 1) * each)
+  local = (len(mesh.local_devices), num_batches, batch_size)
 
   def cut(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x)[index].reshape(shape + np.shape(x)[1:])
+    return np.asarray(x)[index[rows]].reshape(local + np.shape(x)[1:])
 
   return mesh.place_per_device(
-    (jax.tree.map(cut, examples), weights.reshape(shape))
+    (jax.tree.map(cut, examples), weights[rows].reshape(local))
   )
 
 
@@ -216,7 +232,8 @@ def check_examples(mesh: ReplicaMesh, examples: Any) -> None:
   weights: Any = examples[1] if is_pair else None
   cut: tuple[int, ...] = np.shape(weights) if is_array(weights) else ()
   shapes = [np.shape(x)[:3] for x in jax.tree.leaves(examples)]
-  fits = len(cut) == 3 and cut[0] == mesh.num_devices and set(shapes) == {cut}
+  rows = len(mesh.local_devices)
+  fits = len(cut) == 3 and cut[0] == rows and set(shapes) == {cut}
   if not fits or not cut[1] * cut[2]:
     raise ValueError(
       'evaluate expects (state, examples) with the examples that '

@@ -50,6 +50,8 @@ def stack_batches(
 ) -> Any:
   """Take the next batches from an iterator and place them on the devices.
 
+  With several processes, each passes the batches of all replicas.
+
   Args:
     mesh: placement of the replicas.
     batches: iterator over host batches of one step each, leaves `[N, batch,
@@ -79,9 +81,11 @@ def stack_batches(
     (1, 3, 2, 3)
   """
   num_steps = check_positive_int('num_steps', num_steps)
-  blocks = (mesh.num_devices, mesh.block_size)
+  blocks = (len(mesh.local_devices), mesh.block_size)
+  own = mesh.local_replicas
 
   def cut(x: np.ndarray) -> np.ndarray:
+    x = x[:, own.start : own.stop]
     x = x.reshape((num_steps, *blocks, *x.shape[2:]))
     return np.moveaxis(x, 1, 0)
 

@@ -108,7 +108,7 @@ def map_runs(
     )
   listed = check_listed('seeds', np.asarray(seeds).tolist())
   roots = [check_seed('seeds', seed) for seed in listed]
-  mesh = ReplicaMesh(num_replicas, 1)
+  mesh = ReplicaMesh(num_replicas, 1, jax.local_devices()[:1])
   grad_fn = jax.vmap(gradient_of(loss_fn))
   batch_fn = isolated('batch_fn', data.recipe.make(mesh.num_replicas))
   draw_fn = jax.vmap(batch_fn, in_axes=(None, None, 0, 0))

@@ -2,18 +2,22 @@
 
 Arrays on the devices are `[D, V, ...]`: D devices, V replicas on each. The
 views here are `[N, ...]` arrays in NumPy. They are made when they are read, so
-they add no cost to a step.
+they add no cost to a step. With several processes they bring the replicas of
+all processes together, so each process must read them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import functools
+import math
 from typing import Any
 
 from flax import struct
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import ArrayTree
+from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
 from prsgd_jax.checks import check_live
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.train_state import TrainState, check_state
@@ -71,7 +75,7 @@ class State(struct.PyTreeNode):
     params = jax.tree.leaves(self.on_devices.params)
     if not all(map(is_array, params)) or not _is_known(self.on_devices.step):
       return f'State(of {describe(self.on_devices.params)})'
-    size = sum(x.size for x in params) // self.mesh.num_replicas
+    size = sum(math.prod(x.shape[2:]) for x in params)
     gone = isinstance(self.on_devices.step, jax.Array) and (
       self.on_devices.step.is_deleted()
     )
@@ -116,12 +120,18 @@ def by_step(mesh: ReplicaMesh, tree: ArrayTree) -> ArrayTree:
 
   The part of each device is copied to the first device and joined there,
   asynchronously. No sharded array is transposed, because that may be a program
-  with a collective, which can dead-lock with dispatches in flight.
+  with a collective, which can dead-lock with dispatches in flight. With several
+  processes, all parts are first gathered on every device.
 
   Args:
     mesh: placement of the replicas.
-    tree: metrics `[D, steps, V, ...]`.
+    tree: metrics `[D_local, steps, V, ...]`.
   """
+  if mesh.num_processes > 1:
+    everywhere = _gathered(mesh)(tree)
+    return _split(
+      jax.tree.map(lambda x: x.addressable_shards[0].data, everywhere)
+    )
   if mesh.num_devices == 1:
     return _join((tree,))
   leaves, treedef = jax.tree.flatten(tree)
@@ -129,6 +139,28 @@ def by_step(mesh: ReplicaMesh, tree: ArrayTree) -> ArrayTree:
   parts = [[row[device] for row in rows] for device in mesh.devices]
   moved = jax.device_put(parts, mesh.devices[0])
   return jax.tree.unflatten(treedef, _join(moved))
+
+
+@functools.lru_cache(8)
+def _gathered(mesh: ReplicaMesh) -> Callable[[ArrayTree], ArrayTree]:
+  """Return the program `[D_local, steps, V] -> [D_local, D, steps, V]`."""
+
+  def gather(tree: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda x: lax.all_gather(x, AXIS_NAME), tree)
+
+  return mesh.map(gather)
+
+
+@jax.jit
+def _split(tree: ArrayTree) -> ArrayTree:
+  """Bring `[1, D, steps, V, ...]` to `[steps, N, ...]`."""
+
+  def join(x: Array) -> Array:
+    _, num_devices, num_steps, block_size = x.shape[:4]
+    shape = (num_steps, num_devices * block_size, *x.shape[4:])
+    return jnp.moveaxis(x[0], 0, 1).reshape(shape)
+
+  return jax.tree.map(join, tree)
 
 
 @jax.jit

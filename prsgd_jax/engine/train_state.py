@@ -6,7 +6,6 @@ are `[D]` and equal on all devices. `create_train_state` makes a state,
 """
 
 import functools
-import math
 import operator
 from typing import Any
 
@@ -129,7 +128,7 @@ def check_state(who: str, mesh: ReplicaMesh | None, state: Any) -> None:
   if mesh is None:
     return
   leaf = jax.tree.leaves(state.params)[0]
-  layout = (mesh.num_devices, mesh.block_size)
+  layout = (len(mesh.local_devices), mesh.block_size)
   if leaf.shape[:2] != layout or state.step.shape != layout[:1]:
     raise ValueError(
       f'{who} was made for {mesh}, but the state has the leading axes '
@@ -165,18 +164,18 @@ def check_fits(
 
 
 def check_algorithm(
-  algorithm: ReplicaTransformation, state: TrainState
+  algorithm: ReplicaTransformation, state: TrainState, num_replicas: int
 ) -> None:
   """Check that a whole state is of an algorithm, by comparing types only.
 
   Args:
     algorithm: the algorithm that will read the state.
     state: state of a run, leaves `[D, V, ...]`.
+    num_replicas: N.
 
   Raises:
     ValueError: if it is of another algorithm.
   """
-  num_replicas = math.prod(jax.tree.leaves(state.params)[0].shape[:2])
   check_fits(algorithm, jax.eval_shape(_first_block, state), num_replicas)
 
 
@@ -324,13 +323,17 @@ def initial_shapes(
 
 
 def consensus(
-  algorithm: ReplicaTransformation, state: TrainState
+  algorithm: ReplicaTransformation,
+  state: TrainState,
+  mesh: ReplicaMesh | None = None,
 ) -> tuple[ArrayTree, ArrayTree]:
   """Average the output of an algorithm over the replicas, on the host.
 
   Args:
     algorithm: the algorithm of the state.
     state: state of a run, leaves `[D, V, ...]`.
+    mesh: placement of the replicas. Only several processes need it, and then
+      each must make the call. Default: none.
 
   Returns:
     (params, model_state) of one model, NumPy arrays. Integers and random keys
@@ -338,15 +341,20 @@ def consensus(
     because NumPy has none.
 
   Raises:
-    ValueError: if the arguments are not an algorithm and a state of it.
+    ValueError: if the arguments are not an algorithm and a state of it, or a
+      run of several processes passes no mesh.
   """
   if not isinstance(algorithm, ReplicaTransformation):
     raise ValueError(
       'consensus expects (algorithm, state), got '
       f'{describe((algorithm, state))}'
     )
-  check_state('consensus', None, state)
-  check_algorithm(algorithm, state)
+  check_state('consensus', mesh, state)
+  if mesh is None and jax.process_count() > 1:
+    raise ValueError(
+      'consensus needs the mesh with several processes; call '
+      'pr.engine.consensus(algorithm, state, mesh)'
+    )
 
   def blocks(x: Array) -> np.ndarray:
     host = np.asarray(x)
@@ -354,7 +362,12 @@ def consensus(
     return host.reshape((num_devices * block_size, *host.shape[2:]))
 
   given = (state.replica(), state.algorithm_state)
-  data = jax.tree.map(blocks, to_data(given))
+  if mesh is None:
+    data = jax.tree.map(blocks, to_data(given))
+  else:
+    data = mesh.gather(given)
+  num_replicas = len(jax.tree.leaves(data)[0])
+  check_algorithm(algorithm, state, num_replicas)
   replica, algorithm_state = from_data(data, given)
   out = algorithm.output(replica, algorithm_state)
   return jax.tree.map(host_mean, (out.params, out.model_state))

@@ -23,6 +23,7 @@ from prsgd_jax.engine.evaluation import (
   make_evaluate,
   make_evaluate_replicas,
 )
+from prsgd_jax.engine.mapping import PMAP
 from prsgd_jax.engine.memo import PLACEMENTS, Memo, make_memo
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.run_state import State, by_step, check_own
@@ -105,6 +106,7 @@ def trainer(
   eval_fn: EvalFn | None = None,
   num_devices: int | None = None,
   devices: Sequence[jax.Device] | None = None,
+  map_by: str = PMAP,
 ) -> Trainer:
   """Join an algorithm and a loss for training on N replicas.
 
@@ -114,6 +116,10 @@ def trainer(
   pr.shared(arrays, batch_size=16), 50)`. Overwritten arrays are placed again,
   but a change of a few numbers may go unnoticed; pass a copy then. It remembers
   the newest 4 sets of arrays and 16 programs.
+
+  With several processes (`jax.distributed.initialize`), the replicas are shared
+  among them in order. Each process must make the same calls in the same order.
+  Metrics, evaluations and views of a state are then equal on all processes.
 
   Args:
     algorithm: the algorithm, such as `pr.pr_sgd(optax.sgd(0.1), period=4)`.
@@ -125,7 +131,10 @@ def trainer(
       model. Default: none; `evaluate` needs one.
     num_devices: D, which must divide N. Default: the largest number of
       available devices that does.
-    devices: the devices to choose from. Default: all of JAX's.
+    devices: the devices to choose from. Default: all of JAX's, of all
+      processes.
+    map_by: the function of JAX that maps over the devices, 'pmap' or
+      'shard_map'. The results are equal bit for bit. Default: 'pmap'.
 
   Returns:
     The functions of a run, see `Trainer`.
@@ -151,7 +160,7 @@ def trainer(
     (3,)
   """
   _check(algorithm, loss_fn)
-  mesh = ReplicaMesh(num_replicas, num_devices, devices)
+  mesh = ReplicaMesh(num_replicas, num_devices, devices, map_by)
   setting = _Setting(mesh, algorithm, make_memo(mesh, algorithm, loss_fn))
   evaluate, evaluate_replicas = _evaluation(setting, eval_fn)
   account, spent, shapes = _ledger(setting)
@@ -288,7 +297,7 @@ def _average(
     state: State, *, reestimate: Resident | None = None
   ) -> tuple[ArrayTree, ArrayTree]:
     """Average the replicas."""
-    point = consensus(algorithm, check_own('average', mesh, state))
+    point = consensus(algorithm, check_own('average', mesh, state), mesh)
     if reestimate is None:
       return point
     refresh = memo.refresh(check_resident('reestimate', reestimate))
@@ -320,7 +329,7 @@ def _ledger(
   def spent(state: State, network: Network = NETWORK) -> ledger.Spent:
     """Count the cost of the steps done."""
     own = check_own('spent', mesh, state)
-    check_algorithm(algorithm, own)
+    check_algorithm(algorithm, own, n)
     meter = ledger.meter(algorithm, replica_shapes(own), n, state.step, network)
     position = meter.advance(meter.init(), state.step)
     return meter.spent(position, own.algorithm_state)

@@ -101,7 +101,7 @@ def _count_batches(mesh: ReplicaMesh, batches: Any) -> int:
   Raises:
     ValueError: if a leaf is not `[D, steps, V, ...]`.
   """
-  num_devices, block_size = mesh.num_devices, mesh.block_size
+  num_devices, block_size = len(mesh.local_devices), mesh.block_size
   shapes = [np.shape(x) for x in jax.tree.leaves(batches)]
   counts = {x[1] if len(x) > 2 else None for x in shapes}
   fits = all(x[:1] + x[2:3] == (num_devices, block_size) for x in shapes)
