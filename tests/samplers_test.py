@@ -28,7 +28,46 @@ def shuffle(seed, stream, size):
   return np.asarray(samplers.shuffled_index(seed, stream, position, size))
 
 
+def mixed(x):
+  x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+  x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+  return x ^ (x >> np.uint32(16))
+
+
+def swap_or_not(seed, stream, size):
+  """The shuffle of Hoang, Morris, Rogaway 2012, of all positions, in NumPy."""
+  words = np.random.default_rng(seed).integers(2**32, size=(32, 2), dtype='u4')
+  x = np.arange(size, dtype=np.uint32)
+  stream = np.uint32(stream)
+  with np.errstate(over='ignore'):
+    for pivot_word, swap_word in words:
+      pivot = int(mixed(stream ^ pivot_word)) % size
+      partner = ((pivot - x.astype(np.int64)) % size).astype(np.uint32)
+      pair = np.maximum(x, partner) ^ mixed(stream ^ swap_word)
+      x = np.where(mixed(pair) & 1, partner, x)
+  return x
+
+
 class ShuffleTest(parameterized.TestCase):
+  @parameterized.parameters(1, 7, 1437, 60000)
+  def test_equals_the_papers_shuffle(self, size):
+    for seed, stream in ((0, 0), (3, 2**32 - 1)):
+      np.testing.assert_array_equal(
+        shuffle(seed, stream, size), swap_or_not(seed, stream, size)
+      )
+
+  def test_few_rounds_are_fused_into_one_loop(self):
+    # Because LLVM's time to compile a fused loop is exponential in them.
+    size = jnp.uint32(50)
+    traced = jax.make_jaxpr(lambda x: samplers.shuffled_index(0, x, x, size))
+    longest = together = 0
+    for eqn in traced(size).eqns:
+      if eqn.primitive.name == 'optimization_barrier':
+        together = 0
+      together += eqn.params.get('name') == '_swap_or_not'
+      longest = max(longest, together)
+    self.assertBetween(longest, 1, 4)
+
   @parameterized.parameters(1, 2, 3, 7, 64, 1000, 1437, 60000)
   def test_is_a_permutation_for_every_stream(self, size):
     for stream in (0, 1, 2**32 - 1):

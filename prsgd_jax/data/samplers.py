@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,6 +32,9 @@ BatchFn = Callable[[Any, Array, Array, Array], Any]
 # The bound, because position arithmetic in uint32 is exact up to it.
 MAX_RESIDENT = 2**23
 _SHUFFLE_ROUNDS = 32
+# Rounds that XLA may fuse into one loop. The compile time of LLVM (in JAX 0.12)
+# is exponential in them if the sizes differ by replica: 14 take 20 seconds.
+_FUSED_ROUNDS = 4
 # Shares of a class below this are drawn as logarithms, because they underflow.
 _TAIL = 1e-12
 
@@ -346,7 +350,9 @@ def shuffled_index(
   )
   size = jnp.asarray(size, jnp.uint32)
   x = jnp.asarray(position, jnp.uint32)
-  for pivot_word, swap_word in words:
+  for i, (pivot_word, swap_word) in enumerate(words):
+    if i and i % _FUSED_ROUNDS == 0:
+      x = lax.optimization_barrier(x)
     x = _swap_or_not(x, stream, size, pivot_word, swap_word)
   return x.astype(jnp.int32)
 
