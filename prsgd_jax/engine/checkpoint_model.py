@@ -9,10 +9,9 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from prsgd_jax.base import ArrayTree
-from prsgd_jax.engine import checkpoint_files
+from prsgd_jax.engine import checkpoint_arrays, checkpoint_files
 from prsgd_jax.engine.checkpoint_files import CheckpointError
 
 
@@ -67,14 +66,12 @@ def read(
   Raises:
     CheckpointError: if the checkpoint is damaged or has other leaves or shapes.
   """
-  import orbax.checkpoint as ocp
-
   check(path, params, model_state)
-  with ocp.StandardCheckpointer() as checkpointer:
-    leaves = checkpointer.restore(path.absolute() / 'state')
   names = _named(params, model_state)
+  record = checkpoint_files.read_seal(path)
+  leaves = checkpoint_arrays.read(path.absolute(), record, names)
   treedef = jax.tree.structure((params, model_state))
-  return jax.tree.unflatten(treedef, [np.asarray(leaves[n]) for n in names])
+  return jax.tree.unflatten(treedef, [leaves[n] for n in names])
 
 
 def _named(params: ArrayTree, model_state: ArrayTree) -> dict[str, Any]:

@@ -7,20 +7,18 @@ directory into place, so that a directory named by a step is complete. Checksums
 are verified before any array is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import contextlib
 import json
-import logging
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from prsgd_jax import system_errors
-from prsgd_jax.base import Array
-from prsgd_jax.engine import checkpoint_files
+from prsgd_jax.engine import (
+  checkpoint_arrays,
+  checkpoint_files,
+  checkpoint_leaves,
+)
 from prsgd_jax.engine.checkpoint_files import (
   CheckpointError,
   Path,
@@ -29,9 +27,9 @@ from prsgd_jax.engine.checkpoint_files import (
   prune,
   steps,
 )
-from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
-from prsgd_jax.engine.train_state import TrainState, check_state
-from prsgd_jax.tracing.keys import from_data, to_data
+from prsgd_jax.engine.checkpoint_leaves import Leaves
+from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.engine.train_state import TrainState
 
 __all__ = (
   'CheckpointError',
@@ -75,7 +73,7 @@ def save(
     SaveError: if the checkpoint cannot be written, such as on a full disk. Its
       partial files are removed, and older checkpoints are still whole.
   """
-  leaves = _to_host(mesh, state)
+  leaves = checkpoint_leaves.to_host(mesh, state)
   step = int(leaves['step'])
   target = path_of(directory, step)
   if target.exists():
@@ -86,7 +84,7 @@ def save(
   record = {
     'description': _as_json(description),
     'num_replicas': mesh.num_replicas,
-    'leaves': _signature(leaves),
+    'leaves': checkpoint_leaves.signature(mesh, state),
     'notes': None if notes is None else _as_json(notes),
   }
   try:
@@ -104,36 +102,12 @@ def save(
 
 
 def _write(
-  staging: pathlib.Path,
-  leaves: dict[str, np.ndarray],
-  record: Mapping[str, Any],
+  staging: pathlib.Path, leaves: Leaves, record: Mapping[str, Any]
 ) -> None:
   """Write a checkpoint to a side directory and force it to the disk."""
-  import orbax.checkpoint as ocp
-
   checkpoint_files.remove(staging)  # an interrupted save may have left one
-  # Not the asynchronous checkpointer, because it leaves threads if it cannot
-  # create its directory, and the process waits for them when it ends.
-  handler = ocp.StandardCheckpointHandler()
-  with _without_orbax_logs(), ocp.Checkpointer(handler) as checkpointer:
-    saved = ocp.args.StandardSave(_not_empty(leaves))
-    checkpointer.save(staging / 'state', args=saved)
+  checkpoint_arrays.write(staging, leaves)
   checkpoint_files.write_record(staging, record)
-
-
-@contextlib.contextmanager
-def _without_orbax_logs() -> Iterator[None]:
-  """Keep orbax from logging the errors that it raises, with tracebacks."""
-
-  def from_elsewhere(record: logging.LogRecord) -> bool:
-    return 'orbax' not in record.pathname
-
-  logger = logging.getLogger('absl')
-  logger.addFilter(from_elsewhere)
-  try:
-    yield
-  finally:
-    logger.removeFilter(from_elsewhere)
 
 
 def read_notes(directory: Path, step: int) -> dict[str, Any] | None:
@@ -172,24 +146,50 @@ def restore(
     CheckpointError: if the checkpoint is missing, damaged, of another run, of
       another number of replicas, or of other shapes.
   """
-  import orbax.checkpoint as ocp
+  source = find(directory, step)
+  record = checkpoint_files.read_record(source)
+  check_description(source, record, description)
+  _check_leaves(source, record, mesh, like)
+  leaves = read_leaves(source, record)
+  return checkpoint_leaves.to_devices(mesh, like, leaves)
 
+
+def find(directory: Path, step: int | None = None) -> pathlib.Path:
+  """Return the path of a checkpoint, without reading it.
+
+  Args:
+    directory: directory of the checkpoints of one run.
+    step: step of the checkpoint. Default: the newest one.
+
+  Raises:
+    CheckpointError: if it is missing.
+  """
   step = latest_step(directory) if step is None else step
   if step is None or not path_of(directory, step).is_dir():
     wanted = 'no whole checkpoint' if step is None else f'no checkpoint {step}'
     raise CheckpointError(f'there is {wanted} in {directory}')
-  source = path_of(directory, step)
-  expected = _to_host(mesh, like)
-  record = checkpoint_files.read_record(source)
-  _compare(source, record, mesh, expected, description)
-  with ocp.StandardCheckpointer() as checkpointer:
-    saved = checkpointer.restore(source / 'state', _not_empty(expected))
-  if int(saved['step']) != step:
+  return path_of(directory, step)
+
+
+def read_leaves(source: pathlib.Path, record: Mapping[str, Any]) -> Leaves:
+  """Return name -> `[N, ...]` on the host, with the N of the checkpoint.
+
+  Args:
+    source: path of the checkpoint.
+    record: its record, from `checkpoint_files.read_record`, which verifies the
+      files.
+
+  Raises:
+    CheckpointError: if the checkpoint is of another step than its name says.
+  """
+  leaves = checkpoint_arrays.read(source, record)
+  step = int(leaves['step'])
+  if source.name != str(step):
     raise CheckpointError(
-      f'{source} holds step {int(saved["step"])}: it was renamed; rename it '
-      'back, or move it away'
+      f'{source} holds step {step}: it was renamed; rename it back, or move it '
+      'away'
     )
-  return _to_devices(mesh, like, {**expected, **saved})
+  return leaves
 
 
 def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,85 +197,44 @@ def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(dict(description)))
 
 
-def _names(state: TrainState) -> list[str]:
-  paths, _ = jax.tree.flatten_with_path(state)
-  names = [
-    jax.tree_util.keystr(path, simple=True, separator='.') for path, _ in paths
-  ]
-  if len(set(names)) < len(names):
-    raise ValueError(
-      'two parameters have the same name once their path is joined by dots; '
-      'rename the one with a dot in its key'
-    )
-  return names
-
-
-def _is_global(name: str) -> bool:
-  """Return whether all replicas share a leaf, equal on every device."""
-  return name in ('step', 'key')
-
-
-def _to_host(mesh: ReplicaMesh, state: TrainState) -> dict[str, np.ndarray]:
-  """Return name -> `[N, ...]`, or one value of a leaf that all share."""
-  check_state('a checkpoint', mesh, state)
-
-  def fetch(name: str, x: Array) -> np.ndarray:
-    x = to_data(x)  # because NumPy has no typed keys
-    return first(x) if _is_global(name) else mesh.gather(x)
-
-  leaves = jax.tree.leaves(state)
-  return {n: fetch(n, x) for n, x in zip(_names(state), leaves, strict=True)}
-
-
-def _not_empty(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Omit arrays of size 0, because orbax rejects them."""
-  return {name: x for name, x in leaves.items() if x.size}
-
-
-def _to_devices(
-  mesh: ReplicaMesh, like: TrainState, leaves: dict[str, np.ndarray]
-) -> TrainState:
-  def put(name: str, known: Array) -> Array:
-    x = leaves[name]
-    placed = mesh.replicate(x) if _is_global(name) else mesh.place(x)
-    return from_data(placed, known)
-
-  known, treedef = jax.tree.flatten(like)
-  new = [put(n, x) for n, x in zip(_names(like), known, strict=True)]
-  placed = jax.tree.unflatten(treedef, new)
-  # Copied by a program, because only buffers it owns may be donated.
-  return mesh.map(lambda state: jax.tree.map(jnp.copy, state))(placed)
-
-
-def _signature(leaves: dict[str, np.ndarray]) -> dict[str, str]:
-  return {
-    name: f'{x.dtype}{list(x.shape)}' for name, x in sorted(leaves.items())
-  }
-
-
-def _compare(
+def check_description(
   source: pathlib.Path,
   record: Mapping[str, Any],
-  mesh: ReplicaMesh,
-  expected: dict[str, np.ndarray],
   description: Mapping[str, Any],
 ) -> None:
-  """Raise CheckpointError if a checkpoint is not of this run."""
-  saved, shapes = record['description'], record['leaves']
-  num_replicas = record['num_replicas']
-  this = _as_json(description)
+  """Check that a checkpoint is of the run with a description.
+
+  Args:
+    source: path of the checkpoint, for the message.
+    record: its record.
+    description: identity of the run, as passed to `save`.
+
+  Raises:
+    CheckpointError: if it is of another run.
+  """
+  saved, this = record['description'], _as_json(description)
   for name in sorted({*saved, *this}):
     if saved.get(name) != this.get(name):
       raise CheckpointError(
         f'{source} is of a run with {name}={saved.get(name)!r}, this run has '
         f'{this.get(name)!r}; use the same or another directory'
       )
-  if num_replicas != mesh.num_replicas:
+
+
+def _check_leaves(
+  source: pathlib.Path,
+  record: Mapping[str, Any],
+  mesh: ReplicaMesh,
+  like: TrainState,
+) -> None:
+  """Raise CheckpointError if the leaves of a checkpoint are not of `like`."""
+  if record['num_replicas'] != mesh.num_replicas:
     raise CheckpointError(
-      f'{source} has {num_replicas} replicas, this run has '
+      f'{source} has {record["num_replicas"]} replicas, this run has '
       f'{mesh.num_replicas}; N cannot change'
     )
-  wanted = _signature(expected)
+  shapes = record['leaves']
+  wanted = checkpoint_leaves.signature(mesh, like)
   for name in sorted({*shapes, *wanted}):
     if shapes.get(name) != wanted.get(name):
       raise CheckpointError(
