@@ -10,8 +10,6 @@ import collections
 import json
 from typing import Any
 
-import jax
-
 # Seconds that the others may be late, because they may still be compiling or
 # writing a checkpoint.
 LIMIT = 600.0
@@ -24,13 +22,17 @@ class ProcessError(RuntimeError):
 
 
 def index() -> int:
-  """Return the index of this process, 0-based."""
-  return jax.process_index()
+  """Return the index of this process, 0-based.
+
+  Not by `jax.process_index`, because that starts the devices, after which their
+  number cannot be set.
+  """
+  return _runtime().process_id
 
 
 def count() -> int:
-  """Return the number of processes."""
-  return jax.process_count()
+  """Return the number of processes; as `index`, without starting devices."""
+  return _runtime().num_processes
 
 
 def is_first() -> bool:
@@ -117,7 +119,11 @@ def _unique(name: str) -> str:
 
 
 def _client() -> Any:
+  return _runtime().client
+
+
+def _runtime() -> Any:
   # Private, because JAX has no public way to the store and its barriers.
   from jax._src import distributed
 
-  return distributed.global_state.client
+  return distributed.global_state
