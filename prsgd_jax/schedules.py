@@ -228,35 +228,47 @@ def _check_listed(name: str, count: int) -> None:
     )
 
 
-def latest(schedule: Schedule, steps: np.ndarray) -> np.ndarray:
-  """Return, for each step, the latest step so far at which a schedule fired.
+def latest(schedule: Schedule) -> Callable[[np.ndarray], np.ndarray]:
+  """Return a function that finds when a schedule last fired.
 
-  It runs on the host and looks back no further than needed.
+  The function runs on the host and looks back no further than needed. It
+  remembers its answer for the last step of a call, because the ledger asks for
+  one part of a run after the other.
 
   Args:
     schedule: the schedule, called with NumPy arrays.
-    steps: int[n], in any order.
 
   Returns:
-    int[n], the latest step at which the schedule fired; 0 before the first.
+    `int[n] -> int[n]`, from steps in any order to the latest step so far at
+    which the schedule fired; 0 before the first.
 
   Example:
     >>> import numpy as np
-    >>> latest(every(4), np.array([2, 3, 6, 9])).tolist()
+    >>> latest(every(4))(np.array([2, 3, 6, 9])).tolist()
     [0, 3, 3, 7]
   """
-  asked, place = np.unique(np.asarray(steps, int), return_inverse=True)
-  found = np.zeros(len(asked), int)
-  cuts = np.flatnonzero(np.diff(asked) > 1) + 1
-  begin, before = 0, -1  # the previous step, whose answer is known
-  for part in np.split(asked, cuts) if len(asked) else ():
-    known = int(found[begin - 1]) if begin else 0
-    first = _fired(schedule, before + 1, int(part[0]), known)
-    fires = np.broadcast_to(np.asarray(schedule(part), bool), part.shape)
-    own = np.maximum(np.where(fires, part, 0), first)
-    found[begin : begin + len(part)] = np.maximum.accumulate(own)
-    begin, before = begin + len(part), int(part[-1])
-  return found[place].reshape(np.shape(steps))
+  remembered = (-1, 0)  # a step, and the answer for it
+
+  def find(steps: np.ndarray) -> np.ndarray:
+    nonlocal remembered
+    asked, place = np.unique(np.asarray(steps, int), return_inverse=True)
+    if not len(asked):
+      return np.zeros(np.shape(steps), int)
+    found = np.zeros(len(asked), int)
+    before, known = remembered if remembered[0] < asked[0] else (-1, 0)
+    cuts = np.flatnonzero(np.diff(asked) > 1) + 1
+    begin = 0
+    for part in np.split(asked, cuts):
+      first = _fired(schedule, before + 1, int(part[0]), known)
+      fires = np.broadcast_to(np.asarray(schedule(part), bool), part.shape)
+      own = np.maximum(np.where(fires, part, 0), first)
+      found[begin : begin + len(part)] = np.maximum.accumulate(own)
+      begin += len(part)
+      before, known = int(part[-1]), int(found[begin - 1])
+    remembered = (before, known)
+    return found[place].reshape(np.shape(steps))
+
+  return find
 
 
 def _fired(schedule: Schedule, begin: int, end: int, known: int) -> int:

@@ -417,7 +417,7 @@ class MeterTest(parameterized.TestCase):
     shapes = self.shapes(algorithm)
     whole = pr.ledger.account(algorithm, shapes, N, self.T, network)
     with mock.patch.multiple(
-      pr.ledger.counting, HELD=4 * first * N, TIMED=first * N, FIRST=first
+      pr.ledger.counting, HELD=4 * first * N, TIMED=first * N, SPAN=first
     ):
       meter = pr.ledger.meter(algorithm, shapes, N, self.T, network)
       position = meter.init()
@@ -471,21 +471,21 @@ class MeterTest(parameterized.TestCase):
     shapes = self.shapes(algorithm)
     meter = pr.ledger.meter(algorithm._replace(cost=cost), shapes, N, T)
     position = meter.advance(meter.init(), 100)
-    self.assertEqual(sum(asked), pr.ledger.counting.FIRST)
+    self.assertEqual(sum(asked), pr.ledger.counting.SPAN)
     want = pr.ledger.account(algorithm, shapes, N, 100)
     self.assertEqual(meter.spent(position).seconds, want.seconds[-1])
     self.assertEqual(meter.spent(position).rounds, want.rounds[-1])
 
-  def test_the_spans_cover_the_run_and_grow_with_it(self):
-    with mock.patch.multiple(pr.ledger.counting, HELD=64 * N, FIRST=4):
-      spans = [pr.ledger.counting._span(step, N, 1000) for step in range(1000)]
+  @parameterized.parameters((4, 64 * N), (64, 4 * N))
+  def test_the_spans_cover_the_run_and_do_not_grow(self, span, held):
+    with mock.patch.multiple(pr.ledger.counting, HELD=held, SPAN=span):
+      spans = [pr.ledger.counting._span(step, N, 998) for step in range(998)]
     for step, (first, stop) in enumerate(spans):
       self.assertLessEqual(first, step)
       self.assertLess(step, stop)
-      self.assertLessEqual(stop - first, max(4, min(first, 64)))
     found = sorted(set(spans))
-    self.assertEqual(found[:4], [(0, 4), (4, 8), (8, 16), (16, 32)])
-    self.assertEqual(found[-1], (960, 1000))
+    self.assertEqual(found[:3], [(0, 4), (4, 8), (8, 12)])
+    self.assertEqual(found[-1], (996, 998))
 
   def test_the_share_that_works(self):
     local_steps = (1, 1, 1, 1, 2, 2, 2, 2)

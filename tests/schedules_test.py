@@ -313,10 +313,25 @@ class BeyondInt32Test(parameterized.TestCase):
       steps = np.arange(1200)
       fired = np.where(schedule(steps), steps, 0)
       want = np.maximum.accumulate(fired)
-      for asked in (steps, [1000], [5, 5, 2], [1100, 3, 4, 300], []):
+      find = schedules.latest(schedule)  # remembers an earlier answer
+      for asked in (
+        [7], [8, 9], steps, [1000], [1001], [5, 5, 2], [1100, 3, 4, 300], [],
+      ):  # fmt: skip
         asked = np.array(asked, int)
-        got = schedules.latest(schedule, asked)
-        np.testing.assert_array_equal(got, want[asked])
+        np.testing.assert_array_equal(find(asked), want[asked])
+
+  def test_latest_looks_at_each_step_of_a_run_once(self):
+    asked = 0
+
+    def never(step):
+      nonlocal asked
+      asked += np.size(step)
+      return np.zeros(np.shape(step), bool)
+
+    find = schedules.latest(never)
+    for first in range(0, 100_000, 1000):
+      find(np.arange(first, first + 1000))
+    self.assertEqual(asked, 100_000)
 
 
 class IntervalsTest(parameterized.TestCase):

@@ -300,6 +300,7 @@ def _draws(
   Both evaluate one function of the seed and of the first step of the round,
   because the ledger does not know the random keys of the run.
   """
+  first_of = latest(begins)
 
   def drawn(first: Array, num_replicas: int) -> Array:
     key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), first)
@@ -310,8 +311,7 @@ def _draws(
     return jnp.where(drawn(step, num_replicas)[replica], n, 0)
 
   def expected(steps: np.ndarray, num_replicas: int) -> np.ndarray:
-    first = latest(begins, steps)
-    of_round, at_step = np.unique(first, return_inverse=True)
+    of_round, at_step = np.unique(first_of(steps), return_inverse=True)
     worked = jax.vmap(lambda step: drawn(step, num_replicas))(of_round)
     return np.asarray(worked)[at_step]
 

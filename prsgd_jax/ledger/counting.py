@@ -33,9 +33,9 @@ from prsgd_jax.tree_types import describe
 # is for times, and is smaller because they should fit into the cache.
 HELD = 2**22
 TIMED = 2**17
-# Steps in the first span of costs. Each later span is as long as all spans
-# before it, so that the work is proportional to the steps done.
-FIRST = 2**12
+# Steps in a span of costs. All spans are equally long, because the time to the
+# next record and the memory of a run must not grow with its length.
+SPAN = 2**12
 # Number of steps sampled from a long run to estimate the working share.
 SAMPLED = 2**14
 
@@ -343,18 +343,11 @@ def _complete(
 def _span(step: int, num_replicas: int, num_steps: int) -> tuple[int, int]:
   """Return (first, stop) of the span that contains a step.
 
-  Spans have FIRST steps at first, then as many steps as all earlier spans
-  together, and at most HELD / N steps.
+  Spans have SPAN steps, or fewer if HELD numbers are exceeded.
   """
-  longest = max(HELD // num_replicas, 1)
-  size = min(FIRST, longest)
-  first, stop = 0, size
-  while stop <= step and 2 * stop <= longest:
-    first, stop = stop, 2 * stop
-  if stop <= step:
-    first = stop + (step - stop) // longest * longest
-    stop = first + longest
-  return first, min(stop, num_steps)
+  size = min(SPAN, max(HELD // num_replicas, 1))
+  first = step // size * size
+  return first, min(first + size, num_steps)
 
 
 def _start(run: _Run) -> Position:
