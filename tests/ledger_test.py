@@ -1,5 +1,6 @@
 """Rounds and bytes: by hand, and against the collectives that are run."""
 
+import json
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
+from prsgd_jax.ledger import positions
 from tests import harness
 from tests.rows import TABLE
 
@@ -407,6 +409,49 @@ class MeterTest(parameterized.TestCase):
     if isinstance(algorithm, str):
       algorithm = TABLE[algorithm].make()
     self.check(algorithm, pr.ledger.Network(**network), pieces, first=4)
+
+  @parameterized.product(
+    algorithm=('ssgd', UNEQUAL), network=({}, {'jitter': 0.4}), step=(0, 7, 33)
+  )
+  def test_a_position_is_saved_bit_for_bit(self, algorithm, network, step):
+    if isinstance(algorithm, str):
+      algorithm = TABLE[algorithm].make()
+    network = pr.ledger.Network(**network)
+    asked = []
+
+    def cost(shapes, num_replicas, steps):
+      asked.extend(steps)
+      return algorithm.cost(shapes, num_replicas, steps)
+
+    shapes = self.shapes(algorithm)
+    counted = algorithm._replace(cost=cost)
+    with mock.patch.multiple(pr.ledger.counting, SPAN=4):
+      meter = pr.ledger.meter(algorithm, shapes, N, self.T, network)
+      before = meter.advance(meter.init(), step)
+      saved = json.loads(json.dumps(positions.to_json(before)))
+      resumed = pr.ledger.meter(counted, shapes, N, self.T, network)
+      found = positions.from_json(saved, resumed.init())
+      self.assertEqual(resumed.spent(found), meter.spent(before))
+      asked.clear()
+      ends = [
+        run.advance(at, 60) for run, at in ((meter, before), (resumed, found))
+      ]
+    self.assertEqual(meter.spent(ends[0]), resumed.spent(ends[1]))
+    np.testing.assert_array_equal(ends[0].clock.times, ends[1].clock.times)
+    if before.clock.apart:
+      self.assertGreaterEqual(min(asked), step - step % 4)
+
+  def test_a_position_of_another_meter_is_not_used(self):
+    found = {}
+    for name, n in (('ssgd', N), ('ssgd', 4), ('hier_avg', N)):
+      algorithm = TABLE[name].make()
+      meter = pr.ledger.meter(algorithm, self.shapes(algorithm), n, self.T)
+      found[name, n] = meter.init(), meter.advance(meter.init(), 3)
+    start = found['ssgd', N][0]
+    self.assertIs(positions.from_json(None, start), start)
+    for key in (('ssgd', 4), ('hier_avg', N)):
+      saved = positions.to_json(found[key][1])
+      self.assertIs(positions.from_json(saved, start), start)
 
   @parameterized.parameters('fedavg', 'palsgd')
   def test_is_the_account_of_those_who_draw_who_works(self, name):

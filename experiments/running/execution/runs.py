@@ -21,16 +21,19 @@ from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import Parts
 from experiments.running.logs import loggers, logs
 from experiments.running.process import locks, messages, signals
-from experiments.running.records import records, writing
+from experiments.running.records import json_files, records, writing
 from experiments.running.records.progress import Progress, find_start
 from prsgd_jax import ledger
 from prsgd_jax.engine import checkpoints
 from prsgd_jax.engine.run_state import State
+from prsgd_jax.ledger import positions
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
 # Checkpoints of a run that stay by default, the newest ones.
 KEEP = 3
+# Name of the meter's position in the notes of a checkpoint.
+LEDGER = 'ledger'
 
 
 def keep_from_flags(values: flags.FlagValues) -> int | None:
@@ -182,7 +185,7 @@ def _execute(
     )
   records.set_summary_aside(workdir)
   meter = parts.meter
-  position = meter.advance(meter.init(), start)
+  position = meter.advance(_position(parts, workdir, start), start)
   log = logs.open_log(
     loggers.Run(
       workdir=workdir,
@@ -206,7 +209,7 @@ def _execute(
     log.advance(len(host['loss']))
 
   def save(state: State) -> None:
-    _save(parts, workdir, state, means, keep)
+    _save(parts, workdir, state, means, position, keep)
 
   def is_due(step: int, every: int) -> bool:
     return step == num_steps or step % every == 0
@@ -310,11 +313,23 @@ def _restore(
   return state, start, means
 
 
+def _position(
+  parts: Parts, workdir: pathlib.Path, start: int
+) -> ledger.Position:
+  """Return the latest saved position of the meter, at `start` or before it."""
+  before = parts.meter.init()
+  if start == 0:
+    return before
+  notes = checkpoints.read_notes(workdir / records.CHECKPOINTS, start) or {}
+  return positions.from_json(notes.get(LEDGER), before)
+
+
 def _save(
   parts: Parts,
   workdir: pathlib.Path,
   state: State,
   means: Progress,
+  position: ledger.Position,
   keep: int | None,
 ) -> None:
   """Saves a state whose parameters are all finite."""
@@ -322,7 +337,8 @@ def _save(
   directory = workdir / records.CHECKPOINTS
   # A checkpoint is of use only with the records up to it.
   writing.sync(workdir / records.METRICS)
-  parts.trainer.save(directory, state, parts.description, notes=means.notes())
+  notes = {**means.notes(), LEDGER: positions.to_json(position)}
+  parts.trainer.save(directory, state, parts.description, notes=notes)
   if keep is not None:
     checkpoints.prune(directory, keep)
 
@@ -338,12 +354,19 @@ def _measure(parts: Parts, state: State) -> dict[str, float]:
   return {n if n in own else f'test_{n}': v for n, v in means.items()}
 
 
+def _last_record(workdir: pathlib.Path) -> records.Record:
+  found = records.read_last_record(workdir)
+  if found is None:
+    raise json_files.damaged(workdir / records.METRICS, 'it has no record')
+  return found
+
+
 def _summarize(
   parts: Parts, workdir: pathlib.Path, clock: _Clock
 ) -> records.Record:
   summary = {
     'label': parts.label,
-    **records.read_records(workdir)[-1],
+    **_last_record(workdir),
     'steps_per_second': None,
     'seconds_to_first_steps': None,
     'replicas': str(parts.trainer.mesh),
