@@ -27,6 +27,7 @@ from prsgd_jax.engine.mapping import PMAP
 from prsgd_jax.engine.memo import PLACEMENTS, Memo, make_memo
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.run_state import State, by_step, check_own
+from prsgd_jax.engine.spent import make_spent
 from prsgd_jax.engine.stacking import stacked
 from prsgd_jax.engine.train_state import (
   check_algorithm,
@@ -316,6 +317,7 @@ def _ledger(
 ]:
   mesh, algorithm, _ = setting
   n = mesh.num_replicas
+  count = make_spent(algorithm, n)
 
   def account(
     state: State | Replica, num_steps: int, network: Network = NETWORK
@@ -330,9 +332,7 @@ def _ledger(
     """Count the cost of the steps done."""
     own = check_own('spent', mesh, state)
     check_algorithm(algorithm, own, n)
-    meter = ledger.meter(algorithm, replica_shapes(own), n, state.step, network)
-    position = meter.advance(meter.init(), state.step)
-    return meter.spent(position, own.algorithm_state)
+    return count(own, state.step, network)
 
   def shapes(params: ArrayTree, model_state: ArrayTree = ()) -> Replica:
     """Return the shapes of one replica."""
