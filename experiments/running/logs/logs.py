@@ -58,13 +58,16 @@ def open_log(
 def _records(run: loggers.Run) -> tuple[float, loggers.Logger]:
   """Return the seconds of the kept records, and a logger that appends more."""
   path = run.workdir / records.METRICS
-  kept = [
-    record
-    for record in records.read_records(run.workdir)
-    if record['step'] <= run.start
-  ]
-  lines = [writing.to_json(record, indent=None) for record in kept]
-  writing.write_text(path, ''.join(lines))
+  seconds = 0.0
+  # One record at a time, because a long run has more than fit into memory.
+  with (
+    writing.whole(path) as staging,
+    open(staging, 'w', encoding='utf-8') as kept,
+  ):
+    for record in records.iterate_records(run.workdir):
+      if record['step'] <= run.start:
+        kept.write(writing.to_json(record, indent=None))
+        seconds = record['seconds']
   with writing.reported(path):
     file = open(path, 'ab', buffering=0)  # noqa: SIM115
 
@@ -76,7 +79,7 @@ def _records(run: loggers.Run) -> tuple[float, loggers.Logger]:
     with writing.reported(path):
       file.close()
 
-  return kept[-1]['seconds'] if kept else 0.0, loggers.Logger(write, close)
+  return seconds, loggers.Logger(write, close)
 
 
 def _tensorboard(run: loggers.Run) -> loggers.Logger:

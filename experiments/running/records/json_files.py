@@ -167,8 +167,8 @@ def read_bytes(path: pathlib.Path) -> bytes | None:
   return data
 
 
-def read_lines(path: pathlib.Path, check: Check) -> list[Any]:
-  """Return the checked values of a file with one value per line.
+def read_lines(path: pathlib.Path, check: Check) -> Iterator[Any]:
+  """Yield the checked values of a file with one value per line.
 
   A last line without a newline is omitted, because its writer was interrupted.
   A missing file has no lines.
@@ -178,9 +178,8 @@ def read_lines(path: pathlib.Path, check: Check) -> list[Any]:
   """
   with _opened(path) as file:
     lines = () if file is None else _whole_lines(file)
-    return [
-      parse(line, check, path, f'line {i}: ') for i, line in enumerate(lines, 1)
-    ]
+    for i, line in enumerate(lines, 1):
+      yield parse(line, check, path, f'line {i}: ')
 
 
 def read_last_line(path: pathlib.Path, check: Check) -> Any:

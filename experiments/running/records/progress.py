@@ -5,7 +5,7 @@ record. A resumed run continues these sums, so that its records are
 bit-identical to an uninterrupted run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import math
 import pathlib
 from typing import Any
@@ -78,10 +78,14 @@ def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
   found = checkpoints.steps(directory)
   if not found:
     return None
-  recorded = [record['step'] for record in records.read_records(workdir)]
+  recorded = np.fromiter(
+    (record['step'] for record in records.iterate_records(workdir)), np.int64
+  )
   for step in reversed(found):
     notes = checkpoints.read_notes(directory, step)
-    progress = _progress([s for s in recorded if s <= step], step, notes)
+    count = int(np.searchsorted(recorded, step, side='right'))
+    is_recorded = count > 0 and recorded[count - 1] == step
+    progress = _progress(count, is_recorded, notes)
     if progress is not None:
       _set_newer_aside(workdir, step)
       return step, progress
@@ -93,24 +97,23 @@ def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
 
 
 def _progress(
-  recorded: Sequence[int], step: int, notes: Mapping[str, Any] | None
+  count: int, is_recorded: bool, notes: Mapping[str, Any] | None
 ) -> Progress | None:
   """Return the progress at a checkpoint, None if earlier records are missing.
 
   Args:
-    recorded: steps of the records up to `step`.
-    step: step of the checkpoint.
+    count: number of records up to its step.
+    is_recorded: whether one of them is of its step.
     notes: saved values of the checkpoint; None if an earlier version saved it,
       immediately after a record.
   """
-  count = len(recorded)
   if notes is None:
-    return Progress({}, count) if step in recorded else None
+    return Progress({}, count) if is_recorded else None
   if count == notes['num_records']:
     return Progress(notes['sums'], count)
   # A signal caused this checkpoint before the record of its step, which a
   # resumed run wrote later.
-  wrote = step in recorded and notes['sums']
+  wrote = is_recorded and notes['sums']
   if wrote and count == notes['num_records'] + 1:
     return Progress({}, count)
   return None

@@ -11,7 +11,7 @@ The directory contains:
   summary-<step>.json  earlier summary of a run that was later extended
 """
 
-import itertools
+from collections.abc import Iterator
 import json
 import os
 import pathlib
@@ -285,26 +285,35 @@ def machine() -> Record:
   }
 
 
-def read_records(workdir: pathlib.Path) -> list[Record]:
-  """Return the records of a run, without a last line that was cut off.
+def iterate_records(workdir: pathlib.Path) -> Iterator[Record]:
+  """Yield the records of a run, without a last line that was cut off.
 
-  A null in the file is NaN. A repeated line is one record.
+  A null in the file is NaN. A repeated line is one record. Only two lines are
+  in memory at a time.
 
   Raises:
     DamagedFile: if a line is damaged, or the steps do not increase.
   """
   path = workdir / METRICS
-  lines = json_files.read_lines(path, _RECORD_FORM)
-  kept = lines[:1]
-  for i, (one, after) in enumerate(itertools.pairwise(lines), 2):
-    if one == after:
+  before = None
+  for i, line in enumerate(json_files.read_lines(path, _RECORD_FORM), 1):
+    if line == before:
       continue
-    if one['step'] >= after['step']:
+    if before is not None and before['step'] >= line['step']:
       raise json_files.damaged(
-        path, f'line {i}: step {after["step"]} comes after {one["step"]}'
+        path, f'line {i}: step {line["step"]} comes after {before["step"]}'
       )
-    kept.append(after)
-  return list(map(writing.with_nan, kept))
+    yield writing.with_nan(line)
+    before = line
+
+
+def read_records(workdir: pathlib.Path) -> list[Record]:
+  """Return the records of a run; see `iterate_records`.
+
+  Raises:
+    DamagedFile: if a line is damaged, or the steps do not increase.
+  """
+  return list(iterate_records(workdir))
 
 
 def read_last_record(workdir: pathlib.Path) -> Record | None:
