@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array
+from prsgd_jax.models.batch_norm import BatchNorm
 
 
 class ResNet20(nn.Module):
@@ -84,7 +85,7 @@ def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
     kernel_init=nn.initializers.he_normal(),
   )
   norm = functools.partial(
-    nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype
+    BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype
   )
   return conv, norm
 
