@@ -6,6 +6,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array
+from prsgd_jax.models.convolution import Conv, max_pool
 
 
 class LeNet5(nn.Module):
@@ -29,8 +30,7 @@ class LeNet5(nn.Module):
     del train
     x = x.astype(self.dtype)
     for channels in (6, 16):
-      x = nn.relu(nn.Conv(channels, (5, 5), dtype=self.dtype)(x))
-      x = nn.max_pool(x, (2, 2), strides=(2, 2))
+      x = max_pool(nn.relu(Conv(channels, (5, 5), dtype=self.dtype)(x)))
     x = x.reshape((x.shape[0], -1))
     for width in (120, 84):
       x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
