@@ -1,8 +1,8 @@
 """Flags, one-line errors and exit codes that all programs share.
 
-A program exits with 0 on success, with 1 and one line on stderr on failure,
-and with 130 after Ctrl-C. Lost output does not end a program: a closed pipe is
-silent, and a full disk that holds stdout causes a line on stderr.
+A program exits with a code of `exit_codes`, on failure after one line on
+stderr. Lost output does not end a program: a closed pipe is silent, and a full
+disk that holds stdout causes a line on stderr.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,12 @@ from absl import app, flags, logging
 import jax
 
 from experiments.running.flags import help_pages
-from experiments.running.process import interrupts, messages, streams
+from experiments.running.process import (
+  exit_codes,
+  interrupts,
+  messages,
+  streams,
+)
 from experiments.running.records import records, writing
 from prsgd_jax.engine.checkpoints import SaveError
 
@@ -37,7 +42,7 @@ flags.DEFINE_string(
 )
 
 
-def fail(error: object, code: int = 1) -> NoReturn:
+def fail(error: object, code: int = exit_codes.ERROR) -> NoReturn:
   """End the program with one line on stderr and an exit code."""
   messages.warn(f'error: {error}')
   sys.exit(code)
@@ -113,7 +118,7 @@ def run(main: Callable[..., None]) -> None:
     try:
       main(*argv[1:])
     except KeyboardInterrupt:
-      fail('interrupted', interrupts.CODE)
+      fail('interrupted', exit_codes.INTERRUPTED)
     except OSError as error:
       fail(writing.explain(error))
     if lost := streams.lost_output():

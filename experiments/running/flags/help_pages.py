@@ -16,6 +16,7 @@ from typing import Any
 from absl import flags
 
 from experiments.running.flags import algorithm_flags
+from experiments.running.process import exit_codes
 from prsgd_jax import versions
 
 ASKS = ('help', 'helpshort', 'helpfull', 'h', '?')
@@ -83,6 +84,9 @@ def _page(main: Callable[..., None]) -> str:
   for title, found in groups.items():
     if found:
       parts.append('\n'.join([f'{title}:', *map(_entry, found)]))
+  # Only a program that saves its work on a signal has codes to act on.
+  if 'signals' in vars(sys.modules[module]):
+    parts.append('\n'.join(['Exit codes:', *exit_codes.lines()]))
   return '\n\n'.join(parts)
 
 

@@ -1,4 +1,4 @@
-"""End a program silently, with code 130, on Ctrl-C during its imports.
+"""End a program silently on Ctrl-C during its imports.
 
 Importing JAX takes seconds. An interrupt meanwhile would print a traceback or
 get lost in a callback. A program therefore calls `end_silently` before its
@@ -9,14 +9,12 @@ handler.
 import os
 import signal
 
-from experiments.running.process import streams
-
-CODE = 130  # as in shells: 128 plus the number of SIGINT
+from experiments.running.process import exit_codes, streams
 
 
 def _end(number: int, frame: object) -> None:
   del number, frame
-  os._exit(CODE)
+  os._exit(exit_codes.INTERRUPTED)
 
 
 def end_silently() -> None:

@@ -1,15 +1,29 @@
 """Messages to the user on stderr."""
 
+import contextlib
 import os
 import sys
-
-import tqdm
 
 
 def warn(message: object) -> None:
   """Print a message as one line on stderr, after the program's name."""
-  program = os.path.basename(sys.argv[0])
-  line = ' '.join(str(message).split())
+  # Imported here, because a program may end before its slow imports.
+  import tqdm
+
   # By tqdm, because it erases a progress bar and redraws it below.
-  tqdm.tqdm.write(f'{program}: {line}', file=sys.stderr)
+  line = _named(' '.join(str(message).split()))
+  tqdm.tqdm.write(line, file=sys.stderr)
   sys.stderr.flush()
+
+
+def end_line(message: str) -> None:
+  """Print the last line of a process that a thread ends immediately.
+
+  It is unbuffered, because another thread may hold the buffer of the stream.
+  """
+  with contextlib.suppress(OSError):
+    os.write(2, f'{_named(message)}\n'.encode(errors='replace'))
+
+
+def _named(line: str) -> str:
+  return f'{os.path.basename(sys.argv[0])}: {line}'

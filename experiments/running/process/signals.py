@@ -1,8 +1,8 @@
 """End a run on a signal of a scheduler or on Ctrl-C, after saving it.
 
-A signaled program exits with code 75 (EX_TEMPFAIL: requeue it), or 130 after
-SIGINT. While it has something to save, it saves at the next dispatch boundary,
-where it polls `requested`. Otherwise it ends immediately.
+The exit code comes from `exit_codes.after_signal`. While a program has
+something to save, it saves at the next dispatch boundary, where it polls
+`requested`. Otherwise it ends immediately.
 
 A second SIGTERM, SIGHUP or SIGINT ends the process immediately. SIGUSR1,
 SIGUSR2 and SIGXCPU are warnings, which schedulers repeat or send before
@@ -11,8 +11,8 @@ SIGTERM: any number of them counts as one.
 A thread receives the signals. Python runs signal handlers between the bytecodes
 of the main thread, which a compilation may block for minutes.
 
-This module and `streams` import only the standard library, so that a program
-can call `watch` before its slow imports.
+This module and those it imports need only the standard library, so that a
+program can call `watch` before its slow imports.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,10 +25,7 @@ import threading
 import time
 from typing import NoReturn
 
-from experiments.running.process import streams
-
-PREEMPTED = 75
-INTERRUPTED = 130
+from experiments.running.process import exit_codes, messages, streams
 
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -153,21 +150,12 @@ def exit_when_stopped(command: str) -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()  # so that the message is the last line of a log
-    _print(f'{name(stopped.number)}: {stopped}; resume with: {command}')
+    why = f'{name(stopped.number)}: {stopped}'
+    messages.end_line(f'{why}; resume with: {command}')
     _take_no_more()
-    sys.exit(code(stopped.number))
+    sys.exit(exit_codes.after_signal(stopped.number))
   finally:
     _watch.left = before
-
-
-def code(number: int) -> int:
-  """Return the exit code after a signal.
-
-  Example:
-    >>> code(signal.SIGTERM), code(signal.SIGINT)
-    (75, 130)
-  """
-  return INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
 
 def name(number: int) -> str:
@@ -193,12 +181,5 @@ def again(*arguments: str) -> str:
 
 def _end_now(number: int, line: str) -> NoReturn:
   # Safe, because every file write tolerates a kill at any moment.
-  _print(line)
-  os._exit(code(number))
-
-
-def _print(line: str) -> None:
-  """Print a line on stderr, unbuffered: another thread may hold the buffer."""
-  program = os.path.basename(sys.argv[0])
-  with contextlib.suppress(OSError):
-    os.write(2, f'{program}: {line}\n'.encode(errors='replace'))
+  messages.end_line(line)
+  os._exit(exit_codes.after_signal(number))
