@@ -49,6 +49,7 @@ __all__ = (
   'qsr',
   'rounds',
   'starts',
+  'theory_epochs',
   'theory_schedule',
   'with_probability',
 )
@@ -57,6 +58,8 @@ __all__ = (
 MOST_LISTED = 2**24
 # Maximum number of calls of a learning rate before the run.
 MOST_RATES = 2**17
+# Number of random numbers that are in memory at once.
+DRAWN = 2**16
 
 
 def always() -> Schedule:
@@ -186,6 +189,11 @@ def at_steps(steps: Sequence[int] | np.ndarray) -> Schedule:
   # The additional last entry, False, serves all later steps.
   table = np.zeros(int(within.max(initial=-1)) + 2, bool)
   table[within.astype(int)] = True
+  return _looked_up(table)
+
+
+def _looked_up(table: np.ndarray) -> Schedule:
+  """Return the schedule of a bool[n], n > 0, whose last entry continues."""
 
   def schedule(step: Step) -> jax.Array | np.ndarray:
     if isinstance(step, jax.Array):
@@ -418,9 +426,14 @@ def with_probability(
       f'num_steps={num_steps}; give fewer, because the draws repeat'
     )
   seed = check_seed('seed', seed)
-  # Uniform in [0, 1), so that probability 0 never fires and 1 always does.
-  tosses = np.random.default_rng(seed).random(num_steps) < probability
-  fires = at_steps(np.flatnonzero(tosses))
+  draw = np.random.default_rng(seed)
+  tosses = np.empty(num_steps, bool)
+  # In parts, because a draw is eight times as large as what is kept of it.
+  for first in range(0, num_steps, DRAWN):
+    part = tosses[first : first + DRAWN]
+    # Uniform in [0, 1), so that probability 0 never fires and 1 always does.
+    part[:] = draw.random(part.size) < probability
+  fires = _looked_up(tosses)
   return lambda step: fires(step % num_steps)
 
 
@@ -610,6 +623,34 @@ def theory_schedule(
     return gamma[np.minimum(index, num_epochs - 1)]
 
   return TheorySchedule(tuple(lengths.tolist()), learning_rate)
+
+
+def theory_epochs(num_replicas: int, num_steps: int) -> int:
+  """Return the number of epochs of `theory_schedule` that cover a run.
+
+  Args:
+    num_replicas: N, >= 1.
+    num_steps: T, the length of the run in steps, >= 1.
+
+  Raises:
+    ValueError: if an argument is not an integer >= 1.
+
+  Example:
+    >>> theory_epochs(num_replicas=2, num_steps=100)
+    82
+    >>> sum(theory_schedule(2, 82).epoch_lengths)
+    101
+  """
+  n = check_positive_int('num_replicas', num_replicas)
+  left = check_positive_int('num_steps', num_steps)
+  done, length = 0, 1
+  while True:
+    # The epochs s of this length are those below (N (K + 1))^3.
+    count = (n * (length + 1)) ** 3 - 1 - done
+    needed = -(-left // length)
+    if needed <= count:
+      return done + needed
+    done, left, length = done + count, left - count * length, length + 1
 
 
 def _not_negative(step: Step) -> jax.Array | np.ndarray:

@@ -1,5 +1,7 @@
 """Schedules: the same on a Python int, a NumPy array and a traced step."""
 
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
@@ -359,6 +361,16 @@ class IntervalsTest(parameterized.TestCase):
 
 
 class WithProbabilityTest(parameterized.TestCase):
+  @parameterized.parameters(1, 7, 100)
+  def test_how_many_are_drawn_at_once_changes_nothing(self, drawn):
+    with mock.patch.object(schedules, 'DRAWN', drawn):
+      found = pr.schedules.with_probability(0.3, num_steps=100, seed=4)
+    want = np.random.default_rng(4).random(100) < 0.3
+    steps = np.arange(250)
+    np.testing.assert_array_equal(found(steps), want[steps % 100])
+    traced = jax.jit(found)(jnp.asarray(steps))
+    np.testing.assert_array_equal(traced, found(steps))
+
   @parameterized.parameters(0.01, 0.2, 0.9)
   def test_fires_as_often(self, probability):
     n = 100_000
@@ -459,6 +471,13 @@ class TheoryScheduleTest(parameterized.TestCase):
       self.assertLess(s, ((k + 1) * n) ** 3)
       if k > 1:
         self.assertGreaterEqual(s, (k * n) ** 3)
+
+  @parameterized.product(n=(1, 2, 8), num_steps=(1, 7, 511, 512, 4095, 40_000))
+  def test_epochs_that_cover_a_run(self, n, num_steps):
+    epochs = pr.schedules.theory_epochs(n, num_steps)
+    lengths = pr.schedules.theory_schedule(n, epochs).epoch_lengths
+    self.assertGreaterEqual(sum(lengths), num_steps)
+    self.assertLess(sum(lengths[:-1]), num_steps)
 
   def test_the_slides_would_have_empty_epochs(self):
     # N = 8: floor(s^(1/3) / N) = 0 in the first 511 epochs, then 1 up to 16^3.

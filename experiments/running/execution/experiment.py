@@ -45,24 +45,28 @@ def build_plan(config: RunConfig, num_examples: int) -> Plan:
   num_steps = total_steps(config, num_examples)
   schedule = learning_rates.build(config, num_examples)
   options = dict(config.options)
+  theory = None
   if options.get('epoch_lengths') == THEORY:
     _check_theory(config)
-    if num_steps > MOST_LISTED:
+    num_epochs = pr.schedules.theory_epochs(config.num_replicas, num_steps)
+    if num_epochs > MOST_LISTED:
       raise ValueError(
         f'--epoch_lengths={THEORY} must be of a run of at most 2**24 = '
-        f'{MOST_LISTED} steps, got {num_steps}'
+        f'{MOST_LISTED} epochs, got {num_epochs} for {num_steps} steps'
       )
     theory = pr.schedules.theory_schedule(
-      config.num_replicas, num_steps, smoothness=1 / config.learning_rate
+      config.num_replicas, num_epochs, smoothness=1 / config.learning_rate
     )
     schedule = theory.learning_rate
-    options['epoch_lengths'] = '+'.join(map(str, theory.epoch_lengths))
+    del options['epoch_lengths']
   provided: dict[str, Any] = {
     'learning_rate': schedule,
     'momentum': config.momentum,
     'num_steps': num_steps,
     'draw_seed': config.seed,
   }
+  if theory is not None:
+    provided['epoch_lengths'] = theory.epoch_lengths
   if 'when' in options:
     run = named.Run(
       num_steps,
