@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint wheel faults benchmark results reproduce \
+.PHONY: help install demo test lint wheel faults long_runs benchmark results reproduce \
   report notebooks docs browser clean
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make lint       ruff, mypy, spelling and the list of words to avoid'
 	@echo 'make wheel      a wheel in build/wheel, installed apart and run'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
+	@echo 'make long_runs  200,000 steps: memory and work per record do not grow'
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
@@ -61,6 +62,9 @@ wheel: $(INSTALLED)
 
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults.py
+
+long_runs: $(INSTALLED)
+	$(BIN)/python tests/long_runs.py
 
 benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py

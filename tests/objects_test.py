@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 from flax import linen as nn
@@ -97,6 +98,24 @@ class ObjectsTest(parameterized.TestCase):
       self.run_own('parts', 8, settings={'period': 3})
     with self.assertRaisesRegex(ValueError, 'holds a run on other data'):
       self.run_own('parts', 8, data=blobs(200, 2))
+
+  @mock.patch.object(pr.ledger.counting, 'SPAN', 2)
+  def test_a_resumed_run_counts_only_the_steps_that_are_new(self):
+    own, asked = soft(optax.sgd(0.05), period=2), []
+
+    def cost(shapes, num_replicas, steps):
+      asked.extend(steps.tolist())
+      return own.cost(shapes, num_replicas, steps)
+
+    x = np.ones((64, 2), np.float32)
+    for num_steps in (12, 14):
+      asked.clear()
+      self.run_own(
+        'long', num_steps, algorithm=own._replace(cost=cost), model=LINE,
+        data={'x': x, 'y': x[:, 0]}, test_data=None, checkpoint_every=12,
+      )  # fmt: skip
+    # The first span for the kinds of costs, then those after step 12.
+    self.assertEqual(asked, [0, 1, 12, 13])
 
   def test_any_loss_on_any_arrays_without_a_test_split(self):
     x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
