@@ -166,21 +166,29 @@ class MapTest(parameterized.TestCase):
 
 
 class MapBlockTest(parameterized.TestCase):
-  """One function of a replica, written out or vectorized."""
+  """One function of a replica, unrolled or vectorized."""
+
+  def test_is_vectorized(self):
+    mapped = pr.engine.ReplicaMesh(8, 1).map_block(lambda x: x @ x)
+    x = np.arange(24.0).reshape(8, 3)
+    np.testing.assert_allclose(mapped(x), (x * x).sum(axis=1))
+    text = str(jax.make_jaxpr(mapped)(x))
+    self.assertEqual(text.count('dot_general['), 1)
 
   @parameterized.parameters((7, 1), (8, 8))
-  def test_large_blocks_are_vectorized(self, written_out, num_products):
-    mesh = pr.engine.ReplicaMesh(8, 1)
-    x = np.arange(24.0).reshape(8, 3)
+  def test_convolutions_of_small_blocks_are_unrolled(self, most, number):
+    def fn(x, kernel):
+      lines = x[None, None], kernel[None, None]
+      return {'out': jax.lax.conv(*lines, (1,), 'VALID')[0, 0]}
 
-    def fn(x):
-      return x @ x
-
-    with mock.patch.object(replica_mesh, 'WRITTEN_OUT', written_out):
-      mapped = mesh.map_block(fn)
-      np.testing.assert_allclose(mapped(x), (x * x).sum(axis=1))
-      text = str(jax.make_jaxpr(mapped)(x))
-    self.assertEqual(text.count('dot_general['), num_products)
+    x, kernel = np.arange(24.0).reshape(8, 3), np.arange(16.0).reshape(8, 2)
+    with mock.patch.object(replica_mesh, 'MAX_UNROLLED', most):
+      mapped = pr.engine.ReplicaMesh(8, 1).map_block(fn)
+      pairs = zip(x, kernel, strict=True)
+      expected = [np.correlate(*rows, 'valid') for rows in pairs]
+      np.testing.assert_allclose(mapped(x, kernel)['out'], expected)
+      text = str(jax.make_jaxpr(mapped)(x, kernel))
+    self.assertEqual(text.count('conv_general_dilated['), number)
 
 
 if __name__ == '__main__':

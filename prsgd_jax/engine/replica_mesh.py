@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 from jax import lax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,10 +24,11 @@ from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
 from prsgd_jax.checks import check_live, check_positive_int
 from prsgd_jax.engine import mapping
 from prsgd_jax.tracing.keys import from_data, to_data
+from prsgd_jax.tracing.primitives import has_convolution
 from prsgd_jax.tree_types import describe
 
-# The largest block that is unrolled on CPU.
-WRITTEN_OUT = 128
+# The largest block that is unrolled, because a larger one compiles slowly.
+MAX_UNROLLED = 128
 
 
 def first(x: Array) -> np.ndarray:
@@ -173,10 +175,9 @@ class ReplicaMesh:
   def map_block(self, fn: Callable[..., Any]) -> Callable[..., Any]:
     """Map `fn` of one replica over its block, in the fastest known way.
 
-    On CPU, the calls are unrolled for blocks of up to 128 replicas, because a
-    larger one would compile slowly. A vmap over the weights of convolutions
-    would be a grouped convolution, five times slower than one replica after the
-    other. A loop around convolutions would be slower still.
+    That is `jax.vmap`, with one exception. On CPU, functions with convolutions
+    are called once for each of up to 128 replicas, because a vmap over the
+    weights of a convolution is a grouped convolution, five times slower.
 
     Args:
       fn: function of one replica's arrays.
@@ -184,14 +185,22 @@ class ReplicaMesh:
     on_cpu = self.devices[0].platform == 'cpu'
 
     def mapped(*args: Any) -> Any:
-      if self.block_size > (WRITTEN_OUT if on_cpu else 1):
-        return jax.vmap(fn)(*args)
-      once = jax.jit(fn, inline=True)  # traced once for the rows
-      rows = [
-        once(*jax.tree.map(operator.itemgetter(i), args))
-        for i in range(self.block_size)
-      ]
-      return jax.tree.map(lambda *xs: jnp.stack(xs), *rows)
+      row = jax.tree.map(operator.itemgetter(0), args)
+      # Traced once, for the choice and for all rows.
+      closed, out = jax.make_jaxpr(fn, return_shape=True)(*row)
+      run = jax.extend.core.jaxpr_as_fun(closed)
+      unrolled = self.block_size == 1 or (
+        on_cpu
+        and self.block_size <= MAX_UNROLLED
+        and has_convolution(closed.jaxpr)
+      )
+      leaves = jax.tree.leaves(args)
+      if unrolled:
+        rows = [run(*(x[i] for x in leaves)) for i in range(self.block_size)]
+        stacked = [jnp.stack(xs) for xs in zip(*rows, strict=True)]
+      else:
+        stacked = jax.vmap(run)(*leaves)
+      return jax.tree.unflatten(jax.tree.structure(out), stacked)
 
     return mapped
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,6 +33,7 @@ from prsgd_jax.tracing.caller_functions import (
 )
 from prsgd_jax.tracing.isolation import completing, isolated, types_of
 from prsgd_jax.tracing.keys import renew
+from prsgd_jax.tracing.primitives import has_convolution
 from prsgd_jax.tree_types import describe
 
 LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
@@ -338,7 +338,7 @@ def _compile(
 
   def watch(jaxpr: Any) -> None:
     on_cpu = mesh.devices[0].platform == 'cpu'
-    if on_cpu and not by_steps and _has_convolution(jaxpr):
+    if on_cpu and not by_steps and has_convolution(jaxpr):
       raise _SlowLoop
 
   program = mesh.map(
@@ -388,17 +388,3 @@ def _without_steps(mesh: ReplicaMesh, metrics: ArrayTree) -> ArrayTree:
     return np.zeros((x.shape[0], 0, *x.shape[2:]), x.dtype)
 
   return mesh.place_per_device(jax.tree.map(empty, metrics))
-
-
-def _has_convolution(jaxpr: Any) -> bool:
-  return 'conv_general_dilated' in _primitives(jaxpr)
-
-
-def _primitives(jaxpr: Any) -> set[str]:
-  """Return the names of all primitives of a jaxpr, nested ones included."""
-  names = set()
-  for eqn in jaxpr.eqns:
-    names.add(eqn.primitive.name)
-    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-      names |= _primitives(inner)
-  return names
