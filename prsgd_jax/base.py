@@ -21,6 +21,7 @@ from prsgd_jax.names import FIELDS, Names, check_writes, joined, names
 
 __all__ = (
   'AXIS_NAME',
+  'Change',
   'Context',
   'Decided',
   'Names',
@@ -160,6 +161,25 @@ class Decided(NamedTuple):
   rounds: Array
 
 
+class Change(NamedTuple):
+  """A change of the number of replicas from N to N', for `resize`.
+
+  Attributes:
+    before: the N replicas as saved, leaves `[N, ...]` in NumPy.
+    origin: int[N'], the saved replica that each new one comes from. Newcomers
+      come last; each is a copy of a replica that stays, in turn.
+    stayed: number of new replicas that are not newcomers.
+    step: the number of steps done.
+    num_replicas: N'.
+  """
+
+  before: Replica
+  origin: np.ndarray
+  stayed: int
+  step: int
+  num_replicas: int
+
+
 def _no_init(replica: Replica, num_replicas: int) -> tuple[Replica, ArrayTree]:
   del num_replicas
   return replica, ()
@@ -177,8 +197,15 @@ def _same_output(replica: Replica, state: ArrayTree) -> Replica:
   return replica
 
 
+def _averaged(
+  replica: Replica, state: ArrayTree, change: Change
+) -> tuple[Replica, ArrayTree]:
+  del change
+  return replica, state
+
+
 class ReplicaTransformation(NamedTuple):
-  """A stage of an algorithm, or a whole algorithm: four pure functions.
+  """A stage of an algorithm, or a whole algorithm: five pure functions.
 
   Attributes:
     update: `(replica, state, context) -> (replica, state)`.
@@ -192,6 +219,10 @@ class ReplicaTransformation(NamedTuple):
     names: the registers that the stage reads and assigns, made by `names`.
     talks: one bool for each `Traffic` of the cost: whether it is sent every
       time the stage runs. Empty for a stage that does not communicate.
+    resize: `(replica, state, change) -> (replica, state)`, when a checkpoint is
+      restored onto another number of replicas. The leaves `[N', ...]` are
+      already averaged over the saved replicas and handed out. Default: they
+      stay so.
   """
 
   update: Callable[[Replica, ArrayTree, Context], tuple[Replica, ArrayTree]]
@@ -200,6 +231,9 @@ class ReplicaTransformation(NamedTuple):
   output: Callable[[Replica, ArrayTree], Replica] = _same_output
   names: Names = Names()
   talks: tuple[bool, ...] = ()
+  resize: Callable[[Replica, ArrayTree, Change], tuple[Replica, ArrayTree]] = (
+    _averaged
+  )
 
   def __repr__(self) -> str:
     """Return the registers, because four function addresses mean little."""
@@ -215,8 +249,8 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
   """Run the stages in order, at every step.
 
   A chain is itself a stage, so chains nest. All stages share one set of
-  registers. `init`, `update` and `output` run in the order of the arguments;
-  `cost` lists the entries in that order.
+  registers. `init`, `update`, `output` and `resize` run in the order of the
+  arguments; `cost` lists the entries in that order.
 
   Args:
     *stages: the stages, in the order of the paper's pseudocode.
@@ -293,6 +327,15 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
       replica = stage.output(replica, state)
     return replica
 
+  def resize(
+    replica: Replica, states: ArrayTree, change: Change
+  ) -> tuple[Replica, ArrayTree]:
+    new_states: Sequence[ArrayTree] = ()
+    for stage, state in zip(stages, states, strict=True):
+      replica, state = stage.resize(replica, state, change)
+      new_states = (*new_states, state)
+    return replica, new_states
+
   return ReplicaTransformation(
     update,
     init,
@@ -300,6 +343,7 @@ def chain(*stages: ReplicaTransformation) -> ReplicaTransformation:
     output,
     joined([stage.names for stage in stages]),
     tuple(sent for stage in stages for sent in stage.talks),
+    resize,
   )
 
 

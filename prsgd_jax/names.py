@@ -29,8 +29,11 @@ class Names(NamedTuple):
     writes: registers that the stage may assign.
     assigns: registers that always hold a value after the stage.
     declares: registers that the stage creates for the whole run.
-    lasts: registers read outside of steps, by `remember` and `evaluate`. They
-      must last for the whole run, because temporary registers are empty there.
+    lasts: registers read outside of steps, by `remember`, `evaluate` and
+      `on_resize`. They must last for the whole run, because temporary registers
+      are empty there.
+    resized: registers that `on_resize` assigns when the number of replicas
+      changes. All other registers are averaged then.
   """
 
   reads: frozenset[str] = frozenset()
@@ -39,6 +42,7 @@ class Names(NamedTuple):
   assigns: frozenset[str] = frozenset()
   declares: frozenset[str] = frozenset()
   lasts: frozenset[str] = frozenset()
+  resized: frozenset[str] = frozenset()
 
 
 def names(
@@ -95,6 +99,7 @@ def joined(parts: Sequence[Names]) -> Names:
     union('assigns'),
     declares,
     union('lasts'),
+    union('resized'),
   )
 
 
@@ -132,9 +137,9 @@ def check_complete(found: Names) -> None:
     raise ValueError(_never_held(name, found.declares, known))
   for name in sorted(found.lasts - found.declares - {*CLOCK, *GIVEN}):
     raise ValueError(
-      f'register {_short(name)!r} is read by remember or evaluate, outside of '
-      'steps, but it is dropped at the end of a step; declare it with '
-      'pr.remember, or assign what is needed with pr.let(...) in the step'
+      f'register {_short(name)!r} is read by remember, evaluate or on_resize, '
+      'outside of steps, but it is dropped at the end of a step; declare it '
+      'with pr.remember, or assign what is needed with pr.let(...) in the step'
     )
   unread = found.writes - found.uses - found.declares - {*FIELDS, 'weight'}
   for name in sorted(unread):

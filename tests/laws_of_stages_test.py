@@ -173,15 +173,15 @@ INCOMPLETE = {
   ),
   'remember_reads_what_a_step_assigns': (
     lambda: (*LOCAL, pr.let(d='params'), pr.remember(x0='d')),
-    "'d' is read by remember or evaluate, outside of steps, but it is dropped",
+    "'d' is read by remember, evaluate or on_resize, outside of steps, but it",
   ),
   'remember_reads_a_gradient': (
     lambda: (*LOCAL, pr.algorithm('a', pr.remember(x0='grads'))),
-    "'grads' is read by remember or evaluate",
+    "'grads' is read by remember, evaluate or on_resize",
   ),
   'evaluate_reads_what_a_step_assigns': (
     lambda: (*LOCAL, pr.let(d='params'), pr.evaluate(params='d')),
-    "'d' is read by remember or evaluate, outside of steps, but it is dropped",
+    "'d' is read by remember, evaluate or on_resize, outside of steps, but it",
   ),
   'of_the_stages_around_and_assigned_inside': (
     lambda: (

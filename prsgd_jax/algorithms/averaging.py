@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prsgd_jax.algorithms.common import AVERAGE
+from prsgd_jax.algorithms.common import AVERAGE, independent
 from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation, Schedule
 from prsgd_jax.checks import check_number, check_positive_int
 from prsgd_jax.mixing.mixings import mean
@@ -90,6 +90,7 @@ def one_shot_averaging(
     'one_shot_averaging',
     step(local),
     at(at_steps([last]), average),
+    independent(local),
   )
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from prsgd_jax.base import ReplicaTransformation
+import optax
+
+from prsgd_jax.base import ReplicaTransformation, chain
 from prsgd_jax.mixing.mixings import Mixing, mean
-from prsgd_jax.stages import sync
+from prsgd_jax.stages import kept, on_resize, sync
 
 # `average` of an algorithm without a `mixing`: a stage on `params`.
 AVERAGE = sync(mean())
@@ -27,3 +29,16 @@ def average_by(average: Any, mixing: Mixing) -> ReplicaTransformation:
       f'{average!r}'
     )
   return made
+
+
+def independent(
+  local: optax.GradientTransformation | ReplicaTransformation,
+) -> ReplicaTransformation:
+  """Return the stage by which independent runs stay so when N changes.
+
+  Put it last, because a stage before others would change their random keys. A
+  `local` that is a stage may communicate, and then decides by itself.
+  """
+  if isinstance(local, optax.GradientTransformation):
+    return on_resize(params=kept(), opt_state=kept())
+  return chain()

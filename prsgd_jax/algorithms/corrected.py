@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prsgd_jax.algorithms.common import AVERAGE, Average, average_by
+from prsgd_jax.algorithms.common import (
+  AVERAGE,
+  Average,
+  average_by,
+  independent,
+)
 from prsgd_jax.algorithms.rates import as_rate
 from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
 from prsgd_jax.checks import (
@@ -27,7 +32,9 @@ from prsgd_jax.stages import (
   at,
   evaluate,
   first_steps,
+  kept,
   let,
+  on_resize,
   remember,
   step,
   sync,
@@ -276,7 +283,7 @@ def tail_averaging(
     model misspecification (arXiv 1610.03774), tail-averaging with parameter
     mixing. Not verified: the number of its algorithm.
   """
-  return chain(step(local), average_iterates(start_step))
+  return chain(step(local), average_iterates(start_step), independent(local))
 
 
 def average_iterates(start_step: int) -> ReplicaTransformation:
@@ -391,4 +398,5 @@ def natural_gradient_averaging(
     'natural_gradient_averaging',
     step(local),
     at(rounds(period), average),
+    on_resize(opt_state=kept()),  # because bases of factors have no mean
   )

@@ -17,7 +17,13 @@ from prsgd_jax.algorithms.requirements import (
   one_matrix,
   requires,
 )
-from prsgd_jax.base import Array, ArrayTree, ReplicaTransformation, Schedule
+from prsgd_jax.base import (
+  Array,
+  ArrayTree,
+  ReplicaTransformation,
+  Schedule,
+  chain,
+)
 from prsgd_jax.checks import check_number
 from prsgd_jax.mixing.codecs import Compressor, check_compressor
 from prsgd_jax.mixing.graphs.fixed import one_peer_exponential, ring
@@ -32,6 +38,7 @@ from prsgd_jax.stages import (
   gradient,
   let,
   local_update,
+  on_resize,
   remember,
   step,
   sync,
@@ -322,7 +329,10 @@ def sparq_sgd(
   return algorithm(
     'sparq_sgd',
     requires(W, one_matrix),
-    remember(known=zeros, mixed=zeros, sent=0.0),
+    chain(
+      remember(known=zeros, mixed=zeros, sent=0.0),
+      on_resize(mixed='known'),  # because the known values are then equal
+    ),
     step(local),
     at(
       rounds(period),

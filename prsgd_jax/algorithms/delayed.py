@@ -8,7 +8,13 @@ import optax
 
 from prsgd_jax.algorithms import virtual_clock
 from prsgd_jax.algorithms.diloco import DILOCO_OUTER
-from prsgd_jax.base import Array, ReplicaTransformation, Schedule, Step
+from prsgd_jax.base import (
+  Array,
+  ReplicaTransformation,
+  Schedule,
+  Step,
+  chain,
+)
 from prsgd_jax.checks import (
   MAX_STEPS,
   check_length,
@@ -23,6 +29,7 @@ from prsgd_jax.stages import (
   at,
   evaluate,
   let,
+  on_resize,
   outer_update,
   remember,
   step,
@@ -119,7 +126,9 @@ def eager_diloco(
   check_optax('outer', outer)
   return algorithm(
     'eager_diloco',
-    remember(x0='params', others=zeros),
+    chain(
+      remember(x0='params', others=zeros), on_resize(others=_of_other_peers)
+    ),
     step(local),
     at(
       rounds(period),
@@ -134,6 +143,17 @@ def eager_diloco(
       let(params='x0'),
     ),
   )
+
+
+def _of_other_peers(
+  others: Array, num_replicas: int, num_replicas_before: Array
+) -> Array:
+  """Return the part of N' - 1 peers in a mean, given that of N - 1.
+
+  A single replica has no peers, so that it begins as in the first round.
+  """
+  before = jnp.maximum(num_replicas_before, 2)
+  return others * (1 - 1 / num_replicas) / (1 - 1 / before)
 
 
 def delayed_nesterov(

@@ -26,8 +26,10 @@ from prsgd_jax.stages import (
   at,
   evaluate,
   gradient,
+  kept,
   let,
   local_update,
+  on_resize,
   outer_update,
   remember,
   require,
@@ -114,7 +116,7 @@ def easgd(
   """
   return algorithm(
     'easgd',
-    remember(center='params'),
+    chain(remember(center='params'), on_resize(params=kept('center'))),
     gradient(),
     at(rounds(period), elastic(alpha)),
     local_update(tx),
@@ -162,7 +164,10 @@ def eamsgd(
   delta = check_number('momentum', momentum, lambda x: 0 <= x < 1, 'in [0, 1)')
   return algorithm(
     'eamsgd',
-    remember(center='params', v=zeros),
+    chain(
+      remember(center='params', v=zeros),
+      on_resize(params=kept('center'), v=kept(zeros)),
+    ),
     let(ahead=lambda params, v: params + delta * v),
     gradient('ahead'),
     at(rounds(period), elastic(alpha)),

@@ -8,7 +8,13 @@ import numpy as np
 import optax
 
 from prsgd_jax.algorithms.common import AVERAGE
-from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
+from prsgd_jax.base import (
+  Array,
+  ReplicaTransformation,
+  Schedule,
+  Step,
+  chain,
+)
 from prsgd_jax.checks import check_listed, check_number, check_seed
 from prsgd_jax.schedules import every, latest, rounds, starts
 from prsgd_jax.stages import (
@@ -18,6 +24,7 @@ from prsgd_jax.stages import (
   gradient,
   let,
   local_update,
+  on_resize,
   outer_update,
   per_replica,
   remember,
@@ -262,12 +269,25 @@ def _federated(
   )
   size = 1.0 if weights is None else _sizes(weights)
   weigh: list[ReplicaTransformation] = []
+
+  def again(share: Callable[..., Array]) -> Callable[..., Array]:
+    """Return the rule that draws the clients of the round again."""
+
+    def weight(step: Step, replica: Array, num_replicas: int) -> Array:
+      first = latest(starts(ends), np.reshape(step, 1))[0]
+      n = size.fn(replica) if isinstance(size, Rule) else size
+      return share(n, first, replica, num_replicas)
+
+    return weight
+
   if fraction < 1:
     share, drawn = _draws(fraction, seed, starts(ends))
-    weigh = [remember(weight=1.0), at(starts(ends), let(n=size, weight=share))]
+    weight = chain(remember(weight=1.0), on_resize(weight=again(share)))
+    weigh = [weight, at(starts(ends), let(n=size, weight=share))]
     local = where(lambda weight: weight > 0, local, expected=drawn)
   elif weights is not None:
-    weigh = [remember(weight=1.0), at(starts(ends), let(weight=size))]
+    weight = chain(remember(weight=1.0), on_resize(weight=size))
+    weigh = [weight, at(starts(ends), let(weight=size))]
   return algorithm(
     name,
     *([remember(x0='params')] if x0_is_read else []),

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prsgd_jax.base import Array, ReplicaTransformation
+from prsgd_jax.base import Array, ReplicaTransformation, Step, chain
 from prsgd_jax.checks import check_listed, check_step
 from prsgd_jax.mixing.matrices import from_links
 from prsgd_jax.mixing.mixings import sparse
 from prsgd_jax.stages import (
   algorithm,
   let,
+  on_resize,
   reading,
   remember,
   step,
@@ -84,6 +85,18 @@ def relay_sgd(
 
     return reading(from_neighbor, told[k], 'replica', 'num_replicas')
 
+  def hear_again(k: int) -> Callable[..., Array]:
+    """Return the rule for the message of a tree of equal models."""
+
+    def message(
+      params: Array, step: Step, replica: Array, num_replicas: int
+    ) -> Array:
+      near = find.distances(num_replicas) <= step
+      there = find.behind(k, num_replicas) & near
+      return jnp.asarray(there.sum(axis=1), params.dtype)[replica] * params
+
+    return message
+
   def averaged(
     params: Array,
     x0: Array,
@@ -97,7 +110,10 @@ def relay_sgd(
 
   return algorithm(
     'relay_sgd',
-    remember(x0='params', **dict.fromkeys(heard, zeros)),
+    chain(
+      remember(x0='params', **dict.fromkeys(heard, zeros)),
+      on_resize(**{heard[k]: hear_again(k) for k in colors}),
+    ),
     step(local),
     let(**{told[k]: tell(k) for k in colors}),
     *[sync(sparse(find.swaps(k)), told[k]) for k in colors],
@@ -139,6 +155,11 @@ class _Tree(NamedTuple):
       return [from_links(num_replicas, index, partner, ones)]
 
     return matrices
+
+  def behind(self, color: int, num_replicas: int) -> np.ndarray:
+    """Return bool[N, N], whether i's way to j begins on the link of a color."""
+    distances = self.distances(num_replicas)
+    return distances[self.partners(num_replicas)[color]] < distances
 
   def distances(self, num_replicas: int) -> np.ndarray:
     """Return int32[N, N], the number of links between two replicas."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from prsgd_jax.algorithms.diloco import DILOCO_OUTER, outer_rounds
-from prsgd_jax.base import Array, ReplicaTransformation, Schedule
+from prsgd_jax.base import Array, ReplicaTransformation, Schedule, chain
 from prsgd_jax.checks import (
   MAX_STEPS,
   check_number,
@@ -21,7 +21,9 @@ from prsgd_jax.stages import (
   algorithm,
   at,
   first_steps,
+  kept,
   let,
+  on_resize,
   outer_update,
   per_replica,
   remember,
@@ -155,7 +157,10 @@ def average_penalized(
 
   return algorithm(
     'average_penalized',
-    remember(average=_number, var=_number, rounds=0.0),
+    chain(
+      remember(average=_number, var=_number, rounds=0.0),
+      on_resize(average=kept(), var=kept()),
+    ),
     let(
       d=lambda x0, params: x0 - params,
       n=_norm,

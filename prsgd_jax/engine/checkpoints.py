@@ -7,7 +7,7 @@ directory into place, so that a directory named by a step is complete. Checksums
 are verified before any array is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 import pathlib
@@ -129,28 +129,38 @@ def restore(
   like: TrainState,
   description: Mapping[str, Any],
   step: int | None = None,
+  *,
+  resize: Callable[[Leaves], Leaves] | None = None,
 ) -> TrainState:
   """Read a checkpoint onto the devices of a mesh.
 
   Args:
     directory: directory of the checkpoints of one run.
-    mesh: placement of the replicas; N as saved, any D.
+    mesh: placement of the replicas; N as saved unless `resize` is given, any D.
     like: a new state of the algorithm and model, for its structure.
     description: identity of the run, as passed to `save`.
     step: step of the checkpoint. Default: the newest one.
+    resize: a function that changes the number of replicas of the leaves, see
+      `resizing.resize`. Default: N must be as saved.
 
   Returns:
     The state, on the devices.
 
   Raises:
     CheckpointError: if the checkpoint is missing, damaged, of another run, of
-      another number of replicas, or of other shapes.
+      another number of replicas, or of other shapes; if `resize` refuses it.
   """
   source = find(directory, step)
   record = checkpoint_files.read_record(source)
   check_description(source, record, description)
-  _check_leaves(source, record, mesh, like)
+  if resize is None or record['num_replicas'] == mesh.num_replicas:
+    _check_leaves(source, record, mesh, like)
   leaves = read_leaves(source, record)
+  if resize is not None:
+    try:
+      leaves = resize(leaves)
+    except ValueError as error:
+      raise CheckpointError(f'{source} cannot be resized: {error}') from error
   return checkpoint_leaves.to_devices(mesh, like, leaves)
 
 
@@ -231,7 +241,7 @@ def _check_leaves(
   if record['num_replicas'] != mesh.num_replicas:
     raise CheckpointError(
       f'{source} has {record["num_replicas"]} replicas, this run has '
-      f'{mesh.num_replicas}; N cannot change'
+      f'{mesh.num_replicas}; pass resize=True to change their number'
     )
   shapes = record['leaves']
   wanted = checkpoint_leaves.signature(mesh, like)

@@ -16,8 +16,10 @@ import numpy as np
 
 from prsgd_jax import ledger
 from prsgd_jax.base import ArrayTree, Replica, ReplicaTransformation
-from prsgd_jax.checks import check_length
+from prsgd_jax.checks import check_bool, check_length
 from prsgd_jax.data.values import Data, Resident, Stream, check_resident
+from prsgd_jax.engine import resizing
+from prsgd_jax.engine.checkpoint_leaves import Leaves
 from prsgd_jax.engine.evaluation import (
   EvalFn,
   make_evaluate,
@@ -73,9 +75,11 @@ class Trainer(NamedTuple):
       checkpoint of all replicas in `directory/<step>`. `notes`, a dict of JSON
       types such as the position of a loader, are kept with it;
       `engine.checkpoints.read_notes(directory, step)` returns them.
-    restore: `(directory, like, description={}, step=None) -> State`, the
-      checkpoint of a step, by default the newest. `like` is a state that `init`
-      made. `description` must equal the saved one.
+    restore: `(directory, like, description={}, step=None, *, resize=False,
+      survivors=None) -> State`, the checkpoint of a step, by default the
+      newest. `like` is a state that `init` made. `description` must equal the
+      saved one. With `resize` the checkpoint may have another number of
+      replicas, see `engine.resizing.resize`.
     lower: `(state, data, num_steps) -> jax.stages.Lowered`, the program of
       `run` on resident data.
     mesh: the placement of the replicas.
@@ -165,7 +169,7 @@ def trainer(
   setting = _Setting(mesh, algorithm, make_memo(mesh, algorithm, loss_fn))
   evaluate, evaluate_replicas = _evaluation(setting, eval_fn)
   account, spent, shapes = _ledger(setting)
-  save, restore = _checkpoints(mesh)
+  save, restore = _checkpoints(setting)
   return Trainer(
     init=_init(setting),
     run=_run(setting),
@@ -342,8 +346,10 @@ def _ledger(
 
 
 def _checkpoints(
-  mesh: ReplicaMesh,
+  setting: _Setting,
 ) -> tuple[Callable[..., pathlib.Path], Callable[..., State]]:
+  mesh, algorithm, _ = setting
+
   def save(
     directory: str | pathlib.Path,
     state: State,
@@ -362,12 +368,29 @@ def _checkpoints(
     like: State,
     description: Mapping[str, Any] = {},
     step: int | None = None,
+    *,
+    resize: bool = False,
+    survivors: Sequence[int] | None = None,
   ) -> State:
     """Restore all replicas."""
     from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
 
     own = check_own('restore', mesh, like)
-    found = checkpoints.restore(directory, mesh, own, description, step)
+    if survivors is not None and not check_bool('resize', resize):
+      raise ValueError('survivors does nothing without resize=True')
+
+    def resized(leaves: Leaves) -> Leaves:
+      n = mesh.num_replicas
+      return resizing.resize(algorithm, own, leaves, n, survivors)
+
+    found = checkpoints.restore(
+      directory,
+      mesh,
+      own,
+      description,
+      step,
+      resize=resized if check_bool('resize', resize) else None,
+    )
     return State(found, mesh)
 
   return save, restore

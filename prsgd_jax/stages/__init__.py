@@ -2,7 +2,8 @@
 
 `gradient` and `local_update` train, `sync` communicates, `remember`, `let`,
 `compute` and `evaluate` assign registers, `at` and `where` choose steps and
-replicas. `chain` and `algorithm` put stages in order.
+replicas. `on_resize` declares what registers mean when N changes. `chain` and
+`algorithm` put stages in order.
 """
 
 from prsgd_jax.stages.assignments import compute, evaluate, let, remember
@@ -20,6 +21,7 @@ from prsgd_jax.stages.local import (
   step,
 )
 from prsgd_jax.stages.requirements import require
+from prsgd_jax.stages.resize import kept, on_resize
 from prsgd_jax.stages.rules import first_steps, per_replica, reading, zeros
 from prsgd_jax.stages.scopes import algorithm
 from prsgd_jax.stages.when import anyone, at
@@ -36,8 +38,10 @@ __all__ = (
   'first_steps',
   'gossip_differences',
   'gradient',
+  'kept',
   'let',
   'local_update',
+  'on_resize',
   'outer_update',
   'per_replica',
   'reading',

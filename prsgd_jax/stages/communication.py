@@ -14,6 +14,7 @@ import numpy as np
 from prsgd_jax.base import (
   Array,
   ArrayTree,
+  Change,
   Context,
   Cost,
   Replica,
@@ -180,10 +181,20 @@ def sync(
       sent = sent._replace(waits=1)
     return (sent,)
 
+  def resize(
+    replica: Replica, state: SyncState, change: Change
+  ) -> tuple[Replica, ArrayTree]:
+    del change
+    if codec is None:
+      return replica, state
+    return replica, state._replace(memory=codec.resize(state.memory))
+
   drawn = ('shared_key',) * mixing.random + ('key',) * (codec is not None)
   held = (*what, *([] if own is None else [own]))
   found = names(reads=(*what, *drawn), writes=(*held, 'weight'), assigns=held)
-  return ReplicaTransformation(update, init, cost, names=found, talks=(True,))
+  return ReplicaTransformation(
+    update, init, cost, names=found, talks=(True,), resize=resize
+  )
 
 
 def check_rows(mixing: Mixing, num_replicas: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from prsgd_jax.base import (
   ArrayTree,
+  Change,
   Context,
   Cost,
   Replica,
@@ -115,4 +116,13 @@ def viewed(
   def output(replica: Replica, state: ArrayTree) -> Replica:
     return leave(inner.output(enter(replica), state), replica)
 
-  return ReplicaTransformation(update, init, cost, output, names, inner.talks)
+  def resize(
+    replica: Replica, state: ArrayTree, change: Change
+  ) -> tuple[Replica, ArrayTree]:
+    own = change._replace(before=enter(change.before))
+    inside, state = inner.resize(enter(replica), state, own)
+    return leave(inside, replica), state
+
+  return ReplicaTransformation(
+    update, init, cost, output, names, inner.talks, resize
+  )

@@ -14,6 +14,7 @@ import numpy as np
 
 from prsgd_jax.base import (
   ArrayTree,
+  Change,
   Context,
   Cost,
   Decided,
@@ -120,6 +121,7 @@ def at(
     inner.output,
     found._replace(assigns=frozenset()),
     (False,) * len(inner.talks),
+    inner.resize,
   )
 
 
@@ -179,6 +181,13 @@ def _at_anyone(
   def output(replica: Replica, state: ArrayTree) -> Replica:
     return inner.output(replica, state[1])
 
+  def resize(
+    replica: Replica, state: ArrayTree, change: Change
+  ) -> tuple[Replica, ArrayTree]:
+    counts, state = state
+    replica, state = inner.resize(replica, state, change)
+    return replica, (counts, state)
+
   return ReplicaTransformation(
     update,
     init,
@@ -190,6 +199,7 @@ def _at_anyone(
       assigns=frozenset(),
     ),
     (True,) + (False,) * len(inner.talks),
+    resize,
   )
 
 

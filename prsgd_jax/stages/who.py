@@ -133,6 +133,7 @@ def where(
     cost,
     inner.output,
     found._replace(reads=found.reads | asked, uses=found.uses | asked),
+    resize=inner.resize,
   )
 
 

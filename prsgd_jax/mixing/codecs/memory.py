@@ -25,6 +25,9 @@ class Codec(NamedTuple):
       received sum_j W_ij own_j.
     one_matrix: whether the memory is valid only for one constant W.
     weighted: whether replicas may have a register `weight`.
+    resize: `memory -> memory`, when the number of replicas changes. The memory
+      is already averaged over the replicas. Default: it stays so, which keeps
+      the mean of the errors of `feedback`.
   """
 
   compressor: Compressor
@@ -33,6 +36,7 @@ class Codec(NamedTuple):
   finish: Callable[..., tuple[ArrayTree, ArrayTree, ArrayTree]]
   one_matrix: bool = False
   weighted: bool = True
+  resize: Callable[[ArrayTree], ArrayTree] = lambda memory: memory
 
 
 def as_codec(given: Any) -> Codec:
@@ -132,8 +136,18 @@ def difference(compressor: Compressor) -> Codec:
     memory = jax.tree.map(jnp.add, memory, {'known': own, 'mixed': mixed})
     return memory['mixed'], memory['known'], memory
 
+  def resize(memory: ArrayTree) -> ArrayTree:
+    # Because v' is then equal on all replicas, and the rows of W sum to 1.
+    return {**memory, 'mixed': memory['known']}
+
   return Codec(
-    compressor, start, prepare, finish, one_matrix=True, weighted=False
+    compressor,
+    start,
+    prepare,
+    finish,
+    one_matrix=True,
+    weighted=False,
+    resize=resize,
   )
 
 
