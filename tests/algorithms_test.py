@@ -14,7 +14,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax.base import Traffic
-from tests import harness, reference
+from tests import elastic_laws, harness, reference
 from tests.rows import LEARNING_RATE, SGD, TABLE, N, T
 
 # Devices cut groups and neighborhoods in other places on each layout.
@@ -70,6 +70,14 @@ SELECTIVE = (
   'fedavg',
   'decoupled_diloco',
   'edit',
+)
+
+
+# Rows whose arguments are of N replicas; their families have rows that fit.
+ONLY_N = (
+  'heterogeneous_reset_buffers',
+  'hier_avg_one_group',
+  'fednova_restarted',
 )
 
 
@@ -236,6 +244,24 @@ class EveryAlgorithmTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.stack(points), whole.x[MIDDLE + 1 :])
     jax.tree.map(np.testing.assert_array_equal, final, whole.final)
     self.assertLen(run.traces, traces)
+
+
+class ResizingTest(parameterized.TestCase):
+  """A checkpoint of N replicas, in the middle of a round, onto fewer."""
+
+  @parameterized.parameters(*TABLE)
+  def test_keeps_the_invariants_of_the_algorithm(self, name):
+    middle = trajectory(name).middle
+    with jax.enable_x64(True):
+      saved = harness.leaves_of(middle)
+      try:
+        change = elastic_laws.resized(name, saved, N, N // 2)
+      except ValueError as refusal:
+        self.assertIn(name, ONLY_N)
+        self.assertRegex(str(refusal), 'one number for each of|must divide')
+        return
+      self.assertNotIn(name, ONLY_N)
+      elastic_laws.check(change)
 
 
 def is_sent(entry, step):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
+from prsgd_jax.engine import checkpoint_leaves
 
 
 def to_tree(x):
@@ -124,6 +125,17 @@ def to_host(state):
     return np.array(x)
 
   return jax.tree.map(fetch, state)
+
+
+def leaves_of(host):
+  """The result of `to_host`, by the names of a checkpoint, `[N, ...]`."""
+  leaves = {}
+  for name, x in zip(
+    checkpoint_leaves.names(host), jax.tree.leaves(host), strict=True
+  ):
+    shared = checkpoint_leaves.is_shared(name)
+    leaves[name] = x[0] if shared else x.reshape((-1, *x.shape[2:]))
+  return leaves
 
 
 def from_host(mesh, host):

@@ -274,7 +274,7 @@ def _federated(
     """Return the rule that draws the clients of the round again."""
 
     def weight(step: Step, replica: Array, num_replicas: int) -> Array:
-      first = latest(starts(ends), np.reshape(step, 1))[0]
+      first = latest(starts(ends))(np.reshape(step, 1))[0]
       n = size.fn(replica) if isinstance(size, Rule) else size
       return share(n, first, replica, num_replicas)
 
