@@ -4,6 +4,25 @@ import contextlib
 import os
 import sys
 
+# Text before the messages of a process other than process 0.
+_where = ''
+
+
+def only_errors(process: int) -> None:
+  """Print nothing but errors from now on, after the number of the process.
+
+  Process 0 prints what all processes would print.
+
+  Args:
+    process: index of this process, > 0.
+  """
+  from absl import logging
+
+  global _where
+  _where = f'process {process}: '
+  sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+  logging.set_verbosity(logging.ERROR)
+
 
 def warn(message: object) -> None:
   """Print a message as one line on stderr, after the program's name."""
@@ -26,4 +45,4 @@ def end_line(message: str) -> None:
 
 
 def _named(line: str) -> str:
-  return f'{os.path.basename(sys.argv[0])}: {line}'
+  return f'{os.path.basename(sys.argv[0])}: {_where}{line}'

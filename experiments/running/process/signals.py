@@ -15,8 +15,9 @@ This module and those it imports need only the standard library, so that a
 program can call `watch` before its slow imports.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -32,6 +33,8 @@ _ENDINGS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 # Within this time two signals are one, because `timeout` signals its child and
 # then the child's group.
 _SAME_SECONDS = 0.1
+# Environment variable: the command of launch.py, if it started this process.
+_LAUNCHED = 'PRSGD_JAX_LAUNCHED'
 
 
 class Stopped(BaseException):
@@ -174,9 +177,31 @@ def again(*arguments: str) -> str:
   Args:
     *arguments: replacement for its arguments; if empty, they are kept.
   """
-  had = len(sys.argv) - 1
-  start = sys.orig_argv[: len(sys.orig_argv) - had]
+  if (launched := os.environ.get(_LAUNCHED)) is not None:
+    start, had = json.loads(launched)
+    return shlex.join([*start, *(arguments or had)])
+  count = len(sys.argv) - 1
+  start = sys.orig_argv[: len(sys.orig_argv) - count]
   return shlex.join([*start, *(arguments or sys.argv[1:])])
+
+
+def launched_by(
+  command: Sequence[str], program: Sequence[str]
+) -> dict[str, str]:
+  """Return the environment variable by which `again` repeats a launch.
+
+  Args:
+    command: command that launches the program, up to the program.
+    program: the program and its arguments.
+  """
+  size = 2 if program[0] == '-m' else 1
+  parts = [[*command, *program[:size]], list(program[size:])]
+  return {_LAUNCHED: json.dumps(parts)}
+
+
+def is_launched() -> bool:
+  """Whether launch.py started this process, with addresses of its own."""
+  return _LAUNCHED in os.environ
 
 
 def _end_now(number: int, line: str) -> NoReturn:
