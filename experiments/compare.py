@@ -36,10 +36,11 @@ from experiments.running.flags import (
   data,
   dotted,
   network,
+  process_flags,
   run_specs,
 )
 from experiments.running.logs import loggers
-from experiments.running.process import locks, messages
+from experiments.running.process import locks, messages, process_zero
 from experiments.running.records import records, units, writing
 from experiments.running.records.json_files import DamagedFile
 from experiments.tools import axes, figures, tables
@@ -51,6 +52,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(axes)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
+flags.adopt_module_key_flags(process_flags)
 flags.adopt_module_key_flags(run_specs)
 
 
@@ -61,6 +63,7 @@ def main() -> None:
     runs.keep_from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py requires --workdir, a directory to write to')
+    process_flags.join(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
     # Before importing a user's module, because it may initialize the devices.
     cli.make_fake_devices(FLAGS.num_devices)
@@ -75,7 +78,7 @@ def main() -> None:
   with (
     cli.one_line_errors(locks.LockError),
     signals.exit_when_stopped(signals.again()),
-    locks.hold(workdir),
+    process_zero.held('the lock', lambda: locks.hold(workdir)),
   ):
     _compare(assembled, workdir, intervals, more_loggers)
 
@@ -92,6 +95,18 @@ def _compare(
   summaries = [
     _run(assembled.pop(0), d, intervals, more_loggers) for d in run_dirs
   ]
+  process_zero.decide('the table', lambda: _tell(summaries, run_dirs, workdir))
+  failed = [s['label'] for s in summaries if 'failed' in s]
+  if failed:
+    cli.fail(f'{", ".join(failed)} did not finish; see above')
+
+
+def _tell(
+  summaries: Sequence[records.Record],
+  run_dirs: Sequence[pathlib.Path],
+  workdir: pathlib.Path,
+) -> None:
+  """Write the tables and the figure, and print the table."""
   table = rows(summaries)
   page = tables.markdown(table, COLUMNS)
   writing.write_text(workdir / 'comparison.md', page)
@@ -106,9 +121,6 @@ def _compare(
   print(f'\n{tables.aligned(table, COLUMNS)}')
   print(f'table:  {workdir / "comparison.md"}')
   print(f'figure: {workdir / "comparison.png"}')
-  failed = [s['label'] for s in summaries if 'failed' in s]
-  if failed:
-    cli.fail(f'{", ".join(failed)} did not finish; see above')
 
 
 def _run(
@@ -137,7 +149,10 @@ def _run_held(
     held.enter_context(runs.hold(run_dir))
     parts, start = warm_start.plan(parts, run_dir, FLAGS)
     runs.open_workdir(parts, run_dir, intervals, resume=True)
-    summary = records.finished(run_dir, parts.plan.num_steps)
+    summary = process_zero.decide(
+      f'whether {label} has finished',
+      lambda: records.finished(run_dir, parts.plan.num_steps),
+    )
     if summary is not None:
       print(f'{label}: already finished, read from {run_dir}')
       return summary

@@ -52,7 +52,14 @@ from experiments.running.execution import (
   warm_start,
 )
 from experiments.running.execution.intervals import Intervals
-from experiments.running.flags import cli, config, data, grids, network
+from experiments.running.flags import (
+  cli,
+  config,
+  data,
+  grids,
+  network,
+  process_flags,
+)
 from experiments.running.process import jobs, locks, messages
 from experiments.running.records import records, writing
 from experiments.running.records.json_files import DamagedFile
@@ -100,6 +107,7 @@ def main() -> None:
   # On CPU, because the processes of the runs need the accelerators.
   jax.config.update('jax_platforms', 'cpu')
   with cli.one_line_errors(ValueError):
+    process_flags.refuse(FLAGS, 'sweep.py starts each run as one process')
     if FLAGS.workdir is None:
       raise ValueError('sweep.py requires --workdir, a directory to write to')
     if FLAGS.jobs < 0:

@@ -42,9 +42,11 @@ from experiments.running.flags import (
   data,
   dotted,
   network,
+  process_flags,
   saved_flags,
 )
 from experiments.running.logs import loggers
+from experiments.running.process import process_zero
 from experiments.running.records import records, slugs
 from experiments.running.records.json_files import DamagedFile
 from prsgd_jax.engine.checkpoints import CheckpointError
@@ -53,6 +55,7 @@ FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
+flags.adopt_module_key_flags(process_flags)
 flags.DEFINE_bool(
   'resume',
   False,
@@ -70,6 +73,7 @@ def main() -> None:
 
 def _train(held: contextlib.ExitStack) -> None:
   with cli.one_line_errors(ValueError):
+    process_flags.join(FLAGS)
     if FLAGS.resume:
       workdir = _resumed_workdir()
       held.enter_context(runs.hold(workdir))
@@ -92,7 +96,8 @@ def _train(held: contextlib.ExitStack) -> None:
       workdir = _new_workdir(run_config)
       held.enter_context(runs.hold(workdir))
     runs.open_workdir(parts, workdir, intervals, resume=FLAGS.resume)
-  again = signals.again('--resume', f'--workdir={workdir}')
+  joined = process_flags.given(FLAGS)
+  again = signals.again('--resume', f'--workdir={workdir}', *joined)
   held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
     print(f'default: {filled_in}')
@@ -119,7 +124,8 @@ def _resumed_workdir() -> pathlib.Path:
   if FLAGS.workdir is None:
     raise ValueError('--resume requires --workdir, the directory of the run')
   workdir = pathlib.Path(FLAGS.workdir)
-  if not (workdir / records.CONFIG).exists():
+  # Before the lock, which would make the directory.
+  if not process_zero.decide('the run', (workdir / records.CONFIG).exists):
     raise ValueError(f'{workdir} holds no run; leave out --resume')
   return workdir
 
@@ -129,7 +135,11 @@ def _new_workdir(run_config: config.RunConfig) -> pathlib.Path:
     return pathlib.Path(FLAGS.workdir)
   now = time.strftime('%Y%m%d-%H%M%S')
   name = f'{now}-{run_config.dataset}-{run_config.slug()}-seed{run_config.seed}'
-  return slugs.make_directory(pathlib.Path('runs'), name)
+  root = pathlib.Path('runs')
+  made = process_zero.decide(
+    'the directory of the run', lambda: str(slugs.make_directory(root, name))
+  )
+  return pathlib.Path(made)
 
 
 if __name__ == '__main__':

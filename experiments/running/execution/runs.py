@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import json
 import os
 import pathlib
 import time
@@ -20,11 +21,11 @@ from experiments.running.execution.finite import (
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import Parts
 from experiments.running.logs import loggers, logs
-from experiments.running.process import locks, messages, signals
+from experiments.running.process import locks, messages, process_zero, signals
 from experiments.running.records import json_files, records, writing
 from experiments.running.records.progress import Progress, find_start
 from prsgd_jax import ledger
-from prsgd_jax.engine import checkpoints
+from prsgd_jax.engine import checkpoints, processes
 from prsgd_jax.engine.run_state import State
 from prsgd_jax.ledger import positions
 
@@ -68,8 +69,12 @@ def hold(
     LockError: when entered, if another process has it.
     ValueError: if there is something else than a run.
   """
-  records.check_place(workdir)
-  return locks.hold(workdir)
+
+  def lock() -> contextlib.AbstractContextManager[None]:
+    records.check_place(workdir)
+    return locks.hold(workdir)
+
+  return process_zero.held(f'the lock of {workdir}', lock)
 
 
 def open_workdir(
@@ -82,15 +87,27 @@ def open_workdir(
   """Makes the directory of a run, or finds the one to resume.
 
   Raises:
-    ValueError: if another run is there, or it cannot be written.
+    ValueError: if another run is there, it cannot be written, or the processes
+      were started with different flags.
   """
-  records.open_workdir(
-    workdir,
-    describe(parts, intervals),
-    dict(parts.called_with),
-    label=parts.label,
-    num_steps=parts.plan.num_steps,
-    resume=resume,
+  description = describe(parts, intervals)
+  process_zero.check_equal(
+    {
+      **json.loads(json.dumps(description)),
+      **intervals._asdict(),
+      'num_steps': parts.plan.num_steps,
+    }
+  )
+  process_zero.decide(
+    f'the directory {workdir}',
+    lambda: records.open_workdir(
+      workdir,
+      description,
+      dict(parts.called_with),
+      label=parts.label,
+      num_steps=parts.plan.num_steps,
+      resume=resume,
+    ),
   )
 
 
@@ -148,7 +165,7 @@ def execute(
   number = signals.requested()
   if number is not None:
     raise signals.Stopped('nothing was lost', number)
-  records.write_failure(workdir, None)
+  process_zero.decide('the start', lambda: records.write_failure(workdir, None))
   try:
     with contextlib.ExitStack() as closing:
       return _execute(
@@ -157,7 +174,8 @@ def execute(
   except NonFinite as error:
     failure = {'step': error.step, 'failed': str(error)}
     try:
-      records.write_failure(workdir, failure)
+      if processes.is_first():
+        records.write_failure(workdir, failure)
     except writing.WriteError as unwritten:  # the lesser of the two
       messages.warn(f'warning: {unwritten}')
     raise
@@ -175,28 +193,15 @@ def _execute(
 ) -> records.Record:
   num_steps = parts.plan.num_steps
   state, start, means = _restore(parts, begin, workdir)
-  done_before = records.finished(workdir, num_steps)
-  if done_before is not None and start in (0, num_steps):
-    return done_before  # also where its checkpoints were removed since
-  if start == 0 and records.read_summary(workdir) is not None:
-    messages.warn(
-      f'the checkpoints in {workdir / records.CHECKPOINTS} are gone; the run '
-      'starts again from step 0'
-    )
-  records.set_summary_aside(workdir)
+  done_before = process_zero.decide(
+    'whether the run has finished',
+    lambda: _finished_before(workdir, start, num_steps),
+  )
+  if done_before is not None:
+    return done_before
   meter = parts.meter
   position = meter.advance(_position(parts, workdir, start), start)
-  log = logs.open_log(
-    loggers.Run(
-      workdir=workdir,
-      label=parts.label,
-      flags=records.read_config(workdir)['flags'],
-      start=start,
-      num_steps=num_steps,
-    ),
-    more_loggers,
-    progress=progress,
-  )
+  log = _open_log(parts, workdir, start, more_loggers, progress)
   # Before an error is printed, so that it is below the progress bar.
   closing.callback(log.close)
   clock = _Clock(time.monotonic())
@@ -229,7 +234,9 @@ def _execute(
     log.write(found)
 
   directory = workdir / records.CHECKPOINTS
-  if warm_start.NAME in parts.description and not checkpoints.steps(directory):
+  if warm_start.NAME in parts.description and not process_zero.decide(
+    'the first checkpoint', lambda: checkpoints.steps(directory)
+  ):
     save(state)  # the run that it starts from may be removed
   if not means.is_recorded() and is_due(start, intervals.log_every):
     record(state, start)  # a signal came before its evaluation
@@ -256,13 +263,53 @@ def _execute(
           save(state)
       number = number or signals.requested()
       if number and not (stop == num_steps and means.is_recorded()):
-        if checkpoints.latest_step(directory) != stop:
+        if stop != process_zero.decide(
+          'the newest checkpoint', lambda: checkpoints.latest_step(directory)
+        ):
           save(state)
         saved = f'saved step {stop} of {num_steps} in {directory / str(stop)}'
         raise signals.Stopped(saved, number)
       paused = clock.paused + time.monotonic() - working
       clock = clock._replace(paused=paused)
-  return _summarize(parts, workdir, clock)
+  return process_zero.decide(
+    'the summary', lambda: _summarize(parts, workdir, clock)
+  )
+
+
+def _finished_before(
+  workdir: pathlib.Path, start: int, num_steps: int
+) -> records.Record | None:
+  """The summary of a run that has finished, else None, and it is set aside."""
+  done_before = records.finished(workdir, num_steps)
+  if done_before is not None and start in (0, num_steps):
+    return done_before  # also where its checkpoints were removed since
+  if start == 0 and records.read_summary(workdir) is not None:
+    messages.warn(
+      f'the checkpoints in {workdir / records.CHECKPOINTS} are gone; the run '
+      'starts again from step 0'
+    )
+  records.set_summary_aside(workdir)
+  return None
+
+
+def _open_log(
+  parts: Parts,
+  workdir: pathlib.Path,
+  start: int,
+  more_loggers: Sequence[loggers.Factory],
+  progress: bool,
+) -> loggers.Logger:
+  """The loggers of a run, in process 0; one that does nothing in the others."""
+  if not processes.is_first():
+    return loggers.Logger(lambda record: None)
+  run = loggers.Run(
+    workdir=workdir,
+    label=parts.label,
+    flags=records.read_config(workdir)['flags'],
+    start=start,
+    num_steps=parts.plan.num_steps,
+  )
+  return logs.open_log(run, more_loggers, progress=progress)
 
 
 def _spent(parts: Parts, step: int, spent: ledger.Spent) -> records.Record:
@@ -304,13 +351,21 @@ def _restore(
   parts: Parts, begin: warm_start.Start | None, workdir: pathlib.Path
 ) -> tuple[State, int, Progress]:
   state = warm_start.first_state(parts, begin)
-  found = find_start(workdir)
+  found = process_zero.decide(
+    'the step to resume from', lambda: _find_start(workdir)
+  )
   if found is None:
     return state, 0, Progress()
-  start, means = found
+  start, means = found['step'], Progress(found['sums'], found['num_records'])
   directory = workdir / records.CHECKPOINTS
   state = parts.trainer.restore(directory, state, parts.description, start)
   return state, start, means
+
+
+def _find_start(workdir: pathlib.Path) -> records.Record | None:
+  """The step to resume from and its progress, in JSON types."""
+  found = find_start(workdir)
+  return None if found is None else {'step': found[0], **found[1].notes()}
 
 
 def _position(
@@ -320,8 +375,12 @@ def _position(
   before = parts.meter.init()
   if start == 0:
     return before
-  notes = checkpoints.read_notes(workdir / records.CHECKPOINTS, start) or {}
-  return positions.from_json(notes.get(LEDGER), before)
+  directory = workdir / records.CHECKPOINTS
+  saved = process_zero.decide(
+    'the position of the ledger',
+    lambda: (checkpoints.read_notes(directory, start) or {}).get(LEDGER),
+  )
+  return positions.from_json(saved, before)
 
 
 def _save(

@@ -20,9 +20,11 @@ from experiments.running.process import (
   exit_codes,
   interrupts,
   messages,
+  process_zero,
   streams,
 )
 from experiments.running.records import records, writing
+from prsgd_jax.engine import processes
 from prsgd_jax.engine.checkpoints import SaveError
 
 # Largest number of simulated devices.
@@ -115,12 +117,13 @@ def run(main: Callable[..., None]) -> None:
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     interrupts.restore()
-    try:
-      main(*argv[1:])
-    except KeyboardInterrupt:
-      fail('interrupted', exit_codes.INTERRUPTED)
-    except OSError as error:
-      fail(writing.explain(error))
+    with process_zero.leaving():
+      try:
+        main(*argv[1:])
+      except KeyboardInterrupt:
+        fail('interrupted', exit_codes.INTERRUPTED)
+      except OSError as error:
+        fail(writing.explain(error))
     if lost := streams.lost_output():
       messages.warn(f'warning: stdout cannot be written ({lost.strerror})')
 
@@ -143,12 +146,21 @@ def _without_stragglers(unraisable: Any) -> None:
 def make_fake_devices(num_devices: int | None) -> None:
   """Set the number of simulated CPU devices; accelerators are not affected.
 
-  Call this before JAX initializes its devices.
+  Call this before JAX initializes its devices, and after `processes.join`.
 
   Args:
-    num_devices: number of devices; out of 1 to `MOST_DEVICES` or None, it is
-      ignored.
+    num_devices: number of devices, which the processes of the run share
+      equally; out of 1 to `MOST_DEVICES` or None, it is ignored.
+
+  Raises:
+    ValueError: if the processes cannot share the devices equally.
   """
   # A number that does not divide the replicas is refused later, in one line.
   if num_devices is not None and 0 < num_devices <= MOST_DEVICES:
-    jax.config.update('jax_num_cpu_devices', num_devices)
+    own, rest = divmod(num_devices, processes.count())
+    if rest:
+      raise ValueError(
+        f'--num_devices must be a multiple of the {processes.count()} '
+        f'processes, got {num_devices}'
+      )
+    jax.config.update('jax_num_cpu_devices', own)

@@ -30,6 +30,7 @@ _TITLES = {
   'learning_rates': 'Learning rate',
   'averages': 'Averages',
   'network': 'Modeled time: machines and links',
+  'process_flags': 'Several processes',
   'cli': 'Files',
 }
 _AVERAGES = (
@@ -52,6 +53,8 @@ def answer(argv: list[str], main: Callable[..., None]) -> str | None:
   Raises:
     flags.Error: if another flag is invalid.
   """
+  if '--' in argv:  # after which another program has its own flags
+    argv = argv[: argv.index('--')]
   names = [argument.lstrip('-') for argument in argv[1:] if argument[:1] == '-']
   if 'version' in names:
     return versions.line()

@@ -10,6 +10,7 @@ from absl import flags
 from experiments.running.flags import config as configs
 from experiments.running.flags import dotted
 from experiments.running.flags.run_config import OPTIONS, RunConfig
+from experiments.running.process import process_zero
 from experiments.running.records import differences, json_files, records
 
 # Flags that may change when a run is resumed.
@@ -88,9 +89,7 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
     ValueError: if the directory holds no run, a flag on the command line must
       not change, or a saved value has the wrong type.
   """
-  if not (workdir / records.CONFIG).exists():
-    raise ValueError(f'{workdir} holds no run; leave out --resume')
-  config = records.read_config(workdir)
+  config = process_zero.decide('the saved flags', lambda: _read(workdir))
   description = config['description']
   algorithm = description.get('algorithm', values.algorithm)
   options = _open_options(values, description.get('options', {}))
@@ -123,6 +122,12 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
         flag.value = value
         flag.present = 1
         flag.using_default_value = False
+
+
+def _read(workdir: pathlib.Path) -> records.Record:
+  if not (workdir / records.CONFIG).exists():
+    raise ValueError(f'{workdir} holds no run; leave out --resume')
+  return records.read_config(workdir)
 
 
 def _is_of(kind: str, value: Any) -> bool:
