@@ -39,8 +39,8 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
           for path in sorted((ROOT / 'docs').glob('*.md'))
         ))  # fmt: skip
 # Called until their flags are parsed: they take long, or write to the project.
-LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'readme',
-        'reproduce', 'results')  # fmt: skip
+LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'launch',
+        'readme', 'reproduce', 'results')  # fmt: skip
 preset_runs = costs.preset_runs
 PLACES = {
   'NAME': 'digits', 'DIR': 'data', 'FILE': 'cifar', 'DIRECTORY': 'idx',
