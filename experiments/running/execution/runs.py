@@ -395,7 +395,8 @@ def _save(
   check_params(workdir, state)
   directory = workdir / records.CHECKPOINTS
   # A checkpoint is of use only with the records up to it.
-  writing.sync(workdir / records.METRICS)
+  if processes.is_first():
+    writing.sync(workdir / records.METRICS)
   notes = {**means.notes(), LEDGER: positions.to_json(position)}
   parts.trainer.save(directory, state, parts.description, notes=notes)
   if keep is not None:
