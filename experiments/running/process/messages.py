@@ -11,7 +11,8 @@ _where = ''
 def only_errors(process: int) -> None:
   """Print nothing but errors from now on, after the number of the process.
 
-  Process 0 prints what all processes would print.
+  Process 0 prints what all processes would print. The descriptor of stdout is
+  closed too, because JAX's runtime prints to it.
 
   Args:
     process: index of this process, > 0.
@@ -20,7 +21,10 @@ def only_errors(process: int) -> None:
 
   global _where
   _where = f'process {process}: '
-  sys.stdout = open(os.devnull, 'w')  # noqa: SIM115
+  sys.stdout.flush()
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 1)
+  os.close(nowhere)
   logging.set_verbosity(logging.ERROR)
 
 
