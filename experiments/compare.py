@@ -61,6 +61,7 @@ def main() -> None:
     axes.check()
     intervals = Intervals.from_flags(FLAGS)
     runs.keep_from_flags(FLAGS)
+    runs.stall_seconds_from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py requires --workdir, a directory to write to')
     process_flags.join(FLAGS)
@@ -171,6 +172,7 @@ def _run_held(
           progress=FLAGS.progress,
           more_loggers=more_loggers,
           keep=runs.keep_from_flags(FLAGS),
+          stall_seconds=runs.stall_seconds_from_flags(FLAGS),
         )
     except NonFinite as error:
       messages.warn(f'{label}: {error}')

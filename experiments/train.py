@@ -61,8 +61,8 @@ flags.DEFINE_bool(
   False,
   'Resume the interrupted run in --workdir with its saved flags. Only these '
   'flags may change: --num_epochs, --num_steps, --log_every, --eval_every, '
-  '--checkpoint_every, --keep, --logger, --num_devices, --data_dir and '
-  '--progress.',
+  '--checkpoint_every, --keep, --logger, --num_devices, --data_dir, '
+  '--stall_seconds and --progress.',
 )
 
 
@@ -84,6 +84,7 @@ def _train(held: contextlib.ExitStack) -> None:
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
     intervals = Intervals.from_flags(FLAGS)
     keep = runs.keep_from_flags(FLAGS)
+    stall_seconds = runs.stall_seconds_from_flags(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
     dataset = data.load(run_config, FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_config.num_replicas)
@@ -116,6 +117,7 @@ def _train(held: contextlib.ExitStack) -> None:
       progress=FLAGS.progress,
       more_loggers=more_loggers,
       keep=keep,
+      stall_seconds=stall_seconds,
     )
   print(records.format_summary(summary, workdir))
 

@@ -5,14 +5,13 @@ import contextlib
 import json
 import os
 import pathlib
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 import jax
 import numpy as np
 
-from experiments.running.execution import warm_start
+from experiments.running.execution import phases, warm_start
 from experiments.running.execution.finite import (
   NonFinite,
   check_loss,
@@ -20,9 +19,16 @@ from experiments.running.execution.finite import (
 )
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import Parts
+from experiments.running.execution.phases import Phases
 from experiments.running.logs import loggers, logs
-from experiments.running.process import locks, messages, process_zero, signals
-from experiments.running.records import json_files, records, writing
+from experiments.running.process import (
+  locks,
+  messages,
+  process_zero,
+  signals,
+  watchdog,
+)
+from experiments.running.records import goodput, json_files, records, writing
 from experiments.running.records.progress import Progress, find_start
 from prsgd_jax import ledger
 from prsgd_jax.engine import checkpoints, processes
@@ -51,13 +57,13 @@ def keep_from_flags(values: flags.FlagValues) -> int | None:
   return int(text)
 
 
-class _Clock(NamedTuple):
-  """When the run began, and when its first dispatch was compiled and done."""
+def stall_seconds_from_flags(values: flags.FlagValues) -> float:
+  """Return --stall_seconds, or its default for the number of processes.
 
-  begun: float
-  first_steps: float | None = None
-  counted_from: int = 0
-  paused: float = 0.0  # in evaluations and checkpoints since
+  Raises:
+    ValueError: if it is out of range.
+  """
+  return watchdog.limit(values.stall_seconds, processes.count())
 
 
 def hold(
@@ -134,6 +140,7 @@ def execute(
   progress: bool = True,
   more_loggers: Sequence[loggers.Factory] = (),
   keep: int | None = KEEP,
+  stall_seconds: float = 0,
 ) -> records.Record:
   """Trains to the end of a run, from its newest checkpoint if it has one.
 
@@ -148,6 +155,8 @@ def execute(
     progress: whether to show a progress bar, or lines where no terminal is.
     more_loggers: functions of a `loggers.Run`; their loggers get each record.
     keep: how many checkpoints stay, the newest ones; None for all.
+    stall_seconds: longest time without a step before the process ends; see
+      `watchdog`. Default: 0, unlimited.
 
   Returns:
     The summary, which is also in the directory.
@@ -168,8 +177,18 @@ def execute(
   process_zero.decide('the start', lambda: records.write_failure(workdir, None))
   try:
     with contextlib.ExitStack() as closing:
+      clock = Phases(0)
+      closing.enter_context(watchdog.watching(clock, stall_seconds))
       return _execute(
-        parts, workdir, intervals, start, progress, more_loggers, keep, closing
+        parts,
+        workdir,
+        intervals,
+        start,
+        progress,
+        more_loggers,
+        keep,
+        clock,
+        closing,
       )
   except NonFinite as error:
     failure = {'step': error.step, 'failed': str(error)}
@@ -189,6 +208,7 @@ def _execute(
   progress: bool,
   more_loggers: Sequence[loggers.Factory],
   keep: int | None,
+  clock: Phases,
   closing: contextlib.ExitStack,
 ) -> records.Record:
   num_steps = parts.plan.num_steps
@@ -204,7 +224,9 @@ def _execute(
   log = _open_log(parts, workdir, start, more_loggers, progress)
   # Before an error is printed, so that it is below the progress bar.
   closing.callback(log.close)
-  clock = _Clock(time.monotonic())
+  life = _open_life(workdir, start)
+  closing.callback(life.close)
+  counted_from = None  # the step after which the speed is measured
   pending: tuple[int, Any] | None = None
 
   def take(first: int, metrics: Any) -> None:
@@ -213,14 +235,22 @@ def _execute(
     means.add(host)
     log.advance(len(host['loss']))
 
-  def save(state: State) -> None:
+  def note(step: int) -> None:
+    clock.enter(clock.name, step)
+    life.note(step, clock.seconds())
+
+  def save(state: State, step: int) -> None:
+    note(step)  # because the process may be killed before the note below
+    clock.enter(phases.SAVE, step)
     _save(parts, workdir, state, means, position, keep)
+    note(step)
 
   def is_due(step: int, every: int) -> bool:
     return step == num_steps or step % every == 0
 
   def record(state: State, step: int) -> None:
     nonlocal position
+    clock.enter(phases.RECORD, step)
     position = meter.advance(position, step)
     spent = meter.spent(position, state.on_devices.algorithm_state)
     found = {
@@ -230,49 +260,53 @@ def _execute(
       **_spent(parts, step, spent),
     }
     if is_due(step, intervals.eval_every):
+      clock.enter(phases.EVALUATE, step)
       found |= _measure(parts, state)
+      clock.enter(phases.RECORD, step)
     log.write(found)
+    note(step)
 
   directory = workdir / records.CHECKPOINTS
   if warm_start.NAME in parts.description and not process_zero.decide(
     'the first checkpoint', lambda: checkpoints.steps(directory)
   ):
-    save(state)  # the run that it starts from may be removed
+    save(state, start)  # the run that it starts from may be removed
   if not means.is_recorded() and is_due(start, intervals.log_every):
     record(state, start)  # a signal came before its evaluation
+  clock.enter(phases.COMPILE, start)
   for first, stop in _dispatches(start, num_steps, intervals):
     state, metrics = parts.trainer.run(state, parts.data, stop - first)
-    if clock.first_steps is None:
+    if counted_from is None:
       jax.block_until_ready(metrics)
-      clock = clock._replace(first_steps=time.monotonic(), counted_from=stop)
+      counted_from = stop
       closing.enter_context(signals.deferred())  # there is something to save
     # While the devices work on this dispatch, the one before is looked at.
     if pending is not None:
       take(*pending)
     pending = (first, metrics)
+    clock.enter(phases.TRAIN, stop)
     number = signals.requested()
     if number is not None or is_due(stop, intervals.log_every):
       take(*pending)
       pending = None
-      working = time.monotonic()
       evaluates = is_due(stop, intervals.eval_every)
       # An evaluation may take longer than a scheduler waits.
       if is_due(stop, intervals.log_every) and not (number and evaluates):
         record(state, stop)
         if is_due(stop, intervals.checkpoint_every):
-          save(state)
+          save(state, stop)
       number = number or signals.requested()
       if number and not (stop == num_steps and means.is_recorded()):
         if stop != process_zero.decide(
           'the newest checkpoint', lambda: checkpoints.latest_step(directory)
         ):
-          save(state)
+          save(state, stop)
         saved = f'saved step {stop} of {num_steps} in {directory / str(stop)}'
         raise signals.Stopped(saved, number)
-      paused = clock.paused + time.monotonic() - working
-      clock = clock._replace(paused=paused)
+      clock.enter(phases.TRAIN, stop)
   return process_zero.decide(
-    'the summary', lambda: _summarize(parts, workdir, clock)
+    'the summary',
+    lambda: _summarize(parts, workdir, clock, counted_from, life.spent()),
   )
 
 
@@ -310,6 +344,13 @@ def _open_log(
     num_steps=parts.plan.num_steps,
   )
   return logs.open_log(run, more_loggers, progress=progress)
+
+
+def _open_life(workdir: pathlib.Path, start: int) -> goodput.Life:
+  """Start the notes of an attempt in process 0; the others keep none."""
+  if processes.is_first():
+    return goodput.open_life(workdir, start)
+  return goodput.Life(lambda step, seconds: None, dict, lambda: None)
 
 
 def _spent(parts: Parts, step: int, spent: ledger.Spent) -> records.Record:
@@ -422,23 +463,38 @@ def _last_record(workdir: pathlib.Path) -> records.Record:
 
 
 def _summarize(
-  parts: Parts, workdir: pathlib.Path, clock: _Clock
+  parts: Parts,
+  workdir: pathlib.Path,
+  clock: Phases,
+  counted_from: int | None,
+  life: dict[str, float],
 ) -> records.Record:
+  """Write the summary of a finished run, and return it.
+
+  Args:
+    parts: of the run.
+    workdir: directory of the run.
+    clock: seconds of this process.
+    counted_from: step after the first dispatch; None if no step was left.
+    life: seconds of the whole run by kind.
+  """
   summary = {
     'label': parts.label,
     **_last_record(workdir),
     'steps_per_second': None,
     'seconds_to_first_steps': None,
+    'goodput': goodput.goodput(life),
+    'life_seconds': life,
     'replicas': str(parts.trainer.mesh),
     'device': parts.trainer.mesh.devices[0].device_kind,
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
     'commit': records.commit(),
   }
-  if clock.first_steps is not None:
-    steps = parts.plan.num_steps - clock.counted_from
-    seconds = time.monotonic() - clock.first_steps - clock.paused
-    summary['seconds_to_first_steps'] = clock.first_steps - clock.begun
-    summary['steps_per_second'] = steps / seconds if steps else None
+  if counted_from is not None:
+    steps, seconds = parts.plan.num_steps - counted_from, clock.seconds()
+    summary['seconds_to_first_steps'] = seconds[phases.COMPILE]
+    if steps:
+      summary['steps_per_second'] = steps / seconds[phases.TRAIN]
   records.write_summary(workdir, summary)
   return summary

@@ -20,6 +20,7 @@ from experiments.running.flags import (
   typed_options,
 )
 from experiments.running.flags.run_config import OPTIONS, RunConfig
+from experiments.running.process import exit_codes, watchdog
 from prsgd_jax.checks import (
   MAX_STEPS,
   check_length,
@@ -179,6 +180,14 @@ flags.DEFINE_string(
   '3',
   'Number of newest checkpoints to keep, >= 1, or all. They remain after the '
   'run has finished.',
+)
+flags.DEFINE_float(
+  'stall_seconds',
+  None,
+  'Seconds without a step after which the process prints its stacks and exits '
+  f'with code {exit_codes.STALLED}; 0 for no limit. A compilation, an '
+  f'evaluation and a checkpoint may take {watchdog.PATIENCE} times as long. '
+  f'Default: {watchdog.DEFAULT_SECONDS:.0f} for several processes, else 0.',
 )
 flags.DEFINE_string(
   'init_from',

@@ -19,7 +19,10 @@ from experiments.running.records import slugs
 # Flags of train.py that are not settings of a run.
 _NOT_SETTINGS = (
   'algorithm', 'algorithm_options', 'progress', 'data_dir', 'workdir', 'keep',
+  'stall_seconds',
 )  # fmt: skip
+# Those of them that the process of a run receives.
+_PASSED_ON = {'data_dir', 'keep', 'stall_seconds'}
 
 
 class Axis(NamedTuple):
@@ -227,7 +230,7 @@ def command(point: Point) -> list[str]:
     given.append(f'--algorithm_options={",".join(options)}')
   for name in config.all_flags():
     flag = point.flags[name]
-    skipped = {*_NOT_SETTINGS, *config.OPTIONS} - {'data_dir', 'keep'}
+    skipped = {*_NOT_SETTINGS, *config.OPTIONS} - _PASSED_ON
     if name not in skipped and flag.present and flag.value is not None:
       given.append(flag.serialize())
   return given

@@ -25,6 +25,7 @@ MAY_CHANGE = (
   'num_epochs',
   'num_steps',
   'progress',
+  'stall_seconds',
   'workdir',
 )
 _LENGTHS = ('num_steps', 'num_epochs')

@@ -4,6 +4,7 @@ The directory contains:
 
   config.json          label, description, flags and length of the run
   metrics.jsonl        a record every `log_every` steps
+  attempts.jsonl       seconds of each attempt by phase; see `goodput`
   tensorboard/         the records as TensorBoard events
   checkpoints/         states to resume from
   summary.json         final measures, once the run has finished
@@ -34,7 +35,7 @@ CHECKPOINTS = 'checkpoints'
 Record = dict[str, Any]
 
 # Values of a summary that are None if the run was too short to measure them.
-UNMEASURED = ('steps_per_second', 'seconds_to_first_steps')
+UNMEASURED = ('steps_per_second', 'seconds_to_first_steps', 'goodput')
 _NETWORK = {
   'links': json_files.values_of(json_files.list_of(json_files.number)),
   'speeds': json_files.list_of(json_files.number),
@@ -343,9 +344,24 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     f'  bytes sent     {units.size(summary["bytes_sent"])} per replica',
     f'  time           {summary["seconds"]:.1f} s'
     + (f', {rate:.0f} steps/s once compiled' if rate else ''),
+    *_life(summary),
     f'  written to     {workdir}',
   ]
   return '\n'.join(lines)
+
+
+def _life(summary: Record) -> list[str]:
+  """Return the line of the goodput; runs of an earlier version have none."""
+  if summary.get('goodput') is None:
+    return []
+  seconds = summary['life_seconds']
+  others = ', '.join(
+    f'{name} {value:.1f} s'
+    for name, value in sorted(seconds.items(), key=lambda item: -item[1])
+    if name != 'productive' and value >= 0.05
+  )
+  whole = f'of {sum(seconds.values()):.1f} s' + (others and f': {others}')
+  return [f'  goodput        {summary["goodput"]:.0%} {whole}']
 
 
 def _tested(summary: Record) -> list[str]:
