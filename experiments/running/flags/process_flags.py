@@ -115,7 +115,7 @@ def join(values: flags.FlagValues) -> None:
   limit = time.monotonic() + values.join_seconds
   if by_hand:
     _check_address(address, process, limit)
-  with _one_line_after(limit, values):
+  with _one_line_after(limit, values.join_seconds):
     _initialize(values, by_hand)
   if not processes.is_first():
     messages.only_errors(processes.index())
@@ -208,7 +208,7 @@ def _wait_for(host: str, port: int, limit: float) -> None:
 
 
 @contextlib.contextmanager
-def _one_line_after(limit: float, values: flags.FlagValues) -> Iterator[None]:
+def _one_line_after(limit: float, seconds: int) -> Iterator[None]:
   """End the process with one line if the block takes too long.
 
   By a thread, because JAX ends the process after its own limit.
@@ -216,7 +216,7 @@ def _one_line_after(limit: float, values: flags.FlagValues) -> Iterator[None]:
 
   def end() -> None:
     messages.end_line(
-      f'error: not all processes joined within {values.join_seconds} s; start '
+      f'error: not all processes joined within {seconds} s; start '
       'each of them, with one --num_processes, or raise --join_seconds'
     )
     os._exit(exit_codes.ERROR)
