@@ -15,6 +15,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.names import FIELDS, Names, check_writes, joined, names
@@ -33,6 +34,7 @@ __all__ = (
   'lasting',
   'names',
   'over_block',
+  'select',
 )
 
 # The axis of devices. Every collective uses this constant.
@@ -117,9 +119,15 @@ class Work(NamedTuple):
 
   Attributes:
     active: bool[num_steps, N], whether each replica takes one at each step.
+    lost: bool[num_steps, N], whether a replica would take one but has crashed;
+      None if no replica has.
+    slowdown: float[num_steps, N], the factor by which a gradient takes longer;
+      None if none does.
   """
 
   active: np.ndarray
+  lost: np.ndarray | None = None
+  slowdown: np.ndarray | None = None
 
 
 class Traffic(NamedTuple):
@@ -137,6 +145,8 @@ class Traffic(NamedTuple):
       of S consecutive replicas: N is all replicas, 1 is none. Otherwise a
       function `(rounds_before, generator) -> Senders` of a round; the generator
       draws random graphs.
+    present: bool[num_steps, N], whether each replica takes part in a round at
+      each step; None if all always do. Nobody waits for an absent one.
   """
 
   fires: np.ndarray | None
@@ -144,6 +154,7 @@ class Traffic(NamedTuple):
   latencies: float
   tier: str
   waits: int | Callable[[int, np.random.Generator], Senders]
+  present: np.ndarray | None = None
 
 
 Cost = Work | Traffic
@@ -435,3 +446,20 @@ def over_block(fn: Callable[..., Any]) -> Callable[..., Any]:
     [2.0, 2.0]
   """
   return jax.vmap(fn)
+
+
+def select(mask: Array, new: ArrayTree, old: ArrayTree) -> ArrayTree:
+  """Return, for each replica of a block, `new` where the mask, else `old`.
+
+  Args:
+    mask: bool[V].
+    new: leaves `[V, ...]`.
+    old: leaves `[V, ...]`, with the structure of `new`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> select(jnp.array([True, False]), jnp.ones(2), jnp.zeros(2)).tolist()
+    [1.0, 0.0]
+  """
+  pick = over_block(jnp.where)
+  return jax.tree.map(lambda x, y: pick(mask, x, y), new, old)

@@ -41,16 +41,23 @@ class Block(NamedTuple):
     size: b, the number of steps.
     costs: the costs of the first block, in the order of execution. Their arrays
       are not read.
-    active: bool[b, N] for each `Work`, the replicas that take a gradient.
+    active: float[b, N] for each `Work`, the time of a gradient of each replica
+      in units of its usual time, 0 without a gradient; bool if all are 0 or 1.
+    present: for each cost, bool[b, N], the replicas that take part in a round;
+      None if all do.
     counts: [b] for each cost: the number of gradients at each step, or whether
       the cost fires; zeros for data-dependent communication.
+    lost: [b] for each cost: the number of lost gradients at each step, or of
+      replicas absent from a round.
     turns: for each cost, the sum of its counts over all earlier steps.
   """
 
   size: int
   costs: tuple[Cost, ...]
   active: list[np.ndarray]
+  present: list[np.ndarray | None]
   counts: list[np.ndarray]
+  lost: list[np.ndarray]
   turns: tuple[int, ...]
 
 
@@ -100,6 +107,8 @@ def _in_step(block: Block, network: Network, num_replicas: int) -> bool:
     return True
   return (
     not network.jitter
+    and not any(x.dtype != bool for x in block.active)
+    and not any(x is not None and not x.all() for x in block.present)
     and len(set(network.speeds)) < 2
     and all(
       np.isin(count, (0, num_replicas)).all()
@@ -156,7 +165,9 @@ def _apart(
 
   for t, i, cost in _rounds(block):
     work(t * num_work + before[i])
-    times = _wait(times, cost, turns[i], clock.draw) + seconds[i]
+    here = block.present[i]
+    who = None if here is None or here[t].all() else here[t]
+    times = _wait(times, cost, turns[i], clock.draw, who) + seconds[i]
     turns[i] += 1
     ends[t] = times.max()
   work(block.size * num_work)
@@ -193,16 +204,32 @@ def _lasts(
   if network.jitter:
     noise = network.jitter * jitter.normal(size=shape)
     lasts = lasts * np.exp(noise - network.jitter**2 / 2)
-  lasts = np.where(np.stack(active, axis=1), lasts, 0.0)
+  units = np.stack(active, axis=1)
+  lasts = np.where(units, lasts * units, 0.0)
   return lasts.reshape((-1, num_replicas))
 
 
 def _wait(
-  times: np.ndarray, sent: Traffic, turn: int, draw: np.random.Generator
+  times: np.ndarray,
+  sent: Traffic,
+  turn: int,
+  draw: np.random.Generator,
+  present: np.ndarray | None = None,
 ) -> np.ndarray:
-  """Return when each replica and all its senders have arrived."""
+  """Return when each replica and all its senders have arrived.
+
+  Only replicas in bool[N] `present` are waited for. A late one leaves its work
+  as soon as the others have arrived. Default: all replicas.
+  """
   if sent.waits == 1:
     return times
+  if present is not None:
+    arrivals = np.where(present, times, -np.inf)
+    reached = _wait(arrivals, sent, turn, draw)
+    # Only a mean sends its result to late replicas.
+    ends = isinstance(sent.waits, int) & np.isfinite(reached)
+    late = np.where(ends, np.minimum(times, reached), times)
+    return np.where(present, reached, late)
   if isinstance(sent.waits, int):
     slowest = times.reshape(-1, sent.waits).max(axis=1)
     return np.repeat(slowest, sent.waits)

@@ -54,6 +54,10 @@ class Account(NamedTuple):
       finished.
     decided: (tier, bytes, seconds) of one data-dependent round, for each stage
       that has such rounds, in the order of the chain.
+    gradients_lost: int64[num_steps + 1], gradients not taken by replicas that
+      have crashed, all together.
+    rounds_missed: int64[num_steps + 1], pairs of a replica and a round in which
+      it did not take part, because it had crashed or was late.
   """
 
   gradients: np.ndarray
@@ -62,6 +66,8 @@ class Account(NamedTuple):
   bytes_by_tier: dict[str, np.ndarray]
   seconds: np.ndarray
   decided: tuple[tuple[str, float, float], ...]
+  gradients_lost: np.ndarray
+  rounds_missed: np.ndarray
 
 
 class Spent(NamedTuple):
@@ -73,6 +79,9 @@ class Spent(NamedTuple):
     bytes_sent: bytes that one replica has sent.
     bytes_by_tier: tier -> bytes, which add up to `bytes_sent`.
     seconds: modeled time at which the last replica has finished.
+    gradients_lost: gradients not taken by replicas that have crashed.
+    rounds_missed: pairs of a replica and a round in which it did not take part.
+      Data-dependent rounds are not included.
   """
 
   gradients: int
@@ -80,6 +89,8 @@ class Spent(NamedTuple):
   bytes_sent: float
   bytes_by_tier: dict[str, float]
   seconds: float
+  gradients_lost: int = 0
+  rounds_missed: int = 0
 
 
 class Position(NamedTuple):
@@ -89,11 +100,14 @@ class Position(NamedTuple):
     step: number of steps done.
     counts: for each cost, the gradients of all replicas, or the rounds.
     clock: the clock of the replicas.
+    lost: for each cost, the gradients lost by all replicas, or the replicas
+      absent from its rounds.
   """
 
   step: int
   counts: tuple[int, ...]
   clock: clocks.Clock
+  lost: tuple[int, ...]
 
 
 class Meter(NamedTuple):
@@ -167,6 +181,7 @@ def meter(
       float(sum(by_tier.values())),
       {tier: float(sent) for tier, sent in by_tier.items()},
       float(position.clock.times.max()),
+      *map(int, _losses(run.costs, position.lost)),
     )
     return _plus_decided(known, decided, algorithm_state)
 
@@ -226,13 +241,20 @@ def account(
   run = _run(algorithm, shapes, num_replicas, num_steps, network)
   start = _start(run)
   counts = [[np.zeros(1, np.int64)] for _ in run.costs]
+  lost = [[np.zeros(1, np.int64)] for _ in run.costs]
   seconds = [np.zeros(1)]
-  for _, in_block, ends in _walk(run, start, num_steps):
+  for _, block, ends in _walk(run, start, num_steps):
     seconds.append(ends)
-    for parts, count in zip(counts, in_block, strict=True):
+    for parts, count in zip(
+      [*counts, *lost], [*block.counts, *block.lost], strict=True
+    ):
       parts.append(count)
-  done = [np.cumsum(np.concatenate(p), dtype=np.int64) for p in counts]
+  done, absent = (
+    [np.cumsum(np.concatenate(p), dtype=np.int64) for p in parts]
+    for parts in (counts, lost)
+  )
   gradients, rounds, by_tier = _totals(run.costs, done)
+  gradients_lost, rounds_missed = _losses(run.costs, absent)
   zeros = np.zeros(num_steps + 1, np.int64)
   return Account(
     zeros + gradients,
@@ -241,6 +263,8 @@ def account(
     by_tier,
     np.concatenate(seconds),
     _decided(run),
+    zeros + gradients_lost,
+    zeros + rounds_missed,
   )
 
 
@@ -352,13 +376,14 @@ def _span(step: int, num_replicas: int, num_steps: int) -> tuple[int, int]:
 
 def _start(run: _Run) -> Position:
   clock = clocks.start(run.network, run.num_replicas)
-  return Position(0, (0,) * len(run.costs), clock)
+  none = (0,) * len(run.costs)
+  return Position(0, none, clock, none)
 
 
 def _walk(
   run: _Run, position: Position, stop: int
-) -> Iterator[tuple[Position, list[np.ndarray], np.ndarray]]:
-  """Yield (position, counts, seconds) after each block of steps."""
+) -> Iterator[tuple[Position, clocks.Block, np.ndarray]]:
+  """Yield (position, block, seconds) after each block of steps."""
 
   def before() -> Iterator[clocks.Block]:
     return _blocks(run, 0, position.step, _start(run).counts)
@@ -366,9 +391,10 @@ def _walk(
   clock = position.clock
   for block in _blocks(run, position.step, stop, position.counts):
     clock, ends = clocks.advance(clock, block, run.network, before)
-    counts = map(_sum, block.turns, block.counts)
-    position = Position(position.step + block.size, tuple(counts), clock)
-    yield position, block.counts, ends
+    counts = tuple(map(_sum, block.turns, block.counts))
+    lost = tuple(map(_sum, position.lost, block.lost))
+    position = Position(position.step + block.size, counts, clock, lost)
+    yield position, block, ends
 
 
 def _sum(before: int, counts: np.ndarray) -> int:
@@ -386,9 +412,13 @@ def _blocks(
     costs = run.costs_of(begin, end)
     end = min(end, stop, first + size)
     part = slice(first - begin, end - begin)
-    active = [c.active[part] for c in costs if isinstance(c, Work)]
+    active = [_active(c, part) for c in costs if isinstance(c, Work)]
+    present = [_present(cost, part) for cost in costs]
     counts = [_count(cost, part, end - first) for cost in costs]
-    yield clocks.Block(end - first, run.costs, active, counts, turns)
+    lost = [_count_lost(cost, part, end - first) for cost in costs]
+    yield clocks.Block(
+      end - first, run.costs, active, present, counts, lost, turns
+    )
     turns = tuple(map(_sum, turns, counts))
     first = end
 
@@ -401,6 +431,42 @@ def _count(cost: Cost, part: slice, size: int) -> np.ndarray:
       return np.full(size, active.shape[1])
     return active.sum(axis=1)
   return np.zeros(size, bool) if cost.fires is None else cost.fires[part]
+
+
+def _active(work: Work, part: slice) -> np.ndarray:
+  """Return the times of gradients in units of the usual time; see `Block`."""
+  if work.slowdown is None:
+    return work.active[part]
+  return work.active[part] * work.slowdown[part]
+
+
+def _present(cost: Cost, part: slice) -> np.ndarray | None:
+  """Return who takes part in the rounds of a part; None for all replicas."""
+  if isinstance(cost, Work) or cost.present is None:
+    return None
+  return cost.present[part]
+
+
+def _count_lost(cost: Cost, part: slice, size: int) -> np.ndarray:
+  """Return how many gradients are lost, or replicas absent, at each step."""
+  if isinstance(cost, Work):
+    if cost.lost is not None:
+      return cost.lost[part].sum(axis=1)
+  elif cost.present is not None and cost.fires is not None and cost.bytes_sent:
+    return (~cost.present[part]).sum(axis=1) * cost.fires[part]
+  return np.zeros(size, np.int64)
+
+
+def _losses(costs: tuple[Cost, ...], lost: Any) -> tuple[Any, Any]:
+  """Return (gradients lost, rounds missed) from the losses by cost."""
+  gradients: Any = 0
+  rounds: Any = 0
+  for cost, count in zip(costs, lost, strict=True):
+    if isinstance(cost, Work):
+      gradients = gradients + count
+    else:
+      rounds = rounds + count
+  return gradients, rounds
 
 
 def _totals(
@@ -451,6 +517,8 @@ def with_decided(
     float(spent.bytes_sent[step]),
     by_tier,
     float(spent.seconds[step]),
+    int(spent.gradients_lost[step]),
+    int(spent.rounds_missed[step]),
   )
   return _plus_decided(known, spent.decided, algorithm_state)
 
