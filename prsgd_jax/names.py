@@ -18,6 +18,8 @@ FIELDS = ('params', 'grads', 'opt_state', 'model_state', 'metrics')
 CLOCK = ('step', 'replica', 'num_replicas', 'key', 'shared_key')
 # The engine fills these before the first stage of the first step.
 GIVEN = ('params', 'model_state')
+# One bool for each replica: whether it takes part in rounds, and in averages.
+PRESENT = 'present'
 
 
 class Names(NamedTuple):

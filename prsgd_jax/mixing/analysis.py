@@ -5,18 +5,21 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
+from prsgd_jax.base import AXIS_NAME, Array, ArrayTree, select
 from prsgd_jax.mixing import collectives
 from prsgd_jax.mixing.matrices import sums_to_one
 from prsgd_jax.mixing.mixings import Mixing
 from prsgd_jax.mixing.payload import is_inexact, wire_dtype
 
 
-def consensus_distance(params: ArrayTree) -> Array:
+def consensus_distance(
+  params: ArrayTree, present: Array | None = None
+) -> Array:
   """Return (1/N) sum_i |x_i - xbar|^2, inside a mapped function.
 
   Args:
     params: a block of replicas, leaves `[V, ...]`.
+    present: bool[V], the replicas to include. Default: all.
 
   Returns:
     A scalar, equal on every device.
@@ -31,9 +34,35 @@ def consensus_distance(params: ArrayTree) -> Array:
   for x in jax.tree.leaves(params):
     if is_inexact(x):
       x = x.astype(wire_dtype(x))
-      drift = x - collectives.replica_mean(x)
-      total += jnp.square(jnp.abs(drift)).sum() / x.shape[0]
+      if present is None:
+        drift = x - collectives.replica_mean(x)
+        total += jnp.square(jnp.abs(drift)).sum() / x.shape[0]
+      else:
+        drift = select(
+          present, x - mean_of_present(x, present), jnp.zeros_like(x)
+        )
+        square = jnp.square(jnp.abs(drift)).reshape((x.shape[0], -1))
+        total += mean_of_present(square.sum(axis=1), present)
   return lax.pmean(total, AXIS_NAME)
+
+
+def mean_of_present(x: Array, present: Array) -> Array:
+  """Return the mean of `[V, ...]` over the replicas that are present.
+
+  If none is, it is the mean of all.
+
+  Args:
+    x: values of a block.
+    present: bool[V].
+
+  Returns:
+    `[...]`, equal on every device.
+  """
+  count = lax.psum(present.sum(), AXIS_NAME)
+  here = present | (count == 0)
+  number = lax.psum(here.sum(), AXIS_NAME).astype(x.dtype)
+  own = select(here, x, jnp.zeros_like(x)).sum(axis=0)
+  return lax.psum(own, AXIS_NAME) / number
 
 
 def spectral_gap(mixing: Mixing, num_replicas: int) -> float:

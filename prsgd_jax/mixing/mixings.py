@@ -89,6 +89,9 @@ class Mixing(NamedTuple):
     coded_message: `(payload_bytes, num_replicas) -> Message` for codes, which
       cannot be summed on the way.
     random: whether each round draws one of the W; otherwise they alternate.
+    averages: whether W is a mean of all replicas, or of each group. Without
+      the replicas that are absent from a round, a mean is over those present;
+      on a graph, the links of an absent replica are down.
   """
 
   apply: Apply
@@ -96,6 +99,7 @@ class Mixing(NamedTuple):
   message: Callable[[float, int], Message]
   coded_message: Callable[[float, int], Message]
   random: bool = False
+  averages: bool = False
 
   def matrices(self, num_replicas: int) -> np.ndarray:
     """Return all W, float64[K, N, N], in their order of use if not random.
@@ -135,7 +139,7 @@ def mean() -> Mixing:
   def coded_message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_gather(payload_bytes, num_replicas, 'global')
 
-  return Mixing(apply, weights, message, coded_message)
+  return Mixing(apply, weights, message, coded_message, averages=True)
 
 
 def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
@@ -195,7 +199,7 @@ def weighted_mean(weights: Sequence[float] | np.ndarray) -> Mixing:
   def coded_message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_gather(payload_bytes, num_replicas, 'global')
 
-  return Mixing(apply, of_number, message, coded_message)
+  return Mixing(apply, of_number, message, coded_message, averages=True)
 
 
 def group_mean(size: int) -> Mixing:
@@ -239,7 +243,7 @@ def group_mean(size: int) -> Mixing:
   def coded_message(payload_bytes: float, num_replicas: int) -> Message:
     return _all_gather(payload_bytes, size, _tier(size, num_replicas))
 
-  return Mixing(apply, weights, message, coded_message)
+  return Mixing(apply, weights, message, coded_message, averages=True)
 
 
 def dense(matrix: np.ndarray) -> Mixing:

@@ -20,6 +20,7 @@ from prsgd_jax.base import (
   Replica,
   ReplicaTransformation,
   over_block,
+  select,
 )
 from prsgd_jax.checks import check_register
 from prsgd_jax.mixing.codecs import Compressor, coded_bytes
@@ -31,8 +32,9 @@ from prsgd_jax.mixing.payload import (
   payload_bytes,
   wire_dtype,
 )
-from prsgd_jax.names import CLOCK, FIELDS, names
+from prsgd_jax.names import CLOCK, FIELDS, PRESENT, names
 from prsgd_jax.stages.local import check_alike
+from prsgd_jax.stages.presence import among_present, presence
 
 _UNWEIGHTED = (
   'a codec of differences, or one that counts senders, does not support '
@@ -72,6 +74,13 @@ def sync(
   which is FedAvg's weighted mean, and push-sum. A replica that receives no
   weight becomes NaN, so that the failure is visible.
 
+  If the replica has a register `present`, one bool for each replica, a replica
+  where it is False sends nothing. A mean is then over the replicas that are
+  present, and the absent ones receive it. On a graph, the links of an absent
+  replica are down, and their weight is added to the diagonal of W. Assign the
+  register with `pr.compute(present=...)`, or inject faults with
+  `pr.faults.inject`.
+
   Args:
     mixing: W, such as `mean()` or `ring()`.
     what: the names of the registers to mix. Default: 'params'.
@@ -96,7 +105,7 @@ def sync(
     raise ValueError(
       f'sync expects a mixing such as pr.mixing.mean(), got {mixing!r}'
     )
-  what = _check_registers(what)
+  what = check_registers('sync', what)
   codec = None if codec is None else as_codec(codec)
   if own is not None:
     check_register('own', own)
@@ -118,9 +127,10 @@ def sync(
       _check_floats(name, replica)
     if codec is not None:
       _check_codec(codec, mixing, num_replicas, weighted)
+      _check_presence(codec, mixing, replica)
     memory = ()
     if codec is not None:
-      floats, _ = _floats(replica, what)
+      floats, _ = floats_of(replica, what)
       if not floats:
         raise ValueError(
           f'a codec needs floating leaves to encode, but {what} has none'
@@ -137,23 +147,37 @@ def sync(
   def update(
     replica: Replica, state: SyncState, context: Context
   ) -> tuple[Replica, ArrayTree]:
-    floats, back = _floats(replica, what)
+    floats, back = floats_of(replica, what)
     weight = replica.get('weight') if replica.has('weight') else None
     if codec is not None and not codec.weighted and weight is not None:
       # Checked here, too, because the weight may be assigned after `init`.
       raise ValueError(_UNWEIGHTED)
     turn, rounds = _take_turn(context, state.rounds)
+    present = presence(replica)
     known: list[Array] = []
     memory = state.memory
-    scaled = floats if weight is None else _scale(floats, weight)
-    if codec is None:
-      mixed, mass = mixing.apply((scaled, weight), turn)
-    else:
-      mixed, mass, known, memory = _coded(
-        mixing, codec, scaled, weight, memory, turn
+
+    def mix(mass: Array | None, extras: Any) -> tuple[list[Array], Any]:
+      nonlocal known, memory
+      scaled = floats if mass is None else _scale(floats, mass)
+      if codec is None:
+        return mixing.apply((scaled, extras), turn)
+      mixed, extras, known, memory = _coded(
+        mixing, codec, scaled, extras, memory, present, turn
       )
-    if weight is not None:
-      mixed = [_divide(x, mass) for x in mixed]
+      return mixed, extras
+
+    if present is None:
+      mixed, mass = mix(weight, weight)
+      if weight is not None:
+        mixed = [_divide(x, mass) for x in mixed]
+    else:
+      divides = codec is None or codec.weighted
+      mixed, mass = among_present(
+        mixing, mix, floats, weight, present, turn, divides=divides
+      )
+      # A message that was not sent leaves the memory of its sender as it was.
+      memory = select(present, memory, state.memory)
     new = back(mixed)
     if weight is not None:
       new['weight'] = mass
@@ -166,7 +190,7 @@ def sync(
   def cost(
     shapes: Replica, num_replicas: int, steps: np.ndarray
   ) -> tuple[Cost, ...]:
-    floats, _ = _floats(shapes, what)
+    floats, _ = floats_of(shapes, what)
     payload: float = (
       payload_bytes(floats)
       if codec is None
@@ -192,6 +216,7 @@ def sync(
   drawn = ('shared_key',) * mixing.random + ('key',) * (codec is not None)
   held = (*what, *([] if own is None else [own]))
   found = names(reads=(*what, *drawn), writes=(*held, 'weight'), assigns=held)
+  found = found._replace(uses=found.uses | {PRESENT})
   return ReplicaTransformation(
     update, init, cost, names=found, talks=(True,), resize=resize
   )
@@ -209,7 +234,8 @@ def check_rows(mixing: Mixing, num_replicas: int) -> None:
     )
 
 
-def _check_registers(what: Any) -> tuple[str, ...]:
+def check_registers(stage: str, what: Any) -> tuple[str, ...]:
+  """Return the names of registers that a stage mixes, or raise ValueError."""
   named = (what,) if isinstance(what, str) else what
   if (
     not isinstance(named, Sequence)
@@ -219,13 +245,13 @@ def _check_registers(what: Any) -> tuple[str, ...]:
     or set(named) & {*CLOCK, 'metrics'}
   ):
     raise ValueError(
-      "sync expects names of registers such as 'params', each once, got "
+      f"{stage} expects names of registers such as 'params', each once, got "
       f'{what!r}'
     )
   if 'weight' in named:
     raise ValueError(
-      f"sync always mixes the register 'weight', got {what!r}; leave 'weight' "
-      'out'
+      f"{stage} always mixes the register 'weight', got {what!r}; leave "
+      "'weight' out"
     )
   return tuple(named)
 
@@ -260,6 +286,23 @@ def _check_codec(
     raise ValueError(_UNWEIGHTED)
 
 
+def _check_presence(codec: Codec, mixing: Mixing, replica: Replica) -> None:
+  """Raise ValueError if a codec does not support absent replicas."""
+  if presence(replica) is None:
+    return
+  if codec.one_matrix:
+    raise ValueError(
+      'a codec of differences keeps a sum of all messages received, which one '
+      'missed message falsifies, got replicas that crash or come late; use '
+      'pr.codecs.feedback(compressor), or only faults of NaN'
+    )
+  if not (codec.weighted or mixing.averages):
+    raise ValueError(
+      'a codec that counts senders supports replicas that crash or come late '
+      'only in a mean, got a graph; use pr.codecs.feedback(compressor)'
+    )
+
+
 def _start_rounds(
   mixing: Mixing, replica: Replica, num_replicas: int
 ) -> ArrayTree:
@@ -281,29 +324,47 @@ def _coded(
   mixing: Mixing,
   codec: Codec,
   values: list[Array],
-  weight: Array | None,
+  extras: Any,
   memory: ArrayTree,
+  present: Array | None,
   context: Context,
-) -> tuple[list[Array], Array | None, list[Array], ArrayTree]:
-  """Return (mixed, mass, this replica as the receivers know it, memory)."""
+) -> tuple[list[Array], Any, list[Array], ArrayTree]:
+  """Return (mixed, extras, this replica as the receivers know it, memory).
+
+  Args:
+    mixing: W.
+    codec: encodes the values.
+    values: leaves `[V, ...]`.
+    extras: [V] numbers that travel with the codes, such as weights.
+    memory: the memory of the codec.
+    present: bool[V], the replicas whose codes count; None for all.
+    context: the context of the round.
+  """
   shapes = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in values]
 
   def decode(codes: ArrayTree) -> ArrayTree:
     return codec.compressor.decode(codes, shapes)
 
   def unpack(message: ArrayTree) -> ArrayTree:
-    return decode(message[0]), message[1]
+    codes, extras, here = message
+    decoded = decode(codes)
+    if here is not None:
+      decoded = jax.tree.map(lambda x: jnp.where(here, x, 0), decoded)
+      here = here.astype(jnp.float32)
+    return decoded, extras, here
 
   sent = over_block(codec.prepare)(values, memory)
   codes = over_block(codec.compressor.encode)(context.key, sent)
-  mixed, mass = mixing.apply((codes, weight), context, decode=unpack)
+  mixed, extras, _ = mixing.apply(
+    (codes, extras, present), context, decode=unpack
+  )
   mixed, known, memory = over_block(codec.finish)(
     sent, over_block(decode)(codes), mixed, memory
   )
-  return mixed, mass, known, memory
+  return mixed, extras, known, memory
 
 
-def _floats(
+def floats_of(
   replica: Replica, what: Sequence[str]
 ) -> tuple[list[Array], Callable[[list[Array]], dict[str, ArrayTree]]]:
   """Return the widened floating leaves of registers, and the inverse map."""

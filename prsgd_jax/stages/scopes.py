@@ -17,10 +17,10 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   chain,
 )
-from prsgd_jax.names import CLOCK, FIELDS, Names
+from prsgd_jax.names import CLOCK, FIELDS, PRESENT, Names
 
 # The registers that an algorithm shares with the stages around it.
-SHARED = (*FIELDS, *CLOCK, 'weight')
+SHARED = (*FIELDS, *CLOCK, 'weight', PRESENT)
 
 
 def algorithm(
@@ -31,7 +31,8 @@ def algorithm(
   As in a Python function, a register that the stages declare or assign is
   local. The train state and checkpoints store it as `name.register`. A register
   that the stages only read may belong to the surrounding stages. `params`,
-  `grads`, `opt_state`, `model_state`, `metrics` and `weight` are shared.
+  `grads`, `opt_state`, `model_state`, `metrics`, `weight` and `present` are
+  shared.
 
   Args:
     name: the name of the algorithm, a Python identifier.
@@ -75,7 +76,7 @@ def algorithm(
     mine = {
       prefix + n if n in own else n: x
       for n, x in inside.registers.items()
-      if n in own or n == 'weight'
+      if n in own or n in ('weight', PRESENT)
     }
     return inside._replace(registers={**replica.registers, **mine})
 

@@ -30,6 +30,7 @@ from prsgd_jax.mixing import collectives
 from prsgd_jax.mixing.mixings import mean, traffic
 from prsgd_jax.names import Names
 from prsgd_jax.stages.conditional import check_kept
+from prsgd_jax.stages.presence import presence
 
 # Bytes that one replica sends to share its flag, a float32.
 FLAG_BYTES = 4
@@ -161,7 +162,11 @@ def _at_anyone(
       return replica, (counts, state)
 
     # Compared before the mean, because flags of opposite sign would cancel.
-    flags = (replica.get(register) != 0).astype(jnp.float32)
+    raised = replica.get(register) != 0
+    present = presence(replica)
+    if present is not None:
+      raised &= present
+    flags = raised.astype(jnp.float32)
     fires = collectives.replica_mean(flags)[0] != 0
     stage = inner._replace(update=counted)
     return _run_if(fires, stage, found.writes, replica, state, context)
@@ -253,7 +258,7 @@ def _only_known(after: Replica, before: Replica, found: Names) -> Replica:
 
 def _masked(entry: Cost, fires: np.ndarray) -> Cost:
   if isinstance(entry, Work):
-    return Work(entry.active & fires[:, None])
+    return entry._replace(active=entry.active & fires[:, None])
   if entry.fires is None:
     return entry
   return entry._replace(fires=entry.fires & fires)

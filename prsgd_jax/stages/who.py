@@ -18,7 +18,7 @@ from prsgd_jax.base import (
   ReplicaTransformation,
   Work,
   chain,
-  over_block,
+  select,
 )
 from prsgd_jax.names import CLOCK, Names
 from prsgd_jax.optimizers.optimizer_clocks import check_no_own_schedule
@@ -102,7 +102,7 @@ def where(
       )
     else:
       after = run(operand)
-      values, new, state = _choose(mask, after, (old, _zeros(after[1]), state))
+      values, new, state = select(mask, after, (old, _zeros(after[1]), state))
     return replica.set({**values, **new}), state
 
   def cost(
@@ -173,12 +173,6 @@ def _run_active(
   kept = {name: after.get(name) for name in old}
   check_kept('where', (old, state), (kept, new_state))
   return kept, new, new_state
-
-
-def _choose(active: Array, new: ArrayTree, old: ArrayTree) -> ArrayTree:
-  """Return, for each replica of the block, `new` if active, else `old`."""
-  pick = over_block(jnp.where)
-  return jax.tree.map(lambda x, y: pick(active, x, y), new, old)
 
 
 def _zeros(tree: ArrayTree) -> ArrayTree:
