@@ -8,6 +8,7 @@ and the results are its means over the examples, which the devices share.
 """
 
 from collections.abc import Callable, Iterator
+import functools
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.train_state import TrainState, check_fits, check_state
 from prsgd_jax.mixing import analysis, collectives
 from prsgd_jax.mixing.payload import is_inexact, wire_dtype
+from prsgd_jax.stages.presence import presence
 from prsgd_jax.tracing.caller_functions import (
   EVAL,
   check_signature,
@@ -72,8 +74,12 @@ def make_evaluate(
     check_fits(algorithm, state, mesh.num_replicas)
     replica = algorithm.output(state.replica(), state.algorithm_state)
     point = (replica.params, replica.model_state)
-    averaged = jax.tree.map(_average, to_data(point))
-    return from_data(averaged, point), analysis.consensus_distance(state.params)
+    present = presence(replica)
+    averaged = jax.tree.map(
+      functools.partial(_average, present=present), to_data(point)
+    )
+    distance = analysis.consensus_distance(state.params, present)
+    return from_data(averaged, point), distance
 
   def batch_sums(point: Any, batch: Any) -> Any:
     return _weighted_sums(values_fn, point, batch)
@@ -113,8 +119,11 @@ def _over_devices(mesh: ReplicaMesh, sums: list[Any]) -> list[Any]:
   ]
 
 
-def _average(x: Array) -> Array:
+def _average(x: Array, present: Array | None) -> Array:
   """Average `[V, ...] -> [...]` over all devices; `consensus` on devices."""
+  if is_inexact(x) and present is not None:
+    wide = x.astype(wire_dtype(x))
+    return analysis.mean_of_present(wide, present).astype(x.dtype)
   if is_inexact(x):
     mean = x.astype(wire_dtype(x)).mean(axis=0)
     return lax.pmean(mean, AXIS_NAME).astype(x.dtype)

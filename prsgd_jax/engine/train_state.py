@@ -26,6 +26,7 @@ from prsgd_jax.engine.engine_checks import check_arrays, check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.mixing.payload import is_inexact, wire_dtype
 from prsgd_jax.names import check_complete
+from prsgd_jax.stages.presence import presence
 from prsgd_jax.tracing.keys import from_data, is_typed, to_data
 from prsgd_jax.tree_types import describe, difference
 
@@ -337,7 +338,8 @@ def consensus(
 
   Returns:
     (params, model_state) of one model, NumPy arrays. Integers and random keys
-    have no mean and are taken from replica 0. Typed keys are JAX arrays,
+    have no mean and are taken from replica 0, or the first that has not
+    crashed. Typed keys are JAX arrays,
     because NumPy has none.
 
   Raises:
@@ -370,7 +372,12 @@ def consensus(
   check_algorithm(algorithm, state, num_replicas)
   replica, algorithm_state = from_data(data, given)
   out = algorithm.output(replica, algorithm_state)
-  return jax.tree.map(host_mean, (out.params, out.model_state))
+  present = presence(out)
+  rows = np.arange(len(jax.tree.leaves(out.params)[0]))
+  if present is not None and present.any():
+    rows = np.flatnonzero(present)
+  point = (out.params, out.model_state)
+  return jax.tree.map(lambda x: host_mean(x[rows]), point)
 
 
 def _first_block(state: TrainState) -> TrainState:
