@@ -22,6 +22,13 @@ from prsgd_jax.stages.local import (
 )
 from prsgd_jax.stages.requirements import require
 from prsgd_jax.stages.resize import kept, on_resize
+from prsgd_jax.stages.robust_averages import (
+  average_finite,
+  average_geometric_median,
+  average_krum,
+  average_median,
+  average_trimmed,
+)
 from prsgd_jax.stages.rules import first_steps, per_replica, reading, zeros
 from prsgd_jax.stages.scopes import algorithm
 from prsgd_jax.stages.when import anyone, at
@@ -33,6 +40,11 @@ __all__ = (
   'at',
   'average_differences',
   'average_entries',
+  'average_finite',
+  'average_geometric_median',
+  'average_krum',
+  'average_median',
+  'average_trimmed',
   'compute',
   'evaluate',
   'first_steps',
