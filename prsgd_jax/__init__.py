@@ -7,6 +7,7 @@ the data values are directly in it; the rest is in namespaces:
   `pr.mixing`, `pr.graphs`   with whom
   `pr.codecs`                in how many bytes
   `pr.ledger`                the cost: rounds, bytes and modeled time
+  `pr.faults`                replicas that crash, come late or return NaN
   `pr.stages`, `pr.base`     the parts of an algorithm, and their type
   `pr.engine`, `pr.data`     the parts of a trainer, and its data
   `pr.optimizers`            optimizers of one replica
@@ -18,6 +19,7 @@ from prsgd_jax import (
   base,
   data,
   engine,
+  faults,
   ledger,
   mixing,
   optimizers,
@@ -145,6 +147,7 @@ __all__ = (
   'error_feedback_sgd',
   'evaluate',
   'extra',
+  'faults',
   'fedavg',
   'fednova',
   'fedpaq',
@@ -216,7 +219,7 @@ def __getattr__(name: str) -> object:
   """Raise AttributeError, naming the namespace that has the name."""
   spaces = (
     base, schedules, mixing, graphs, codecs, ledger, stages, optimizers, data,
-    engine, science,
+    engine, science, faults,
   )  # fmt: skip
   found = [s.__name__ for s in spaces if name in getattr(s, '__all__', ())]
   where = ', '.join(f'pr.{s.rpartition(".")[2]}.{name}' for s in found)

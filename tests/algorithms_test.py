@@ -70,6 +70,11 @@ SELECTIVE = (
   'fedavg',
   'decoupled_diloco',
   'edit',
+  'faults_k_avg',
+  'faults_k_avg_groups',
+  'faults_d_psgd',
+  'faults_sgp',
+  'faults_diloco',
 )
 
 

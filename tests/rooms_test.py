@@ -9,7 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = (
   'system_errors', 'versions', 'tree_types', 'names', 'base', 'checks',
   'schedules', 'tracing', 'ledger', 'mixing', 'optimizers', 'stages',
-  'algorithms', 'data', 'models', 'engine', 'science', 'testing', 'programs',
+  'faults', 'algorithms', 'data', 'models', 'engine', 'science', 'testing',
+  'programs',
 )  # fmt: skip
 RUNNING = ('process', 'records', 'flags', 'logs', 'execution')
 

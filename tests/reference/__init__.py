@@ -89,6 +89,19 @@ from tests.reference.exact import (
   qg_dsgdm,
   relay_sgd,
 )
+from tests.reference.faults import (
+  Faults,
+  d_psgd_with_faults,
+  diloco_with_faults,
+  geometric_median,
+  k_avg_with_faults,
+  krum,
+  mean_of_finite,
+  median,
+  sgp_with_faults,
+  trimmed_mean,
+  without_absent,
+)
 from tests.reference.federated import (
   Yogi,
   fedavg,
@@ -123,6 +136,7 @@ from tests.reference.sparse import (
 )
 
 __all__ = (
+  'Faults',
   'Learners',
   'NaturalGradient',
   'Problem',
@@ -144,6 +158,7 @@ __all__ = (
   'cosine_transform',
   'd2',
   'd_psgd',
+  'd_psgd_with_faults',
   'decoupled_diloco',
   'delay_weights',
   'delayed_diloco',
@@ -152,6 +167,7 @@ __all__ = (
   'des_loc',
   'diloco',
   'diloco_sgp',
+  'diloco_with_faults',
   'dion',
   'dynamic_averaging',
   'eager_diloco',
@@ -163,6 +179,7 @@ __all__ = (
   'fedavg',
   'fednova',
   'fedpaq',
+  'geometric_median',
   'gradient_tracking',
   'gram_schmidt',
   'hier_avg',
@@ -170,9 +187,13 @@ __all__ = (
   'hierarchical_local_sgd',
   'independent_runs',
   'k_avg',
+  'k_avg_with_faults',
   'k_gt',
+  'krum',
   'make_problem',
   'matcha_weights',
+  'mean_of_finite',
+  'median',
   'muloco',
   'multi_level_avg',
   'natural_gradient_averaging',
@@ -197,6 +218,7 @@ __all__ = (
   'ring_weights',
   'scaffold',
   'sgp',
+  'sgp_with_faults',
   'sign_sgd',
   'signs',
   'slowmo',
@@ -212,5 +234,7 @@ __all__ = (
   'tail_average',
   'ternary',
   'top_k',
+  'trimmed_mean',
   'weighted_averaging',
+  'without_absent',
 )

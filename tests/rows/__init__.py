@@ -9,6 +9,7 @@ from tests.rows import (
   diloco,
   dion,
   exact,
+  faults,
   federated,
   hierarchical,
   outer,
@@ -40,6 +41,7 @@ TABLE = {
   **corrected.TABLE,
   **compressed.TABLE,
   **sparse.TABLE,
+  **faults.TABLE,
 }
 
 __all__ = (
