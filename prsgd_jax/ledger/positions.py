@@ -28,6 +28,7 @@ def to_json(position: Position) -> dict[str, Any]:
   return {
     'step': position.step,
     'counts': list(position.counts),
+    'lost': list(position.lost),
     'num_replicas': len(clock.times),
     'times': times.tolist(),
     'apart': clock.apart,
@@ -67,7 +68,8 @@ def from_json(saved: Mapping[str, Any] | None, start: Position) -> Position:
     _generator(saved['jitter']),
     _generator(saved['draw']),
   )
-  return Position(saved['step'], tuple(saved['counts']), clock)
+  counts, lost = (tuple(saved[name]) for name in ('counts', 'lost'))
+  return Position(saved['step'], counts, clock, lost)
 
 
 def _generator(state: Mapping[str, Any]) -> np.random.Generator:
