@@ -11,7 +11,7 @@ import shutil
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-PATTERNS = ('*.py', '*.flags', '*.j2')
+PATTERNS = ('*.py', '*.flags', '*.j2', '*.sbatch', '*.sh', '*.yaml')
 
 
 class BuildWithPrograms(build_py):
