@@ -32,6 +32,7 @@ from prsgd_jax.stages import (
   on_resize,
   outer_update,
   remember,
+  require_everyone,
   step,
   sync,
   where,
@@ -267,6 +268,7 @@ def delayed_nesterov(
     *map(arrival, range(len(length))),
     where(virtual_clock.ends(length), let(params='server', x0='server')),
     evaluate(params='server'),
+    require_everyone('delayed_nesterov sums one movement over all N replicas'),
   )
 
 

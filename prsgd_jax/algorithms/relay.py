@@ -17,6 +17,7 @@ from prsgd_jax.stages import (
   on_resize,
   reading,
   remember,
+  require_everyone,
   step,
   sync,
   zeros,
@@ -122,6 +123,10 @@ def relay_sgd(
       params=reading(
         averaged, 'params', 'x0', 'step', 'replica', 'num_replicas', *heard
       ),
+    ),
+    require_everyone(
+      'relay_sgd sums models along its tree, and one missed message '
+      'loses a part of it'
     ),
   )
 

@@ -27,6 +27,7 @@ from prsgd_jax.stages import (
   outer_update,
   per_replica,
   remember,
+  require_everyone,
   step,
   sync,
   where,
@@ -180,6 +181,7 @@ def average_penalized(
       n=_norm,
       params=lambda x0, d, n: x0 - d * jnp.minimum(1, clip / (n + 1e-6)),
     ),
+    require_everyone('average_penalized adds up the norms of all N replicas'),
   )
 
 

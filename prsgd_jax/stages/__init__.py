@@ -20,7 +20,7 @@ from prsgd_jax.stages.local import (
   restart,
   step,
 )
-from prsgd_jax.stages.requirements import require
+from prsgd_jax.stages.requirements import require, require_everyone
 from prsgd_jax.stages.resize import kept, on_resize
 from prsgd_jax.stages.robust_averages import (
   average_finite,
@@ -59,6 +59,7 @@ __all__ = (
   'reading',
   'remember',
   'require',
+  'require_everyone',
   'restart',
   'step',
   'sync',

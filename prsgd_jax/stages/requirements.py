@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from prsgd_jax.base import ArrayTree, Context, Replica, ReplicaTransformation
 from prsgd_jax.names import names
+from prsgd_jax.stages.presence import presence
 
 
 def require(check: Callable[[Replica, int], None]) -> ReplicaTransformation:
@@ -44,3 +45,24 @@ def require(check: Callable[[Replica, int], None]) -> ReplicaTransformation:
     return replica, state
 
   return ReplicaTransformation(update, init, names=names())
+
+
+def require_everyone(reason: str) -> ReplicaTransformation:
+  """Return a stage that refuses replicas which crash or come late.
+
+  Args:
+    reason: why the algorithm needs all replicas in every round.
+
+  Example:
+    >>> stage = require_everyone('this algorithm counts arrivals')
+  """
+
+  def check(replica: Replica, num_replicas: int) -> None:
+    del num_replicas
+    if presence(replica) is not None:
+      raise ValueError(
+        f'{reason}, so it does not support replicas that crash or come late; '
+        'leave out these faults, or use another algorithm'
+      )
+
+  return require(check)
