@@ -251,9 +251,8 @@ def _row(
     ValueError: if the run does not fit the number of replicas.
   """
   n = run_config.num_replicas
-  algorithm, _, num_steps = experiment.build_plan(
-    run_config, start.num_examples
-  )
+  plan = experiment.build_plan(run_config, start.num_examples)
+  algorithm, num_steps = plan.algorithm, plan.num_steps
   machines = experiment.with_own_speeds(run_config, machines)
   # Without a trainer, because a run of a million replicas has no devices here.
   shapes = initial_shapes(algorithm, n, start.params, start.model_state)

@@ -12,6 +12,7 @@ from experiments.running.flags import (
   algorithm_flags,
   averages,
   dotted,
+  fault_flags,
   learning_rates,
   named,
   optimizers,
@@ -85,7 +86,8 @@ def build_plan(config: RunConfig, num_examples: int) -> Plan:
   )
   algorithm = algorithm_flags.build(config.algorithm, local, options, provided)
   averages.check_codec(config.algorithm, algorithm, options)
-  return Plan(algorithm, schedule, num_steps)
+  faulty = fault_flags.inject(algorithm, options, config.seed)
+  return Plan(faulty, schedule, num_steps, algorithm)
 
 
 def _check_theory(config: RunConfig) -> None:
@@ -224,9 +226,10 @@ def _assemble(
   )
   shapes = trainer.shapes(params, model_state)
   meter = pr.ledger.meter(plan.algorithm, shapes, n, plan.num_steps, network)
+  # An epoch is counted as if no replica crashed.
+  whole = plan.faultless or plan.algorithm
   _check_epochs(
-    config,
-    lambda: ledger.working_share(plan.algorithm, shapes, n, plan.num_steps),
+    config, lambda: ledger.working_share(whole, shapes, n, plan.num_steps)
   )
   return Parts(
     label=config.label(),

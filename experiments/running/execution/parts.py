@@ -24,11 +24,13 @@ class Plan(NamedTuple):
     algorithm: the chain.
     schedule: the learning rate of a step, None if it is not known.
     num_steps: of the run.
+    faultless: the chain without injected faults, None if it is `algorithm`.
   """
 
   algorithm: pr.base.ReplicaTransformation
   schedule: optax.Schedule | None
   num_steps: int
+  faultless: pr.base.ReplicaTransformation | None = None
 
 
 class Parts(NamedTuple):

@@ -2,7 +2,7 @@
 
 The argument is a stage, by default `sync(mean())`, or a function that makes a
 stage of each mixing, by default `sync`. The flags are --average_mixing,
---average_codec, --buffers and --batch_stats.
+--average_codec, --average_robust, --buffers and --batch_stats.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,13 @@ import optax
 from experiments.running.flags import algorithm_flags, named
 import prsgd_jax as pr
 
-OPTIONS = ('average_mixing', 'average_codec', 'buffers', 'batch_stats')
+OPTIONS = (
+  'average_mixing',
+  'average_codec',
+  'average_robust',
+  'buffers',
+  'batch_stats',
+)
 # Algorithms whose only average ends the run, so that buffers have no effect.
 AT_THE_END = ('one_shot_averaging',)
 
@@ -50,6 +56,12 @@ def check(algorithm: str, options: Mapping[str, Any]) -> None:
       'a point that all replicas share, and gossip leaves none; for both, use '
       '--algorithm=choco_sgd'
     )
+  for flag in ('average_codec', 'average_mixing'):
+    if 'average_robust' in options and flag in options:
+      raise ValueError(
+        f'--average_robust and --{flag} exclude each other: a robust average '
+        f'is of the values of all replicas; leave out --{flag}'
+      )
 
 
 def build(
@@ -89,6 +101,10 @@ def build(
     codec = named.codec('average_codec', given['average_codec'])
     others = (pr.sync(pr.mixing.mean(), besides),) if besides else ()
     return _chained(pr.stages.average_differences(codec), *others, *after)
+  if 'average_robust' in given:
+    robust = given['average_robust']
+    stage = named.robust('average_robust', robust, ('params', *besides))
+    return _chained(stage, *after)
   if 'average_mixing' in given:
     return average(named.mixing('average_mixing', given['average_mixing']))
   return average(pr.mixing.mean())

@@ -12,6 +12,7 @@ from experiments.running.flags import (
   cli,
   data,
   dotted,
+  fault_flags,
   learning_rates,
   named,
   network,
@@ -41,7 +42,15 @@ ALIASES = {
   'replicas': 'num_replicas',
 }
 DEFAULT_PERIOD = 4  # of the default algorithm
-_PARTS = (algorithm_flags, data, learning_rates, network, optimizers, tasks)
+_PARTS = (
+  algorithm_flags,
+  data,
+  fault_flags,
+  learning_rates,
+  network,
+  optimizers,
+  tasks,
+)
 
 algorithm_flags.define_flags()
 for _module in _PARTS:
@@ -93,6 +102,15 @@ flags.DEFINE_string(
   'feedback:top_k:0.1, or with a decay feedback:0.9:top_k:0.1. In '
   'top_k:0.1:e3m0, e3m0 codes the values that top_k keeps. Default: no '
   'compression.',
+)
+flags.DEFINE_string(
+  'average_robust',
+  None,
+  'Robust average in place of the mean, which leaves out replicas that are not '
+  'finite. One of finite (their mean), median, trimmed:B (without the B '
+  'smallest and the B largest values), geometric_median, krum:F[:M] (the mean '
+  'of the M replicas nearest to the others, if F may be faulty). Default: the '
+  'mean of all.',
 )
 flags.DEFINE_enum(
   'buffers',
@@ -298,7 +316,9 @@ def check(config: RunConfig) -> RunConfig:
   tasks.check(config)
   _check_kind(config)
   averages.check(config.algorithm, config.options)
-  own = {n: v for n, v in config.options.items() if n not in averages.OPTIONS}
+  fault_flags.check(config.options)
+  of_any = (*averages.OPTIONS, *fault_flags.OPTIONS)
+  own = {n: v for n, v in config.options.items() if n not in of_any}
   algorithm_flags.check(config.algorithm, own)
   if (config.partition == 'dirichlet') != (config.dirichlet_alpha is not None):
     raise ValueError(

@@ -12,6 +12,7 @@ from experiments.running.flags import (
   averages,
   config,
   dotted,
+  fault_flags,
   run_specs,
 )
 from experiments.running.records import slugs
@@ -196,7 +197,8 @@ def _applies(name: str, run: str) -> bool:
   either = {'when', algorithm_flags.scheduled(algorithm)}
   if given & (either if name in either else {name}):
     return False
-  return name in (*averages.OPTIONS, *algorithm_flags.own_flags(algorithm))
+  of_any = (*averages.OPTIONS, *fault_flags.OPTIONS)
+  return name in (*of_any, *algorithm_flags.own_flags(algorithm))
 
 
 def _set(values: flags.FlagValues, changes: dict[str, str]) -> flags.FlagValues:

@@ -29,6 +29,7 @@ _TITLES = {
   'optimizers': 'Optimizer of every replica',
   'learning_rates': 'Learning rate',
   'averages': 'Averages',
+  'fault_flags': 'Simulated faults',
   'network': 'Modeled time: machines and links',
   'process_flags': 'Several processes',
   'cli': 'Files',
@@ -38,6 +39,7 @@ _AVERAGES = (
   'local',
   'average_mixing',
   'average_codec',
+  'average_robust',
   'buffers',
   'batch_stats',
 )

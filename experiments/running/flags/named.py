@@ -32,7 +32,7 @@ class Run(NamedTuple):
   seed: int = 0
 
 
-def _whole(number: Any) -> Any:
+def whole(number: Any) -> Any:
   """Return a whole number as an int; the library refuses any other."""
   is_whole = isinstance(number, float) and number.is_integer()
   return int(number) if is_whole else number
@@ -42,7 +42,7 @@ def _qsr(run: Run, alpha: float, base_period: float) -> Schedule:
   return pr.schedules.qsr(
     run.learning_rate,
     alpha=alpha,
-    base_period=_whole(base_period),
+    base_period=whole(base_period),
     num_steps=run.num_steps,
     warmup_steps=run.warmup_steps,
   )
@@ -50,47 +50,57 @@ def _qsr(run: Run, alpha: float, base_period: float) -> Schedule:
 
 MIXINGS: dict[str, Callable[..., pr.mixing.Mixing]] = {
   'ring': pr.graphs.ring,
-  'torus': lambda num_rows=None: pr.graphs.torus(_whole(num_rows)),
+  'torus': lambda num_rows=None: pr.graphs.torus(whole(num_rows)),
   'exponential': pr.graphs.exponential,
   'hypercube': pr.graphs.hypercube,
   'star': pr.graphs.star,
   'complete': pr.graphs.complete,
-  'erdos_renyi': lambda p, seed=0: pr.graphs.erdos_renyi(p, seed=_whole(seed)),
+  'erdos_renyi': lambda p, seed=0: pr.graphs.erdos_renyi(p, seed=whole(seed)),
   'one_peer_exponential': pr.graphs.one_peer_exponential,
-  'base_graph': lambda max_degree=1: pr.graphs.base_graph(_whole(max_degree)),
+  'base_graph': lambda max_degree=1: pr.graphs.base_graph(whole(max_degree)),
   'random_matching': pr.graphs.random_matching,
   'random_neighbor': pr.graphs.random_neighbor,
   'independent_neighbors': pr.graphs.independent_neighbors,
-  'group_mean': lambda group_size: pr.mixing.group_mean(_whole(group_size)),
+  'group_mean': lambda group_size: pr.mixing.group_mean(whole(group_size)),
   'mean': pr.mixing.mean,
 }
 COMPRESSORS: dict[str, Callable[..., codecs.Compressor]] = {
   'uncompressed': codecs.uncompressed,
-  'stochastic_levels': lambda levels: codecs.stochastic_levels(_whole(levels)),
+  'stochastic_levels': lambda levels: codecs.stochastic_levels(whole(levels)),
   'ternary': codecs.ternary,
   'signs': codecs.signs,
   'top_k': lambda fraction, *, values=None: codecs.top_k(fraction, values),
   'chunked_top_k': lambda num_kept=64, chunk=64, *, values=None: (
-    codecs.chunked_top_k(_whole(num_kept), chunk=_whole(chunk), values=values)
+    codecs.chunked_top_k(whole(num_kept), chunk=whole(chunk), values=values)
   ),
   'random_k': codecs.random_k,
   'small_float': lambda exponent_bits, mantissa_bits: codecs.small_float(
-    _whole(exponent_bits), _whole(mantissa_bits)
+    whole(exponent_bits), whole(mantissa_bits)
   ),
   'e3m0': codecs.e3m0,
   'bin_means': lambda bins=4, sigmas=6.0: codecs.bin_means(
-    _whole(bins), sigmas=sigmas
+    whole(bins), sigmas=sigmas
   ),
 }
 # Compressors that keep values, which a second compressor may code.
 OF_VALUES = ('top_k', 'chunked_top_k')
+# Robust averages: functions of the registers to average, then of the numbers.
+ROBUST: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
+  'finite': pr.stages.average_finite,
+  'median': pr.stages.average_median,
+  'trimmed': lambda what, trim: pr.stages.average_trimmed(whole(trim), what),
+  'geometric_median': pr.stages.average_geometric_median,
+  'krum': lambda what, faulty, selected=1: pr.stages.average_krum(
+    whole(faulty), what, selected=whole(selected)
+  ),
+}
 # Codecs of a compressor, whose name follows their numbers.
 CODECS: dict[str, Callable[..., pr.codecs.Codec]] = {
   'feedback': pr.codecs.feedback,
   'difference': pr.codecs.difference,
   'among_senders': pr.codecs.among_senders,
   'frequencies': lambda codec, chunk=64: pr.codecs.frequencies(
-    codec, chunk=_whole(chunk)
+    codec, chunk=whole(chunk)
   ),
 }
 # Codecs whose inner codec may have a memory.
@@ -105,25 +115,25 @@ OUTER: dict[str, Callable[..., optax.GradientTransformation]] = {
   'adagrad': lambda rate=1e-2: optax.adagrad(rate, eps=1e-3),
 }
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-  'every': lambda run, period: pr.schedules.every(_whole(period)),
+  'every': lambda run, period: pr.schedules.every(whole(period)),
   'doubling': lambda run, first, rounds_each=1: pr.schedules.doubling(
-    _whole(first), num_steps=run.num_steps, rounds_each=_whole(rounds_each)
+    whole(first), num_steps=run.num_steps, rounds_each=whole(rounds_each)
   ),
   'linear_growth': lambda run, first, increment: pr.schedules.linear_growth(
-    _whole(first), increment=_whole(increment), num_steps=run.num_steps
+    whole(first), increment=whole(increment), num_steps=run.num_steps
   ),
   'with_probability': lambda run, probability: pr.schedules.with_probability(
     probability, num_steps=run.num_steps, seed=run.seed
   ),
   'qsr': _qsr,
   'post_local': lambda run, switch_step, period: pr.schedules.post_local(
-    _whole(switch_step), _whole(period)
+    whole(switch_step), whole(period)
   ),
   'at': lambda run, *steps: pr.schedules.at_steps(
-    [_whole(step) for step in steps]
+    [whole(step) for step in steps]
   ),
   'intervals': lambda run, *lengths: pr.schedules.intervals(
-    [_whole(length) for length in lengths]
+    [whole(length) for length in lengths]
   ),
 }
 # Schedules of a list of any length, separated by + or a comma.
@@ -149,7 +159,7 @@ def mixing(flag: str, given: str) -> pr.mixing.Mixing:
   Raises:
     ValueError: if the name is unknown, or its numbers are wrong.
   """
-  return _made(flag, given, MIXINGS, given)
+  return made(flag, given, MIXINGS, given)
 
 
 def compressor(flag: str, given: str) -> codecs.Compressor:
@@ -210,6 +220,22 @@ def _codec(
     )
   inside = (_codec if name in OF_CODECS else _compressor)(flag, given, rest)
   return _call(flag, given, CODECS[name], inside, *numbers)
+
+
+def robust(
+  flag: str, given: str, what: Sequence[str]
+) -> pr.base.ReplicaTransformation:
+  """Return the robust average that a flag names, such as 'trimmed:1'.
+
+  Args:
+    flag: name of the flag, for messages.
+    given: value of the flag.
+    what: registers to average.
+
+  Raises:
+    ValueError: if the name is unknown, or its numbers are wrong.
+  """
+  return made(flag, given, ROBUST, given, what)
 
 
 def outer(flag: str, given: str) -> optax.GradientTransformation:
@@ -276,9 +302,9 @@ def local(
   name, *parts = given.split(':')
   make = _choose(flag, given, name, LOCAL)
   numbers, rest = _split(parts)
-  keywords: dict[str, Any] = dict(zip(('period',), map(_whole, numbers)))
+  keywords: dict[str, Any] = dict(zip(('period',), map(whole, numbers)))
   if rest:
-    found = _made(flag, given, MIXINGS, rest)
+    found = made(flag, given, MIXINGS, rest)
     if 'mixing' in inspect.signature(make).parameters:
       keywords['mixing'] = found
     else:
@@ -303,16 +329,28 @@ def _choose(
   return table[name]
 
 
-def _made(
-  flag: str, given: str, table: Mapping[str, Callable[..., Any]], text: str
+def made(
+  flag: str,
+  given: str,
+  table: Mapping[str, Callable[..., Any]],
+  text: str,
+  *first: Any,
 ) -> Any:
-  """Return the object of `text`, a name with numbers.
+  """Return the object of a name with numbers.
 
-  `given` is the whole value of the flag, for messages.
+  Args:
+    flag: name of the flag, for messages.
+    given: whole value of the flag, for messages.
+    table: name -> function that makes the object.
+    text: the name, and numbers after colons.
+    *first: arguments of the function before the numbers.
+
+  Raises:
+    ValueError: if the name is unknown, or its numbers are wrong.
   """
   name, *texts = text.split(':')
   make = _choose(flag, given, name, table)
-  return _call(flag, given, make, *_numbers(flag, texts))
+  return _call(flag, given, make, *first, *_numbers(flag, texts))
 
 
 def _call(

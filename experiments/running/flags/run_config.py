@@ -9,7 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.running.flags import algorithm_flags, averages, named
+from experiments.running.flags import (
+  algorithm_flags,
+  averages,
+  fault_flags,
+  named,
+)
 from experiments.running.records import slugs
 from prsgd_jax.checks import MAX_STEPS
 from prsgd_jax.data.datasets import Dataset
@@ -21,6 +26,7 @@ OPTIONS = (
   'when',
   'local',
   *averages.OPTIONS,
+  *fault_flags.OPTIONS,
 )
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments.running.flags import algorithm_flags, averages, config
+from experiments.running.flags import (
+  algorithm_flags,
+  averages,
+  config,
+  fault_flags,
+)
 
 FLAGS = flags.FLAGS
 
@@ -53,7 +58,11 @@ def parse_runs(
 def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
   given, *pairs = text.split(',')
   algorithm = algorithm_flags.find(given)
-  own = (*algorithm_flags.own_flags(algorithm), *averages.OPTIONS)
+  own = (
+    *algorithm_flags.own_flags(algorithm),
+    *averages.OPTIONS,
+    *fault_flags.OPTIONS,
+  )
   options: dict[str, Any] = {}
   for pair in pairs:
     name, _, value = pair.partition('=')
