@@ -73,13 +73,7 @@ def shared(
   """
   _check_sizes(num_examples, num_replicas, batch_size)
   seed = check_seed('seed', seed)
-  global_batch = num_replicas * batch_size
-  if global_batch > num_examples:
-    raise ValueError(
-      f'the batch of all replicas, {num_replicas} x {batch_size} = '
-      f'{global_batch}, is larger than the {num_examples} examples; use '
-      'smaller batches or fewer replicas'
-    )
+  global_batch = check_global_batch(num_examples, num_replicas, batch_size)
 
   def rows(step: Array, replica: Array) -> Array:
     row = replica * batch_size + jnp.arange(batch_size)
@@ -108,10 +102,26 @@ def sharded(
       the smallest shard.
   """
   _check_sizes(num_examples, num_replicas, batch_size)
-  rng = np.random.default_rng(check_seed('seed', seed))
-  order = rng.permutation(num_examples)
-  shards = np.array_split(order, num_replicas)
+  seed = check_seed('seed', seed)
+  shards = random_shards(num_examples, num_replicas, seed)
   return from_shards(num_examples, shards, batch_size, seed=seed)
+
+
+def random_shards(
+  num_examples: int, num_replicas: int, seed: int
+) -> list[np.ndarray]:
+  """Deal out the rows 0 .. n - 1 at random, in N parts.
+
+  Args:
+    num_examples: n, >= 1.
+    num_replicas: N, >= 1.
+    seed: seed of the parts.
+
+  Returns:
+    int64[n_i] for each replica. The sizes n_i differ by one at most.
+  """
+  order = np.random.default_rng(seed).permutation(num_examples)
+  return np.array_split(order, num_replicas)
 
 
 def dirichlet(
@@ -147,6 +157,34 @@ def dirichlet(
   """
   labels = check_labels(labels)
   _check_sizes(len(labels), num_replicas, batch_size)
+  shards = dirichlet_shards(labels, num_replicas, alpha=alpha, seed=seed)
+  return from_shards(len(labels), shards, batch_size, seed=seed)
+
+
+def dirichlet_shards(
+  labels: np.ndarray, num_replicas: int, *, alpha: float, seed: int
+) -> list[np.ndarray]:
+  """Return the rows of each replica in `dirichlet`.
+
+  Args:
+    labels: int[n], the class of every example.
+    num_replicas: N, >= 1.
+    alpha: concentration, > 0 and finite.
+    seed: seed of the shards, in 0 .. 2^32 - 1.
+
+  Returns:
+    int64[n_i] for each replica. The sizes n_i differ by one at most.
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Example:
+    >>> [rows.tolist() for rows in dirichlet_shards(
+    ...   np.array([0, 0, 1, 1]), 2, alpha=1e-300, seed=0)]
+    [[3, 2], [0, 1]]
+  """
+  labels = check_labels(labels)
+  num_replicas = check_positive_int('num_replicas', num_replicas)
   alpha = check_positive('alpha', alpha)
   rng = np.random.default_rng(check_seed('seed', seed))
   tails = np.random.default_rng([seed, 1])
@@ -168,7 +206,7 @@ def dirichlet(
     ]
     taken += quota
     shards.append(np.concatenate(picked))
-  return from_shards(len(labels), shards, batch_size, seed=seed)
+  return shards
 
 
 def check_labels(labels: Any) -> np.ndarray:
@@ -240,26 +278,10 @@ def from_shards(
   sizes = _sizes(shards)
   _check_sizes(num_examples, len(sizes), batch_size)
   seed = check_seed('seed', seed)
-  smallest = int(sizes.argmin())
-  if sizes[smallest] < batch_size:
-    raise ValueError(
-      f'the batch of {batch_size} is larger than the shard of replica '
-      f'{smallest}, {sizes[smallest]} examples; use a smaller batch or fewer '
-      'replicas'
-    )
+  check_shard_sizes(sizes, batch_size)
   table = np.zeros((len(shards), sizes.max()), np.int32)
   for i, shard in enumerate(map(np.asarray, shards)):
-    is_int = np.issubdtype(shard.dtype, np.integer)
-    if shard.ndim != 1:
-      raise ValueError(
-        f'shards expects one list of rows for each replica, int[n], got '
-        f'{describe(shard)} for replica {i}'
-      )
-    if not is_int or shard.min() < 0 or shard.max() >= num_examples:
-      raise ValueError(
-        f'shards expects integer rows in 0 .. {num_examples - 1}, got '
-        f'{shard.dtype} {shard.min()} .. {shard.max()} for replica {i}'
-      )
+    check_shard(shard, i, num_examples)
     table[i, : len(shard)] = shard
 
   def rows(step: Array, replica: Array) -> Array:
@@ -345,9 +367,7 @@ def shuffled_index(
     Hoang, Morris, Rogaway 2012, An enciphering scheme based on a card shuffle
     (arXiv 1208.1176), section 3.
   """
-  words = np.random.default_rng(seed).integers(
-    2**32, size=(_SHUFFLE_ROUNDS, 2), dtype=np.uint32
-  )
+  words = shuffle_words(seed)
   size = jnp.asarray(size, jnp.uint32)
   x = jnp.asarray(position, jnp.uint32)
   for i, (pivot_word, swap_word) in enumerate(words):
@@ -355,6 +375,17 @@ def shuffled_index(
       x = lax.optimization_barrier(x)
     x = _swap_or_not(x, stream, size, pivot_word, swap_word)
   return x.astype(jnp.int32)
+
+
+def shuffle_words(seed: int) -> np.ndarray:
+  """Return the random words of a permutation, uint32[rounds, 2].
+
+  Args:
+    seed: seed of the permutation.
+  """
+  return np.random.default_rng(seed).integers(
+    2**32, size=(_SHUFFLE_ROUNDS, 2), dtype=np.uint32
+  )
 
 
 # Compiled as a call, because one trace then serves all rounds.
@@ -402,7 +433,65 @@ def _check_sizes(num_examples: int, num_replicas: int, batch_size: int) -> None:
   if not 1 <= check_step('num_examples', num_examples) <= MAX_RESIDENT:
     raise ValueError(
       f'data on the device must have 1 to {MAX_RESIDENT} examples, got '
-      f'{num_examples}; stream larger data through stack_batches'
+      f'{num_examples}; read larger data by pr.pipeline(source, ...)'
+    )
+
+
+def check_global_batch(
+  num_examples: int, num_replicas: int, batch_size: int
+) -> int:
+  """Return the size of the batch of all replicas.
+
+  Args:
+    num_examples: n.
+    num_replicas: N.
+    batch_size: examples per replica and step.
+
+  Raises:
+    ValueError: if it is larger than the data set.
+  """
+  global_batch = num_replicas * batch_size
+  if global_batch > num_examples:
+    raise ValueError(
+      f'the batch of all replicas, {num_replicas} x {batch_size} = '
+      f'{global_batch}, is larger than the {num_examples} examples; use '
+      'smaller batches or fewer replicas'
+    )
+  return global_batch
+
+
+def check_shard_sizes(sizes: np.ndarray, batch_size: int) -> None:
+  """Raise ValueError if a batch is larger than the smallest shard."""
+  smallest = int(sizes.argmin())
+  if sizes[smallest] < batch_size:
+    raise ValueError(
+      f'the batch of {batch_size} is larger than the shard of replica '
+      f'{smallest}, {sizes[smallest]} examples; use a smaller batch or fewer '
+      'replicas'
+    )
+
+
+def check_shard(shard: np.ndarray, replica: int, num_examples: int) -> None:
+  """Check the rows of a replica.
+
+  Args:
+    shard: should be integers `[n_i]` in 0 .. n - 1.
+    replica: its number, for the message.
+    num_examples: n.
+
+  Raises:
+    ValueError: if they are not.
+  """
+  if shard.ndim != 1:
+    raise ValueError(
+      f'shards expects one list of rows for each replica, int[n], got '
+      f'{describe(shard)} for replica {replica}'
+    )
+  is_int = np.issubdtype(shard.dtype, np.integer)
+  if not is_int or shard.min() < 0 or shard.max() >= num_examples:
+    raise ValueError(
+      f'shards expects integer rows in 0 .. {num_examples - 1}, got '
+      f'{shard.dtype} {shard.min()} .. {shard.max()} for replica {replica}'
     )
 
 
