@@ -13,6 +13,7 @@ _TIMEOUT = 60  # seconds, for a process that hangs
 
 # Imported by the functions that use them, because each costs 0.1 s or more.
 LAZY = (
+  'grain',
   'matplotlib',
   'networkx',
   'orbax',

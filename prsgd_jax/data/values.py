@@ -21,28 +21,10 @@ from prsgd_jax.checks import (
   check_seed,
 )
 from prsgd_jax.data import samplers
+from prsgd_jax.data.held import Held
 from prsgd_jax.data.samplers import BatchFn, Sampler, Transform
 from prsgd_jax.tracing.caller_functions import BATCH, check_signature
 from prsgd_jax.tree_types import describe, is_array
-
-
-class Held:
-  """A wrapper that keeps an object alive and compares it by identity.
-
-  Example:
-    >>> x = np.zeros(2)
-    >>> Held(x) == Held(x), Held(x) == Held(np.zeros(2))
-    (True, False)
-  """
-
-  def __init__(self, value: Any):
-    self.value = value
-
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, Held) and self.value is other.value
-
-  def __hash__(self) -> int:
-    return id(self.value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +81,6 @@ class Stream(NamedTuple):
     """Return the kind of the iterator, not its address."""
     what = describe(self.iterator)
     return f'stream({what}, global_batch={self.global_batch})'
-
-
-Data = Resident | Stream
 
 
 def shared(
