@@ -90,6 +90,7 @@ from prsgd_jax.algorithms import (
 )
 from prsgd_jax.base import chain
 from prsgd_jax.data.datasets import load_dataset
+from prsgd_jax.data.pipelines import pipeline
 from prsgd_jax.data.values import dirichlet, sharded, shared, stream
 from prsgd_jax.engine.trainer import trainer
 from prsgd_jax.mixing import codecs, graphs
@@ -175,6 +176,7 @@ __all__ = (
   'outer_update',
   'palsgd',
   'per_replica',
+  'pipeline',
   'post_local_sgd',
   'power_sgd',
   'pr_sgd',

@@ -29,3 +29,8 @@ def add(token: Array) -> None:
     token: a result of the dispatch that is never donated.
   """
   _tokens.append(token)
+
+
+def newest() -> Array | None:
+  """Return the token of the newest dispatch, None if there is none."""
+  return _tokens[-1] if _tokens else None

@@ -14,10 +14,14 @@ import numpy as np
 
 from prsgd_jax.base import ArrayTree, ReplicaTransformation
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.data.values import Held, Recipe, Resident
+from prsgd_jax.data.held import Held
+from prsgd_jax.data.pipelines import Pipeline
+from prsgd_jax.data.samplers import Transform
+from prsgd_jax.data.values import Recipe, Resident
 from prsgd_jax.engine.batch_statistics import make_reestimate
 from prsgd_jax.engine.engine_checks import check_numbers
 from prsgd_jax.engine.evaluation import shard_examples
+from prsgd_jax.engine.prefetching import Flow, make_flow
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.engine.train_state import TrainState
 from prsgd_jax.engine.training import (
@@ -29,6 +33,7 @@ from prsgd_jax.engine.training import (
 # The newest entries that each cache keeps.
 PROGRAMS = 16
 PLACEMENTS = 4
+FLOWS = 2
 
 # Numbers of an array that are compared.
 SAMPLE = 4096
@@ -41,14 +46,16 @@ class Memo(NamedTuple):
 
   Attributes:
     resident_steps: `recipe -> (state, data, num_steps) -> (state, metrics)`.
-    streamed_steps: `() -> (state, batches) -> (state, metrics)`.
+    streamed_steps: `transform -> (state, batches) -> (state, metrics)`.
+    flow: pipeline -> its batches, which are being read.
     place: `arrays -> arrays` copied to every device, `[D, ...]`.
     place_examples: `(arrays, batch_size)` -> result of `shard_examples`.
     refresh: resident data -> result of `make_reestimate`.
   """
 
   resident_steps: Callable[[Recipe], TrainSteps]
-  streamed_steps: Callable[[], TrainSteps]
+  streamed_steps: Callable[[Transform | None], TrainSteps]
+  flow: Callable[[Pipeline], Flow]
   place: Callable[[ArrayTree], ArrayTree]
   place_examples: Callable[[ArrayTree, int], Any]
   refresh: Callable[[Resident], Callable[[Any], Any]]
@@ -70,9 +77,13 @@ def make_memo(
     batch_fn = recipe.make(mesh.num_replicas)
     return make_resident_train_steps(mesh, algorithm, loss_fn, batch_fn)
 
-  @functools.lru_cache(1)
-  def streamed_steps() -> TrainSteps:
-    return make_train_steps(mesh, algorithm, loss_fn)
+  @functools.lru_cache(PROGRAMS)
+  def streamed_steps(transform: Held) -> TrainSteps:
+    return make_train_steps(mesh, algorithm, loss_fn, transform.value)
+
+  @functools.lru_cache(FLOWS)
+  def flow(pipeline: Pipeline) -> Flow:
+    return make_flow(mesh, pipeline)
 
   @functools.lru_cache(PLACEMENTS)
   def replicated(*key: Any) -> ArrayTree:
@@ -98,7 +109,8 @@ def make_memo(
 
   return Memo(
     resident_steps=resident_steps,
-    streamed_steps=streamed_steps,
+    streamed_steps=lambda transform: streamed_steps(Held(transform)),
+    flow=flow,
     place=lambda arrays: replicated(*_key(arrays)),
     place_examples=place_examples,
     refresh=lambda data: refresh(data.recipe, *_key(data.arrays)),

@@ -48,18 +48,30 @@ def stacked(mesh: ReplicaMesh, data: Stream, num_steps: int) -> Iterator[Any]:
   head = next(batches)
   rest = _after(head, batches)
   size = sum(np.asarray(x).nbytes for x in jax.tree.leaves(head))
-  most = min(max(MAX_BYTES // max(size, 1), 1), MAX_STEPS)
+  for length in lengths(num_steps, size):
+    yield feeding.stack_batches(
+      mesh, rest, length, global_batch=data.global_batch
+    )
+
+
+def lengths(num_steps: int, step_bytes: int) -> Iterator[int]:
+  """Cut steps into the pieces of one dispatch.
+
+  Args:
+    num_steps: number of steps, >= 1.
+    step_bytes: bytes of the batches of one step.
+
+  Example:
+    >>> list(lengths(80, 1)), list(lengths(3, MAX_BYTES))
+    ([40, 40], [1, 1, 1])
+  """
+  most = min(max(MAX_BYTES // max(step_bytes, 1), 1), MAX_STEPS)
   # Pieces of equal length unless they would be short, because each length
   # compiles another program.
   length = piece(num_steps, most)
   length = length if 2 * length > most else most
   for begun in range(0, num_steps, length):
-    yield feeding.stack_batches(
-      mesh,
-      rest,
-      min(length, num_steps - begun),
-      global_batch=data.global_batch,
-    )
+    yield min(length, num_steps - begun)
 
 
 def _taken(iterator: Iterator[Any], num_steps: int) -> Iterator[Any]:

@@ -5,7 +5,7 @@ the mesh, the compiled steps, the placement of data, evaluation, averaging, the
 ledger and checkpoints.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ import numpy as np
 from prsgd_jax import ledger
 from prsgd_jax.base import ArrayTree, Replica, ReplicaTransformation
 from prsgd_jax.checks import check_bool, check_length
-from prsgd_jax.data.values import Data, Resident, Stream, check_resident
+from prsgd_jax.data.pipelines import Pipeline
+from prsgd_jax.data.values import Resident, Stream, check_resident
 from prsgd_jax.engine import resizing
 from prsgd_jax.engine.checkpoint_leaves import Leaves
 from prsgd_jax.engine.evaluation import (
@@ -26,12 +27,13 @@ from prsgd_jax.engine.evaluation import (
   make_evaluate_replicas,
 )
 from prsgd_jax.engine.mapping import PMAP
-from prsgd_jax.engine.memo import PLACEMENTS, Memo, make_memo
+from prsgd_jax.engine.memo import PLACEMENTS, Memo, TrainSteps, make_memo
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.run_state import State, by_step, check_own
 from prsgd_jax.engine.spent import make_spent
 from prsgd_jax.engine.stacking import stacked
 from prsgd_jax.engine.train_state import (
+  TrainState,
   check_algorithm,
   consensus,
   create_train_state,
@@ -39,6 +41,7 @@ from prsgd_jax.engine.train_state import (
   replica_shapes,
 )
 from prsgd_jax.engine.training import LossFn
+from prsgd_jax.engine.waiting import Waiting, make_waiting
 from prsgd_jax.ledger.network import NETWORK, Network
 from prsgd_jax.names import check_complete
 from prsgd_jax.tracing.caller_functions import LOSS, check_signature
@@ -46,6 +49,8 @@ from prsgd_jax.tracing.keys import from_data, to_data
 from prsgd_jax.tree_types import describe
 
 EVAL_BATCH = 500
+
+Data = Resident | Stream | Pipeline
 
 
 class Trainer(NamedTuple):
@@ -82,6 +87,8 @@ class Trainer(NamedTuple):
       replicas, see `engine.resizing.resize`.
     lower: `(state, data, num_steps) -> jax.stages.Lowered`, the program of
       `run` on resident data.
+    waited: `() -> float`, the seconds in which the devices stood still because
+      `run` had no batches, in all. Resident data never wait.
     mesh: the placement of the replicas.
   """
 
@@ -96,6 +103,7 @@ class Trainer(NamedTuple):
   save: Callable[..., pathlib.Path]
   restore: Callable[..., State]
   lower: Callable[[State, Data, int], jax.stages.Lowered]
+  waited: Callable[[], float]
   mesh: ReplicaMesh
 
   def __repr__(self) -> str:
@@ -166,7 +174,8 @@ def trainer(
   """
   _check(algorithm, loss_fn)
   mesh = ReplicaMesh(num_replicas, num_devices, devices, map_by)
-  setting = _Setting(mesh, algorithm, make_memo(mesh, algorithm, loss_fn))
+  memo = make_memo(mesh, algorithm, loss_fn)
+  setting = _Setting(mesh, algorithm, memo, make_waiting())
   evaluate, evaluate_replicas = _evaluation(setting, eval_fn)
   account, spent, shapes = _ledger(setting)
   save, restore = _checkpoints(setting)
@@ -182,6 +191,7 @@ def trainer(
     save=save,
     restore=restore,
     lower=_lower(setting),
+    waited=setting.waiting.seconds,
     mesh=mesh,
   )
 
@@ -192,6 +202,7 @@ class _Setting(NamedTuple):
   mesh: ReplicaMesh
   algorithm: ReplicaTransformation
   memo: Memo
+  waiting: Waiting
 
 
 def _check(algorithm: Any, loss_fn: Any) -> None:
@@ -206,7 +217,7 @@ def _check(algorithm: Any, loss_fn: Any) -> None:
 
 
 def _init(setting: _Setting) -> Callable[..., State]:
-  mesh, algorithm, _ = setting
+  mesh, algorithm = setting.mesh, setting.algorithm
 
   def init(
     params: ArrayTree,
@@ -226,23 +237,35 @@ def _init(setting: _Setting) -> Callable[..., State]:
 def _run(
   setting: _Setting,
 ) -> Callable[[State, Data, int], tuple[State, ArrayTree]]:
-  mesh, _, memo = setting
+  mesh, memo, waiting = setting.mesh, setting.memo, setting.waiting
 
   def run(state: State, data: Data, num_steps: int) -> tuple[State, ArrayTree]:
     """Train for `num_steps` steps on the data."""
     own = check_own('run', mesh, state)
     if isinstance(data, Stream):
-      train_steps = memo.streamed_steps()
-      collected = []
-      for batches in stacked(mesh, data, num_steps):
-        own, metrics = train_steps(own, batches)
-        collected.append(by_step(mesh, metrics))
-      metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), *collected)
-      return State(own, mesh), metrics
+      pieces = stacked(mesh, data, num_steps)
+      return streamed(memo.streamed_steps(None), own, pieces)
+    if isinstance(data, Pipeline):
+      flow = memo.flow(data)
+      pieces = flow.take(own.step, num_steps)
+      train_steps = memo.streamed_steps(data.transform)
+      state, metrics = streamed(train_steps, own, pieces)
+      flow.continue_at(state.on_devices.step)
+      return state, metrics
     data = check_resident('run', data)
     train_steps = memo.resident_steps(data.recipe)
     own, metrics = train_steps(own, memo.place(data.arrays), num_steps)
     return State(own, mesh), by_step(mesh, metrics)
+
+  def streamed(
+    train_steps: TrainSteps, own: TrainState, pieces: Iterator[Any]
+  ) -> tuple[State, ArrayTree]:
+    collected = []
+    for batches in waiting.timed(pieces):
+      own, metrics = train_steps(own, batches)
+      collected.append(by_step(mesh, metrics))
+    metrics = jax.tree.map(lambda *xs: jnp.concatenate(xs), *collected)
+    return State(own, mesh), metrics
 
   return run
 
@@ -250,7 +273,7 @@ def _run(
 def _evaluation(
   setting: _Setting, eval_fn: EvalFn | None
 ) -> tuple[Callable[..., dict[str, float]], Callable[..., dict[str, Any]]]:
-  mesh, algorithm, memo = setting
+  mesh, algorithm, memo, _ = setting
   if eval_fn is None:
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -296,7 +319,7 @@ def _evaluation(
 def _average(
   setting: _Setting,
 ) -> Callable[..., tuple[ArrayTree, ArrayTree]]:
-  mesh, algorithm, memo = setting
+  mesh, algorithm, memo, _ = setting
 
   def average(
     state: State, *, reestimate: Resident | None = None
@@ -319,7 +342,7 @@ def _ledger(
   Callable[..., ledger.Spent],
   Callable[..., Replica],
 ]:
-  mesh, algorithm, _ = setting
+  mesh, algorithm = setting.mesh, setting.algorithm
   n = mesh.num_replicas
   count = make_spent(algorithm, n)
 
@@ -399,7 +422,7 @@ def _checkpoints(
 def _lower(
   setting: _Setting,
 ) -> Callable[[State, Data, int], jax.stages.Lowered]:
-  mesh, _, memo = setting
+  mesh, memo = setting.mesh, setting.memo
 
   def lower(state: State, data: Data, num_steps: int) -> jax.stages.Lowered:
     """Lower the program of `run`."""

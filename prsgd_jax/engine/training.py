@@ -19,7 +19,7 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
 from prsgd_jax.checks import check_num_steps
-from prsgd_jax.data.samplers import BatchFn
+from prsgd_jax.data.samplers import BatchFn, Transform
 from prsgd_jax.engine import in_flight
 from prsgd_jax.engine.engine_checks import check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
@@ -40,7 +40,10 @@ LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
 
 
 def make_train_steps(
-  mesh: ReplicaMesh, algorithm: ReplicaTransformation, loss_fn: LossFn
+  mesh: ReplicaMesh,
+  algorithm: ReplicaTransformation,
+  loss_fn: LossFn,
+  transform: Transform | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, ArrayTree]]:
   """Make the function that trains on batches the caller passes.
 
@@ -48,6 +51,8 @@ def make_train_steps(
     mesh: placement of the replicas.
     algorithm: the algorithm to run.
     loss_fn: the loss of one replica, without collectives over the replicas.
+    transform: `(key, batch) -> batch` of one replica, such as augmentation; it
+      runs inside the scan. Default: none.
 
   Returns:
     `(state, batches) -> (state, metrics)`. Batches have leaves `[D, steps, V,
@@ -64,15 +69,21 @@ def make_train_steps(
   """
   check_setting('make_train_steps', mesh, algorithm)
   grad_fn = gradient_of(loss_fn)
+  transform_fn = transform and isolated('transform', transform)
 
   def run(state: TrainState, batches: Any) -> tuple[TrainState, ArrayTree]:
     def step(state: TrainState, batch: Any) -> tuple[TrainState, ArrayTree]:
-      return _step(mesh, algorithm, grad_fn, state, lambda keys: batch)
+      def draw(keys: Array) -> Any:
+        return jax.vmap(transform_fn)(keys, batch) if transform_fn else batch
+
+      return _step(mesh, algorithm, grad_fn, state, draw)
 
     num_steps = jax.tree.leaves(batches)[0].shape[0]
     return _scan(step, state, batches, num_steps)
 
-  dispatch, lower = _compile(mesh, algorithm, run, functions=1)
+  dispatch, lower = _compile(
+    mesh, algorithm, run, functions=2 if transform else 1
+  )
 
   def train_steps(
     state: TrainState, batches: Any
