@@ -371,7 +371,7 @@ def _ledger(
 def _checkpoints(
   setting: _Setting,
 ) -> tuple[Callable[..., pathlib.Path], Callable[..., State]]:
-  mesh, algorithm, _ = setting
+  mesh, algorithm = setting.mesh, setting.algorithm
 
   def save(
     directory: str | pathlib.Path,
