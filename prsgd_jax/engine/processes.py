@@ -85,6 +85,34 @@ def agree(name: str, value: Any, seconds: float = LIMIT) -> Any:
   return json.loads(found)
 
 
+def collect(name: str, value: Any, seconds: float = LIMIT) -> list[Any]:
+  """Return the values that all processes passed, by their index.
+
+  Args:
+    name: what is collected, for the message.
+    value: value of JSON types of this process.
+    seconds: how long to wait for the others. Default: 10 minutes.
+
+  Raises:
+    ProcessError: if some did not come in time.
+
+  Example:
+    >>> collect('the files written', ['a', 'b'])
+    [['a', 'b']]
+  """
+  if count() == 1:
+    return [value]
+  key = _unique(name)
+  own = f'{key}/value/{index()}'
+  _client().key_value_set(own, json.dumps(value))
+  _meet(name, key, seconds)
+  listed = _client().key_value_dir_get(f'{key}/value/')
+  found = {int(key.rpartition('/')[2]): json.loads(x) for key, x in listed}
+  _meet(name, f'{key}/read', seconds)
+  _client().key_value_delete(own)
+  return [found[p] for p in range(count())]
+
+
 def _meet(name: str, key: str, seconds: float) -> None:
   """Wait at the barrier with this key, which is used once."""
   client = _client()
