@@ -15,9 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 
 import prsgd_jax as pr
-from prsgd_jax.engine import checkpoint_files, checkpoints
+from prsgd_jax.engine import (
+  checkpoint_arrays,
+  checkpoint_files,
+  checkpoint_leaves,
+  checkpoints,
+)
 from prsgd_jax.engine.checkpoints import CheckpointError
 
 DESCRIPTION = {'algorithm': 'pr_sgd', 'sizes': (1, 2)}
@@ -88,7 +94,7 @@ class CheckpointsTest(parameterized.TestCase):
     chex.assert_trees_all_equal(on_host(mesh, restored), saved, strict=True)
 
   def test_leaves_of_size_0_come_back(self):
-    # Because orbax rejects them. The state of galore always has some.
+    # Because no file has them. The state of galore always has some.
     algorithm = pr.k_avg(optax.contrib.galore(0.1), period=4)
     mesh, state = make(2, algorithm=algorithm, width=0)
     checkpoints.save(self.directory, mesh, state, DESCRIPTION)
@@ -96,6 +102,57 @@ class CheckpointsTest(parameterized.TestCase):
     restored = checkpoints.restore(self.directory, other, like, DESCRIPTION)
     self.assertEqual(restored.params['w'].shape, (4, 2, 3, 0))
     chex.assert_trees_all_equal(on_host(other, restored), on_host(mesh, state))
+
+  def test_arrays_that_orbax_wrote_are_read(self):
+    # As earlier versions did.
+    path, state = self.save()
+    record = checkpoint_files.read_record(path)
+    leaves = checkpoints.read_leaves(path, record)
+    shutil.rmtree(path / 'state')
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(path / 'state', leaves)
+    del record['sha256'], record['files']
+    files = checkpoint_files.digests(path)
+    checkpoint_files.write_record(path, record, files)
+    mesh, like = make(4)
+    restored = checkpoints.restore(self.directory, mesh, like, DESCRIPTION)
+    saved = on_host(pr.engine.ReplicaMesh(8, 2), state)
+    chex.assert_trees_all_equal(on_host(mesh, restored), saved, strict=True)
+
+  @parameterized.parameters(
+    (1, range(8)), (1, range(2, 5)), (2, range(4)), (4, range(1, 7)),
+    (8, range(7, 8)), (4, None),
+  )  # fmt: skip
+  def test_rows_of_parts(self, num_parts, rows):
+    """Of a checkpoint of several processes, which this process writes."""
+    mesh, state = make(2)
+    leaves = checkpoint_leaves.to_host(mesh, state)
+    leaves['empty'] = np.zeros((8, 0, 2), np.float16)
+    size = 8 // num_parts
+    parts = [
+      checkpoint_arrays.Part(f'state-{p}', p * size, (p + 1) * size)
+      for p in range(num_parts)
+    ]
+    shared = checkpoint_leaves.is_shared
+    self.directory.mkdir()
+    for part in parts:
+      own = slice(part.start, part.stop)
+      checkpoint_arrays.write(
+        self.directory / part.name,
+        {n: x if shared(n) else x[own] for n, x in leaves.items()},
+      )
+    record = {
+      'num_replicas': 8,
+      'leaves': {n: f'{x.dtype}{list(x.shape)}' for n, x in leaves.items()},
+      'parts': json.loads(json.dumps(parts)),
+    }
+    found = checkpoint_arrays.read(self.directory, record, rows=rows)
+    wanted = slice(rows.start, rows.stop) if rows else slice(None)
+    chex.assert_trees_all_equal(
+      found,
+      {n: x if shared(n) else x[wanted] for n, x in leaves.items()},
+      strict=True,
+    )
 
   def test_restored_state_may_be_donated(self):
     self.save()
@@ -139,7 +196,7 @@ class CheckpointsTest(parameterized.TestCase):
     path, _ = self.save()
     mesh, like = make(2)
     files = sorted(p for p in path.rglob('*') if p.is_file())
-    self.assertGreater(len(files), 5)
+    self.assertGreaterEqual(len(files), 3)
     for file in files:
       whole = file.read_bytes()
       if how == 'flip' and whole:

@@ -18,9 +18,9 @@ import tempfile
 import time
 
 import numpy as np
-import orbax.checkpoint as ocp
 
 from experiments.running.records import records
+from prsgd_jax.engine import checkpoint_files, checkpoints
 
 STEPS = 600
 KILLS = 12
@@ -89,11 +89,11 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> None:
   ]
   if histories[0] != histories[1]:
     raise AssertionError('the records differ')
-  with ocp.StandardCheckpointer() as checkpointer:
-    states = [
-      checkpointer.restore(workdir / 'checkpoints' / str(STEPS) / 'state')
-      for workdir in (one, other)
-    ]
+  paths = [w / 'checkpoints' / str(STEPS) for w in (one, other)]
+  states = [
+    checkpoints.read_leaves(path, checkpoint_files.read_record(path))
+    for path in paths
+  ]
   for name in states[0]:
     np.testing.assert_array_equal(states[0][name], states[1][name], name)
 

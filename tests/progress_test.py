@@ -59,7 +59,7 @@ class FindStartTest(parameterized.TestCase):
       noted = {'sums': sums, 'num_records': count}
       record = {'description': {}, 'num_replicas': 1, 'leaves': {}}
       record |= {'notes': noted} if notes else {}
-      checkpoint_files.write_record(path, record)
+      checkpoint_files.write_record(path, record, {})
 
   def find(self):
     err = io.StringIO()

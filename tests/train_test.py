@@ -14,7 +14,6 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 import numpy as np
-import orbax.checkpoint as ocp
 
 from experiments import train
 from experiments.running.execution import runs
@@ -22,7 +21,7 @@ from experiments.running.flags import tasks
 from experiments.running.process import locks, signals
 from experiments.running.records import records
 from prsgd_jax import models
-from prsgd_jax.engine import checkpoints
+from prsgd_jax.engine import checkpoint_files, checkpoints
 from tests import binaries
 
 # A convolution, its batch statistics, and the readout.
@@ -42,8 +41,8 @@ def without_seconds(history):
 
 def saved(workdir, step):
   """The arrays of a checkpoint, by name."""
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(workdir / 'checkpoints' / str(step) / 'state')
+  path = workdir / 'checkpoints' / str(step)
+  return checkpoints.read_leaves(path, checkpoint_files.read_record(path))
 
 
 class TrainTest(parameterized.TestCase):

@@ -6,7 +6,7 @@ removed, and `<step>.unrecorded` was set aside. A name changes by one rename, so
 that a killed process leaves no partial checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import contextlib
 import hashlib
 import json
@@ -158,20 +158,36 @@ def sync(directory: pathlib.Path) -> None:
     os.close(descriptor)
 
 
-def write_record(source: pathlib.Path, record: Mapping[str, Any]) -> None:
-  """Add the record with all checksums, and force the files to the disk.
+def make(directory: pathlib.Path) -> None:
+  """Create a directory and its parents, and wait until they are on the disk."""
+  missing = [p for p in (directory, *directory.parents) if not p.exists()]
+  directory.mkdir(parents=True)
+  for path in missing:
+    sync(path.parent)
+
+
+def sync_all(root: pathlib.Path) -> None:
+  """Wait until the names in a directory and those below are on the disk."""
+  for directory, _, _ in os.walk(root):
+    sync(pathlib.Path(directory))
+
+
+def write_record(
+  source: pathlib.Path, record: Mapping[str, Any], files: Mapping[str, str]
+) -> None:
+  """Add the record with all checksums, and force it to the disk.
 
   Args:
     source: directory of the checkpoint, with all its other files.
     record: dict of JSON types to keep in it.
+    files: file -> SHA-256, as `digests` returns them.
   """
-  whole = {**record, 'files': digests(source)}
+  whole = {**record, 'files': dict(files)}
   with open(source / RECORD, 'w', encoding='utf-8') as file:
     json.dump({**whole, 'sha256': _seal(whole)}, file, indent=1)
     file.flush()
     os.fsync(file.fileno())
-  for directory, _, _ in os.walk(source):
-    sync(pathlib.Path(directory))
+  sync(source)
 
 
 def read_seal(source: pathlib.Path) -> dict[str, Any]:
@@ -189,16 +205,19 @@ def read_seal(source: pathlib.Path) -> dict[str, Any]:
   return record
 
 
-def read_record(source: pathlib.Path) -> dict[str, Any]:
-  """Return the record of a checkpoint after verifying all its files.
+def read_record(
+  source: pathlib.Path, parts: Sequence[str] | None = None
+) -> dict[str, Any]:
+  """Return the record of a checkpoint after verifying its files.
 
   Args:
     source: directory of the checkpoint.
+    parts: names of the directories in it to verify. Default: all files.
 
   Raises:
     CheckpointError: if a file is missing, new or changed.
   """
-  fault = _fault(source)
+  fault = _fault(source, parts)
   if fault is not None:
     raise _damaged(source, fault)
   return read_seal(source)
@@ -225,15 +244,19 @@ def _unsealed(source: pathlib.Path) -> dict[str, Any] | str:
   return f'{RECORD} has changed'
 
 
-def _fault(source: pathlib.Path) -> str | None:
+def _fault(
+  source: pathlib.Path, parts: Sequence[str] | None = None
+) -> str | None:
   """Return what is wrong with a checkpoint, None if it is whole."""
   record = _unsealed(source)
   if isinstance(record, str):
     return record
   try:
-    files, found = record['files'], digests(source)
+    files, found = record['files'], digests(source, parts)
   except OSError as error:
     return f'{error.filename} cannot be read: {error.strerror}'
+  if parts is not None:
+    files = {n: x for n, x in files.items() if n.partition('/')[0] in parts}
   for name in sorted({*files, *found}):
     if found.get(name) != files.get(name):
       changed = 'has changed' if name in files else 'was added'
@@ -241,9 +264,18 @@ def _fault(source: pathlib.Path) -> str | None:
   return None
 
 
-def digests(root: pathlib.Path) -> dict[str, str]:
-  """Return file -> SHA-256 for all files of a directory but the record."""
-  files = sorted(p for p in root.rglob('*') if p.is_file() and p.name != RECORD)
+def digests(
+  root: pathlib.Path, parts: Sequence[str] | None = None
+) -> dict[str, str]:
+  """Return file -> SHA-256 for the files of a directory but the record.
+
+  Args:
+    root: the directory.
+    parts: names of the directories in it to read. Default: all files.
+  """
+  roots = [root] if parts is None else [root / part for part in parts]
+  paths = sorted(p for start in roots for p in start.rglob('*'))
+  files = [p for p in paths if p.is_file() and p.name != RECORD]
   return {str(p.relative_to(root)): _digest(p) for p in files}
 
 

@@ -13,7 +13,7 @@ from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.train_state import TrainState, check_state
 from prsgd_jax.tracing.keys import from_data, to_data
 
-# Name -> `[N, ...]`, or one value of a leaf that all replicas share.
+# Name -> rows of replicas, or one value of a leaf that all replicas share.
 Leaves = dict[str, np.ndarray]
 
 
@@ -44,7 +44,9 @@ def is_shared(name: str) -> bool:
 
 
 def to_host(mesh: ReplicaMesh, state: TrainState) -> Leaves:
-  """Return the leaves of a state in NumPy; keys become their uint32 data.
+  """Return the rows of this process in NumPy; keys become their uint32 data.
+
+  It does not communicate. With one process, the rows are those of all replicas.
 
   Args:
     mesh: placement of the replicas.
@@ -57,7 +59,7 @@ def to_host(mesh: ReplicaMesh, state: TrainState) -> Leaves:
 
   def fetch(name: str, x: Array) -> np.ndarray:
     x = to_data(x)  # because NumPy has no typed keys
-    return first(x) if is_shared(name) else mesh.gather(x)
+    return first(x) if is_shared(name) else mesh.rows(x)
 
   leaves = jax.tree.leaves(state)
   return {n: fetch(n, x) for n, x in zip(names(state), leaves, strict=True)}
@@ -71,7 +73,8 @@ def to_devices(
   Args:
     mesh: placement of the replicas.
     like: state whose structure, names and types of keys are used.
-    leaves: an array for each name of `like`, as `to_host` returns them.
+    leaves: an array for each name of `like`, as `to_host` returns them: the
+      rows of this process.
 
   Returns:
     The state; its buffers may be donated.
@@ -79,7 +82,7 @@ def to_devices(
 
   def put(name: str, known: Array) -> Array:
     x = leaves[name]
-    placed = mesh.replicate(x) if is_shared(name) else mesh.place(x)
+    placed = mesh.replicate(x) if is_shared(name) else mesh.place_rows(x)
     return from_data(placed, known)
 
   known, treedef = jax.tree.flatten(like)
@@ -87,6 +90,20 @@ def to_devices(
   placed = jax.tree.unflatten(treedef, new)
   # Copied by a program, because only buffers it owns may be donated.
   return mesh.map(lambda state: jax.tree.map(jnp.copy, state))(placed)
+
+
+def own_rows(mesh: ReplicaMesh, leaves: Leaves) -> Leaves:
+  """Return the rows of this process.
+
+  Args:
+    mesh: placement of the replicas.
+    leaves: the rows of all replicas, `[N, ...]`, by name.
+  """
+  own = mesh.local_replicas
+  return {
+    name: x if is_shared(name) else x[own.start : own.stop]
+    for name, x in leaves.items()
+  }
 
 
 def signature(mesh: ReplicaMesh, state: TrainState) -> dict[str, str]:

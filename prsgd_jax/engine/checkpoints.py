@@ -1,23 +1,27 @@
 """CHECKPOINTS of the whole train state, with all replicas.
 
 Leaves are saved as `[N, ...]`, so that a run can resume with another number of
-devices. orbax writes the arrays to a side directory. A record of the run, the
+devices. The arrays are written to a side directory. A record of the run, the
 leaves and the SHA-256 of every file is added. Then one rename puts the
 directory into place, so that a directory named by a step is complete. Checksums
 are verified before any array is read.
 """
 
 from collections.abc import Callable, Mapping
-import contextlib
+from concurrent.futures import Future, ThreadPoolExecutor
 import json
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from prsgd_jax import system_errors
 from prsgd_jax.engine import (
   checkpoint_arrays,
   checkpoint_files,
   checkpoint_leaves,
+  checkpoint_writing,
+  together,
 )
 from prsgd_jax.engine.checkpoint_files import (
   CheckpointError,
@@ -28,22 +32,21 @@ from prsgd_jax.engine.checkpoint_files import (
   steps,
 )
 from prsgd_jax.engine.checkpoint_leaves import Leaves
+from prsgd_jax.engine.checkpoint_writing import SaveError, Snapshot
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.engine.train_state import TrainState
 
 __all__ = (
   'CheckpointError',
+  'SaveError',
   'latest_step',
   'prune',
   'read_notes',
   'restore',
   'save',
+  'save_in_background',
   'steps',
 )
-
-
-class SaveError(CheckpointError):
-  """A checkpoint cannot be written; older ones are still whole."""
 
 
 def save(
@@ -73,41 +76,76 @@ def save(
     SaveError: if the checkpoint cannot be written, such as on a full disk. Its
       partial files are removed, and older checkpoints are still whole.
   """
+  snapshot = _snapshot(directory, mesh, state, description, notes)
+  return checkpoint_writing.write(snapshot)
+
+
+def save_in_background(
+  directory: Path,
+  mesh: ReplicaMesh,
+  state: TrainState,
+  description: Mapping[str, Any],
+  *,
+  notes: Mapping[str, Any] | None = None,
+) -> Future[pathlib.Path]:
+  """Copy the state to the host, and save it in a thread.
+
+  The state may be used up meanwhile. Call `result()` of what is returned: it
+  waits, and raises the SaveError of a failed save. A save that still runs when
+  the program ends is lost.
+
+  Args:
+    directory: directory of the checkpoints of one run; created if missing.
+    mesh: placement of the replicas.
+    state: state to save; it stays usable.
+    description: identity of the run, of JSON types; `restore` compares it.
+    notes: further values of JSON types, for `read_notes`. Default: none.
+
+  Returns:
+    The future of the path of the checkpoint.
+
+  Raises:
+    CheckpointError: if a checkpoint of this step exists.
+  """
+  snapshot = _snapshot(directory, mesh, state, description, notes)
+  # Copied, because on CPU these arrays are views of the devices' buffers, which
+  # the next steps overwrite.
+  copies = {name: np.array(x) for name, x in snapshot.leaves.items()}
+  thread = ThreadPoolExecutor(1, thread_name_prefix=snapshot.name)
+  saved = thread.submit(
+    checkpoint_writing.write, snapshot._replace(leaves=copies)
+  )
+  thread.shutdown(wait=False)
+  return saved
+
+
+def _snapshot(
+  directory: Path,
+  mesh: ReplicaMesh,
+  state: TrainState,
+  description: Mapping[str, Any],
+  notes: Mapping[str, Any] | None,
+) -> Snapshot:
+  """Return the state on the host, with its record."""
   leaves = checkpoint_leaves.to_host(mesh, state)
   step = int(leaves['step'])
   target = path_of(directory, step)
-  if target.exists():
-    raise CheckpointError(
-      f'{target} is there already and is not overwritten; use another directory'
-    )
-  staging = target.with_name(f'.{step}.partial')
+
+  def check_new() -> None:
+    if target.exists():
+      raise CheckpointError(
+        f'{target} is there already and is not overwritten; use another '
+        'directory'
+      )
+
+  together.on_first(mesh, f'checkpoint {step}', check_new, CheckpointError)
   record = {
     'description': _as_json(description),
     'num_replicas': mesh.num_replicas,
     'leaves': checkpoint_leaves.signature(mesh, state),
     'notes': None if notes is None else _as_json(notes),
   }
-  try:
-    _write(staging, leaves, record)
-    staging.rename(target)
-    checkpoint_files.sync(target.parent)
-  # All three, because orbax lets errors of tensorstore and threads through.
-  except (OSError, ValueError, RuntimeError) as error:
-    with contextlib.suppress(OSError):
-      checkpoint_files.remove(staging)  # makes room on a full disk
-    raise SaveError(
-      f'{target} cannot be written ({system_errors.reason(error)})'
-    ) from error
-  return target
-
-
-def _write(
-  staging: pathlib.Path, leaves: Leaves, record: Mapping[str, Any]
-) -> None:
-  """Write a checkpoint to a side directory and force it to the disk."""
-  checkpoint_files.remove(staging)  # an interrupted save may have left one
-  checkpoint_arrays.write(staging, leaves)
-  checkpoint_files.write_record(staging, record)
+  return checkpoint_writing.snapshot(mesh, target, leaves, record)
 
 
 def read_notes(directory: Path, step: int) -> dict[str, Any] | None:
@@ -150,18 +188,52 @@ def restore(
     CheckpointError: if the checkpoint is missing, damaged, of another run, of
       another number of replicas, or of other shapes; if `resize` refuses it.
   """
-  source = find(directory, step)
-  record = checkpoint_files.read_record(source)
-  check_description(source, record, description)
-  if resize is None or record['num_replicas'] == mesh.num_replicas:
-    _check_leaves(source, record, mesh, like)
-  leaves = read_leaves(source, record)
-  if resize is not None:
+
+  def choose() -> tuple[int, str]:
+    source = find(directory, step)
+    return int(source.name), checkpoint_files.read_record(source)['sha256']
+
+  # By one process, because the others may see other files.
+  chosen, seal = together.on_first(mesh, 'restore', choose, CheckpointError)
+  source = path_of(directory, chosen)
+  # A change of N is computed from all rows, on every process.
+  wanted = None if resize else mesh.local_replicas
+
+  def read() -> Leaves:
+    record = _agreed_record(mesh, source, seal, wanted)
+    check_description(source, record, description)
+    if resize is None or record['num_replicas'] == mesh.num_replicas:
+      _check_leaves(source, record, mesh, like)
+    leaves = read_leaves(source, record, wanted)
+    if resize is None:
+      return leaves
     try:
-      leaves = resize(leaves)
+      return checkpoint_leaves.own_rows(mesh, resize(leaves))
     except ValueError as error:
       raise CheckpointError(f'{source} cannot be resized: {error}') from error
+
+  leaves = together.everywhere(mesh, 'restore', read, CheckpointError)
   return checkpoint_leaves.to_devices(mesh, like, leaves)
+
+
+def _agreed_record(
+  mesh: ReplicaMesh, source: pathlib.Path, seal: str, rows: range | None
+) -> dict[str, Any]:
+  """Return the record that process 0 verified; the others verify their part."""
+  if together.is_first(mesh):
+    return checkpoint_files.read_seal(source)
+  share = 'put the directory on a file system that all processes share'
+  if not source.is_dir():
+    raise CheckpointError(
+      f'{source} is not there, but process 0 restores it; {share}'
+    )
+  record = checkpoint_files.read_seal(source)
+  if record['sha256'] != seal:
+    raise CheckpointError(
+      f'{source} is another file for process 0, which restores it; {share}'
+    )
+  parts = checkpoint_arrays.parts_of(record, rows)
+  return checkpoint_files.read_record(source, [part.name for part in parts])
 
 
 def find(directory: Path, step: int | None = None) -> pathlib.Path:
@@ -181,18 +253,29 @@ def find(directory: Path, step: int | None = None) -> pathlib.Path:
   return path_of(directory, step)
 
 
-def read_leaves(source: pathlib.Path, record: Mapping[str, Any]) -> Leaves:
+def read_leaves(
+  source: pathlib.Path,
+  record: Mapping[str, Any],
+  rows: range | None = None,
+) -> Leaves:
   """Return name -> `[N, ...]` on the host, with the N of the checkpoint.
 
   Args:
     source: path of the checkpoint.
     record: its record, from `checkpoint_files.read_record`, which verifies the
       files.
+    rows: consecutive replicas to read, `[rows, ...]`. Default: all.
 
   Raises:
-    CheckpointError: if the checkpoint is of another step than its name says.
+    CheckpointError: if the checkpoint cannot be read, or is of another step
+      than its name says.
   """
-  leaves = checkpoint_arrays.read(source, record)
+  try:
+    leaves = checkpoint_arrays.read(source, record, rows=rows)
+  except (OSError, ValueError, RuntimeError) as error:
+    raise CheckpointError(
+      f'{source} cannot be read ({system_errors.reason(error)})'
+    ) from error
   step = int(leaves['step'])
   if source.name != str(step):
     raise CheckpointError(

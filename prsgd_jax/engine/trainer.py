@@ -6,6 +6,7 @@ ledger and checkpoints.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 import functools
 import pathlib
 from typing import Any, NamedTuple
@@ -80,6 +81,9 @@ class Trainer(NamedTuple):
       checkpoint of all replicas in `directory/<step>`. `notes`, a dict of JSON
       types such as the position of a loader, are kept with it;
       `engine.checkpoints.read_notes(directory, step)` returns them.
+    save_in_background: `save`, but returns a future at once: a thread writes
+      while training continues. Call its `result()`, which waits and raises the
+      error of a failed save, before the program ends.
     restore: `(directory, like, description={}, step=None, *, resize=False,
       survivors=None) -> State`, the checkpoint of a step, by default the
       newest. `like` is a state that `init` made. `description` must equal the
@@ -101,6 +105,7 @@ class Trainer(NamedTuple):
   spent: Callable[..., ledger.Spent]
   shapes: Callable[..., Replica]
   save: Callable[..., pathlib.Path]
+  save_in_background: Callable[..., Future[pathlib.Path]]
   restore: Callable[..., State]
   lower: Callable[[State, Data, int], jax.stages.Lowered]
   waited: Callable[[], float]
@@ -178,7 +183,7 @@ def trainer(
   setting = _Setting(mesh, algorithm, memo, make_waiting())
   evaluate, evaluate_replicas = _evaluation(setting, eval_fn)
   account, spent, shapes = _ledger(setting)
-  save, restore = _checkpoints(setting)
+  save, save_in_background, restore = _checkpoints(setting)
   return Trainer(
     init=_init(setting),
     run=_run(setting),
@@ -189,6 +194,7 @@ def trainer(
     spent=spent,
     shapes=shapes,
     save=save,
+    save_in_background=save_in_background,
     restore=restore,
     lower=_lower(setting),
     waited=setting.waiting.seconds,
@@ -370,7 +376,11 @@ def _ledger(
 
 def _checkpoints(
   setting: _Setting,
-) -> tuple[Callable[..., pathlib.Path], Callable[..., State]]:
+) -> tuple[
+  Callable[..., pathlib.Path],
+  Callable[..., Future[pathlib.Path]],
+  Callable[..., State],
+]:
   mesh, algorithm = setting.mesh, setting.algorithm
 
   def save(
@@ -385,6 +395,21 @@ def _checkpoints(
 
     own = check_own('save', mesh, state)
     return checkpoints.save(directory, mesh, own, description, notes=notes)
+
+  def save_in_background(
+    directory: str | pathlib.Path,
+    state: State,
+    description: Mapping[str, Any] = {},
+    *,
+    notes: Mapping[str, Any] | None = None,
+  ) -> Future[pathlib.Path]:
+    """Save all replicas in a thread."""
+    from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
+
+    own = check_own('save_in_background', mesh, state)
+    return checkpoints.save_in_background(
+      directory, mesh, own, description, notes=notes
+    )
 
   def restore(
     directory: str | pathlib.Path,
@@ -416,7 +441,7 @@ def _checkpoints(
     )
     return State(found, mesh)
 
-  return save, restore
+  return save, save_in_background, restore
 
 
 def _lower(
