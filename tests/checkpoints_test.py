@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -323,6 +324,52 @@ class CheckpointsTest(parameterized.TestCase):
     with self.assertRaisesRegex(CheckpointError, 'record.json has changed'):
       checkpoints.read_notes(self.directory, 0)
 
+  @parameterized.parameters(False, True)
+  def test_saving_may_remove_older_ones(self, in_background):
+    mesh, state = make(2)
+    for step in range(3):
+      state = state.replace(step=jnp.full((2,), step, jnp.int32))
+      if in_background:
+        saved = checkpoints.save_in_background(
+          self.directory, mesh, state, DESCRIPTION, keep=2
+        )
+        self.assertEqual(saved.result(), self.directory / str(step))
+      else:
+        checkpoints.save(self.directory, mesh, state, DESCRIPTION, keep=2)
+    self.assertEqual(checkpoints.steps(self.directory), [1, 2])
+
+  @parameterized.parameters(1, 8)
+  def test_background_save_is_of_the_state_that_was_passed(self, num_devices):
+    mesh, state = make(num_devices, width=1000)
+    before = on_host(mesh, state)
+    steps = pr.engine.make_train_steps(
+      mesh, pr_sgd(), lambda p, s, b, k: (jnp.square(p['w']).sum() * b, (s, {}))
+    )
+    entered, go_on = threading.Event(), threading.Event()
+    write = checkpoint_arrays.write
+
+    def slow(*args):
+      entered.set()
+      go_on.wait(60)
+      write(*args)
+
+    with mock.patch.object(checkpoint_arrays, 'write', slow):
+      saved = checkpoints.save_in_background(
+        self.directory, mesh, state, DESCRIPTION
+      )
+      entered.wait(60)
+      batches = np.ones((num_devices, 5, 8 // num_devices), np.float32)
+      state, _ = steps(state, batches)  # which donates the state
+      jax.block_until_ready(state)
+      self.assertFalse(saved.done())
+      self.assertEqual(checkpoints.steps(self.directory), [])
+      go_on.set()
+      saved.result()
+    restored = checkpoints.restore(self.directory, *make(2, width=1000),
+                                   DESCRIPTION)  # fmt: skip
+    mesh = pr.engine.ReplicaMesh(8, 2)
+    chex.assert_trees_all_equal(on_host(mesh, restored), before, strict=True)
+
   def test_without_notes_there_are_none(self):
     self.save()
     self.assertIsNone(checkpoints.read_notes(self.directory, 0))
@@ -380,6 +427,37 @@ class PruneTest(parameterized.TestCase):
     names = sorted(int(p.name) for p in self.directory.iterdir())
     self.assertEqual(names, left)
     self.assert_whole(left)
+
+  @parameterized.parameters(
+    ({'newest': 1, 'every': 10}, [0, 10, 20]),
+    ({'newest': 2, 'every': 7}, [0, 15, 20]),
+    ({'newest': None, 'every': 7}, [0, 5, 10, 15, 20]),
+    ({'newest': 1, 'lowest': ('loss',)}, [5, 20]),
+    ({'newest': 1, 'highest': ('loss', 'other')}, [15, 20]),
+    ({'newest': 1, 'lowest': ('nan', 'none', 'text')}, [20]),
+    ({'newest': 1, 'every': 10, 'lowest': ('loss',)}, [0, 5, 10, 20]),
+  )  # fmt: skip
+  def test_rules_add_to_the_newest(self, rules, left):
+    losses = {0: 0.5, 5: 0.1, 10: 0.3, 15: 0.6, 20: 0.2}
+    for step, loss in losses.items():
+      path = self.directory / str(step)
+      record = checkpoint_files.read_record(path)
+      files = record.pop('files')
+      del record['sha256']
+      measures = {'loss': loss, 'nan': float('nan'), 'text': 'low'}
+      record['notes'] = {'measures': measures} if step else None
+      checkpoint_files.write_record(path, record, files)
+    checkpoints.prune(self.directory, checkpoints.Retention(**rules))
+    self.assertEqual(checkpoints.steps(self.directory), left)
+
+  @parameterized.parameters({'newest': 0}, {'every': 0}, {'every': 1.5})
+  def test_rules_of_no_number_are_refused_before_saving(self, **rules):
+    (name,) = rules
+    mesh = pr.engine.ReplicaMesh(8, 2)
+    keep = checkpoints.Retention(**rules)
+    with self.assertRaisesRegex(ValueError, f'{name} must be an integer >= 1'):
+      checkpoints.save(self.directory / 'new', mesh, self.state, {}, keep=keep)
+    self.assertFalse((self.directory / 'new').exists())
 
   def assert_whole(self, steps):
     for step in steps:

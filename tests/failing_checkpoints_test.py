@@ -36,6 +36,18 @@ class FailingCheckpointsTest(parameterized.TestCase):
     ('limit', ''),
   )
   def test_is_one_error_and_leaves_nothing(self, call, part):
+    self.assert_one_error(self.save, call, part)
+
+  @parameterized.parameters(('mkdir', '.0.partial'), ('open', 'record.json'))
+  def test_in_the_background_it_is_the_error_of_the_result(self, call, part):
+    def save():
+      checkpoints.save_in_background(
+        self.directory, self.mesh, self.state, {}
+      ).result()
+
+    self.assert_one_error(save, call, part)
+
+  def assert_one_error(self, save, call, part):
     fault = (
       failing_disk.limit(2000)
       if call == 'limit'
@@ -50,7 +62,7 @@ class FailingCheckpointsTest(parameterized.TestCase):
         rf'^{target} cannot be written \((Input/output error|File too large)',
       ),
     ):
-      self.save()
+      save()
     self.assertEqual([*self.directory.glob('*')], [])
     self.assertIsNone(checkpoints.latest_step(self.directory))
     self.save()

@@ -16,8 +16,6 @@ import re
 import shutil
 from typing import Any
 
-from prsgd_jax.checks import check_positive_int
-
 Path = str | os.PathLike
 RECORD = 'record.json'
 _MAX_RECORD = 2**28  # bytes; a record of a thousand leaves has about 2^20
@@ -75,46 +73,11 @@ def path_of(directory: Path, step: int) -> pathlib.Path:
   return pathlib.Path(directory).absolute() / str(step)
 
 
-def prune(directory: Path, keep: int) -> list[int]:
-  """Remove old checkpoints, and files that an interrupted process left.
-
-  The newest checkpoints are kept. If the newest is damaged, none is removed,
-  because an older one is then needed. A checkpoint is renamed before its files
-  are removed, so that killing the process leaves only whole checkpoints. No
-  other process may save to the directory at the same time.
-
-  Args:
-    directory: directory of the checkpoints of one run.
-    keep: number of checkpoints to keep, >= 1.
-
-  Returns:
-    The steps whose checkpoints were removed, in order.
-
-  Raises:
-    ValueError: if `keep` is not an integer >= 1.
-    CheckpointError: if the newest checkpoint is damaged.
-
-  Example:
-    >>> prune('no/such/directory', keep=3)
-    []
-  """
-  check_positive_int('keep', keep)
-  found = steps(directory)
-  old = found[:-keep]
-  if old:
-    read_record(path_of(directory, found[-1]))
-  root = pathlib.Path(directory).absolute()
-  for step in old:
-    condemned = root / f'.{step}.deleted'
-    remove(condemned)
-    path_of(root, step).rename(condemned)
-  if old:
-    sync(root)  # because the names must be gone before the files are
-  left_over = root.iterdir() if root.is_dir() else ()
-  for path in list(left_over):
+def remove_left_over(root: pathlib.Path) -> None:
+  """Remove the files in a directory that an interrupted process left."""
+  for path in list(root.iterdir() if root.is_dir() else ()):
     if _LEFT_OVER.fullmatch(path.name):
       remove(path)
-  return old
 
 
 def set_aside(directory: Path, step: int) -> pathlib.Path:

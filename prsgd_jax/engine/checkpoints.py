@@ -21,6 +21,7 @@ from prsgd_jax.engine import (
   checkpoint_files,
   checkpoint_leaves,
   checkpoint_writing,
+  retention,
   together,
 )
 from prsgd_jax.engine.checkpoint_files import (
@@ -28,16 +29,17 @@ from prsgd_jax.engine.checkpoint_files import (
   Path,
   latest_step,
   path_of,
-  prune,
   steps,
 )
 from prsgd_jax.engine.checkpoint_leaves import Leaves
 from prsgd_jax.engine.checkpoint_writing import SaveError, Snapshot
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
+from prsgd_jax.engine.retention import Retention, prune
 from prsgd_jax.engine.train_state import TrainState
 
 __all__ = (
   'CheckpointError',
+  'Retention',
   'SaveError',
   'latest_step',
   'prune',
@@ -56,10 +58,11 @@ def save(
   description: Mapping[str, Any],
   *,
   notes: Mapping[str, Any] | None = None,
+  keep: int | Retention | None = None,
 ) -> pathlib.Path:
   """Save the state in `directory/<step>`, completely or not at all.
 
-  The files are on the disk when this returns, so `prune` may remove older ones.
+  The files are on the disk when this returns.
 
   Args:
     directory: directory of the checkpoints of one run; created if missing.
@@ -67,17 +70,20 @@ def save(
     state: state to save; it stays usable.
     description: identity of the run, of JSON types; `restore` compares it.
     notes: further values of JSON types, for `read_notes`. Default: none.
+    keep: the checkpoints to keep afterwards, as for `prune`. Default: all.
 
   Returns:
     The path of the checkpoint.
 
   Raises:
+    ValueError: if `keep` has a number that is not an integer >= 1.
     CheckpointError: if a checkpoint of this step exists.
     SaveError: if the checkpoint cannot be written, such as on a full disk. Its
       partial files are removed, and older checkpoints are still whole.
   """
+  rules = None if keep is None else retention.check(keep)
   snapshot = _snapshot(directory, mesh, state, description, notes)
-  return checkpoint_writing.write(snapshot)
+  return _write(snapshot, rules)
 
 
 def save_in_background(
@@ -87,6 +93,7 @@ def save_in_background(
   description: Mapping[str, Any],
   *,
   notes: Mapping[str, Any] | None = None,
+  keep: int | Retention | None = None,
 ) -> Future[pathlib.Path]:
   """Copy the state to the host, and save it in a thread.
 
@@ -100,23 +107,36 @@ def save_in_background(
     state: state to save; it stays usable.
     description: identity of the run, of JSON types; `restore` compares it.
     notes: further values of JSON types, for `read_notes`. Default: none.
+    keep: the checkpoints to keep afterwards, as for `prune`. Default: all.
 
   Returns:
     The future of the path of the checkpoint.
 
   Raises:
+    ValueError: if `keep` has a number that is not an integer >= 1.
     CheckpointError: if a checkpoint of this step exists.
   """
+  rules = None if keep is None else retention.check(keep)
   snapshot = _snapshot(directory, mesh, state, description, notes)
   # Copied, because on CPU these arrays are views of the devices' buffers, which
   # the next steps overwrite.
   copies = {name: np.array(x) for name, x in snapshot.leaves.items()}
   thread = ThreadPoolExecutor(1, thread_name_prefix=snapshot.name)
-  saved = thread.submit(
-    checkpoint_writing.write, snapshot._replace(leaves=copies)
-  )
+  saved = thread.submit(_write, snapshot._replace(leaves=copies), rules)
   thread.shutdown(wait=False)
   return saved
+
+
+def _write(snapshot: Snapshot, keep: int | Retention | None) -> pathlib.Path:
+  path = checkpoint_writing.write(snapshot)
+  if keep is not None:
+    together.on_first(
+      snapshot.mesh,
+      f'{snapshot.name}, older ones',
+      lambda: prune(path.parent, keep),
+      CheckpointError,
+    )
+  return path
 
 
 def _snapshot(

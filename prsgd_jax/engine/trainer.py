@@ -20,7 +20,7 @@ from prsgd_jax.base import ArrayTree, Replica, ReplicaTransformation
 from prsgd_jax.checks import check_bool, check_length
 from prsgd_jax.data.pipelines import Pipeline
 from prsgd_jax.data.values import Resident, Stream, check_resident
-from prsgd_jax.engine import resizing
+from prsgd_jax.engine import checkpoints, resizing
 from prsgd_jax.engine.checkpoint_leaves import Leaves
 from prsgd_jax.engine.evaluation import (
   EvalFn,
@@ -77,10 +77,12 @@ class Trainer(NamedTuple):
     spent: `(state, network=NETWORK) -> ledger.Spent`, the totals of the steps
       done, including data-dependent rounds.
     shapes: `(params, model_state=()) -> Replica` of shapes, without devices.
-    save: `(directory, state, description={}, *, notes=None) -> path`, a
-      checkpoint of all replicas in `directory/<step>`. `notes`, a dict of JSON
-      types such as the position of a loader, are kept with it;
-      `engine.checkpoints.read_notes(directory, step)` returns them.
+    save: `(directory, state, description={}, *, notes=None, keep=None) ->
+      path`, a checkpoint of all replicas in `directory/<step>`. `notes`, a dict
+      of JSON types such as the position of a loader, are kept with it;
+      `engine.checkpoints.read_notes(directory, step)` returns them. `keep` is
+      the number of newest checkpoints that stay, or an
+      `engine.checkpoints.Retention`. Default: all.
     save_in_background: `save`, but returns a future at once: a thread writes
       while training continues. Call its `result()`, which waits and raises the
       error of a failed save, before the program ends.
@@ -389,12 +391,13 @@ def _checkpoints(
     description: Mapping[str, Any] = {},
     *,
     notes: Mapping[str, Any] | None = None,
+    keep: int | checkpoints.Retention | None = None,
   ) -> pathlib.Path:
     """Save all replicas."""
-    from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
-
     own = check_own('save', mesh, state)
-    return checkpoints.save(directory, mesh, own, description, notes=notes)
+    return checkpoints.save(
+      directory, mesh, own, description, notes=notes, keep=keep
+    )
 
   def save_in_background(
     directory: str | pathlib.Path,
@@ -402,13 +405,12 @@ def _checkpoints(
     description: Mapping[str, Any] = {},
     *,
     notes: Mapping[str, Any] | None = None,
+    keep: int | checkpoints.Retention | None = None,
   ) -> Future[pathlib.Path]:
     """Save all replicas in a thread."""
-    from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
-
     own = check_own('save_in_background', mesh, state)
     return checkpoints.save_in_background(
-      directory, mesh, own, description, notes=notes
+      directory, mesh, own, description, notes=notes, keep=keep
     )
 
   def restore(
@@ -421,8 +423,6 @@ def _checkpoints(
     survivors: Sequence[int] | None = None,
   ) -> State:
     """Restore all replicas."""
-    from prsgd_jax.engine import checkpoints  # slow to import, because of orbax
-
     own = check_own('restore', mesh, like)
     if survivors is not None and not check_bool('resize', resize):
       raise ValueError('survivors does nothing without resize=True')
