@@ -33,7 +33,7 @@ import time
 
 from absl import flags
 
-from experiments.running.execution import experiment, runs, warm_start
+from experiments.running.execution import experiment, runs, sizes, warm_start
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
@@ -61,8 +61,17 @@ flags.DEFINE_bool(
   False,
   'Resume the interrupted run in --workdir with its saved flags. Only these '
   'flags may change: --num_epochs, --num_steps, --log_every, --eval_every, '
-  '--checkpoint_every, --keep, --logger, --num_devices, --data_dir, '
+  '--checkpoint_every, --keep, --logger, --num_devices, --num_replicas (and '
+  'with it the flags with a number for each replica), --data_dir, '
   '--stall_seconds and --progress.',
+)
+flags.DEFINE_list(
+  'survivors',
+  None,
+  'Saved replicas that stay, such as 0,1,4,5, when --resume changes '
+  '--num_replicas. It matters only to algorithms whose replicas keep something '
+  'of their own then; all others average the saved replicas, lost ones '
+  'included. Default: the first ones.',
 )
 
 
@@ -82,6 +91,11 @@ def _train(held: contextlib.ExitStack) -> None:
     cli.make_fake_devices(FLAGS.num_devices)
     filled_in = config.fill_in(FLAGS)
     run_config = config.from_flags(FLAGS, algorithm=FLAGS.algorithm)
+    may_change: tuple[str, ...] = ()
+    if FLAGS.resume:
+      run_config = sizes.planned(run_config, workdir)
+      may_change = ('num_replicas', *saved_flags.FIT_REPLICAS)
+    survivors = sizes.survivors_from_flags(FLAGS)
     intervals = Intervals.from_flags(FLAGS)
     keep = runs.keep_from_flags(FLAGS)
     stall_seconds = runs.stall_seconds_from_flags(FLAGS)
@@ -96,13 +110,21 @@ def _train(held: contextlib.ExitStack) -> None:
     if not FLAGS.resume:
       workdir = _new_workdir(run_config)
       held.enter_context(runs.hold(workdir))
-    runs.open_workdir(parts, workdir, intervals, resume=FLAGS.resume)
+    runs.open_workdir(
+      parts,
+      workdir,
+      intervals,
+      resume=FLAGS.resume,
+      may_change=may_change,
+    )
   joined = process_flags.given(FLAGS)
   again = signals.again('--resume', f'--workdir={workdir}', *joined)
   held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
     print(f'default: {filled_in}')
   print(f'{run_config.label()}: {parts.trainer.mesh}, writing to {workdir}')
+  if run_config.sizes:
+    print(sizes.describe(run_config.sizes))
   kinds = (CheckpointError, DamagedFile, NonFinite, dotted.OwnError)
   with (
     cli.one_line_errors(*kinds),
@@ -118,6 +140,7 @@ def _train(held: contextlib.ExitStack) -> None:
       more_loggers=more_loggers,
       keep=keep,
       stall_seconds=stall_seconds,
+      survivors=survivors,
     )
   print(records.format_summary(summary, workdir))
 

@@ -1,6 +1,6 @@
 """One run: the loop over the steps, and what it writes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
@@ -11,7 +11,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from experiments.running.execution import phases, warm_start
+from experiments.running.execution import phases, sizes, warm_start
 from experiments.running.execution.finite import (
   NonFinite,
   check_loss,
@@ -89,8 +89,16 @@ def open_workdir(
   intervals: Intervals,
   *,
   resume: bool,
+  may_change: Collection[str] = (),
 ) -> None:
   """Makes the directory of a run, or finds the one to resume.
+
+  Args:
+    parts: of the run.
+    workdir: of the run.
+    intervals: between records, evaluations and checkpoints.
+    resume: whether a saved run may be resumed.
+    may_change: flags in which it may differ. Default: none.
 
   Raises:
     ValueError: if another run is there, it cannot be written, or the processes
@@ -113,6 +121,7 @@ def open_workdir(
       label=parts.label,
       num_steps=parts.plan.num_steps,
       resume=resume,
+      may_change=may_change,
     ),
   )
 
@@ -141,6 +150,7 @@ def execute(
   more_loggers: Sequence[loggers.Factory] = (),
   keep: int | None = KEEP,
   stall_seconds: float = 0,
+  survivors: Sequence[int] | None = None,
 ) -> records.Record:
   """Trains to the end of a run, from its newest checkpoint if it has one.
 
@@ -157,6 +167,8 @@ def execute(
     keep: how many checkpoints stay, the newest ones; None for all.
     stall_seconds: longest time without a step before the process ends; see
       `watchdog`. Default: 0, unlimited.
+    survivors: if the number of replicas has changed, the saved ones that stay.
+      Default: the first ones.
 
   Returns:
     The summary, which is also in the directory.
@@ -188,6 +200,7 @@ def execute(
         more_loggers,
         keep,
         clock,
+        survivors,
         closing,
       )
   except NonFinite as error:
@@ -209,17 +222,18 @@ def _execute(
   more_loggers: Sequence[loggers.Factory],
   keep: int | None,
   clock: Phases,
+  survivors: Sequence[int] | None,
   closing: contextlib.ExitStack,
 ) -> records.Record:
   num_steps = parts.plan.num_steps
-  state, start, means = _restore(parts, begin, workdir)
+  state, start, means, history = _restore(parts, begin, workdir, survivors)
   done_before = process_zero.decide(
     'whether the run has finished',
     lambda: _finished_before(workdir, start, num_steps),
   )
   if done_before is not None:
     return done_before
-  meter = parts.meter
+  meter = history.counted(parts.meter)
   position = meter.advance(_position(parts, workdir, start), start)
   log = _open_log(parts, workdir, start, more_loggers, progress)
   # Before an error is printed, so that it is below the progress bar.
@@ -239,10 +253,20 @@ def _execute(
     clock.enter(clock.name, step)
     life.note(step, clock.seconds())
 
+  def notes_at(state: State, step: int) -> dict[str, Any]:
+    nonlocal position
+    position = meter.advance(position, step)
+    spent = meter.spent(position, state.on_devices.algorithm_state)
+    return {
+      **means.notes(),
+      LEDGER: positions.to_json(position),
+      **history.notes(spent),
+    }
+
   def save(state: State, step: int) -> None:
     note(step)  # because the process may be killed before the note below
     clock.enter(phases.SAVE, step)
-    _save(parts, workdir, state, means, position, keep)
+    _save(parts, workdir, state, notes_at(state, step), keep)
     note(step)
 
   def is_due(step: int, every: int) -> bool:
@@ -256,6 +280,7 @@ def _execute(
     found = {
       'step': step,
       'epoch': parts.epoch(spent.gradients),
+      **history.record(),
       **means.pop(),
       **_spent(parts, step, spent),
     }
@@ -306,7 +331,9 @@ def _execute(
       clock.enter(phases.TRAIN, stop)
   return process_zero.decide(
     'the summary',
-    lambda: _summarize(parts, workdir, clock, counted_from, life.spent()),
+    lambda: _summarize(
+      parts, workdir, clock, counted_from, life.spent(), history
+    ),
   )
 
 
@@ -389,18 +416,21 @@ def _dispatches(
 
 
 def _restore(
-  parts: Parts, begin: warm_start.Start | None, workdir: pathlib.Path
-) -> tuple[State, int, Progress]:
+  parts: Parts,
+  begin: warm_start.Start | None,
+  workdir: pathlib.Path,
+  survivors: Sequence[int] | None,
+) -> tuple[State, int, Progress, sizes.History]:
   state = warm_start.first_state(parts, begin)
   found = process_zero.decide(
     'the step to resume from', lambda: _find_start(workdir)
   )
   if found is None:
-    return state, 0, Progress()
+    n = parts.trainer.mesh.num_replicas
+    return state, 0, Progress(), sizes.History(((0, n),))
   start, means = found['step'], Progress(found['sums'], found['num_records'])
-  directory = workdir / records.CHECKPOINTS
-  state = parts.trainer.restore(directory, state, parts.description, start)
-  return state, start, means
+  state, history = sizes.restore(parts, workdir, state, start, survivors)
+  return state, start, means, history
 
 
 def _find_start(workdir: pathlib.Path) -> records.Record | None:
@@ -428,8 +458,7 @@ def _save(
   parts: Parts,
   workdir: pathlib.Path,
   state: State,
-  means: Progress,
-  position: ledger.Position,
+  notes: Mapping[str, Any],
   keep: int | None,
 ) -> None:
   """Saves a state whose parameters are all finite."""
@@ -438,7 +467,6 @@ def _save(
   # A checkpoint is of use only with the records up to it.
   if processes.is_first():
     writing.sync(workdir / records.METRICS)
-  notes = {**means.notes(), LEDGER: positions.to_json(position)}
   parts.trainer.save(directory, state, parts.description, notes=notes)
   if keep is not None:
     checkpoints.prune(directory, keep)
@@ -468,6 +496,7 @@ def _summarize(
   clock: Phases,
   counted_from: int | None,
   life: dict[str, float],
+  history: sizes.History,
 ) -> records.Record:
   """Write the summary of a finished run, and return it.
 
@@ -477,10 +506,12 @@ def _summarize(
     clock: seconds of this process.
     counted_from: step after the first dispatch; None if no step was left.
     life: seconds of the whole run by kind.
+    history: its numbers of replicas.
   """
   summary = {
     'label': parts.label,
     **_last_record(workdir),
+    **history.summary(),
     'steps_per_second': None,
     'seconds_to_first_steps': None,
     'goodput': goodput.goodput(life),

@@ -262,7 +262,8 @@ def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
   """
   algorithm = algorithm_flags.find(algorithm)
   names = [field.name for field in dataclasses.fields(RunConfig)]
-  fields: dict[str, Any] = {n: values[n].value for n in names if n != 'options'}
+  names = [name for name in names if name not in ('options', 'sizes')]
+  fields: dict[str, Any] = {n: values[n].value for n in names}
   fields['algorithm'] = algorithm
   if values['num_steps'].present and values['num_epochs'].present:
     raise ValueError(

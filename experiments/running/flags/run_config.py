@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import hashlib
+import itertools
 import math
 from typing import Any
 
@@ -40,6 +41,8 @@ class RunConfig:
     options: flag -> value, for each option of the algorithm that is set. A
       keyword of the user's own algorithm has its own name.
     model_options: name -> text, for each option of the model; None for none.
+    sizes: (first step, number of replicas) of a run in which the number of
+      replicas changed, in order, up to `num_replicas`; () for any other run.
   """
 
   algorithm: str
@@ -72,6 +75,7 @@ class RunConfig:
   seed: int
   num_epochs: float
   num_steps: int | None
+  sizes: tuple[tuple[int, int], ...] = ()
 
   def description(self, dataset: Dataset) -> dict[str, Any]:
     """Return the values that must be equal to resume a run.
@@ -88,7 +92,7 @@ class RunConfig:
     of_length |= self.lr_schedule not in (None, 'constant')
     if not of_length:
       del fields['num_epochs'], fields['num_steps']
-    del fields['text_file']
+    del fields['text_file'], fields['sizes']
     data = fingerprint((dataset.train, dataset.test))
     return {**fields, 'data': data}
 
@@ -141,8 +145,18 @@ def steps_of_epochs(config: RunConfig, num_examples: int, epochs: float) -> int:
 
 
 def _steps(config: RunConfig, num_examples: int, epochs: float) -> float:
+  begin, done = 0, 0.0
+  for (first, n), (stop, _) in itertools.pairwise(config.sizes):
+    passed = (stop - first) * n * config.batch_size / num_examples
+    if epochs <= done + passed:
+      return _rounded(first + (epochs - done) / passed * (stop - first))
+    begin, done = stop, done + passed
   per_step = config.num_replicas * config.batch_size
-  steps = epochs * num_examples / per_step  # infinite for 1e308 epochs
+  # Infinite for 1e308 epochs.
+  return _rounded(begin + (epochs - done) * num_examples / per_step)
+
+
+def _rounded(steps: float) -> float:
   return max(1, math.ceil(round(steps, 6))) if steps < 2**53 else steps
 
 

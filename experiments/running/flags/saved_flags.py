@@ -28,6 +28,21 @@ MAY_CHANGE = (
   'stall_seconds',
   'workdir',
 )
+# Flags that may change together with --num_replicas, because they have a number
+# for each replica or a bound that depends on their number.
+FIT_REPLICAS = (
+  'alpha',
+  'buffer_size',
+  'group_size',
+  'group_sizes',
+  'local_steps',
+  'normalizers',
+  'parents',
+  'quorum',
+  'replica_speeds',
+  'speeds',
+  'weights',
+)
 _LENGTHS = ('num_steps', 'num_epochs')
 
 
@@ -105,7 +120,8 @@ def restore(values: flags.FlagValues, workdir: pathlib.Path) -> None:
     # Merged here, because they are compared with the run's after parsing.
     own = [*values.algorithm_options, *(saved['algorithm_options'] or ())]
     saved['algorithm_options'] = own
-  for name in sorted(given - set(MAY_CHANGE)):
+  fixed = given - set(MAY_CHANGE) - set(_resized(values, saved))
+  for name in sorted(fixed):
     if _plain(values[name].value) != _plain(saved[name]):
       text = (saved[name], values[name].value)
       raise ValueError(differences.refusal(workdir, name, *text))
@@ -129,6 +145,16 @@ def _read(workdir: pathlib.Path) -> records.Record:
   if not (workdir / records.CONFIG).exists():
     raise ValueError(f'{workdir} holds no run; leave out --resume')
   return records.read_config(workdir)
+
+
+def _resized(
+  values: flags.FlagValues, saved: Mapping[str, Any]
+) -> tuple[str, ...]:
+  """Return the flags that may change because --num_replicas does."""
+  flag = values['num_replicas']
+  if not flag.present or flag.value == saved.get(flag.name):
+    return ()
+  return (flag.name, *FIT_REPLICAS)
 
 
 def _is_of(kind: str, value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Compare the run saved in a directory with the requested run."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import pathlib
 from typing import Any
 
@@ -9,7 +9,10 @@ MAY_CHANGE = ('log_every',)
 
 
 def check(
-  workdir: pathlib.Path, saved: Mapping[str, Any], asked: Mapping[str, Any]
+  workdir: pathlib.Path,
+  saved: Mapping[str, Any],
+  asked: Mapping[str, Any],
+  may_change: Collection[str] = (),
 ) -> None:
   """Compare the descriptions of two runs.
 
@@ -17,12 +20,13 @@ def check(
     workdir: directory of the saved run, for the message.
     saved: description of the saved run, as read from JSON.
     asked: description of the requested run.
+    may_change: names of flags that may differ. Default: only `MAY_CHANGE`.
 
   Raises:
     ValueError: if they differ; the message shows the first difference as flags.
   """
   one, other = _flat(saved), _flat(asked)
-  for name in sorted({*one, *other} - set(MAY_CHANGE)):
+  for name in sorted({*one, *other} - {*MAY_CHANGE, *may_change}):
     if one.get(name) != other.get(name):
       raise ValueError(refusal(workdir, name, one.get(name), other.get(name)))
 

@@ -74,6 +74,14 @@ def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
     CheckpointError: if records are missing before all checkpoints, or the
       newest checkpoint is damaged.
   """
+  found = newest(workdir)
+  if found is not None:
+    _set_newer_aside(workdir, found[0])
+  return found
+
+
+def newest(workdir: pathlib.Path) -> tuple[int, Progress] | None:
+  """Find the checkpoint of `find_start`, and change nothing."""
   directory = workdir / records.CHECKPOINTS
   found = checkpoints.steps(directory)
   if not found:
@@ -87,7 +95,6 @@ def find_start(workdir: pathlib.Path) -> tuple[int, Progress] | None:
     is_recorded = count > 0 and recorded[count - 1] == step
     progress = _progress(count, is_recorded, notes)
     if progress is not None:
-      _set_newer_aside(workdir, step)
       return step, progress
   raise checkpoints.CheckpointError(
     f'{workdir / records.METRICS} lacks records of steps before '

@@ -12,7 +12,7 @@ The directory contains:
   summary-<step>.json  earlier summary of a run that was later extended
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import json
 import os
 import pathlib
@@ -98,7 +98,12 @@ def check_place(workdir: pathlib.Path) -> None:
 
 
 def check_workdir(
-  workdir: pathlib.Path, description: Record, *, num_steps: int, resume: bool
+  workdir: pathlib.Path,
+  description: Record,
+  *,
+  num_steps: int,
+  resume: bool,
+  may_change: Collection[str] = (),
 ) -> None:
   """Check that a run may be written to a directory.
 
@@ -107,6 +112,7 @@ def check_workdir(
     description: values that determine the run.
     num_steps: length of the run in steps.
     resume: whether a saved run may be resumed.
+    may_change: names of flags in which it may differ. Default: none.
 
   Raises:
     ValueError: if the directory holds a run and `resume` is false, or holds a
@@ -121,7 +127,8 @@ def check_workdir(
       f'{workdir} holds a run; pass --resume to resume it, or another --workdir'
     )
   saved = read_config(workdir)['description']
-  differences.check(workdir, saved, json.loads(json.dumps(description)))
+  asked = json.loads(json.dumps(description))
+  differences.check(workdir, saved, asked, may_change)
   directory = workdir / CHECKPOINTS
   done = checkpoints.latest_step(directory) or 0
   if done > num_steps:
@@ -139,6 +146,7 @@ def open_workdir(
   label: str,
   num_steps: int,
   resume: bool,
+  may_change: Collection[str] = (),
 ) -> None:
   """Create the directory of a run, or open it to resume the run.
 
@@ -149,12 +157,19 @@ def open_workdir(
     label: algorithm and options, to save with the run.
     num_steps: length of the run in steps.
     resume: whether a saved run may be resumed.
+    may_change: names of flags in which it may differ. Default: none.
 
   Raises:
     ValueError: if `check_workdir` refuses the run, or the directory cannot be
       written.
   """
-  check_workdir(workdir, description, num_steps=num_steps, resume=resume)
+  check_workdir(
+    workdir,
+    description,
+    num_steps=num_steps,
+    resume=resume,
+    may_change=may_change,
+  )
   whole = {
     'label': label,
     'description': description,
