@@ -260,6 +260,33 @@ class TrainTest(parameterized.TestCase):
       # 20 steps of float32 sums in another order.
       np.testing.assert_allclose(value, second[name], atol=2e-5, err_msg=name)
 
+  def test_number_of_replicas_changes_when_resumed(self):
+    workdir = self.copy(20, 'run')
+    before = records.read_last_record(workdir)
+    resumed = f'--workdir={workdir}', '--resume', '--noprogress'
+    refused = binaries.call(train, *resumed, '--num_replicas=3')
+    self.assertIn('num_devices must divide the 3 replicas', refused.err)
+    outcome = binaries.call(
+      train, *resumed, '--num_replicas=2', '--num_steps=40'
+    )
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertIn('8 replicas, 2 from step 20\n', outcome.out)
+    after = records.read_last_record(workdir)
+    self.assertEqual(after['num_replicas'], 2)
+    # Half of the steps took 2 gradients, not 8; a mean sends P, not 7/4 P.
+    self.assertAlmostEqual(after['epoch'], 1.25 * before['epoch'])
+    self.assertEqual(after['rounds'], 2 * before['rounds'])
+    sent = before['bytes_sent'] * (1 + 4 / 7)
+    self.assertAlmostEqual(after['bytes_sent'] / sent, 1, places=9)
+    self.assertGreater(after['modeled_seconds'], before['modeled_seconds'])
+    sizes = records.read_summary(workdir)['sizes']
+    self.assertEqual([x['num_replicas'] for x in sizes], [8, 2])
+    # Resumed once more, it still counts what both spent.
+    self.assertEqual(binaries.call(train, *resumed, '--num_steps=60').code, 0)
+    last = records.read_last_record(workdir)
+    sent += before['bytes_sent'] * 4 / 7
+    self.assertAlmostEqual(last['bytes_sent'] / sent, 1, places=9)
+
   def test_finished_run_is_read_and_not_repeated(self):
     workdir = self.copy(20, 'run')
     before = (workdir / 'metrics.jsonl').read_bytes()
