@@ -113,6 +113,16 @@ def collect(name: str, value: Any, seconds: float = LIMIT) -> list[Any]:
   return [found[p] for p in range(count())]
 
 
+def store() -> Any:
+  """Return the client of the store of texts, which any thread may use."""
+  return _client()
+
+
+def coordinator_address() -> str | None:
+  """Return HOST:PORT of process 0; None with one process."""
+  return _runtime().coordinator_address
+
+
 def _meet(name: str, key: str, seconds: float) -> None:
   """Wait at the barrier with this key, which is used once."""
   client = _client()

@@ -24,6 +24,7 @@ from experiments.running.logs import loggers, logs
 from experiments.running.process import (
   locks,
   messages,
+  peers,
   process_zero,
   signals,
   watchdog,
@@ -191,6 +192,7 @@ def execute(
     with contextlib.ExitStack() as closing:
       clock = Phases(0)
       closing.enter_context(watchdog.watching(clock, stall_seconds))
+      peers.follow(clock)
       return _execute(
         parts,
         workdir,
@@ -310,7 +312,7 @@ def _execute(
       take(*pending)
     pending = (first, metrics)
     clock.enter(phases.TRAIN, stop)
-    number = signals.requested()
+    number = peers.requested()
     if number is not None or is_due(stop, intervals.log_every):
       take(*pending)
       pending = None
@@ -320,7 +322,7 @@ def _execute(
         record(state, stop)
         if is_due(stop, intervals.checkpoint_every):
           save(state, stop)
-      number = number or signals.requested()
+      number = number or peers.requested()
       if number and not (stop == num_steps and means.is_recorded()):
         if stop != process_zero.decide(
           'the newest checkpoint', lambda: checkpoints.latest_step(directory)

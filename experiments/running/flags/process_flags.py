@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 import jax
 
-from experiments.running.process import exit_codes, messages, signals
+from experiments.running.process import exit_codes, messages, peers, signals
 from prsgd_jax.engine import processes
 
 flags.DEFINE_enum(
@@ -117,6 +117,7 @@ def join(values: flags.FlagValues) -> None:
     _check_address(address, process, limit)
   with _one_line_after(limit, values.join_seconds):
     _initialize(values, by_hand)
+  peers.join(values.heartbeat_seconds)
   if not processes.is_first():
     messages.only_errors(processes.index())
 
@@ -243,6 +244,9 @@ def _initialize(values: flags.FlagValues, by_hand: bool) -> None:
   }
   if by_hand:
     arguments |= {name: values[name].value for name in BY_HAND}
+  # Its handler of SIGTERM would replace the one of `signals`, and it knows no
+  # other signal; `peers` agrees on the step.
+  jax.config.update('jax_enable_preemption_service', False)
   try:
     jax.distributed.initialize(**arguments)
   # Every Exception, because the detection reads variables, files and servers.

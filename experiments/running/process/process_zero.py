@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import Any
 
-from experiments.running.process import exit_codes
+from experiments.running.process import exit_codes, peers
 from prsgd_jax.engine import processes
 
 # Seconds that a failed process waits for the others, which may have the same
@@ -102,12 +102,14 @@ def leave(code: object) -> None:
   """
   if not code or processes.count() == 1:
     return
+  number = code if isinstance(code, int) else exit_codes.ERROR
+  peers.leave(number)
   with contextlib.suppress(processes.ProcessError):
     processes.barrier('the end', _LAST_SECONDS)
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
-  os._exit(code if isinstance(code, int) else exit_codes.ERROR)
+  os._exit(number)
 
 
 @contextlib.contextmanager
@@ -115,11 +117,13 @@ def leaving() -> Iterator[None]:
   """End the process by `leave` if the block fails."""
   try:
     yield
+    peers.leave(exit_codes.DONE)
   except SystemExit as stop:
     leave(stop.code)
     raise
-  except Exception:
+  except Exception as error:
     if processes.count() > 1:
+      peers.await_verdict(error)
       traceback.print_exc()
       leave(exit_codes.ERROR)
     raise

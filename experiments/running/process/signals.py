@@ -61,6 +61,7 @@ class _Watch:
     self.deferred = False
     self.left = 'nothing was started'
     self.at_once: Callable[[], object] = lambda: None
+    self.before_exit: Callable[[int], object] = lambda code: None
 
   def take(self, number: int) -> None:
     """Handle a signal: end the process, or defer that to the program."""
@@ -138,6 +139,11 @@ def deferred(at_once: Callable[[], object] = lambda: None) -> Iterator[None]:
     _watch.deferred, _watch.at_once = before
 
 
+def before_exit(function: Callable[[int], object]) -> None:
+  """Call a function with the exit code before a signal ends the process."""
+  _watch.before_exit = function
+
+
 @contextlib.contextmanager
 def exit_when_stopped(command: str) -> Iterator[None]:
   """End the program with one line and an exit code if a signal stops it.
@@ -207,4 +213,6 @@ def is_launched() -> bool:
 def _end_now(number: int, line: str) -> NoReturn:
   # Safe, because every file write tolerates a kill at any moment.
   messages.end_line(line)
-  os._exit(exit_codes.after_signal(number))
+  code = exit_codes.after_signal(number)
+  _watch.before_exit(code)
+  os._exit(code)
