@@ -73,6 +73,7 @@ class _Crew:
     self.run: Announced = _Start()
     self.failed = False
     self.ended = threading.Event()
+    self.code = exit_codes.DONE  # of this process, once it has ended
     self.error: Exception | None = None  # of the store
     self.beat = 0
     self.quiet = 0.0  # seconds without an answer of the store
@@ -199,6 +200,8 @@ class _Crew:
     It must not use the store, whose lock the aborting thread may hold. It waits
     for the other threads, which may know more in a moment.
     """
+    if self.ended.is_set():
+      os._exit(self.code)
     time.sleep(4 * self.interval)
     failed = {p: code for p, code in self.left.items() if code}
     if failed:
@@ -261,6 +264,7 @@ def leave(code: int) -> None:
   crew = _crew
   if crew is None or crew.ended.is_set():
     return
+  crew.code = code
   crew.ended.set()
 
   def write() -> None:

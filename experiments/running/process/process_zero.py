@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
@@ -18,6 +19,9 @@ from prsgd_jax.engine import processes
 # Seconds that a failed process waits for the others, which may have the same
 # error.
 _LAST_SECONDS = 5.0
+# Seconds that process 0 ends after the others, because JAX aborts those that
+# outlive it.
+_FIRST_SECONDS = 0.5
 
 
 def decide(name: str, work: Callable[[], Any]) -> Any:
@@ -106,6 +110,8 @@ def leave(code: object) -> None:
   peers.leave(number)
   with contextlib.suppress(processes.ProcessError):
     processes.barrier('the end', _LAST_SECONDS)
+    if processes.is_first():
+      time.sleep(_FIRST_SECONDS)
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
