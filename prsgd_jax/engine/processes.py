@@ -62,7 +62,7 @@ def agree(name: str, value: Any, seconds: float = LIMIT) -> Any:
 
   Args:
     name: what is agreed on, for the message.
-    value: value of JSON types; only that of process 0 counts.
+    value: value of JSON types; the value of process 0 counts.
     seconds: how long to wait for process 0. Default: 10 minutes.
 
   Raises:

@@ -40,7 +40,7 @@ class Member(NamedTuple):
 
   Attributes:
     arguments: the program and its arguments.
-    environment: variables to set in addition to those of this process.
+    environment: variables to set; the others are kept.
     host: name for ssh; None for this machine.
     directory: working directory on the host; None for this machine.
   """
