@@ -470,7 +470,7 @@ def _save(
   if processes.is_first():
     writing.sync(workdir / records.METRICS)
   parts.trainer.save(directory, state, parts.description, notes=notes)
-  if keep is not None:
+  if keep is not None and processes.is_first():
     checkpoints.prune(directory, keep)
 
 
