@@ -10,6 +10,7 @@ import numpy as np
 from prsgd_jax.base import (
   Array,
   ArrayTree,
+  Change,
   Context,
   Cost,
   Decided,
@@ -173,9 +174,16 @@ def inject(
     replica = algorithm.output(replica, state)
     return replica.set({PRESENT: alive}) if crashes else replica
 
+  def resize(
+    replica: Replica, state: ArrayTree, change: Change
+  ) -> tuple[Replica, ArrayTree]:
+    replica, inside = algorithm.resize(replica, state[1], change)
+    alive = np.ones(change.num_replicas, bool) if crashes else ()
+    return replica, (alive, inside)
+
   talks = (False,) * copies + algorithm.talks
   return ReplicaTransformation(
-    update, init, cost, output, algorithm.names, talks
+    update, init, cost, output, algorithm.names, talks, resize
   )
 
 
