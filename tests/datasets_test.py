@@ -4,6 +4,7 @@ from concurrent import futures
 import importlib.util
 import os
 import pathlib
+import pickle
 import pwd
 import shutil
 import socket
@@ -13,6 +14,7 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 import numpy as np
 
+from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import (
   DATASETS,
   DatasetError,
@@ -98,6 +100,28 @@ class DigitsTest(DatasetsTestCase):
       self.assertEqual(set(split['label']), set(range(10)))
     self.assertEqual(dataset.num_classes, 10)
     self.assertEqual(dataset.name, 'digits')
+
+  def test_streamed_examples_are_those_in_memory(self):
+    known = load_dataset('digits', self.data_dir)
+    streamed = load_dataset('digits', self.data_dir, stream=True)
+    self.assertTrue(streamed.is_streamed)
+    self.assertEqual(streamed.num_examples, 1437)
+    copied = pickle.loads(pickle.dumps(streamed.train))
+    for source in (streamed.train, copied):
+      for row in (1436, 3):
+        for name, x in source[row].items():
+          np.testing.assert_array_equal(x, known.train[name][row])
+          self.assertEqual(x.dtype, known.train[name].dtype)
+    for name, x in streamed.test.items():
+      np.testing.assert_array_equal(x, known.test[name])
+    for one, other in zip(
+      augmentation.source_statistics(streamed.train),
+      augmentation.channel_statistics(known.train['image']),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(one, other)
+    text = load_dataset('text', self.data_dir, stream=True)
+    self.assertEqual(text.train[2]['text'].shape, (65,))
 
   def test_are_the_test_set_of_uci(self):
     dataset = load_dataset('digits', self.data_dir)

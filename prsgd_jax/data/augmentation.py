@@ -4,12 +4,16 @@ Each function takes a batch `[batch, height, width, channels]`. The random ones
 take a key first, so they fit into the `transform` of the data.
 """
 
+from typing import Any
+
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.base import Array
+from prsgd_jax.data.pipelines import pipeline
+from prsgd_jax.data.sources import Source
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -27,11 +31,60 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       images.mean(axes, np.float64).astype(np.float32),
       images.std(axes, np.float64).astype(np.float32),
     )
-  # By a histogram, because it is exact and needs no float copy of the images.
+  return _of_counts(_channel_counts(images))
+
+
+def source_statistics(
+  source: Source, most: int = 2**16
+) -> tuple[np.ndarray, np.ndarray]:
+  """Return `channel_statistics` of the images of a source, read in pieces.
+
+  Args:
+    source: examples with an `image`, uint8[..., channels] or other numbers.
+    most: examples that are read, >= 1; of a larger source, evenly spaced ones.
+      Images of another type than uint8 are at most 4096. Default: 2^16.
+
+  Returns:
+    (mean, std), float32[channels].
+
+  Raises:
+    DataError: if an example cannot be read.
+
+  Example:
+    >>> source = [{'image': np.full((2, 2, 1), i, np.uint8)} for i in (10, 30)]
+    >>> source_statistics(source)
+    (array([20.], dtype=float32), array([10.], dtype=float32))
+  """
+  data = pipeline(source, batch_size=1)
+  rows = np.linspace(0, len(source) - 1, min(most, len(source))).astype(int)
+  if data.example()['image'].dtype != np.uint8:
+    rows = rows[:: -(-len(rows) // 4096)]
+    return channel_statistics(data.read(rows, _places(rows))['image'])
+  counts: Any = 0
+  for piece in np.array_split(rows, -(-len(rows) // 512)):
+    counts += _channel_counts(data.read(piece, _places(piece))['image'])
+  return _of_counts(counts)
+
+
+def _places(rows: np.ndarray) -> np.ndarray:
+  return np.zeros((len(rows), 3), int)
+
+
+def _channel_counts(images: np.ndarray) -> np.ndarray:
+  """Return how often each value occurs in uint8 images, [channels, 256].
+
+  A histogram, because it is exact and needs no float copy of the images.
+  """
+  channels = range(images.shape[-1])
+  return np.stack(
+    [np.bincount(images[..., c].ravel(), minlength=256) for c in channels]
+  )
+
+
+def _of_counts(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   values = np.arange(256)
   mean, std = [], []
-  for channel in range(images.shape[-1]):
-    count = np.bincount(images[..., channel].ravel(), minlength=256)
+  for count in counts:
     average = (count * values).sum() / count.sum()
     variance = (count * np.square(values - average)).sum() / count.sum()
     mean.append(average)

@@ -6,6 +6,7 @@ cache is used only if its checksums are right and no file of the data set has
 changed (names, sizes, times). It may be deleted at any time.
 """
 
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import os
@@ -18,7 +19,8 @@ import zipfile
 from absl import logging
 import numpy as np
 
-from prsgd_jax.data.datasets import preparing, storage, texts
+from prsgd_jax.data import pipelines, sources
+from prsgd_jax.data.datasets import preparing, records, storage, texts
 from prsgd_jax.data.datasets.storage import DatasetError
 from prsgd_jax.tree_types import describe
 
@@ -41,29 +43,46 @@ _CACHE_FORMAT = 1
 
 
 class Dataset(NamedTuple):
-  """Labeled images, or sequences of characters, in memory.
+  """Labeled images, or sequences of characters.
 
   Attributes:
     name: One of `DATASETS`.
     train: `{'image': uint8[n, h, w, c], 'label': int32[n]}`, or `{'text':
-      uint8[n, length + 1]}` with indices into `texts.VOCABULARY`.
-    test: The test split, in the form of `train`.
+      uint8[n, length + 1]}` with indices into `texts.VOCABULARY`. If it is
+      streamed, a source of such examples for `pr.pipeline`.
+    test: The test split as arrays.
     num_classes: The number of labels or characters; they count from 0.
   """
 
   name: str
-  train: dict[str, np.ndarray]
+  train: Any
   test: dict[str, np.ndarray]
   num_classes: int
 
   @property
+  def is_streamed(self) -> bool:
+    """Whether the training examples are read during the run."""
+    return not isinstance(self.train, Mapping)
+
+  @property
   def num_examples(self) -> int:
     """Number of examples in the training split."""
+    if self.is_streamed:
+      return len(self.train)
     return len(next(iter(self.train.values())))
+
+  def example(self) -> dict[str, np.ndarray]:
+    """Return the first training example, arrays `[1, ...]`."""
+    if self.is_streamed:
+      return pipelines.pipeline(self.train, batch_size=1).example()
+    return {name: x[:1] for name, x in self.train.items()}
 
   def __repr__(self) -> str:
     """Return sizes instead of the arrays, because a notebook prints them."""
-    splits = f'train={describe(self.train)}, test={describe(self.test)}'
+    train = describe(self.train)
+    if self.is_streamed:
+      train = f'{self.num_examples} examples of {train}'
+    splits = f'train={train}, test={describe(self.test)}'
     return f'Dataset({self.name}, {splits}, {self.num_classes} classes)'
 
 
@@ -72,6 +91,7 @@ def load_dataset(
   data_dir: str | os.PathLike[str] | None = None,
   *,
   sequence_length: int | None = None,
+  stream: bool = False,
 ) -> Dataset:
   """Read a data set from TFDS' data directory, without tensorflow or network.
 
@@ -90,6 +110,9 @@ def load_dataset(
       `~/tensorflow_datasets`.
     sequence_length: Characters predicted in a sequence, only for `text`; see
       `texts.cut`. Default: 64.
+    stream: Whether to leave the training images on the disk: `train` is then a
+      source for `pr.pipeline`. A text is in memory, because it is one record.
+      Default: False.
 
   Returns:
     Both splits, complete.
@@ -110,10 +133,18 @@ def load_dataset(
     raise DatasetError(
       f'{name} is not prepared in {root}; run: {prepare_command(name, root)}'
     )
+  if stream and name != 'text':
+    with _naming(name, directory, root):
+      test, num_classes, n = storage.read_test(directory)
+    train = records.Records(directory, 'train', n)
+    return Dataset(name, train, test, num_classes)
   dataset = _load(name, directory, root)
-  if name == 'text':
-    length = _SEQUENCE_LENGTH if sequence_length is None else sequence_length
-    return _cut(dataset, length)
+  if name != 'text':
+    return dataset
+  length = _SEQUENCE_LENGTH if sequence_length is None else sequence_length
+  dataset = _cut(dataset, length)
+  if stream:
+    return dataset._replace(train=sources.Arrays(dataset.train))
   return dataset
 
 
@@ -190,7 +221,7 @@ def _cut(dataset: Dataset, sequence_length: int) -> Dataset:
 
 
 def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
-  try:
+  with _naming(name, directory, root):
     cache = directory.parent / f'.prsgd_jax-{directory.name}.npz'
     fingerprint = _fingerprint(directory)
     dataset = _read_cache(cache, name, fingerprint)
@@ -200,6 +231,16 @@ def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
       # Not cached if a file changed meanwhile, because the arrays are older.
       if _fingerprint(directory) == fingerprint:
         _write_cache(cache, dataset, fingerprint)
+  return dataset
+
+
+@contextlib.contextmanager
+def _naming(
+  name: str, directory: pathlib.Path, root: pathlib.Path
+) -> Iterator[None]:
+  """Add the data set and the remedy to errors of reading."""
+  try:
+    yield
   except storage.DamagedError as error:
     raise DatasetError(
       f'{name} in {directory} cannot be used: {error}; move that directory'
@@ -210,7 +251,6 @@ def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
       f'cannot read {directory}: {storage.one_line(error)}; pass a data_dir'
       ' that can be read'
     ) from error
-  return dataset
 
 
 def _keys(name: str) -> tuple[str, ...]:

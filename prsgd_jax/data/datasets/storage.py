@@ -120,26 +120,73 @@ def read_prepared(directory: pathlib.Path) -> tuple[dict[str, Split], int]:
       format, or holds neither labeled images nor a text.
     DatasetError: A file cannot be read, or a package is missing.
   """
+  with _as_damaged():
+    builder = open_builder(directory)
+    if 'text' in builder.info.features:
+      return {s: _read_text(builder, s) for s in SPLITS}, 256
+    num_classes = builder.info.features['label'].num_classes
+    return {
+      s: _read_split(builder, s, num_classes) for s in SPLITS
+    }, num_classes
+
+
+def read_test(directory: pathlib.Path) -> tuple[Split, int, int]:
+  """Read the test split of a prepared data set of images into memory.
+
+  Args:
+    directory: `<data_dir>/<name>/<version>`.
+
+  Returns:
+    `{'image': uint8[n, h, w, c], 'label': int32[n]}`, the number of classes,
+    and the number of training examples.
+
+  Raises:
+    DamagedError: as in `read_prepared`.
+    DatasetError: as in `read_prepared`.
+  """
+  with _as_damaged():
+    builder = open_builder(directory)
+    num_classes = builder.info.features['label'].num_classes
+    test = _read_split(builder, 'test', num_classes)
+    return test, num_classes, builder.info.splits['train'].num_examples
+
+
+def open_builder(directory: pathlib.Path) -> Any:
+  """Return the TFDS builder of a prepared directory, after checking it.
+
+  Args:
+    directory: `<data_dir>/<name>/<version>`.
+
+  Raises:
+    DamagedError: the directory is half-prepared, of another file format, or
+      holds neither labeled images nor a text.
+    DatasetError: a file cannot be read, or a package is missing.
+  """
   for name in _METADATA:
     if not (directory / name).is_file():
       raise DamagedError(f'it has no {name}')
   _check_readable(directory)
   tfds = import_tfds()
+  with without_tfds_logs():
+    builder = tfds.builder_from_directory(directory)
+  _check_info(builder.info)
+  return builder
+
+
+@contextlib.contextmanager
+def _as_damaged() -> Iterator[None]:
+  """Raise errors of reading as DamagedError, without messages of TFDS.
+
+  Any error, because what TFDS, protobuf, array_record and PIL raise for damaged
+  files has no common class and is not documented.
+  """
   try:
     with without_tfds_logs():
-      builder = tfds.builder_from_directory(directory)
-      _check_info(builder.info)
-      if 'text' in builder.info.features:
-        return {s: _read_text(builder, s) for s in SPLITS}, 256
-      num_classes = builder.info.features['label'].num_classes
-      splits = {s: _read_split(builder, s, num_classes) for s in SPLITS}
-  except (DamagedError, MemoryError):
+      yield
+  except (DamagedError, DatasetError, MemoryError):
     raise
-  # Any error, because what TFDS, protobuf, array_record and PIL raise for
-  # damaged files has no common class and is not documented.
   except Exception as error:
     raise DamagedError(one_line(error)) from error
-  return splits, num_classes
 
 
 def read_embedded(name: str, sha256: str) -> bytes:
