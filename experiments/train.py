@@ -49,6 +49,7 @@ from experiments.running.logs import loggers
 from experiments.running.process import process_zero
 from experiments.running.records import records, slugs
 from experiments.running.records.json_files import DamagedFile
+from prsgd_jax.data.sources import DataError
 from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
@@ -63,7 +64,7 @@ flags.DEFINE_bool(
   'flags may change: --num_epochs, --num_steps, --log_every, --eval_every, '
   '--checkpoint_every, --keep, --logger, --num_devices, --num_replicas (and '
   'with it the flags with a number for each replica), --data_dir, '
-  '--stall_seconds and --progress.',
+  '--stall_seconds, --stream_processes and --progress.',
 )
 flags.DEFINE_list(
   'survivors',
@@ -125,7 +126,7 @@ def _train(held: contextlib.ExitStack) -> None:
   print(f'{run_config.label()}: {parts.trainer.mesh}, writing to {workdir}')
   if run_config.sizes:
     print(sizes.describe(run_config.sizes))
-  kinds = (CheckpointError, DamagedFile, NonFinite, dotted.OwnError)
+  kinds = (CheckpointError, DamagedFile, DataError, NonFinite, dotted.OwnError)
   with (
     cli.one_line_errors(*kinds),
     cli.one_line_write_errors(workdir, f'--workdir={workdir} --resume'),

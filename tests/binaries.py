@@ -10,6 +10,7 @@ from unittest import mock
 
 from absl import flags
 from absl.testing import flagsaver
+import grain  # now, because flagsaver would remove the flags it defines
 
 from experiments import train
 from experiments.running.execution import experiment
@@ -23,6 +24,7 @@ class Outcome(NamedTuple):
   err: str
 
 
+del grain
 _assemble = experiment.assemble
 _root = tempfile.TemporaryDirectory()  # removed when the session ends
 

@@ -78,7 +78,26 @@ def squares():
   )
 
 
+class Read:
+  def __init__(self, arrays, broken=None):
+    self.arrays, self.broken = arrays, broken
+
+  def __len__(self):
+    return len(self.arrays['label'])
+
+  def __getitem__(self, row):
+    if row == self.broken:
+      raise OSError('no such block')
+    return {name: x[row] for name, x in self.arrays.items()}
+
+
+def read(broken=None):
+  known = blobs()
+  return known._replace(train=Read(known.train, broken))
+
+
 # Slips.
+unreadable = lambda: read(17)
 number = 3
 no_task = lambda: Task(
   init=lambda key, batch: (jnp.zeros(3), {}),

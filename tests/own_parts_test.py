@@ -188,6 +188,10 @@ class OwnPartsTest(parameterized.TestCase):
     ('--model=transformer does not read --dataset=mine:blobs.*use --model=mlp',
      '--dataset=mine:blobs --model=transformer'),
     ('--augment requires images .n, height', '--dataset=mine:blobs --augment'),
+    ('--stream_processes does nothing without --stream',
+     '--stream_processes=1'),
+    ('--partition=dirichlet needs the labels .* leave out --stream',
+     '--stream --partition=dirichlet --dirichlet_alpha=1'),
   )  # fmt: skip
   def test_a_slip_is_one_line(self, pattern, args):
     if '--algorithm' not in args:
@@ -197,10 +201,31 @@ class OwnPartsTest(parameterized.TestCase):
     self.assertRegex(outcome.err, f'^train.py: error: .*{pattern}')
     self.assertEqual(outcome.err.count('\n'), 1)
 
+  def test_ones_own_source_is_streamed(self):
+    run = '--algorithm=ssgd', '--model=mine:Net', *SMALL
+    for dataset, more in (('blobs', ()), ('read', ('--stream',))):
+      self.call(
+        train, *run, f'--dataset=mine:{dataset}', f'--workdir={dataset}', *more
+      )
+    one, other = (
+      records.read_records(self.root / name)[-1] for name in ('blobs', 'read')
+    )
+    # The pixels are floats, whose mean is that of other examples.
+    self.assertAlmostEqual(one['loss'], other['loss'], places=4)
+    run = [arg for arg in run if not arg.startswith('--num_steps')]
+    run += '--dataset=mine:unreadable', '--num_steps=20', '--workdir=bad'
+    outcome = binaries.call(train, *run)
+    self.assertRegex(
+      outcome.err, 'train must be a dict .*, got Read; .*--stream'
+    )
+    outcome = binaries.call(train, *run, '--stream')
+    self.assertRegex(outcome.err, 'train.py: error: .*example 17 of the source')
+    self.assertEqual((outcome.code, outcome.err.count('\n')), (1, 1))
+
   def load(self, changes, num_classes=3, model='mlp'):
     split = {'image': np.ones((4, 2)), 'label': [0, 1, 2, 1], **changes}
     dataset = pr.data.Dataset('mine', split, dict(split), num_classes)
-    run = mock.Mock(dataset='mine:data', model=model)
+    run = mock.Mock(dataset='mine:data', model=model, stream=False)
     with mock.patch.object(dotted, 'load', return_value=dataset):
       return data.load(run, None)
 

@@ -127,6 +127,21 @@ class TrainTest(parameterized.TestCase):
     kept = json.loads((parts / 'summary-20.json').read_text())
     self.assertEqual(kept, earlier)
 
+  def test_streamed_run_resumes_within_an_epoch_and_is_the_resident_one(self):
+    whole = self.copy(40, 'whole')
+    # 20 steps of 64 examples are within the first epoch, of 1437.
+    parts = self.train('--num_steps=20', '--stream', workdir='parts')
+    self.train('--num_steps=40', '--resume', workdir='parts')
+    history = records.read_records(parts)
+    self.assertGreater(history[0]['data_wait'], 0)
+    plain = [{**record, 'data_wait': 0.0} for record in history]
+    self.assertEqual(
+      without_seconds(plain), without_seconds(records.read_records(whole))
+    )
+    one, other = saved(whole, 40), saved(parts, 40)
+    for name, value in one.items():
+      np.testing.assert_array_equal(value, other[name], name)
+
   def test_resumed_run_of_many_features_equals_the_uninterrupted_one(self):
     args = (
       *OF_ALL, '--algorithm=slowmo', '--slow_momentum=0.5', '--when=doubling:3',

@@ -29,6 +29,7 @@ import prsgd_jax as pr
 from prsgd_jax import ledger
 from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import Dataset
+from prsgd_jax.data.pipelines import Pipeline
 from prsgd_jax.data.samplers import Transform
 from prsgd_jax.data.values import Resident
 from prsgd_jax.schedules import MOST_LISTED
@@ -112,19 +113,22 @@ def batch_shapes(dataset: Dataset) -> dict[str, jax.ShapeDtypeStruct]:
     dtype = np.float32 if name == 'image' else x.dtype
     return jax.ShapeDtypeStruct((1, *x.shape[1:]), dtype)
 
-  return {name: shape(name, x) for name, x in dataset.train.items()}
+  return {name: shape(name, x) for name, x in dataset.example().items()}
 
 
 def build_transforms(
   config: RunConfig, dataset: Dataset
 ) -> tuple[Callable[[Any], Any], Transform]:
   """What is done to a batch before evaluation, and before training."""
-  if 'image' not in dataset.train:
+  if 'image' not in dataset.example():
     return lambda batch: batch, lambda key, batch: batch
+
   # Of all pixels, so that only a run that starts waits for it.
-  statistics = functools.cache(
-    lambda: augmentation.channel_statistics(dataset.train['image'])
-  )
+  @functools.cache
+  def statistics() -> tuple[np.ndarray, np.ndarray]:
+    if dataset.is_streamed:
+      return augmentation.source_statistics(dataset.train)
+    return augmentation.channel_statistics(dataset.train['image'])
 
   def normalized(batch: Any) -> Any:
     image = augmentation.normalize(batch['image'], *statistics())
@@ -143,18 +147,24 @@ def build_transforms(
 
 def build_data(
   config: RunConfig, dataset: Dataset, transform: Transform
-) -> Resident:
+) -> Resident | Pipeline:
   """Who gets which examples.
 
   Raises:
     ValueError: if there are too few examples for the replicas and the batch.
   """
   alpha = config.dirichlet_alpha or 0
-  partitions: dict[str, Callable[..., Resident]] = {
+  partitions: dict[str, Callable[..., Resident | Pipeline]] = {
     'shared': pr.shared,
     'sharded': pr.sharded,
     'dirichlet': functools.partial(pr.dirichlet, alpha=alpha),
   }
+  if config.stream:
+    partitions[config.partition] = functools.partial(
+      pr.pipeline,
+      partition=config.partition,
+      num_processes=config.stream_processes,
+    )
   data = partitions[config.partition](
     dataset.train,
     batch_size=config.batch_size,

@@ -12,6 +12,7 @@ import optax
 
 from experiments.running.flags.run_config import RunConfig
 import prsgd_jax as pr
+from prsgd_jax.data.pipelines import Pipeline
 from prsgd_jax.data.values import Resident, check_resident
 from prsgd_jax.engine.run_state import State
 from prsgd_jax.engine.trainer import Trainer
@@ -53,7 +54,7 @@ class Parts(NamedTuple):
   label: str
   description: Mapping[str, Any]
   called_with: Mapping[str, Any]
-  data: Resident
+  data: Resident | Pipeline
   test: Any
   batch_size: int
   seed: int
@@ -68,22 +69,33 @@ class Parts(NamedTuple):
   def epoch(self, gradients: int) -> float:
     """Returns the passes over the data in that many gradients."""
     examples = gradients * self.batch_size
+    if isinstance(self.data, Pipeline):
+      return examples / self.data.num_examples
     return examples / len(jax.tree.leaves(self.data.arrays)[0])
+
+  def example(self) -> Any:
+    """Returns a batch of one example, as it is before the transform."""
+    if isinstance(self.data, Pipeline):
+      return self.data.example()
+    return jax.tree.map(lambda x: x[:1], self.data.arrays)
 
   def first_state(self) -> State:
     """Puts the first state of the run on the devices."""
-    example = jax.tree.map(lambda x: jnp.asarray(x[:1]), self.data.arrays)
+    example = jax.tree.map(jnp.asarray, self.example())
     key = jax.random.key(self.seed, impl='threefry2x32')
     point = jax.jit(self.init)(key, example)
     return self.trainer.init(*point, seed=self.seed)
 
 
-def check_data(data: Resident, num_replicas: int) -> None:
+def check_data(data: Resident | Pipeline, num_replicas: int) -> None:
   """Raises ValueError unless the data have a batch for every replica.
 
   The trainer would, too, but not before the directory of the run is made.
   """
-  check_resident('a run', data).recipe.make(num_replicas)
+  if isinstance(data, Pipeline):
+    data.order(num_replicas)
+  else:
+    check_resident('a run', data).recipe.make(num_replicas)
 
 
 def point_shapes(init: Callable[..., Any], arrays: Any) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from experiments.running.execution import phases, sizes, warm_start
+from experiments.running.execution import phases, sizes, waits, warm_start
 from experiments.running.execution.finite import (
   NonFinite,
   check_loss,
@@ -243,6 +243,7 @@ def _execute(
   life = _open_life(workdir, start)
   closing.callback(life.close)
   counted_from = None  # the step after which the speed is measured
+  data_wait = waits.make_share(parts.trainer.waited)
   pending: tuple[int, Any] | None = None
 
   def take(first: int, metrics: Any) -> None:
@@ -285,6 +286,7 @@ def _execute(
       **history.record(),
       **means.pop(),
       **_spent(parts, step, spent),
+      'data_wait': data_wait(),
     }
     if is_due(step, intervals.eval_every):
       clock.enter(phases.EVALUATE, step)
@@ -526,6 +528,7 @@ def _summarize(
   }
   if counted_from is not None:
     steps, seconds = parts.plan.num_steps - counted_from, clock.seconds()
+    summary['data_wait'] = parts.trainer.waited() / sum(seconds.values())
     summary['seconds_to_first_steps'] = seconds[phases.COMPILE]
     if steps:
       summary['steps_per_second'] = steps / seconds[phases.TRAIN]

@@ -95,7 +95,7 @@ def _find(source: pathlib.Path) -> pathlib.Path:
 
 
 def _shapes(parts: Parts) -> tuple[Any, Any]:
-  return point_shapes(parts.init, parts.data.arrays)
+  return point_shapes(parts.init, parts.example())
 
 
 def _describe(start: Start) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.running.flags import dotted, own_data
 from experiments.running.flags.run_config import RunConfig
+from prsgd_jax.data import sources
 from prsgd_jax.data.datasets import DATASETS, Dataset, load_dataset, texts
 from prsgd_jax.data.datasets.loading import INSTALLED
 
@@ -40,6 +41,19 @@ flags.DEFINE_integer(
   'Number of predicted characters per sequence of --dataset=text, >= 1. '
   f'Default: {SEQUENCE_LENGTH}.',
 )
+flags.DEFINE_bool(
+  'stream',
+  False,
+  'Read the training examples during the run, for data that does not fit in '
+  'memory; by default they stay on the devices. The batches are the same. In '
+  'your own --dataset, train may be a source with len(train) and train[i].',
+)
+flags.DEFINE_integer(
+  'stream_processes',
+  0,
+  'Number of processes that read for --stream, for examples that are slow to '
+  'decode. Default: 0; threads of this process read.',
+)
 
 
 def check(config: RunConfig) -> None:
@@ -60,6 +74,7 @@ def check(config: RunConfig) -> None:
     raise ValueError(
       f'--text_file does nothing for --dataset={name}; leave one out'
     )
+  _check_stream(config)
   if config.sequence_length is None:
     return
   if name != TEXT:
@@ -69,6 +84,25 @@ def check(config: RunConfig) -> None:
   if config.sequence_length < 1:
     raise ValueError(
       f'--sequence_length must be >= 1, got {config.sequence_length}'
+    )
+
+
+def _check_stream(config: RunConfig) -> None:
+  if config.stream_processes < 0:
+    raise ValueError(
+      f'--stream_processes must be >= 0, got {config.stream_processes}'
+    )
+  if config.stream_processes and not config.stream:
+    raise ValueError('--stream_processes does nothing without --stream')
+  if config.stream and config.partition == 'dirichlet':
+    raise ValueError(
+      '--partition=dirichlet needs the labels of all examples; leave out '
+      '--stream, or use --partition=sharded'
+    )
+  if config.stream and config.options.get('batch_stats') == 'reestimate':
+    raise ValueError(
+      '--batch_stats=reestimate reads batches that stay on the devices; leave '
+      'out --stream, or use --batch_stats=average'
     )
 
 
@@ -85,16 +119,23 @@ def load(config: RunConfig, data_dir: str | os.PathLike[str] | None) -> Dataset:
   if dotted.is_dotted(config.dataset):
     with dotted.named_errors(config.dataset):
       own_model = dotted.is_dotted(config.model)
-      return _own(config.dataset, own_model=own_model)
-  if config.text_file is not None:
+      found = _own(config.dataset, own_model=own_model, stream=config.stream)
+  elif config.text_file is not None:
     length = config.sequence_length or SEQUENCE_LENGTH
-    return read_text(config.text_file, length)
-  return load_dataset(
-    config.dataset, data_dir, sequence_length=config.sequence_length
-  )
+    found = read_text(config.text_file, length)
+  else:
+    found = load_dataset(
+      config.dataset,
+      data_dir,
+      sequence_length=config.sequence_length,
+      stream=config.stream,
+    )
+  if config.stream and not found.is_streamed:
+    return found._replace(train=sources.Arrays(found.train))
+  return found
 
 
-def _own(name: str, *, own_model: bool) -> Dataset:
+def _own(name: str, *, own_model: bool, stream: bool) -> Dataset:
   found = dotted.load('dataset', name)
   if callable(found):
     found = found()
@@ -106,9 +147,13 @@ def _own(name: str, *, own_model: bool) -> Dataset:
       "{'image': [n, ...], 'label': int[n]} or {'text': int[n, length + 1]}"
     )
   who = f'--dataset={name}'
+  if found.is_streamed:
+    found = own_data.check_source(who, found, stream=stream)
   splits = {}
   for split in ('train', 'test'):
     given = getattr(found, split)
+    if split == 'train' and found.is_streamed:
+      given = found.example()
     arrays = {}
     if isinstance(given, Mapping) and all(isinstance(n, str) for n in given):
       arrays = own_data.as_arrays(f'{who}: {split}', given)
@@ -134,7 +179,8 @@ def _own(name: str, *, own_model: bool) -> Dataset:
       checked.pop('label', None)  # for the loss of a Task
     own_data.check_split(who, checked)
     own_data.check_classes(who, checked, found.num_classes)
-  return found._replace(train=splits['train'], test=splits['test'])
+  train = found.train if found.is_streamed else splits['train']
+  return found._replace(train=train, test=splits['test'])
 
 
 def read_text(path: str | os.PathLike[str], length: int) -> Dataset:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prsgd_jax.data.datasets import Dataset
+
 _INT32, _FLOAT32 = np.iinfo(np.int32), np.finfo(np.float32)
 
 
@@ -66,6 +68,35 @@ def _check_range(name: str, array: np.ndarray) -> None:
       raise ValueError(
         f'{name} must be in float32, got {array.min()} .. {array.max()}'
       )
+
+
+def check_source(who: str, dataset: Dataset, *, stream: bool) -> Dataset:
+  """Check the training examples of a user's dataset that are not arrays.
+
+  Args:
+    who: name of the owner, for messages.
+    dataset: the dataset; its `train` should be a source.
+    stream: whether the run streams its data.
+
+  Raises:
+    ValueError: if it is no source, the run does not stream, or an example is
+      not a dict of arrays.
+  """
+  if not stream:
+    raise ValueError(
+      f'{who}: train must be a dict of arrays, got '
+      f'{type(dataset.train).__name__}; for a source of examples add --stream'
+    )
+  try:
+    example = dataset.example()
+  except ValueError as error:
+    raise ValueError(f'{who}: train: {error}') from error
+  if not isinstance(example, Mapping):
+    raise ValueError(
+      f'{who}: an example of train must be a dict of arrays, got '
+      f'{type(example).__name__}'
+    )
+  return dataset
 
 
 def are_labels(x: Any) -> bool:

@@ -22,7 +22,7 @@ def check_fit(config: RunConfig, dataset: Dataset) -> None:
   Raises:
     ValueError: if the model or a flag requires another kind of data.
   """
-  train = dataset.train
+  train = dataset.example()
   is_text = 'text' in train
   is_labeled = 'image' in train and 'label' in train
   names = ', '.join(train)

@@ -17,9 +17,12 @@ from experiments.running.flags import (
   named,
 )
 from experiments.running.records import slugs
+import prsgd_jax as pr
 from prsgd_jax.checks import MAX_STEPS
 from prsgd_jax.data.datasets import Dataset
 
+# Examples of streamed data that identify it.
+FINGERPRINTED = 64
 # Flags of single algorithms, and flags for an argument that many algorithms
 # have: schedule, local step, average.
 OPTIONS = (
@@ -50,6 +53,8 @@ class RunConfig:
   dataset: str
   text_file: str | None = None
   sequence_length: int | None = None
+  stream: bool = False
+  stream_processes: int = 0
   model: str
   model_options: Mapping[str, str] | None = None
   num_replicas: int
@@ -92,9 +97,10 @@ class RunConfig:
     of_length |= self.lr_schedule not in (None, 'constant')
     if not of_length:
       del fields['num_epochs'], fields['num_steps']
-    del fields['text_file'], fields['sizes']
-    data = fingerprint((dataset.train, dataset.test))
-    return {**fields, 'data': data}
+    del fields['text_file'], fields['sizes'], fields['stream_processes']
+    if not self.stream:  # as runs of earlier versions, which could not stream
+      del fields['stream']
+    return {**fields, 'data': fingerprint_of(dataset)}
 
   def own(self) -> tuple[str, ...]:
     """Return the values that may name the user's own objects."""
@@ -165,6 +171,24 @@ def warmup_steps(config: RunConfig, num_examples: int) -> int:
   if not config.warmup_epochs:
     return 0
   return steps_of_epochs(config, num_examples, config.warmup_epochs)
+
+
+def fingerprint_of(dataset: Dataset) -> str:
+  """Return a digest of a dataset.
+
+  Of a streamed one, it covers the number of examples and a few of them, because
+  to read all would take as long as an epoch.
+
+  Args:
+    dataset: the dataset.
+  """
+  train = dataset.train
+  if dataset.is_streamed:
+    n = dataset.num_examples
+    rows = np.unique(np.linspace(0, n - 1, FINGERPRINTED).astype(int))
+    data = pr.pipeline(train, batch_size=1)
+    train = n, data.read(rows, np.zeros((len(rows), 3), int))
+  return fingerprint((train, dataset.test))
 
 
 def fingerprint(data: Any) -> str:

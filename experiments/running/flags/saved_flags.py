@@ -26,6 +26,7 @@ MAY_CHANGE = (
   'num_steps',
   'progress',
   'stall_seconds',
+  'stream_processes',
   'workdir',
 )
 # Flags that may change together with --num_replicas, because they have a number

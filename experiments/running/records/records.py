@@ -68,7 +68,9 @@ _RECORD = {
 _TESTED = dict.fromkeys(
   ('test_loss', 'test_accuracy', 'consensus_distance'), json_files.number
 )
-_RECORD_FORM = json_files.object_of(_RECORD, _TESTED)
+# Share of the time since the last record in which the devices had no batches.
+_WAITED = {'data_wait': json_files.number}
+_RECORD_FORM = json_files.object_of(_RECORD, {**_TESTED, **_WAITED})
 SUMMARY_FORM = json_files.object_of(
   {
     'label': json_files.text,
@@ -77,7 +79,7 @@ SUMMARY_FORM = json_files.object_of(
     **dict.fromkeys(('replicas', 'device', 'jax', 'commit'), json_files.text),
     'cpus': json_files.optional(json_files.count),
   },
-  _TESTED,
+  {**_TESTED, **_WAITED},
 )
 _FAILURE_FORM = json_files.object_of(
   {'step': json_files.count, 'failed': json_files.text}
@@ -360,6 +362,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     f'  time           {summary["seconds"]:.1f} s'
     + (f', {rate:.0f} steps/s once compiled' if rate else ''),
     *_life(summary),
+    *_waited(summary),
     f'  written to     {workdir}',
   ]
   return '\n'.join(lines)
@@ -377,6 +380,12 @@ def _life(summary: Record) -> list[str]:
   )
   whole = f'of {sum(seconds.values()):.1f} s' + (others and f': {others}')
   return [f'  goodput        {summary["goodput"]:.0%} {whole}']
+
+
+def _waited(summary: Record) -> list[str]:
+  """Return the line of the time without batches, if there was any."""
+  share = summary.get('data_wait')
+  return [f'  without data   {share:.1%} of the time'] if share else []
 
 
 def _tested(summary: Record) -> list[str]:
