@@ -81,7 +81,6 @@ def planned(config: RunConfig, workdir: pathlib.Path) -> RunConfig:
     CheckpointError: if the newest checkpoint is damaged.
   """
 
-
   def listed() -> list[tuple[int, int]]:
     found = progress.newest(workdir)
     if found is None:
@@ -176,7 +175,7 @@ def restore(
 def _read(workdir: pathlib.Path, step: int) -> dict[str, Any]:
   path = checkpoint_files.path_of(workdir / records.CHECKPOINTS, step)
   record = checkpoint_files.read_seal(path)
-  return {n: record[n] for n in ('num_replicas', 'notes', 'description')}
+  return {n: record.get(n) for n in ('num_replicas', 'notes', 'description')}
 
 
 def _next(saved: Mapping[str, Any], step: int, n: int) -> Sizes:
