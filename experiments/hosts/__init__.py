@@ -1,0 +1,1 @@
+"""Measure algorithms on several hosts, and compare with the ledger."""

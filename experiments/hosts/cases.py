@@ -1,0 +1,90 @@
+"""The algorithms that are measured on several hosts, their model and data."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import prsgd_jax as pr
+from prsgd_jax import models
+from prsgd_jax.data import augmentation
+from prsgd_jax.data.datasets import load_dataset
+from prsgd_jax.models.classification import Task, classifier
+
+LEARNING_RATE, MOMENTUM = 0.05, 0.9
+# Small, because the processors of one machine may have to serve all hosts.
+BATCH_SIZE = 8
+HIDDEN = (512, 512)  # 301,066 parameters, 1.2 MB
+SEED = 0
+
+SGD = optax.sgd(LEARNING_RATE, MOMENTUM)
+
+
+class Case(NamedTuple):
+  """An algorithm to measure.
+
+  Attributes:
+    label: name in tables and figures, unique.
+    method: name of the algorithm, for its color.
+    algorithm: the algorithm.
+    period: steps after which its communication repeats.
+  """
+
+  label: str
+  method: str
+  algorithm: pr.base.ReplicaTransformation
+  period: int
+
+
+# The first case never communicates, and shows the time of the computation.
+CASES = (
+  Case('no communication', 'none', pr.chain(pr.step(SGD)), 1),
+  Case('SSGD', 'ssgd', pr.ssgd(SGD), 1),
+  Case('PR-SGD, I = 4', 'pr_sgd', pr.pr_sgd(SGD, period=4), 4),
+  Case('PR-SGD, I = 16', 'pr_sgd', pr.pr_sgd(SGD, period=16), 16),
+  Case(
+    'Hier-AVG, 4 and 16',
+    'hier_avg',
+    pr.hier_avg(SGD, local_period=4, global_period=16, group_size=2),
+    16,
+  ),
+  Case('D-PSGD, ring', 'd_psgd', pr.d_psgd(SGD), 1),
+  Case(
+    'D-PSGD, one peer',
+    'sgp',
+    pr.d_psgd(SGD, mixing=pr.graphs.one_peer_exponential()),
+    2,
+  ),
+  Case('DiLoCo, H = 16', 'diloco', pr.diloco(SGD, period=16), 16),
+  Case('QSGD, 8 bits', 'qsgd', pr.qsgd(SGD, levels=127), 1),
+)
+
+
+def task() -> Task:
+  """Return the model and its loss."""
+  return classifier(models.MLP(10, hidden=HIDDEN))
+
+
+def data() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """Return the normalized training and test images of the digits."""
+  digits = load_dataset('digits')
+  mean, deviation = augmentation.channel_statistics(digits.train['image'])
+
+  def normalized(split: Any) -> dict[str, np.ndarray]:
+    image = augmentation.normalize(split['image'], mean, deviation)
+    return {**split, 'image': np.asarray(image)}
+
+  return normalized(digits.train), normalized(digits.test)
+
+
+def start() -> tuple[Any, Any]:
+  """Return the first parameters and model state."""
+  images = {'image': np.zeros((1, 8, 8, 1), np.float32)}
+  return jax.jit(task().init)(jax.random.key(SEED), images)
+
+
+def shapes() -> pr.base.Replica:
+  """Return the shapes of one replica, for the ledger."""
+  params, model_state = jax.eval_shape(start)
+  return pr.base.Replica(params=params, model_state=model_state)

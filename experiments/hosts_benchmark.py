@@ -1,0 +1,204 @@
+r"""Measure the seconds and bytes of algorithms on several hosts.
+
+  python experiments/hosts_benchmark.py
+
+By default it simulates four hosts on this machine, with links of 10, 100 and
+1000 Mb/s; this requires Linux and root. It takes about three minutes for each
+rate, and writes one file for each. A rate whose file exists is skipped, so that
+an interrupted measurement continues; --again measures it again.
+
+On real hosts, start it by launch.py, and pass the rate of their links:
+
+  python experiments/launch.py --hosts=a,b,c,d -- \
+    experiments/hosts_benchmark.py --rates=1000
+
+Then write the table and the figure from the files:
+
+  python experiments/hosts_report.py
+"""
+
+import pathlib
+import sys
+
+if __name__ == '__main__':
+  # This checkout, because another one may be installed.
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+from experiments.running.process import interrupts
+
+if __name__ == '__main__':
+  interrupts.end_silently()  # before the other imports, which take seconds
+
+from collections.abc import Sequence
+import os
+import subprocess
+import tempfile
+import time
+
+from absl import flags
+import jax
+
+from experiments.hosts import measuring
+from experiments.running.flags import cli
+from experiments.running.records import writing
+from experiments.tools import virtual_hosts
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list(
+  'rates',
+  ['10', '100', '1000'],
+  'Rates of the links in Mb/s. On real hosts, one rate: of the links between '
+  'them.',
+)
+flags.DEFINE_integer('num_hosts', 4, 'Number of simulated hosts, an even one.')
+flags.DEFINE_integer(
+  'rounds', 12, 'Largest number of blocks of each algorithm, >= 3.'
+)
+flags.DEFINE_float(
+  'seconds',
+  110.0,
+  'Seconds after which no round begins, at each rate. Compilation takes '
+  'another minute.',
+)
+flags.DEFINE_string(
+  'output',
+  'experiments/results/hosts',
+  'Directory of the files, one for each rate.',
+)
+flags.DEFINE_bool('again', False, 'Measure a rate again whose file exists.')
+flags.DEFINE_string(
+  'coordinator_address', None, 'HOST:PORT of process 0; launch.py sets it.'
+)
+flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+flags.DEFINE_integer('process_id', None, 'Index of this process, 0-based.')
+
+PORT = 8476
+# Seconds that compilation may take, for all processes on few processors.
+STARTING = 400.0
+
+
+def main() -> None:
+  with cli.one_line_errors(ValueError):
+    rates = [_rate(text) for text in FLAGS.rates]
+    if FLAGS.rounds < measuring.LEAST_ROUNDS:
+      raise ValueError(
+        f'--rounds must be >= {measuring.LEAST_ROUNDS}, got {FLAGS.rounds}'
+      )
+    if FLAGS.coordinator_address is not None:
+      _measure(rates)
+      return
+    reason = virtual_hosts.why_not()
+    if reason is not None:
+      raise ValueError(
+        f'hosts cannot be simulated here ({reason}); start the program on '
+        'real hosts by launch.py --hosts=a,b,c,d'
+      )
+    for rate in rates:
+      if path_of(rate).exists() and not FLAGS.again:
+        print(f'{path_of(rate)} exists; --again measures it again')
+      else:
+        _simulate(rate)
+
+
+def path_of(rate: float) -> pathlib.Path:
+  """Return the file of a rate in Mb/s."""
+  return pathlib.Path(FLAGS.output).absolute() / f'{rate:g}mbit.json'
+
+
+def _rate(text: str) -> float:
+  try:
+    rate = float(text)
+  except ValueError:
+    rate = 0.0
+  if not 0 < rate < 1e6:
+    raise ValueError(f'--rates must be numbers > 0 in Mb/s, got {text!r}')
+  return rate
+
+
+def _measure(rates: Sequence[float]) -> None:
+  """Measure as one of several processes; process 0 writes the file."""
+  if len(rates) != 1:
+    raise ValueError(
+      f'--rates must be one rate on real hosts, got {",".join(FLAGS.rates)}'
+    )
+  jax.distributed.initialize(
+    FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
+  )
+  found = measuring.measure(
+    1e6 * rates[0], seconds=FLAGS.seconds, rounds=FLAGS.rounds
+  )
+  if FLAGS.process_id == 0:
+    path = path_of(rates[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing.write_text(path, writing.to_json(found))
+  jax.distributed.shutdown()
+
+
+def _simulate(rate: float) -> None:
+  """Measure on simulated hosts with links of this rate in Mb/s."""
+  print(f'{FLAGS.num_hosts} hosts, {rate:g} Mb/s ...', flush=True)
+  begun = time.monotonic()
+  with (
+    tempfile.TemporaryDirectory() as logs,
+    virtual_hosts.network(FLAGS.num_hosts, rate=f'{rate:g}mbit') as hosts,
+  ):
+    outputs = [pathlib.Path(logs, str(i)) for i in range(len(hosts))]
+    started = [
+      _start(host, i, hosts[0].address, rate, outputs[i])
+      for i, host in enumerate(hosts)
+    ]
+    try:
+      failed = _wait(started, begun + FLAGS.seconds * 2 + STARTING)
+    finally:
+      for process in started:
+        process.kill()
+        process.wait()
+    if failed is not None:
+      last = outputs[failed].read_text().strip().splitlines()[-1:]
+      raise ValueError(f'the process on host {failed} failed: {"".join(last)}')
+  print(f'{path_of(rate)}: {time.monotonic() - begun:.0f} s', flush=True)
+
+
+def _start(
+  host: virtual_hosts.Host,
+  index: int,
+  coordinator: str,
+  rate: float,
+  output: pathlib.Path,
+) -> subprocess.Popen[bytes]:
+  """Start this program on a host."""
+  command = [
+    sys.executable, str(pathlib.Path(__file__).resolve()),
+    f'--coordinator_address={coordinator}:{PORT}', f'--process_id={index}',
+    f'--num_processes={FLAGS.num_hosts}', f'--rates={rate:g}',
+    f'--rounds={FLAGS.rounds}', f'--seconds={FLAGS.seconds}',
+    f'--output={path_of(rate).parent}',
+  ]  # fmt: skip
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  with open(output, 'wb') as file:
+    return subprocess.Popen(
+      host.command(command), env=environment, stdout=file,
+      stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _wait(
+  started: Sequence[subprocess.Popen[bytes]], deadline: float
+) -> int | None:
+  """Return the process that failed first; None if all succeeded."""
+  while time.monotonic() < deadline:
+    codes = [process.poll() for process in started]
+    for i, code in enumerate(codes):
+      if code:
+        return i
+    if all(code == 0 for code in codes):
+      return None
+    time.sleep(0.1)
+  raise ValueError(
+    'the measurement took too long; give fewer --rounds or a higher rate'
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main)
