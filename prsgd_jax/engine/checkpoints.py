@@ -118,8 +118,8 @@ def save_in_background(
   """
   rules = None if keep is None else retention.check(keep)
   snapshot = _snapshot(directory, mesh, state, description, notes)
-  # Copied, because on CPU these arrays are views of the devices' buffers, which
-  # the next steps overwrite.
+  # Copied, because on CPU these arrays may be views of the devices' buffers,
+  # which the next steps may use.
   copies = {name: np.array(x) for name, x in snapshot.leaves.items()}
   thread = ThreadPoolExecutor(1, thread_name_prefix=snapshot.name)
   saved = thread.submit(_write, snapshot._replace(leaves=copies), rules)
