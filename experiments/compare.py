@@ -27,7 +27,12 @@ import contextlib
 
 from absl import flags
 
-from experiments.running.execution import experiment, runs, warm_start
+from experiments.running.execution import (
+  experiment,
+  keeping,
+  runs,
+  warm_start,
+)
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
@@ -60,7 +65,7 @@ def main() -> None:
   with cli.one_line_errors(ValueError):
     axes.check()
     intervals = Intervals.from_flags(FLAGS)
-    runs.keep_from_flags(FLAGS)
+    keeping.from_flags(FLAGS)
     runs.stall_seconds_from_flags(FLAGS)
     if FLAGS.workdir is None:
       raise ValueError('compare.py requires --workdir, a directory to write to')
@@ -171,7 +176,7 @@ def _run_held(
           start=start,
           progress=FLAGS.progress,
           more_loggers=more_loggers,
-          keep=runs.keep_from_flags(FLAGS),
+          keep=keeping.from_flags(FLAGS),
           stall_seconds=runs.stall_seconds_from_flags(FLAGS),
         )
     except NonFinite as error:

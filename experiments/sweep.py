@@ -47,6 +47,7 @@ import tqdm
 from experiments import compare
 from experiments.running.execution import (
   experiment,
+  keeping,
   runs,
   tuning,
   warm_start,
@@ -174,7 +175,7 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
       loaded[key] = data.load(found, FLAGS.data_dir)
     parts = experiment.assemble(found, loaded[key], 1, machines)
     trial = Trial(point, workdir / point.slug(), parts.plan.num_steps)
-    runs.keep_from_flags(point.flags)
+    keeping.from_flags(point.flags)
     runs.stall_seconds_from_flags(point.flags)
     parts, _ = warm_start.plan(parts, trial.workdir, point.flags)
     records.check_workdir(

@@ -33,7 +33,13 @@ import time
 
 from absl import flags
 
-from experiments.running.execution import experiment, runs, sizes, warm_start
+from experiments.running.execution import (
+  experiment,
+  keeping,
+  runs,
+  sizes,
+  warm_start,
+)
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
@@ -98,7 +104,7 @@ def _train(held: contextlib.ExitStack) -> None:
       may_change = ('num_replicas', *saved_flags.FIT_REPLICAS)
     survivors = sizes.survivors_from_flags(FLAGS)
     intervals = Intervals.from_flags(FLAGS)
-    keep = runs.keep_from_flags(FLAGS)
+    keep = keeping.from_flags(FLAGS)
     stall_seconds = runs.stall_seconds_from_flags(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
     dataset = data.load(run_config, FLAGS.data_dir)

@@ -478,10 +478,12 @@ class BadInputTest(parameterized.TestCase):
      '--algorithm=ssgd --learning_rate_drops=1,x'),
     ('mnist is not prepared in .*prepare_data.py mnist --data_dir',
      '--algorithm=ssgd --dataset=mnist'),
-    ("--keep must be an integer >= 1 or all, got '0'",
+    ("--keep must be terms such as 3, all, every:1000, lowest:test_loss or "
+     "highest:test_accuracy, joined by commas, got '0'",
      '--algorithm=ssgd --keep=0'),
-    ("--keep must be an integer >= 1 or all, got 'x'",
-     '--algorithm=ssgd --keep=x'),
+    ('--keep=lowest:test_loss requires a --checkpoint_every that is a multiple '
+     'of --eval_every=100, got 50',
+     '--algorithm=ssgd --keep=lowest:test_loss --checkpoint_every=50'),
     ('--init_from=nowhere has no checkpoint; pass the directory of a run',
      '--algorithm=ssgd --init_from=nowhere'),
     ('--init_replicas does nothing without --init_from',

@@ -22,6 +22,7 @@ from prsgd_jax.engine.many_runs import map_runs
 from prsgd_jax.engine.replica_mesh import (
   ReplicaMesh,
 )
+from prsgd_jax.engine.retention import Retention
 from prsgd_jax.engine.train_state import (
   TrainState,
   consensus,
@@ -35,6 +36,7 @@ from prsgd_jax.engine.training import (
 
 __all__ = (
   'ReplicaMesh',
+  'Retention',
   'TrainState',
   'consensus',
   'create_train_state',

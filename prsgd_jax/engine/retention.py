@@ -38,6 +38,9 @@ class Retention(NamedTuple):
   highest: tuple[str, ...] = ()
 
 
+ALL = Retention(newest=None)
+
+
 def check(retention: Retention | int) -> Retention:
   """Return rules that were checked; a number is one of newest checkpoints.
 

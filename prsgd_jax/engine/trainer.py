@@ -82,7 +82,7 @@ class Trainer(NamedTuple):
       of JSON types such as the position of a loader, are kept with it;
       `engine.checkpoints.read_notes(directory, step)` returns them. `keep` is
       the number of newest checkpoints that stay, or an
-      `engine.checkpoints.Retention`. Default: all.
+      `engine.Retention`. Default: all.
     save_in_background: `save`, but returns a future at once: a thread writes
       while training continues. Call its `result()`, which waits and raises the
       error of a failed save, before the program ends.

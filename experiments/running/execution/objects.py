@@ -31,6 +31,7 @@ from experiments.running.records import records
 import prsgd_jax as pr
 from prsgd_jax.data.samplers import Transform
 from prsgd_jax.data.values import Resident
+from prsgd_jax.engine import retention
 from prsgd_jax.ledger.counting import NETWORK
 from prsgd_jax.models.classification import Task, classifier, mode
 from prsgd_jax.models.language_modeling import language_model
@@ -57,7 +58,7 @@ def run(
   log_every: int = 50,
   eval_every: int = 100,
   checkpoint_every: int = 500,
-  keep: int | None = runs.KEEP,
+  keep: int | pr.engine.Retention | None = runs.KEEP,
   progress: bool = True,
   loggers: Sequence[Factory] = (),
 ) -> records.Record:
@@ -95,7 +96,8 @@ def run(
     log_every: steps between records.
     eval_every: steps between evaluations, a multiple of `log_every`.
     checkpoint_every: steps between checkpoints, a multiple of `log_every`.
-    keep: number of checkpoints that stay, the newest ones; None for all.
+    keep: number of newest checkpoints that stay, or a `pr.engine.Retention`;
+      None for all.
     progress: whether to show a progress bar, or lines where no terminal is.
     loggers: functions of a `loggers.Run`, which get each record.
 
@@ -170,7 +172,7 @@ def run(
       intervals,
       progress=progress,
       more_loggers=loggers,
-      keep=keep,
+      keep=retention.check(retention.ALL if keep is None else keep),
     )
 
 

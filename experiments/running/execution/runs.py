@@ -1,6 +1,6 @@
 """One run: the loop over the steps, and what it writes."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import contextlib
 import json
 import os
@@ -12,14 +12,11 @@ import jax
 import numpy as np
 
 from experiments.running.execution import phases, sizes, waits, warm_start
-from experiments.running.execution.finite import (
-  NonFinite,
-  check_loss,
-  check_params,
-)
+from experiments.running.execution.finite import NonFinite, check_loss
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import Parts
 from experiments.running.execution.phases import Phases
+from experiments.running.execution.saving import Saver
 from experiments.running.logs import loggers, logs
 from experiments.running.process import (
   locks,
@@ -38,24 +35,10 @@ from prsgd_jax.ledger import positions
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
-# Checkpoints of a run that stay by default, the newest ones.
-KEEP = 3
+# Checkpoints of a run that stay by default, the newest three.
+KEEP = checkpoints.Retention()
 # Name of the meter's position in the notes of a checkpoint.
 LEDGER = 'ledger'
-
-
-def keep_from_flags(values: flags.FlagValues) -> int | None:
-  """Returns how many checkpoints --keep names, None for all.
-
-  Raises:
-    ValueError: if it is neither a number of at least 1 nor 'all'.
-  """
-  text = values.keep
-  if text == 'all':
-    return None
-  if not (text.isascii() and text.isdigit() and int(text) >= 1):
-    raise ValueError(f'--keep must be an integer >= 1 or all, got {text!r}')
-  return int(text)
 
 
 def stall_seconds_from_flags(values: flags.FlagValues) -> float:
@@ -149,7 +132,7 @@ def execute(
   start: warm_start.Start | None = None,
   progress: bool = True,
   more_loggers: Sequence[loggers.Factory] = (),
-  keep: int | None = KEEP,
+  keep: checkpoints.Retention = KEEP,
   stall_seconds: float = 0,
   survivors: Sequence[int] | None = None,
 ) -> records.Record:
@@ -165,7 +148,7 @@ def execute(
     start: the checkpoint that a new run starts from. Default: none.
     progress: whether to show a progress bar, or lines where no terminal is.
     more_loggers: functions of a `loggers.Run`; their loggers get each record.
-    keep: how many checkpoints stay, the newest ones; None for all.
+    keep: the checkpoints that stay.
     stall_seconds: longest time without a step before the process ends; see
       `watchdog`. Default: 0, unlimited.
     survivors: if the number of replicas has changed, the saved ones that stay.
@@ -222,7 +205,7 @@ def _execute(
   begin: warm_start.Start | None,
   progress: bool,
   more_loggers: Sequence[loggers.Factory],
-  keep: int | None,
+  keep: checkpoints.Retention,
   clock: Phases,
   survivors: Sequence[int] | None,
   closing: contextlib.ExitStack,
@@ -242,12 +225,15 @@ def _execute(
   closing.callback(log.close)
   life = _open_life(workdir, start)
   closing.callback(life.close)
+  saver = closing.enter_context(Saver(parts, workdir, keep))
   counted_from = None  # the step after which the speed is measured
   data_wait = waits.make_share(parts.trainer.waited)
   pending: tuple[int, Any] | None = None
 
   def take(first: int, metrics: Any) -> None:
     host = jax.tree.map(np.asarray, metrics)
+    if not np.isfinite(host['loss']).all():
+      saver.wait()  # because the message names the last good checkpoint
     check_loss(workdir, first, host)
     means.add(host)
     log.advance(len(host['loss']))
@@ -269,7 +255,7 @@ def _execute(
   def save(state: State, step: int) -> None:
     note(step)  # because the process may be killed before the note below
     clock.enter(phases.SAVE, step)
-    _save(parts, workdir, state, notes_at(state, step), keep)
+    saver.save(state, notes_at(state, step))
     note(step)
 
   def is_due(step: int, every: int) -> bool:
@@ -278,20 +264,24 @@ def _execute(
   def record(state: State, step: int) -> None:
     nonlocal position
     clock.enter(phases.RECORD, step)
+    saver.poll()
     position = meter.advance(position, step)
     spent = meter.spent(position, state.on_devices.algorithm_state)
+    measures = means.pop()
     found = {
       'step': step,
       'epoch': parts.epoch(spent.gradients),
       **history.record(),
-      **means.pop(),
+      **measures,
       **_spent(parts, step, spent),
       'data_wait': data_wait(),
     }
     if is_due(step, intervals.eval_every):
       clock.enter(phases.EVALUATE, step)
-      found |= _measure(parts, state)
+      tested = _measure(parts, state)
+      measures, found = {**measures, **tested}, {**found, **tested}
       clock.enter(phases.RECORD, step)
+    saver.measured(step, measures)
     log.write(found)
     note(step)
 
@@ -326,13 +316,16 @@ def _execute(
           save(state, stop)
       number = number or peers.requested()
       if number and not (stop == num_steps and means.is_recorded()):
+        saver.wait()
         if stop != process_zero.decide(
           'the newest checkpoint', lambda: checkpoints.latest_step(directory)
         ):
           save(state, stop)
+          saver.wait()
         saved = f'saved step {stop} of {num_steps} in {directory / str(stop)}'
         raise signals.Stopped(saved, number)
       clock.enter(phases.TRAIN, stop)
+  saver.wait()  # because a finished run has its last checkpoint
   return process_zero.decide(
     'the summary',
     lambda: _summarize(
@@ -456,24 +449,6 @@ def _position(
     lambda: (checkpoints.read_notes(directory, start) or {}).get(LEDGER),
   )
   return positions.from_json(saved, before)
-
-
-def _save(
-  parts: Parts,
-  workdir: pathlib.Path,
-  state: State,
-  notes: Mapping[str, Any],
-  keep: int | None,
-) -> None:
-  """Saves a state whose parameters are all finite."""
-  check_params(workdir, state)
-  directory = workdir / records.CHECKPOINTS
-  # A checkpoint is of use only with the records up to it.
-  if processes.is_first():
-    writing.sync(workdir / records.METRICS)
-  parts.trainer.save(directory, state, parts.description, notes=notes)
-  if keep is not None and processes.is_first():
-    checkpoints.prune(directory, keep)
 
 
 def _measure(parts: Parts, state: State) -> dict[str, float]:

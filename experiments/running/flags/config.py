@@ -196,8 +196,10 @@ flags.DEFINE_integer(
 flags.DEFINE_string(
   'keep',
   '3',
-  'Number of newest checkpoints to keep, >= 1, or all. They remain after the '
-  'run has finished.',
+  'Checkpoints to keep, as terms joined by commas. 3: the three newest. all: '
+  'all of them. every:1000: those at multiples of 1000 steps. lowest:test_loss '
+  'or highest:test_accuracy: the one with the best value in its record. The '
+  'newest one always stays.',
 )
 flags.DEFINE_float(
   'stall_seconds',
