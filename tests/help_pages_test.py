@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
@@ -11,6 +12,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from experiments import compare, costs, plot, sweep, train
 from experiments.running.flags import algorithm_flags, config, grids
 from prsgd_jax import __main__ as project
+from prsgd_jax.engine import processes
 from tests import binaries
 
 del sweep  # whose flags grids read
@@ -99,7 +101,7 @@ class NearNamesTest(parameterized.TestCase):
     self.assertIn(pattern, outcome.err)
 
 
-class AliasesTest(absltest.TestCase):
+class AliasesTest(parameterized.TestCase):
   def parse(self, *args):
     with flagsaver.flagsaver():
       for flag in flags.FLAGS:
@@ -121,6 +123,25 @@ class AliasesTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, 'both set the length; give one'):
       self.parse('--steps=7', '--epochs=2')
     self.assertEqual({*self.kept} & {*config.ALIASES}, set())
+
+  @parameterized.parameters(
+    (2, ['--algorithm=hier_avg', '--replicas=8'], 4),
+    (4, ['--algorithm=hier_avg', '--replicas=8'], 2),
+    (2, ['--algorithm=hier_avg', '--replicas=8', '--group_size=2'], 2),
+  )
+  def test_a_group_is_the_replicas_of_a_process(self, count, given, size):
+    with mock.patch.object(processes, 'count', return_value=count):
+      run = self.parse(*given, '--local_period=2', '--global_period=8')
+    self.assertEqual(run.options['group_size'], size)
+
+  @parameterized.parameters((1, 8), (2, 7))
+  def test_a_group_has_no_default_without_equal_processes(self, count, n):
+    arguments = (f'--replicas={n}', '--local_period=2', '--global_period=8')
+    with (
+      mock.patch.object(processes, 'count', return_value=count),
+      self.assertRaisesRegex(ValueError, 'hier_avg needs --group_size'),
+    ):
+      self.parse('--algorithm=hier_avg', *arguments)
 
   def test_without_an_algorithm_there_is_one(self):
     default = self.parse()

@@ -28,6 +28,7 @@ from prsgd_jax.checks import (
   check_positive,
   check_seed,
 )
+from prsgd_jax.engine import processes
 
 # A limit, because replicas are rows of every array.
 MOST_REPLICAS = 2**16
@@ -241,15 +242,27 @@ for _alias, _name in ALIASES.items():
 
 
 def fill_in(values: flags.FlagValues) -> str:
-  """Set the period of the default algorithm if no flag schedules averages.
+  """Set flags that have a default only together with others.
+
+  These are the period of the default algorithm if no flag schedules averages,
+  and with several processes the size of a group: the replicas of a process,
+  because the frequent averages then stay inside a host.
 
   Returns:
     The default flags as text for the command line; '' if none is used.
   """
-  if any(values[n].present for n in ('algorithm', 'period', 'when')):
+  if not any(values[n].present for n in ('algorithm', 'period', 'when')):
+    values['period'].parse(str(DEFAULT_PERIOD))
+    return f'--algorithm={values.algorithm} --period={DEFAULT_PERIOD}'
+  count, rest = divmod(values.num_replicas, processes.count())
+  given = {n for n in ('group_size', 'algorithm_options') if values[n].present}
+  if processes.count() == 1 or rest or given:
     return ''
-  values['period'].parse(str(DEFAULT_PERIOD))
-  return f'--algorithm={values.algorithm} --period={DEFAULT_PERIOD}'
+  algorithm = algorithm_flags.find(values.algorithm)
+  if 'group_size' not in algorithm_flags.keywords(algorithm):
+    return ''
+  values['group_size'].parse(str(count))
+  return f'--group_size={count}, the replicas of one process'
 
 
 def from_flags(values: flags.FlagValues, *, algorithm: str) -> RunConfig:
