@@ -147,7 +147,7 @@ def check_laws(
   """
   problem = make_problem() if problem is None else problem
   n = problem.num_replicas
-  layouts = [d for d in range(1, len(jax.devices()) + 1) if n % d == 0]
+  layouts = [d for d in range(1, jax.local_device_count() + 1) if n % d == 0]
   with jax.enable_x64(True):
     runs = [_run(algorithm, problem, d) for d in layouts]
     x, error = runs[0].x, 0.0
@@ -185,8 +185,13 @@ def _run(
 def _trainer(
   algorithm: ReplicaTransformation, problem: Problem, num_devices: int
 ) -> Trainer:
-  n = problem.num_replicas
-  return trainer(algorithm, _loss, num_replicas=n, num_devices=num_devices)
+  return trainer(
+    algorithm,
+    _loss,
+    num_replicas=problem.num_replicas,
+    num_devices=num_devices,
+    devices=jax.local_devices(),  # because each process checks for itself
+  )
 
 
 def _states(
