@@ -15,6 +15,7 @@ help:
 	@echo 'make wheel      a wheel in build/wheel, installed apart and run'
 	@echo 'make faults     kill -9 runs at random moments and resume them'
 	@echo 'make long_runs  200,000 steps: memory and work per record do not grow'
+	@echo 'make hosts      every algorithm in 1, 2 and 4 processes (a quarter of an hour)'
 	@echo 'make benchmark  the engine against hand-written loops'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
@@ -62,6 +63,10 @@ wheel: $(INSTALLED)
 
 faults: $(INSTALLED)
 	$(BIN)/python tests/faults.py
+
+hosts: $(INSTALLED)
+	@echo '== every algorithm in 1, 2 and 4 processes: one trajectory'
+	$(BIN)/python -m tests.hosts
 
 long_runs: $(INSTALLED)
 	$(BIN)/python tests/long_runs.py
