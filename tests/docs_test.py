@@ -124,6 +124,11 @@ class ProgramsTest(parameterized.TestCase):
       report = pr.testing.check_laws(names[name])
       np.testing.assert_array_equal(report.x[12], [report.x[12, 0]] * 8)
 
+  def test_number_of_replicas_changes_as_the_page_says(self):
+    names, out = self.run_page('change_replicas.md')
+    self.assertEqual(out, '20 (10, 4)\n')
+    self.assertEqual(names['stages'][1].names.resized, {'params', 'v'})
+
   def test_recipes_run(self):
     wandb = mock.Mock()
     self.enterContext(mock.patch.dict(sys.modules, wandb=wandb))

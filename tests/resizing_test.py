@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import tempfile
 
 from absl.testing import absltest, parameterized
@@ -15,7 +16,20 @@ import prsgd_jax as pr
 from prsgd_jax.engine import checkpoint_leaves, resizing
 from prsgd_jax.engine.checkpoints import CheckpointError
 from tests.config_test import DEFAULTS
+from tests.rows import TABLE
 
+NAMES = re.compile('`([a-z0-9_]+)`')
+# First word of a row -> its algorithm, if it declares registers of all.
+ALGORITHM_OF = {
+  'one': 'one_shot_averaging',
+  'tail': 'tail_averaging',
+  'natural': 'natural_gradient_averaging',
+  'easgd': 'easgd',
+  'eamsgd': 'eamsgd',
+  'fedavg': 'fedavg',
+  'fedyogi': 'fedavg',
+  'fedprox': 'fedprox',
+}
 TX = optax.sgd(0.1, momentum=0.9)
 
 
@@ -234,6 +248,26 @@ class RestoreTest(parameterized.TestCase):
     found, metrics = new.run(found, data, 3)
     self.assertEqual(metrics['loss'].shape, (3, m))
     self.assertLess(metrics['loss'].max(), 1)  # that of the first point
+
+
+class GuideTest(absltest.TestCase):
+  """The table of exceptions in the guide is that of the algorithms."""
+
+  def test_lists_each_declared_register_of_each_algorithm(self):
+    guide = pathlib.Path(__file__).parents[1] / 'docs' / 'change_replicas.md'
+    exceptions = guide.read_text().partition('## Exceptions')[2]
+    table = exceptions.partition('\n## ')[0]
+    listed = set()
+    for line in re.findall(r'(?m)^\| (`.*)$', table):
+      algorithms, registers = map(NAMES.findall, line.split(' | ')[:2])
+      listed |= {(a, r) for a in algorithms for r in registers}
+    declared = set()
+    for name, row in TABLE.items():
+      for register in row.make().names.resized:
+        scope, _, own = register.rpartition('.')
+        algorithm = scope.partition('.')[0] or ALGORITHM_OF[name.split('_')[0]]
+        declared.add((algorithm, own))
+    self.assertEqual(listed, declared)
 
 
 class EpochsTest(parameterized.TestCase):
