@@ -105,6 +105,28 @@ class AveragesTest(parameterized.TestCase):
       np.testing.assert_array_equal(x, np.zeros(m))
 
 
+class DeadReplicasTest(parameterized.TestCase):
+  """Replicas that a fault stopped have no part in what comes after."""
+
+  @parameterized.parameters(2, 6)
+  def test_are_left_out_of_averages_and_do_not_stay(self, n):
+    faults = pr.faults.crash(0, at=2), pr.faults.crash(1, at=2)
+    run = pr.one_shot_averaging(optax.adam(0.1), num_steps=9)
+    algorithm = pr.faults.inject(run, *faults)
+    saved = leaves_of(state_of(algorithm, 4))
+    saved['algorithm_state.0'] = np.array([False, False, True, True])
+    new = resized(algorithm, saved, n)
+    origin = [2, 3, 2, 3, 2, 3][:n]
+    np.testing.assert_array_equal(new['params'], saved['params'][origin])
+    averaged = pr.faults.inject(pr.ssgd(TX), *faults)
+    saved = leaves_of(state_of(averaged, 4))
+    saved['algorithm_state.0'] = np.array([False, False, True, True])
+    new = resized(averaged, saved, n)
+    expected = (saved['params'][2] + saved['params'][3]) / 2
+    np.testing.assert_array_equal(new['params'], np.stack([expected] * n))
+    self.assertTrue(new['algorithm_state.0'].all())
+
+
 class RefusalTest(parameterized.TestCase):
   def refused(self, pattern, algorithm, saved, n=2, **options):
     with self.assertRaisesRegex(ValueError, pattern) as caught:

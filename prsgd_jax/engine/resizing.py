@@ -23,6 +23,8 @@ from prsgd_jax.engine import checkpoint_leaves
 from prsgd_jax.engine.checkpoint_leaves import Leaves
 from prsgd_jax.engine.train_state import TrainState
 from prsgd_jax.mixing.payload import is_inexact
+from prsgd_jax.names import PRESENT
+from prsgd_jax.stages.presence import presence
 from prsgd_jax.tracing.keys import to_data
 
 _WEIGHT = 'registers.weight'
@@ -49,7 +51,8 @@ def resize(
     survivors: the saved replicas that stay, in the order of the new ones; at
       most N' are used. It matters only to registers that replicas keep.
       Averages are over all saved replicas, because a checkpoint also has those
-      that are lost. Default: the first min(N, N').
+      that are lost, but not over those that `faults` made dead. Default: the
+      first min(N, N').
 
   Returns:
     The arrays, `[N', ...]`.
@@ -62,31 +65,47 @@ def resize(
   before = _number_of(leaves)
   if before == num_replicas and survivors is None:
     return dict(leaves)  # nothing changes
-  origin, stayed = _origin(before, num_replicas, survivors)
   names, types, treedef = _types(like)
   _check(algorithm, dict(zip(names, types, strict=True)), leaves)
-  share = _share(leaves, before)
-  rows: list[np.ndarray] = []
-  new: list[np.ndarray] = []
-  for name, kind in zip(names, types, strict=True):
-    if checkpoint_leaves.is_shared(name):
-      rows.append(leaves[name])
-      new.append(leaves[name])
-      continue
-    zeros = np.broadcast_to(np.zeros((), kind.dtype), (before, *kind.shape))
-    rows.append(leaves.get(name, zeros))
-    plain = name == _WEIGHT or name.startswith(_PRIVATE)
-    one = _average(rows[-1], np.full(before, 1 / before) if plain else share)
-    new.append(np.broadcast_to(one, (num_replicas, *one.shape)))
+  rows = [
+    leaves[name] if name in leaves else _zeros(before, kind)
+    for name, kind in zip(names, types, strict=True)
+  ]
+  saved = jax.tree.unflatten(treedef, rows)
+  present = _present(algorithm, saved)
   change = Change(
-    jax.tree.unflatten(treedef, rows).replica(),
-    origin,
-    stayed,
+    saved.replica(),
+    *_origin(present, num_replicas, survivors),
     int(leaves['step']),
     num_replicas,
   )
+  weight = leaves.get(_WEIGHT, np.ones(before))
+  shares = {plain: _share(present, weight, plain) for plain in (True, False)}
+
+  def averaged(name: str, x: np.ndarray) -> np.ndarray:
+    if checkpoint_leaves.is_shared(name):
+      return x
+    one = _average(x, shares[name == _WEIGHT or name.startswith(_PRIVATE)])
+    return np.broadcast_to(one, (num_replicas, *one.shape))
+
+  new = [averaged(name, x) for name, x in zip(names, rows, strict=True)]
   state = jax.tree.unflatten(treedef, new)
   return dict(zip(names, _changed(algorithm, state, change), strict=True))
+
+
+def _zeros(before: int, kind: jax.ShapeDtypeStruct) -> np.ndarray:
+  """Return a saved leaf that is missing, which is not read."""
+  return np.broadcast_to(np.zeros((), kind.dtype), (before, *kind.shape))
+
+
+def _present(algorithm: ReplicaTransformation, saved: TrainState) -> np.ndarray:
+  """Return bool[N], the saved replicas that are not dead, see `faults`."""
+  given = saved.replica(), saved.algorithm_state
+  before = len(jax.tree.leaves(saved.params)[0])
+  # Evaluated only if needed, because an output may be a large computation.
+  if not jax.eval_shape(algorithm.output, *given).has(PRESENT):
+    return np.ones(before, bool)
+  return np.asarray(presence(algorithm.output(*given)))
 
 
 def _changed(
@@ -111,11 +130,12 @@ def _number_of(leaves: Mapping[str, np.ndarray]) -> int:
 
 
 def _origin(
-  before: int, after: int, survivors: Sequence[int] | None
+  present: np.ndarray, after: int, survivors: Sequence[int] | None
 ) -> tuple[np.ndarray, int]:
   """Return (the saved replica of each new one, the number that stayed)."""
+  before = len(present)
   if survivors is None:
-    stay = list(range(before))
+    stay = np.flatnonzero(present).tolist() or list(range(before))
   else:
     listed = check_listed('survivors', survivors)
     stay = [check_step('survivors', i) for i in listed]
@@ -176,12 +196,12 @@ def _made(algorithm: ReplicaTransformation, name: str) -> bool:
   )
 
 
-def _share(leaves: Mapping[str, np.ndarray], before: int) -> np.ndarray:
+def _share(present: np.ndarray, weight: np.ndarray, plain: bool) -> np.ndarray:
   """Return float64[N], the weight of each saved replica in an average."""
-  weight = np.asarray(leaves.get(_WEIGHT, np.ones(before)), np.float64)
-  if (weight == weight[0]).all() or not weight.sum() > 0:
-    return np.full(before, 1 / before)
-  return weight / weight.sum()
+  mass = present.astype(np.float64)
+  if not plain and (present * weight).sum() > 0:
+    mass = present * np.asarray(weight, np.float64)
+  return mass / mass.sum() if mass.any() else np.full(len(mass), 1 / len(mass))
 
 
 def _average(rows: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -190,13 +210,14 @@ def _average(rows: np.ndarray, share: np.ndarray) -> np.ndarray:
   Integers that differ have no mean. The largest is taken, because an optimizer
   that counts its steps then corrects the bias of its averages least.
   """
-  if (rows == rows[:1]).all():
-    return rows[0]
+  taken = rows[share > 0]
+  if (taken == taken[:1]).all():
+    return taken[0]
   if not is_inexact(rows):
-    return rows.max(axis=0)
+    return taken.max(axis=0)
   wide = jnp.promote_types(rows.dtype, np.float64)
   total = np.zeros(rows.shape[1:], wide)
   for x, part in zip(rows, share, strict=True):
-    if part:  # because 0 times NaN is NaN
+    if part > 0:  # because 0 times NaN is NaN
       total += part * x.astype(wide)
   return total.astype(rows.dtype)
