@@ -181,6 +181,7 @@ class ProcessZeroTest(absltest.TestCase):
       ('count', lambda: 2),
       ('is_first', lambda: self.index == 0),
       ('agree', self.agree),
+      ('collect', lambda name, value: [value, value]),
     ):
       self.enterContext(mock.patch.object(processes, name, stub))
 
@@ -212,14 +213,16 @@ class ProcessZeroTest(absltest.TestCase):
     lock.__enter__.assert_called_once()
     lock.__exit__.assert_called_once()
 
-  def test_unequal_settings_are_one_line(self):
+  def test_unequal_settings_are_one_line_on_all(self):
     process_zero.check_equal({'period': 4, 'seed': 0})
-    self.index = 1
-    process_zero.check_equal({'period': 4, 'seed': 0})
-    with self.assertRaisesRegex(
-      ValueError, '^--period is 8, and 4 in process 0; pass the same flags'
+    found = [{'period': 4}, {'period': 4}, {'period': 8}]
+    with (
+      mock.patch.object(processes, 'collect', return_value=found),
+      self.assertRaisesRegex(
+        ValueError, '^--period is 8 in process 2, and 4 in process 0; pass the '
+      ),
     ):
-      process_zero.check_equal({'period': 8, 'seed': 0})
+      process_zero.check_equal(found[0])
 
 
 if __name__ == '__main__':

@@ -84,15 +84,18 @@ def check_equal(values: Mapping[str, Any]) -> None:
     values: settings of JSON types, by the name of their flag.
 
   Raises:
-    ValueError: if a setting differs from process 0.
+    ValueError: on every process, if a setting of a process differs from
+      process 0.
   """
-  theirs = processes.agree('the settings', values)
-  for name in sorted({*values, *theirs}) if theirs != values else ():
-    if values.get(name) != theirs.get(name):
-      raise ValueError(
-        f'--{name} is {values.get(name)!r}, and {theirs.get(name)!r} in '
-        'process 0; pass the same flags to all processes'
-      )
+  found = processes.collect('the settings', dict(values))
+  for process, theirs in enumerate(found):
+    for name in sorted({*theirs, *found[0]}):
+      one, other = theirs.get(name), found[0].get(name)
+      if one != other:
+        raise ValueError(
+          f'--{name} is {one!r} in process {process}, and {other!r} in process '
+          '0; pass the same flags to all processes'
+        )
 
 
 def leave(code: object) -> None:
