@@ -40,7 +40,7 @@ from typing import Any
 from absl import flags
 
 from experiments.running.flags import cli, process_flags
-from experiments.running.process import jobs, launching, messages
+from experiments.running.process import exit_codes, jobs, launching, messages
 from experiments.running.records import records, slugs
 
 FLAGS = flags.FLAGS
@@ -106,7 +106,10 @@ def main(*command: str) -> None:
     if signals.requested() is not None:  # the processes printed what they saved
       sys.exit(ended.code)
     if not left or ended.code in _EXPLAINED:
-      cli.fail(launching.describe(ended), ended.code)
+      # So that a scheduler requeues what another start may finish.
+      killed = ended.code > 128 and ended.code != exit_codes.INTERRUPTED
+      code = exit_codes.LOST if killed else ended.code
+      cli.fail(launching.describe(ended), code)
     messages.warn(
       f'{launching.describe(ended)}; starting all processes again, '
       f'{left - 1} restarts left'

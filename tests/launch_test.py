@@ -17,7 +17,7 @@ from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
 from experiments import launch
-from experiments.running.process import jobs, launching, signals
+from experiments.running.process import exit_codes, jobs, launching, signals
 
 # Passes SIGTERM on; the first argument is the script of two children.
 PROGRAM = """
@@ -148,6 +148,12 @@ class LaunchTest(parameterized.TestCase):
         'all processes again, 2 restarts left'
       ],
     )
+
+  def test_a_killed_process_is_a_lost_one(self):
+    script = '[ $2 = --process_id=1 ] && kill -9 $$; sleep 60'
+    code, _, err = self.launch('sh', '-c', script, max_restarts=1)
+    self.assertEqual(code, exit_codes.LOST)
+    self.assertRegex(err[-1], 'process 1 ended with exit code 137 .SIGKILL.$')
 
   def test_ends_when_no_restart_is_left(self):
     script = 'echo x >> starts; exit 77'
