@@ -100,6 +100,8 @@ class Context(NamedTuple):
       grads)` on this step's batch, over the block (every leaf `[V, ...]`).
     round: int32 scalar, the number of rounds this `sync` has done before. It
       selects the matrix of a graph that alternates between matrices.
+    watch: `(point, loss, grads) -> metrics`, more metrics of each gradient, for
+      diagnosis. Default: none.
   """
 
   step: Array
@@ -108,6 +110,7 @@ class Context(NamedTuple):
   shared_key: Array
   value_and_grad: Callable[[ArrayTree, ArrayTree], Any]
   round: Array | int = 0
+  watch: Callable[[ArrayTree, Array, ArrayTree], dict[str, Array]] | None = None
 
 
 # Passed to a stage instead of a key that it does not name.

@@ -19,6 +19,7 @@ from prsgd_jax.engine.feeding import (
   stack_batches,
 )
 from prsgd_jax.engine.many_runs import map_runs
+from prsgd_jax.engine.non_finite import NonFinite
 from prsgd_jax.engine.replica_mesh import (
   ReplicaMesh,
 )
@@ -35,6 +36,7 @@ from prsgd_jax.engine.training import (
 )
 
 __all__ = (
+  'NonFinite',
   'ReplicaMesh',
   'Retention',
   'TrainState',

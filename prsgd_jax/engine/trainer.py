@@ -29,6 +29,7 @@ from prsgd_jax.engine.evaluation import (
 )
 from prsgd_jax.engine.mapping import PMAP
 from prsgd_jax.engine.memo import PLACEMENTS, Memo, TrainSteps, make_memo
+from prsgd_jax.engine.non_finite import NonFinite, make_find_non_finite
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.run_state import State, by_step, check_own
 from prsgd_jax.engine.spent import make_spent
@@ -91,6 +92,9 @@ class Trainer(NamedTuple):
       newest. `like` is a state that `init` made. `description` must equal the
       saved one. With `resize` the checkpoint may have another number of
       replicas, see `engine.resizing.resize`.
+    find_non_finite: `(state, data, num_steps) -> engine.NonFinite or None`, the
+      first replica and step of these steps with a NaN or infinity in its
+      parameters, loss or gradient, on resident data. The state passed is kept.
     lower: `(state, data, num_steps) -> jax.stages.Lowered`, the program of
       `run` on resident data.
     waited: `() -> float`, the seconds in which the devices stood still because
@@ -109,6 +113,7 @@ class Trainer(NamedTuple):
   save: Callable[..., pathlib.Path]
   save_in_background: Callable[..., Future[pathlib.Path]]
   restore: Callable[..., State]
+  find_non_finite: Callable[[State, Data, int], NonFinite | None]
   lower: Callable[[State, Data, int], jax.stages.Lowered]
   waited: Callable[[], float]
   mesh: ReplicaMesh
@@ -198,6 +203,7 @@ def trainer(
     save=save,
     save_in_background=save_in_background,
     restore=restore,
+    find_non_finite=make_find_non_finite(mesh, algorithm, loss_fn),
     lower=_lower(setting),
     waited=setting.waiting.seconds,
     mesh=mesh,

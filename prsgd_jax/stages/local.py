@@ -78,6 +78,8 @@ def gradient(at: str = 'params') -> ReplicaTransformation:
         'another name'
       )
     metrics = {'loss': loss, **metrics}
+    if context.watch is not None:
+      metrics |= context.watch(point, loss, grads)
     if 'active' in replica.metrics:  # from an earlier gradient under `where`
       metrics['active'] = jnp.ones_like(replica.metrics['active'])
     return replica._replace(

@@ -5,9 +5,10 @@ to an algorithm as `average=`. A replica whose values are not finite is left
 out, and receives the aggregate. The register `dropped` counts how often.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import operator
+from typing import Any
 
 import jax
 from jax import lax
@@ -394,3 +395,37 @@ def all_finite(values: list[Array]) -> Array:
   """
   each = [jnp.isfinite(x).reshape((x.shape[0], -1)).all(axis=1) for x in values]
   return functools.reduce(jnp.logical_and, each)
+
+
+def drops_replicas(algorithm: ReplicaTransformation) -> bool:
+  """Return whether an algorithm has a robust average that counts.
+
+  Args:
+    algorithm: the whole algorithm.
+  """
+  return any(counts_dropped(name) for name in algorithm.names.declares)
+
+
+def dropped(registers: Mapping[str, Any]) -> int:
+  """Return how often robust averages have left out a replica as not finite.
+
+  Args:
+    registers: the registers of a state, `state.registers`, leaves `[N]` or
+      `[D, V]`.
+
+  Returns:
+    The sum over all rounds of the number of replicas left out.
+
+  Example:
+    >>> import numpy as np
+    >>> dropped({'k_avg.average_finite.dropped': np.array([3, 3])})
+    3
+  """
+  return sum(
+    int(np.ravel(x)[0]) for name, x in registers.items() if counts_dropped(name)
+  )
+
+
+def counts_dropped(name: str) -> bool:
+  """Return whether a register is the count of a robust average."""
+  return name.rpartition('.')[2] == DROPPED and '.average_' in f'.{name}'
