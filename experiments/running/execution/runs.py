@@ -11,7 +11,11 @@ import jax
 import numpy as np
 
 from experiments.running.execution import phases, sizes, waits, warm_start
-from experiments.running.execution.finite import NonFinite, check_loss
+from experiments.running.execution.finite import (
+  NonFinite,
+  check_loss,
+  first_cause,
+)
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import Parts
 from experiments.running.execution.phases import Phases
@@ -27,10 +31,12 @@ from experiments.running.process import (
 )
 from experiments.running.records import goodput, json_files, records, writing
 from experiments.running.records.progress import Progress, find_start
+import prsgd_jax as pr
 from prsgd_jax import ledger
-from prsgd_jax.engine import checkpoints, processes
+from prsgd_jax.engine import checkpoints, processes, replica_mesh
 from prsgd_jax.engine.run_state import State
 from prsgd_jax.ledger import positions
+from prsgd_jax.stages.robust_averages import counts_dropped, drops_replicas
 
 # Steps in one dispatch at most: more gain nothing and make the display jerky.
 MAX_STEPS_PER_DISPATCH = 64
@@ -189,14 +195,20 @@ def execute(
         survivors,
         closing,
       )
-  except NonFinite as error:
+  except NonFinite as found:
+    error = first_cause(
+      workdir,
+      parts,
+      lambda: _restore(parts, start, workdir, survivors)[:2],
+      found,
+    )
     failure = {'step': error.step, 'failed': str(error)}
     try:
       if processes.is_first():
         records.write_failure(workdir, failure)
     except writing.WriteError as unwritten:  # the lesser of the two
       messages.warn(f'warning: {unwritten}')
-    raise
+    raise error from None
 
 
 def _execute(
@@ -235,7 +247,7 @@ def _execute(
     host = jax.tree.map(np.asarray, metrics)
     if not np.isfinite(host['loss']).all():
       saver.wait()  # because the message names the last good checkpoint
-    check_loss(workdir, first, host)
+    host = check_loss(workdir, parts, first, host)
     means.add(host)
     log.advance(len(host['loss']))
 
@@ -276,6 +288,7 @@ def _execute(
       **measures,
       **_spent(parts, step, spent),
       'data_wait': data_wait(),
+      **_lost(parts, state, spent),
     }
     if is_due(step, intervals.eval_every):
       clock.enter(phases.EVALUATE, step)
@@ -392,6 +405,22 @@ def _spent(parts: Parts, step: int, spent: ledger.Spent) -> records.Record:
     'bytes_by_tier': spent.bytes_by_tier,
     'modeled_seconds': spent.seconds,
   }
+
+
+def _lost(parts: Parts, state: State, spent: ledger.Spent) -> records.Record:
+  """What was lost so far, of a run in which something may be."""
+  found: records.Record = {}
+  if spent.gradients_lost or spent.rounds_missed:
+    found['gradients_lost'] = spent.gradients_lost
+    found['rounds_missed'] = spent.rounds_missed
+  if drops_replicas(parts.plan.algorithm):
+    registers = state.on_devices.registers
+    counts = {
+      name: replica_mesh.first(registers[name])
+      for name in filter(counts_dropped, registers)
+    }
+    found['replicas_dropped'] = pr.faults.dropped(counts)
+  return found
 
 
 def _dispatches(

@@ -63,7 +63,7 @@ class Saver:
       CheckpointError, OSError: of the save before.
     """
     self.wait()
-    check_params(self._workdir, state)
+    check_params(self._workdir, self._parts, state)
     # A checkpoint is of use only with the records up to it.
     if processes.is_first():
       writing.sync(self._workdir / records.METRICS)

@@ -359,6 +359,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     *_tested(summary),
     f'  rounds         {summary["rounds"]}',
     f'  bytes sent     {units.size(summary["bytes_sent"])} per replica',
+    *_lost(summary),
     f'  time           {summary["seconds"]:.1f} s'
     + (f', {rate:.0f} steps/s once compiled' if rate else ''),
     *_life(summary),
@@ -386,6 +387,18 @@ def _waited(summary: Record) -> list[str]:
   """Return the line of the time without batches, if there was any."""
   share = summary.get('data_wait')
   return [f'  without data   {share:.1%} of the time'] if share else []
+
+
+def _lost(summary: Record) -> list[str]:
+  """Return the lines of what faults have cost, if any."""
+  lines = []
+  if 'gradients_lost' in summary:
+    lost, missed = summary['gradients_lost'], summary['rounds_missed']
+    lines.append(f'  lost           {lost} gradients, {missed} rounds missed')
+  if 'replicas_dropped' in summary:
+    number = summary['replicas_dropped']
+    lines.append(f'  left out       {number} times a replica, not finite')
+  return lines
 
 
 def _tested(summary: Record) -> list[str]:
