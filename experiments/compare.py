@@ -50,6 +50,7 @@ from experiments.running.records import records, units, writing
 from experiments.running.records.json_files import DamagedFile
 from experiments.tools import axes, figures, tables
 from experiments.tools.tables import Column
+from prsgd_jax.data.sources import DataError
 from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
@@ -164,7 +165,9 @@ def _run_held(
       return summary
   own = parts.config.own() if parts.config else ()
   with (
-    cli.one_line_errors(CheckpointError, DamagedFile, dotted.OwnError),
+    cli.one_line_errors(
+      CheckpointError, DamagedFile, DataError, dotted.OwnError
+    ),
     cli.one_line_write_errors(run_dir, ''),
   ):
     try:

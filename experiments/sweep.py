@@ -164,13 +164,13 @@ def check(points: Sequence[grids.Point], workdir: pathlib.Path) -> list[Trial]:
   Raises:
     ValueError: if train.py would refuse a run, or its directory holds another.
   """
-  loaded: dict[tuple[str, str | None, int | None], Dataset] = {}
+  loaded: dict[tuple[object, ...], Dataset] = {}
   trials = []
   for point in points:
     machines = network.from_flags(point.flags, point.config.num_replicas)
     intervals = Intervals.from_flags(point.flags)
     found = point.config
-    key = (found.dataset, found.text_file, found.sequence_length)
+    key = (found.dataset, found.text_file, found.sequence_length, found.stream)
     if key not in loaded:
       loaded[key] = data.load(found, FLAGS.data_dir)
     parts = experiment.assemble(found, loaded[key], 1, machines)
