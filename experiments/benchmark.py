@@ -6,6 +6,10 @@ Both hand-written loops are minimal PR-SGD: momentum SGD and a conditional pmean
 in a pmap, with one replica per device and identical batches. One scans over
 steps, one dispatches each step. All loops take turns in one process.
 
+A case of streamed data compares the engine with itself: `pr.pipeline`, whose
+images are decoded during the run (ResNet-20) or read from arrays (MLP), with
+data that stays on the devices. Its ratio divides streamed by resident steps.
+
 The ratio divides the median steps per second of the engine by the faster
 hand-written loop; above 1, the engine is faster. Memory is the size that the
 compiled program requires on one device.
@@ -41,21 +45,26 @@ import optax
 from experiments.running.flags import cli
 from experiments.running.records import records, writing
 from experiments.tools import tables
+from experiments.tools.png_examples import PngExamples
 from experiments.tools.tables import Column
 import prsgd_jax as pr
 from prsgd_jax import models
 from prsgd_jax.data import augmentation
 from prsgd_jax.data.datasets import load_dataset
+from prsgd_jax.data.pipelines import Pipeline
+from prsgd_jax.data.samplers import Transform
 from prsgd_jax.data.values import Resident
+from prsgd_jax.engine.trainer import Trainer
 from prsgd_jax.models.classification import Task, classifier
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list(
   'cases',
-  ['mlp2', 'mlp8', 'resnet2'],
+  ['mlp2', 'mlp8', 'resnet2', 'mlp2_streamed', 'resnet2_streamed'],
   'Cases to measure: mlp2 and mlp8 (an MLP on 2 or 8 devices), resnet2 '
-  '(ResNet-20 on 2 devices).',
+  '(ResNet-20 on 2 devices), mlp2_streamed and resnet2_streamed (streamed '
+  'against resident data).',
 )
 flags.adopt_module_key_flags(cli)
 flags.DEFINE_string(
@@ -63,6 +72,7 @@ flags.DEFINE_string(
 )
 
 PERIOD = 4
+STREAMED = '_streamed'
 
 
 class Case(NamedTuple):
@@ -91,6 +101,12 @@ def make_case(name: str, data_dir: str | None) -> Case:
   Raises:
     ValueError: if no case has this name.
   """
+  if name == f'resnet2{STREAMED}':
+    return make_case('resnet2', data_dir)._replace(
+      steps_per_dispatch=8, dispatches=4
+    )
+  if name == f'mlp2{STREAMED}':
+    return make_case('mlp2', data_dir)
   if name == 'resnet2':
     rng = np.random.default_rng(0)
     data: dict[str, np.ndarray] = {
@@ -102,7 +118,10 @@ def make_case(name: str, data_dir: str | None) -> Case:
     digits = load_dataset('digits', data_dir).train
     num_devices = int(name.removeprefix('mlp'))
     return Case(models.MLP(10), digits, num_devices, 32, 64, 8, 101)
-  raise ValueError(f'unknown case {name!r}; use mlp2, mlp8 or resnet2')
+  raise ValueError(
+    f'unknown case {name!r}; use mlp2, mlp8, resnet2, '
+    'mlp2_streamed or resnet2_streamed'
+  )
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -112,6 +131,55 @@ def measure(case: Case) -> dict[str, Any]:
     'scanned_by_hand': hand_written_loop(case, scan=True),
     'stepped_by_hand': hand_written_loop(case, scan=False),
   }
+  rates = _take_turns(case, loops)
+  medians = _medians(rates)
+  return {
+    'ratio': medians['engine']
+    / max(medians['scanned_by_hand'], medians['stepped_by_hand']),
+    'steps_per_second': medians,
+    'quartiles': _quartiles(rates),
+    'seconds_to_first_step': {
+      name: loop.seconds_to_first_step for name, loop in loops.items()
+    },
+    'bytes_per_device': {
+      name: loop.bytes_per_device for name, loop in loops.items()
+    },
+  }
+
+
+def measure_streamed(case: Case) -> dict[str, Any]:
+  """Run the engine on streamed and resident data in turn.
+
+  Args:
+    case: the model and its data.
+
+  Returns:
+    Medians, quartiles and the ratio of steps per second, and the share of the
+    time in which the devices had no batches.
+  """
+  streamed = _streamed(case)
+  trainers = {name: _trainer(case) for name in ('streamed', 'resident')}
+  loops = {
+    'streamed': engine_loop(case, trainers['streamed'], streamed),
+    'resident': engine_loop(case, trainers['resident']),
+  }
+  waited = trainers['streamed'].waited()
+  rates = _take_turns(case, loops)
+  waited = trainers['streamed'].waited() - waited
+  medians = _medians(rates)
+  steps = case.dispatches * case.steps_per_dispatch
+  return {
+    'ratio': medians['streamed'] / medians['resident'],
+    'steps_per_second': medians,
+    'quartiles': _quartiles(rates),
+    'data_wait': waited / sum(steps / rate for rate in rates['streamed']),
+  }
+
+
+def _take_turns(
+  case: Case, loops: Mapping[str, Loop]
+) -> dict[str, list[float]]:
+  """Return the steps per second of each loop, measured in turn."""
   rates: dict[str, list[float]] = {name: [] for name in loops}
   for i in range(case.repeats):
     # The order alternates, because a loop may slow down the next one.
@@ -122,20 +190,16 @@ def measure(case: Case) -> dict[str, Any]:
       jax.block_until_ready(metrics)
       steps = case.dispatches * case.steps_per_dispatch
       rates[name].append(steps / (time.perf_counter() - begun))
-  medians = {name: statistics.median(rates[name]) for name in loops}
+  return rates
+
+
+def _medians(rates: Mapping[str, list[float]]) -> dict[str, float]:
+  return {name: statistics.median(found) for name, found in rates.items()}
+
+
+def _quartiles(rates: Mapping[str, list[float]]) -> dict[str, list[float]]:
   return {
-    'ratio': medians['engine']
-    / max(medians['scanned_by_hand'], medians['stepped_by_hand']),
-    'steps_per_second': medians,
-    'quartiles': {
-      name: statistics.quantiles(rates[name], n=4)[::2] for name in loops
-    },
-    'seconds_to_first_step': {
-      name: loop.seconds_to_first_step for name, loop in loops.items()
-    },
-    'bytes_per_device': {
-      name: loop.bytes_per_device for name, loop in loops.items()
-    },
+    name: statistics.quantiles(found, n=4)[::2] for name, found in rates.items()
   }
 
 
@@ -145,28 +209,61 @@ def _optimizer() -> optax.GradientTransformation:
 
 def _data(case: Case) -> Resident:
   """Return the batches, which are equal in all loops."""
+  return pr.shared(
+    case.data, batch_size=case.batch_size, transform=_transform(case)
+  )
+
+
+def _streamed(case: Case) -> Pipeline:
+  """Return the batches of `_data`, read during the run."""
+  source: Any = case.data
+  if case.data['image'].shape[-1] == 3:
+    source = PngExamples(case.data)
+  # Few steps in advance, because they are read in the turn of another loop.
+  ahead = case.dispatches * case.steps_per_dispatch // 8
+  examples = ahead * case.num_devices * case.batch_size
+  return pr.pipeline(
+    source,
+    batch_size=case.batch_size,
+    transform=_transform(case),
+    buffer_bytes=examples * (case.data['image'][0].nbytes + 4),
+  )
+
+
+def _transform(case: Case) -> Transform:
   pixels = augmentation.channel_statistics(case.data['image'])
 
   def transform(key: jax.Array, batch: Any) -> Any:
     del key
     return {**batch, 'image': augmentation.normalize(batch['image'], *pixels)}
 
-  return pr.shared(case.data, batch_size=case.batch_size, transform=transform)
+  return transform
 
 
-def engine_loop(case: Case) -> Loop:
-  """Return the library's loop."""
-  task = classifier(case.model)
-  trainer = pr.trainer(
+def _trainer(case: Case) -> Trainer:
+  return pr.trainer(
     pr.pr_sgd(_optimizer(), period=PERIOD),
-    task.loss_fn,
+    classifier(case.model).loss_fn,
     num_replicas=case.num_devices,
     num_devices=case.num_devices,
   )
-  state = trainer.init(*initial(case, task))
+
+
+def engine_loop(
+  case: Case, trainer: Trainer | None = None, streamed: Pipeline | None = None
+) -> Loop:
+  """Return the library's loop.
+
+  Args:
+    case: the model and its data.
+    trainer: the trainer to use. Default: a new one.
+    streamed: data to train on. Default: resident data.
+  """
+  trainer = trainer or _trainer(case)
+  state = trainer.init(*initial(case, classifier(case.model)))
   data, steps = _data(case), case.steps_per_dispatch
   memory = memory_of(trainer.lower(state, data, steps))
-  return make_loop(trainer.run, state, data, steps, memory)
+  return make_loop(trainer.run, state, streamed or data, steps, memory)
 
 
 def hand_written_loop(case: Case, *, scan: bool) -> Loop:
@@ -269,14 +366,27 @@ def main() -> None:
   cli.make_fake_devices(8)
   with cli.one_line_errors(ValueError):
     cases = {n: make_case(n, FLAGS.data_dir) for n in FLAGS.cases}
-  results = {}
+  results: dict[str, Any] = {}
+  streams: dict[str, Any] = {}
   for name, case in cases.items():
     print(f'{name} ...', flush=True)  # now, because a case takes minutes
-    results[name] = measure(case)
-  rows = [_row(name, found) for name, found in results.items()]
-  print(f'\n{tables.aligned(rows, COLUMNS)}')
+    if name.endswith(STREAMED):
+      streams[name] = measure_streamed(case)
+    else:
+      results[name] = measure(case)
+  if results:
+    rows = [_row(name, found) for name, found in results.items()]
+    print(f'\n{tables.aligned(rows, COLUMNS)}')
+  if streams:
+    rows = [_streamed_row(name, found) for name, found in streams.items()]
+    print(f'\n{tables.aligned(rows, STREAMED_COLUMNS)}')
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  whole = {'machine': records.machine(), 'peak_rss_mib': peak, 'cases': results}
+  whole = {
+    'machine': records.machine(),
+    'peak_rss_mib': peak,
+    'cases': results,
+    'streams': streams,
+  }
   print(f'\n{records.machine()}, peak resident memory {peak:.0f} MiB')
   if FLAGS.json is not None:
     path = pathlib.Path(FLAGS.json)
@@ -297,6 +407,10 @@ def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def _streamed_row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+  return {'case': name, **found['steps_per_second'], **found}
+
+
 def _speed(name: str, title: str) -> Column:
   return Column(name, f'{title}, steps/s', '{:.1f}'.format, is_number=True)
 
@@ -309,6 +423,13 @@ COLUMNS = (
   Column('ratio', show='{:.3f}'.format, is_number=True),
   Column('first', 'first step, s', is_number=True),
   Column('memory', 'memory per device, MiB', is_number=True),
+)
+STREAMED_COLUMNS = (
+  Column('case'),
+  _speed('streamed', 'streamed'),
+  _speed('resident', 'resident'),
+  Column('ratio', show='{:.3f}'.format, is_number=True),
+  Column('data_wait', 'without data', '{:.1%}'.format, is_number=True),
 )
 
 

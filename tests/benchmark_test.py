@@ -37,6 +37,14 @@ class BenchmarkTest(absltest.TestCase):
         found['bytes_per_device'][name], 2 * 9610 * 4 + 1437 * 64
       )
 
+  def test_measures_streamed_against_resident_data(self):
+    case = benchmark.make_case('mlp2_streamed', binaries.digits_dir())
+    case = case._replace(steps_per_dispatch=16, dispatches=1, repeats=2)
+    found = benchmark.measure_streamed(case)
+    rates = found['steps_per_second']
+    self.assertEqual(found['ratio'], rates['streamed'] / rates['resident'])
+    self.assertBetween(found['data_wait'], 0, 1)
+
   def test_unknown_case_is_one_line(self):
     outcome = binaries.call(benchmark, '--cases=foo')
     self.assertEqual(outcome.code, 1)
