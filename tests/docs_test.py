@@ -99,6 +99,14 @@ class ProgramsTest(parameterized.TestCase):
     np.testing.assert_allclose(x['B'].mean(), x['C'][0], rtol=1e-6)
     self.assertGreater(abs(x['A'].mean() - x['C'][0]), 0.1)
 
+  def test_large_data_is_read_as_the_page_says(self):
+    names, out = self.run_page('large_data.md')
+    loss, same, waited = out.split()
+    self.assertLess(float(loss), 1)
+    self.assertEqual(same, 'True')
+    self.assertGreaterEqual(float(waited), 0)
+    self.assertEqual(names['state'].step, 80)
+
   def test_ledger_counts_what_the_page_says(self):
     _, out = self.run_page('concepts/ledger.md')
     rounds, sent, seconds = map(float, out.split())
