@@ -67,6 +67,8 @@ faults: $(INSTALLED)
 hosts: $(INSTALLED)
 	@echo '== every algorithm in 1, 2 and 4 processes: one trajectory'
 	$(BIN)/python -m tests.hosts
+	@echo '== every algorithm from N replicas on D devices onto other N and D'
+	$(BIN)/python -m tests.elastic_matrix
 
 long_runs: $(INSTALLED)
 	$(BIN)/python tests/long_runs.py

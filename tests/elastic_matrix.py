@@ -90,8 +90,8 @@ def save(name, n, num_devices, directory):
   return Saved(run, new(), leaves)
 
 
-def change(name, old, new, directory):
-  """Restore one onto the other, check the laws, and train on."""
+def change(name, old, new, directory, trains):
+  """Restore one onto the other, check the laws, and train on if `trains`."""
   n, m = old.run.mesh.num_replicas, new.run.mesh.num_replicas
   algorithm, mesh = new.run.algorithm, new.run.mesh
 
@@ -107,7 +107,8 @@ def change(name, old, new, directory):
   if n != m:
     changed = elastic_laws.Resized(name, algorithm, old.leaves, after, n, m)
     elastic_laws.check(changed)
-  advance(new.run, state, m, range(SAVED_AT, SAVED_AT + MORE))
+  if trains:
+    advance(new.run, state, m, range(SAVED_AT, SAVED_AT + MORE))
   return after
 
 
@@ -125,10 +126,13 @@ def check_row(name, quick, root):
       except ValueError as refusal:
         assert '\n' not in str(refusal), refusal
         refusals[n] = str(refusal)
-  known, changes = {}, 0
+  known, trained, changes = {}, set(), 0
   for (n, d), old in made.items():
-    for (m, _), new in made.items():
-      after = change(name, old, new, _place(root, n, d))
+    for (m, e), new in made.items():
+      # Once for each D', because what is restored does not depend on D.
+      trains = (n, m, e) not in trained
+      trained.add((n, m, e))
+      after = change(name, old, new, _place(root, n, d), trains)
       changes += 1
       first = known.setdefault((n, m), after)
       for leaf, x in after.items():
