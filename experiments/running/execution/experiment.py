@@ -12,7 +12,7 @@ from experiments.running.flags import (
   algorithm_flags,
   averages,
   dotted,
-  fault_flags,
+  faults,
   learning_rates,
   named,
   optimizers,
@@ -87,7 +87,7 @@ def build_plan(config: RunConfig, num_examples: int) -> Plan:
   )
   algorithm = algorithm_flags.build(config.algorithm, local, options, provided)
   averages.check_codec(config.algorithm, algorithm, options)
-  faulty = fault_flags.inject(algorithm, options, config.seed)
+  faulty = faults.inject(algorithm, options, config.seed)
   return Plan(faulty, schedule, num_steps, algorithm)
 
 

@@ -13,6 +13,7 @@ from experiments.running.flags import (
   data,
   dotted,
   fault_flags,
+  faults,
   learning_rates,
   named,
   network,
@@ -332,8 +333,8 @@ def check(config: RunConfig) -> RunConfig:
   tasks.check(config)
   _check_kind(config)
   averages.check(config.algorithm, config.options)
-  fault_flags.check(config.options)
-  of_any = (*averages.OPTIONS, *fault_flags.OPTIONS)
+  faults.check(config.options)
+  of_any = (*averages.OPTIONS, *faults.OPTIONS)
   own = {n: v for n, v in config.options.items() if n not in of_any}
   algorithm_flags.check(config.algorithm, own)
   if (config.partition == 'dirichlet') != (config.dirichlet_alpha is not None):

@@ -12,7 +12,7 @@ from experiments.running.flags import (
   averages,
   config,
   dotted,
-  fault_flags,
+  faults,
   run_specs,
 )
 from experiments.running.records import slugs
@@ -197,7 +197,7 @@ def _applies(name: str, run: str) -> bool:
   either = {'when', algorithm_flags.scheduled(algorithm)}
   if given & (either if name in either else {name}):
     return False
-  of_any = (*averages.OPTIONS, *fault_flags.OPTIONS)
+  of_any = (*averages.OPTIONS, *faults.OPTIONS)
   return name in (*of_any, *algorithm_flags.own_flags(algorithm))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.running.flags import (
   algorithm_flags,
   averages,
-  fault_flags,
+  faults,
   named,
 )
 from experiments.running.records import slugs
@@ -30,7 +30,7 @@ OPTIONS = (
   'when',
   'local',
   *averages.OPTIONS,
-  *fault_flags.OPTIONS,
+  *faults.OPTIONS,
 )
 
 

@@ -11,7 +11,7 @@ from experiments.running.flags import (
   algorithm_flags,
   averages,
   config,
-  fault_flags,
+  faults,
 )
 
 FLAGS = flags.FLAGS
@@ -61,7 +61,7 @@ def _parse_run(text: str, common: config.RunConfig) -> config.RunConfig:
   own = (
     *algorithm_flags.own_flags(algorithm),
     *averages.OPTIONS,
-    *fault_flags.OPTIONS,
+    *faults.OPTIONS,
   )
   options: dict[str, Any] = {}
   for pair in pairs:
