@@ -51,6 +51,7 @@ from experiments.running.flags import (
   process_flags,
   saved_flags,
 )
+from experiments.running.flags.run_config import FIT_REPLICAS
 from experiments.running.logs import loggers
 from experiments.running.process import process_zero
 from experiments.running.records import records, slugs
@@ -101,7 +102,7 @@ def _train(held: contextlib.ExitStack) -> None:
     may_change: tuple[str, ...] = ()
     if FLAGS.resume:
       run_config = sizes.planned(run_config, workdir)
-      may_change = ('num_replicas', *saved_flags.FIT_REPLICAS)
+      may_change = ('num_replicas', *FIT_REPLICAS)
     survivors = sizes.survivors_from_flags(FLAGS)
     intervals = Intervals.from_flags(FLAGS)
     keep = keeping.from_flags(FLAGS)

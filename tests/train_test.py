@@ -338,7 +338,9 @@ class TrainTest(parameterized.TestCase):
     self.assertEqual(outcome.code, 1)
     self.assertRegex(
       outcome.err,
-      r'^train.py: error: the (loss is|parameters are) not finite at step \d+ '
+      r'^(train.py: \d replicas are not finite at step \d+; the steps since '
+      r'step \d+ run again to find the first\n)?'
+      r'train.py: error: the (loss is|parameters are) not finite at step \d+ '
       r'on replica \d; try a lower --learning_rate; the last good checkpoint '
       r'is \S+/checkpoints/\d+\n$',
     )

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments.running.execution.parts import Parts
-from experiments.running.flags.run_config import RunConfig
-from experiments.running.flags.saved_flags import FIT_REPLICAS
+from experiments.running.flags.run_config import FIT_REPLICAS, RunConfig
 from experiments.running.process import process_zero
 from experiments.running.records import progress, records
 from prsgd_jax import ledger

@@ -32,6 +32,21 @@ OPTIONS = (
   *averages.OPTIONS,
   *faults.OPTIONS,
 )
+# Flags that may change together with --num_replicas, because they have a number
+# for each replica or a bound that depends on their number.
+FIT_REPLICAS = (
+  'alpha',
+  'buffer_size',
+  'group_size',
+  'group_sizes',
+  'local_steps',
+  'normalizers',
+  'parents',
+  'quorum',
+  'replica_speeds',
+  'speeds',
+  'weights',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,11 @@ from absl import flags
 
 from experiments.running.flags import config as configs
 from experiments.running.flags import dotted
-from experiments.running.flags.run_config import OPTIONS, RunConfig
+from experiments.running.flags.run_config import (
+  FIT_REPLICAS,
+  OPTIONS,
+  RunConfig,
+)
 from experiments.running.process import process_zero
 from experiments.running.records import differences, json_files, records
 
@@ -28,21 +32,6 @@ MAY_CHANGE = (
   'stall_seconds',
   'stream_processes',
   'workdir',
-)
-# Flags that may change together with --num_replicas, because they have a number
-# for each replica or a bound that depends on their number.
-FIT_REPLICAS = (
-  'alpha',
-  'buffer_size',
-  'group_size',
-  'group_sizes',
-  'local_steps',
-  'normalizers',
-  'parents',
-  'quorum',
-  'replica_speeds',
-  'speeds',
-  'weights',
 )
 _LENGTHS = ('num_steps', 'num_epochs')
 
