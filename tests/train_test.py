@@ -486,7 +486,8 @@ class BadInputTest(parameterized.TestCase):
     ('--keep=lowest:test_loss requires a --checkpoint_every that is a multiple '
      'of --eval_every=100, got 50',
      '--algorithm=ssgd --keep=lowest:test_loss --checkpoint_every=50'),
-    ('--init_from=nowhere has no checkpoint; pass the directory of a run',
+    ('--init_from=nowhere has no checkpoint; pass the directory of a run, '
+     'of its checkpoints or of one checkpoint',
      '--algorithm=ssgd --init_from=nowhere'),
     ('--init_replicas does nothing without --init_from',
      '--algorithm=ssgd --init_replicas=each'),

@@ -8,6 +8,7 @@ from absl import flags
 import jax
 
 from experiments.running.execution.parts import Parts, point_shapes
+from experiments.running.process import process_zero
 from experiments.running.records import differences, records
 from prsgd_jax.engine import checkpoint_files, checkpoint_model, checkpoints
 from prsgd_jax.engine.run_state import State
@@ -22,10 +23,12 @@ class Start(NamedTuple):
   Attributes:
     path: of the checkpoint.
     replicas: 'mean' or 'each'.
+    seal: SHA-256 of its record, which names all its files.
   """
 
   path: pathlib.Path
   replicas: str
+  seal: str
 
 
 def plan(
@@ -50,30 +53,54 @@ def plan(
     if values['init_replicas'].present and values.init_replicas != 'mean':
       raise ValueError('--init_replicas does nothing without --init_from')
     return parts, None
-  start = None
-  if workdir and checkpoints.steps(workdir / records.CHECKPOINTS):
-    text = _of_resumed(workdir, source)
-  else:
-    start = Start(_find(pathlib.Path(source)), values.init_replicas)
-    n = checkpoint_model.check(start.path, *_shapes(parts))
-    if start.replicas == 'each' and n != parts.trainer.mesh.num_replicas:
-      raise ValueError(
-        f'--init_replicas=each needs the --num_replicas={n} of {start.path}, '
-        f'got {parts.trainer.mesh.num_replicas}; use --init_replicas=mean'
-      )
-    text = _describe(start)
-  description = {**parts.description, NAME: text}
+  # By process 0, because the others may see other files.
+  found = process_zero.decide(
+    f'--{NAME}', lambda: _choose(parts, workdir, source, values.init_replicas)
+  )
+  start = None if found['path'] is None else _start(found)
+  description = {**parts.description, NAME: found['text']}
   return parts._replace(description=description), start
+
+
+def _choose(
+  parts: Parts, workdir: pathlib.Path | None, source: str, replicas: str
+) -> records.Record:
+  """Path, replicas and seal of a checkpoint, and its text in a description.
+
+  The path is None for a run that has a checkpoint.
+  """
+  if workdir and checkpoints.steps(workdir / records.CHECKPOINTS):
+    return {'path': None, 'text': _of_resumed(workdir, source)}
+  path = _find(pathlib.Path(source)).absolute()
+  n = checkpoint_model.check(path, *_shapes(parts))
+  if replicas == 'each' and n != parts.trainer.mesh.num_replicas:
+    raise ValueError(
+      f'--init_replicas=each needs the --num_replicas={n} of {path}, got '
+      f'{parts.trainer.mesh.num_replicas}; use --init_replicas=mean'
+    )
+  seal = checkpoint_files.read_seal(path)['sha256']
+  # By its step and contents, because its place may change.
+  text = f'step {path.name} of {seal[:16]}, {replicas}'
+  return {'path': str(path), 'replicas': replicas, 'seal': seal, 'text': text}
+
+
+def _start(found: records.Record) -> Start:
+  return Start(pathlib.Path(found['path']), found['replicas'], found['seal'])
 
 
 def first_state(parts: Parts, start: Start | None) -> State:
   """Returns the first state of a run, from where `plan` found.
 
   Raises:
-    CheckpointError: if the checkpoint is damaged.
+    CheckpointError: if the checkpoint is damaged, or another one for process 0.
   """
   if start is None:
     return parts.first_state()
+  if checkpoint_files.read_seal(start.path)['sha256'] != start.seal:
+    raise checkpoints.CheckpointError(
+      f'{start.path} is not the checkpoint that process 0 found; put it on a '
+      'file system that all processes share'
+    )
   each = start.replicas == 'each'
   point = checkpoint_model.read(start.path, *_shapes(parts))
   if not each:
@@ -90,18 +117,13 @@ def _find(source: pathlib.Path) -> pathlib.Path:
     if step is not None:
       return directory / str(step)
   raise ValueError(
-    f'--init_from={source} has no checkpoint; pass the directory of a run'
+    f'--init_from={source} has no checkpoint; pass the directory of a run, of '
+    'its checkpoints or of one checkpoint'
   )
 
 
 def _shapes(parts: Parts) -> tuple[Any, Any]:
   return point_shapes(parts.init, parts.example())
-
-
-def _describe(start: Start) -> str:
-  """The checkpoint by its step and contents: its place may change."""
-  seal = checkpoint_files.read_seal(start.path)['sha256']
-  return f'step {start.path.name} of {seal[:16]}, {start.replicas}'
 
 
 def _of_resumed(workdir: pathlib.Path, source: str) -> str | None:

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import pathlib
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 import jax
@@ -128,19 +128,7 @@ def run(main: Callable[..., None]) -> None:
       messages.warn(f'warning: stdout cannot be written ({lost.strerror})')
 
   streams.install()
-  sys.unraisablehook = _without_stragglers
   app.run(call, flags_parser=parse)
-
-
-def _without_stragglers(unraisable: Any) -> None:
-  """Show an unraisable exception, except those of a failed checkpoint.
-
-  Those are omitted because they repeat one error: when an array cannot be
-  written, orbax closes its event loop, and each remaining array then prints a
-  traceback.
-  """
-  if 'Event loop is closed' not in str(unraisable.exc_value):
-    sys.__unraisablehook__(unraisable)
 
 
 def make_fake_devices(num_devices: int | None) -> None:

@@ -214,9 +214,10 @@ flags.DEFINE_float(
 flags.DEFINE_string(
   'init_from',
   None,
-  'Directory of a run or of one checkpoint to take the initial parameters '
-  'from; of a run, the newest checkpoint is read. The algorithm and the '
-  'optimizer may differ, and with --init_replicas=mean the number of replicas.',
+  'Directory of a run, of its checkpoints or of one checkpoint to take the '
+  'initial parameters from; of several checkpoints, the newest is read. The '
+  'algorithm and the optimizer may differ, and with --init_replicas=mean the '
+  'number of replicas.',
 )
 flags.DEFINE_enum(
   'init_replicas',
