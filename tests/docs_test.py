@@ -88,7 +88,7 @@ class ProgramsTest(parameterized.TestCase):
     self.assertEqual((sent, names['spent'].bytes_sent), (expected, expected))
     right = names['logits'].argmax(-1) == names['data'].test['label']
     self.assertAlmostEqual(right.mean(), accuracy, places=6)
-    self.assertEqual(names['state'].step, 208)
+    self.assertEqual(names['state'].step, 258)
 
   def test_orders_are_as_the_page_says(self):
     x = self.run_page('concepts/orders.md')[0]['x']

@@ -50,6 +50,10 @@ __all__ = (
   'steps',
 )
 
+# One thread for all saves, because several processes must write them in one
+# order, and a save may remove the files that an interrupted one left.
+_writer = ThreadPoolExecutor(1, thread_name_prefix='checkpoints')
+
 
 def save(
   directory: Path,
@@ -83,7 +87,7 @@ def save(
   """
   rules = None if keep is None else retention.check(keep)
   snapshot = _snapshot(directory, mesh, state, description, notes)
-  return _write(snapshot, rules)
+  return _writer.submit(_write, snapshot, rules).result()
 
 
 def save_in_background(
@@ -97,9 +101,9 @@ def save_in_background(
 ) -> Future[pathlib.Path]:
   """Copy the state to the host, and save it in a thread.
 
-  The state may be used up meanwhile. Call `result()` of what is returned: it
-  waits, and raises the SaveError of a failed save. A save that still runs when
-  the program ends is lost.
+  The state may be used up meanwhile. Saves are written one after the other.
+  Call `result()` of what is returned: it waits, and raises the SaveError of a
+  failed save. The program does not end before its saves are written.
 
   Args:
     directory: directory of the checkpoints of one run; created if missing.
@@ -121,10 +125,7 @@ def save_in_background(
   # Copied, because on CPU these arrays may be views of the devices' buffers,
   # which the next steps may use.
   copies = {name: np.array(x) for name, x in snapshot.leaves.items()}
-  thread = ThreadPoolExecutor(1, thread_name_prefix=snapshot.name)
-  saved = thread.submit(_write, snapshot._replace(leaves=copies), rules)
-  thread.shutdown(wait=False)
-  return saved
+  return _writer.submit(_write, snapshot._replace(leaves=copies), rules)
 
 
 def _write(snapshot: Snapshot, keep: int | Retention | None) -> pathlib.Path:
