@@ -102,6 +102,20 @@ class RestoreTest(parameterized.TestCase):
     self.parse(*args)  # because given flags may be repeated
     saved_flags.restore(FLAGS, self.workdir)
 
+  def test_lists_of_replicas_change_only_with_their_number(self):
+    self.write('--algorithm=wp_sgd', '--local_steps=1,2,3', '--contraction=0.9')
+    self.parse('--local_steps=1,2')
+    with self.assertRaisesRegex(ValueError, 'this one has --local_steps=1,2'):
+      saved_flags.restore(FLAGS, self.workdir)
+    self.parse('--num_replicas=2', '--local_steps=1,2', '--contraction=0.8')
+    with self.assertRaisesRegex(ValueError, 'this one has --contraction=0.8'):
+      saved_flags.restore(FLAGS, self.workdir)
+    self.parse('--num_replicas=2', '--local_steps=1,2')
+    saved_flags.restore(FLAGS, self.workdir)
+    made = self.config()
+    self.assertEqual(made.num_replicas, 2)
+    self.assertEqual(made.options['local_steps'], '1,2')
+
   def test_run_of_a_comparison_has_its_own_algorithm(self):
     """Whose program had other flags."""
     self.parse('--num_steps=30')
