@@ -132,7 +132,7 @@ def _train(held: contextlib.ExitStack) -> None:
     print(f'default: {filled_in}')
   print(f'{run_config.label()}: {parts.trainer.mesh}, writing to {workdir}')
   if run_config.sizes:
-    print(sizes.describe(run_config.sizes))
+    print(f'replicas: {records.format_sizes(run_config.sizes)}')
   kinds = (CheckpointError, DamagedFile, DataError, NonFinite, dotted.OwnError)
   with (
     cli.one_line_errors(*kinds),

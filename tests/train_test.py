@@ -285,7 +285,8 @@ class TrainTest(parameterized.TestCase):
       train, *resumed, '--num_replicas=2', '--num_steps=40'
     )
     self.assertEqual(outcome.code, 0, outcome.err)
-    self.assertIn('8 replicas, 2 from step 20\n', outcome.out)
+    self.assertIn('replicas: 8, 2 from step 20\n', outcome.out)
+    self.assertIn('  replicas       8, 2 from step 20\n', outcome.out)
     after = records.read_last_record(workdir)
     self.assertEqual(after['num_replicas'], 2)
     # Half of the steps took 2 gradients, not 8; a mean sends P, not 7/4 P.

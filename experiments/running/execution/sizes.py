@@ -109,17 +109,6 @@ def survivors_from_flags(values: flags.FlagValues) -> list[int] | None:
   return [int(x) for x in values.survivors]
 
 
-def describe(sizes: Sizes) -> str:
-  """Return the numbers of replicas of a run as text.
-
-  Example:
-    >>> print(describe(((0, 8), (500, 4))))
-    8 replicas, 4 from step 500
-  """
-  later = [f'{n} from step {step}' for step, n in sizes[1:]]
-  return ', '.join([f'{sizes[0][1]} replicas', *later])
-
-
 def restore(
   parts: Parts,
   workdir: pathlib.Path,
@@ -200,18 +189,15 @@ def _of_json(spent: Mapping[str, Any]) -> ledger.Spent:
 
 
 def _sum(a: ledger.Spent, b: ledger.Spent, sign: int = 1) -> ledger.Spent:
-  """Return a + b, or a - b."""
-  tiers = {
-    tier: a.bytes_by_tier.get(tier, 0.0) + sign * b.bytes_by_tier.get(tier, 0.0)
-    for tier in (*a.bytes_by_tier, *b.bytes_by_tier)
+  """Return a + b, or a - b, field by field."""
+  one, other = a._asdict(), b._asdict()
+  tiers = (one.pop('bytes_by_tier'), other.pop('bytes_by_tier'))
+  by_tier = {
+    tier: tiers[0].get(tier, 0.0) + sign * tiers[1].get(tier, 0.0)
+    for tier in {**tiers[0], **tiers[1]}
   }
-  return ledger.Spent(
-    a.gradients + sign * b.gradients,
-    a.rounds + sign * b.rounds,
-    a.bytes_sent + sign * b.bytes_sent,
-    tiers,
-    a.seconds + sign * b.seconds,
-  )
+  numbers = {name: x + sign * other[name] for name, x in one.items()}
+  return ledger.Spent(**numbers, bytes_by_tier=by_tier)
 
 
 def _as_saved(

@@ -37,6 +37,7 @@ OPTIONS = (
 FIT_REPLICAS = (
   'alpha',
   'buffer_size',
+  'faults',
   'group_size',
   'group_sizes',
   'local_steps',

@@ -12,7 +12,7 @@ The directory contains:
   summary-<step>.json  earlier summary of a run that was later extended
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 import json
 import os
 import pathlib
@@ -354,6 +354,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
   rate = summary['steps_per_second']
   lines = [
     f'{summary["label"]}: {summary["replicas"]}',
+    *_sizes(summary),
     f'  steps          {summary["step"]} ({summary["epoch"]:.1f} epochs)',
     f'  train loss     {summary["loss"]:.4f}',
     *_tested(summary),
@@ -367,6 +368,26 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     f'  written to     {workdir}',
   ]
   return '\n'.join(lines)
+
+
+def format_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+  """Return the numbers of replicas of a run as text.
+
+  Args:
+    sizes: (first step, number of replicas), in order.
+
+  Example:
+    >>> print(format_sizes([(0, 8), (500, 4)]))
+    8, 4 from step 500
+  """
+  later = [f'{n} from step {step}' for step, n in sizes[1:]]
+  return ', '.join([str(sizes[0][1]), *later])
+
+
+def _sizes(summary: Record) -> list[str]:
+  """Return the line of a run in which the number of replicas changed."""
+  sizes = [(x['step'], x['num_replicas']) for x in summary.get('sizes', ())]
+  return [f'  replicas       {format_sizes(sizes)}'] if sizes else []
 
 
 def _life(summary: Record) -> list[str]:
