@@ -330,6 +330,7 @@ def _execute(
           save(state, stop)
       number = number or peers.requested()
       if number and not (stop == num_steps and means.is_recorded()):
+        clock.enter(phases.SAVE, stop)
         saver.wait()
         if stop != process_zero.decide(
           'the newest checkpoint', lambda: checkpoints.latest_step(directory)
@@ -339,7 +340,9 @@ def _execute(
         saved = f'saved step {stop} of {num_steps} in {directory / str(stop)}'
         raise signals.Stopped(saved, number)
       clock.enter(phases.TRAIN, stop)
+  clock.enter(phases.SAVE, num_steps)
   saver.wait()  # because a finished run has its last checkpoint
+  note(num_steps)
   return process_zero.decide(
     'the summary',
     lambda: _summarize(
