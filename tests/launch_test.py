@@ -17,6 +17,7 @@ from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
 from experiments import launch
+from experiments.running.flags import help_pages
 from experiments.running.process import exit_codes, jobs, launching, signals
 
 # Passes SIGTERM on; the first argument is the script of two children.
@@ -287,6 +288,14 @@ class LaunchTest(parameterized.TestCase):
       code, err = 1, [str(error)]
     self.assertEqual((code, len(err)), (1, 1))
     self.assertIn(message, err[0])
+
+  def test_flags_after_the_program_are_not_of_the_launch(self):
+    argv = ['launch.py', 'train.py', '--help']
+    self.assertIn('--max_restarts', help_pages.answer(argv, launch.main))
+    argv.insert(1, '--')
+    self.assertIsNone(help_pages.answer(argv, launch.main))
+    found = help_pages.explain_unknown_flag('lr', ['a', 'train.py', '--lr=4'])
+    self.assertEndsWith(found, '; put -- before train.py')
 
   def test_resuming_is_by_the_same_launch(self):
     variables = signals.launched_by(

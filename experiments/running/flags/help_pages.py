@@ -158,6 +158,9 @@ def explain_unknown_flag(name: str, argv: Sequence[str]) -> str:
     argv: the program and its arguments.
   """
   said = f"Unknown command line flag '{name}'"
+  programs = [word for word in argv[1:] if word.endswith('.py')]
+  if programs and '--' not in argv:  # of launch.py
+    return f'{said}; put -- before {programs[0]}'
   for flag in map(flags.FLAGS.__getitem__, flags.FLAGS):
     values = getattr(flag.parser, 'enum_values', ())
     if name in values:
