@@ -137,9 +137,10 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
   'num_devices',
   None,
-  'Number of devices that hold the replicas; must divide --num_replicas. On a '
-  'CPU, this number of devices is simulated. Default: the largest number of '
-  'available devices that divides --num_replicas.',
+  'Number of devices that hold the replicas, of all processes together; must '
+  'divide --num_replicas. On a CPU, this number of devices is simulated. '
+  'Default: the largest number of available devices that divides '
+  '--num_replicas.',
 )
 flags.DEFINE_integer(
   'batch_size', 32, 'Number of examples per replica and step, >= 1.'
