@@ -51,7 +51,7 @@ def shared(
   Example:
     >>> order = shared(8, 2, 2, seed=0)
     >>> order.rows(np.arange(2), np.arange(2)).tolist()
-    [[[3, 6], [2, 0]], [[1, 4], [7, 5]]]
+    [[[0, 2], [7, 5]], [[3, 4], [1, 6]]]
   """
   samplers.check_global_batch(num_examples, num_replicas, batch_size)
   per_step = num_replicas * batch_size
@@ -85,7 +85,7 @@ def sharded(
   Example:
     >>> order = sharded(8, 2, 4, seed=0)
     >>> np.sort(order.rows(np.arange(2), np.arange(2))).tolist()
-    [[[2, 3, 5, 7], [0, 1, 4, 6]], [[2, 3, 5, 7], [0, 1, 4, 6]]]
+    [[[2, 3, 4, 6], [0, 1, 5, 7]], [[2, 3, 4, 6], [0, 1, 5, 7]]]
   """
   if num_examples <= samplers.MAX_RESIDENT:
     shards = samplers.random_shards(num_examples, num_replicas, seed)

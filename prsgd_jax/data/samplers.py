@@ -181,7 +181,7 @@ def dirichlet_shards(
   Example:
     >>> [rows.tolist() for rows in dirichlet_shards(
     ...   np.array([0, 0, 1, 1]), 2, alpha=1e-300, seed=0)]
-    [[3, 2], [0, 1]]
+    [[0, 1], [2, 3]]
   """
   labels = check_labels(labels)
   num_replicas = check_positive_int('num_replicas', num_replicas)
