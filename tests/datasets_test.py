@@ -20,6 +20,7 @@ from prsgd_jax.data.datasets import (
   DatasetError,
   load_dataset,
   loading,
+  pixels,
   preparing,
   stock_builders,
   storage,
@@ -120,6 +121,14 @@ class DigitsTest(DatasetsTestCase):
       strict=True,
     ):
       np.testing.assert_array_equal(one, other)
+    wanted = pixels.statistics(streamed.train)
+    with mock.patch.object(
+      augmentation, 'source_statistics', side_effect=AssertionError
+    ):
+      for one, other in zip(
+        pixels.statistics(copied), wanted, strict=True
+      ):  # from the cache
+        np.testing.assert_array_equal(one, other)
     text = load_dataset('text', self.data_dir, stream=True)
     self.assertEqual(text.train[2]['text'].shape, (65,))
 

@@ -28,7 +28,7 @@ from experiments.running.flags.run_config import (
 import prsgd_jax as pr
 from prsgd_jax import ledger
 from prsgd_jax.data import augmentation
-from prsgd_jax.data.datasets import Dataset
+from prsgd_jax.data.datasets import Dataset, pixels
 from prsgd_jax.data.pipelines import Pipeline
 from prsgd_jax.data.samplers import Transform
 from prsgd_jax.data.values import Resident
@@ -127,7 +127,7 @@ def build_transforms(
   @functools.cache
   def statistics() -> tuple[np.ndarray, np.ndarray]:
     if dataset.is_streamed:
-      return augmentation.source_statistics(dataset.train)
+      return pixels.statistics(dataset.train)
     return augmentation.channel_statistics(dataset.train['image'])
 
   def normalized(batch: Any) -> Any:

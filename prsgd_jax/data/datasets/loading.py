@@ -8,7 +8,6 @@ changed (names, sizes, times). It may be deleted at any time.
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import json
 import os
 import pathlib
 import secrets
@@ -38,8 +37,6 @@ DATASETS = tuple(_BUILDERS)
 INSTALLED = ('digits', 'text')
 
 _SEQUENCE_LENGTH = 64
-
-_CACHE_FORMAT = 1
 
 
 class Dataset(NamedTuple):
@@ -223,13 +220,13 @@ def _cut(dataset: Dataset, sequence_length: int) -> Dataset:
 def _load(name: str, directory: pathlib.Path, root: pathlib.Path) -> Dataset:
   with _naming(name, directory, root):
     cache = directory.parent / f'.prsgd_jax-{directory.name}.npz'
-    fingerprint = _fingerprint(directory)
+    fingerprint = storage.fingerprint(directory)
     dataset = _read_cache(cache, name, fingerprint)
     if dataset is None:
       splits, num_classes = storage.read_prepared(directory)
       dataset = Dataset(name, splits['train'], splits['test'], num_classes)
       # Not cached if a file changed meanwhile, because the arrays are older.
-      if _fingerprint(directory) == fingerprint:
+      if storage.fingerprint(directory) == fingerprint:
         _write_cache(cache, dataset, fingerprint)
   return dataset
 
@@ -255,16 +252,6 @@ def _naming(
 
 def _keys(name: str) -> tuple[str, ...]:
   return ('text',) if name == 'text' else ('image', 'label')
-
-
-def _fingerprint(directory: pathlib.Path) -> str:
-  """Return a text that changes whenever a file of the data set does."""
-  files = []
-  for path in sorted(directory.iterdir()):
-    stat = path.stat()
-    # With the change time, because a copy may keep the modification time.
-    files.append([path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
-  return json.dumps([_CACHE_FORMAT, files])
 
 
 def _read_cache(

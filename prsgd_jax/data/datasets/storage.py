@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import hashlib
 import importlib.resources
+import json
 import logging
 import os
 import pathlib
@@ -21,6 +22,7 @@ import numpy as np
 Split = dict[str, np.ndarray]
 
 SPLITS = ('train', 'test')
+_CACHE_FORMAT = 1
 _KINDS = ({'image', 'label'}, {'text'})
 _METADATA = ('dataset_info.json', 'features.json')
 
@@ -187,6 +189,20 @@ def _as_damaged() -> Iterator[None]:
     raise
   except Exception as error:
     raise DamagedError(one_line(error)) from error
+
+
+def fingerprint(directory: pathlib.Path) -> str:
+  """Return a text that changes whenever a file of the data set does.
+
+  Args:
+    directory: `<data_dir>/<name>/<version>`.
+  """
+  files = []
+  for path in sorted(directory.iterdir()):
+    stat = path.stat()
+    # With the change time, because a copy may keep the modification time.
+    files.append([path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+  return json.dumps([_CACHE_FORMAT, files])
 
 
 def read_embedded(name: str, sha256: str) -> bytes:
