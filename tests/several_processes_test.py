@@ -1,4 +1,4 @@
-"""A run of train.py in two processes, and the program of the guide.
+"""A streamed run of train.py in two processes, and the program of the guide.
 
 The one test that starts real processes. They are shared by all checks, because
 each start takes seconds.
@@ -66,7 +66,7 @@ def outcome():
   done = subprocess.run(
     [sys.executable, str(ROOT / 'experiments' / 'launch.py'),
      '--num_processes=2', '--', str(worker), f'--data_dir={data_dir}',
-     f'--workdir={workdir}', *RUN],
+     f'--workdir={workdir}', *RUN, '--stream'],
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'TFDS_DATA_DIR': data_dir},
     capture_output=True, text=True, timeout=300, check=False,
   )  # fmt: skip
@@ -75,7 +75,8 @@ def outcome():
 
 def records(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [{**json.loads(line), 'seconds': None} for line in lines]
+  times = {'seconds': None, 'data_wait': None}
+  return [{**json.loads(line), **times} for line in lines]
 
 
 class SeveralProcessesTest(absltest.TestCase):
@@ -84,7 +85,7 @@ class SeveralProcessesTest(absltest.TestCase):
     self.workdir, self.done = outcome()
     self.assertEqual(self.done.returncode, 0, self.done.stderr)
 
-  def test_records_are_those_of_one_process_bit_for_bit(self):
+  def test_records_are_those_of_one_process_with_resident_data(self):
     alone = pathlib.Path(
       self.enterContext(tempfile.TemporaryDirectory()), 'run'
     )

@@ -225,6 +225,12 @@ def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:
       raise ValueError(
         'data is a Dataset with a test split; leave out test_data'
       )
+    if data.is_streamed:
+      raise ValueError(
+        'data is a streamed Dataset, but run places its data on the devices; '
+        'load it without stream=True, or pass it to pr.trainer as '
+        'pr.pipeline(data.train, ...)'
+      )
     data, test_data = data.train, data.test
   found = (
     own_data.as_arrays('data', data),
