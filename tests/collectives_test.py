@@ -1,5 +1,7 @@
 """Every primitive against NumPy on many layouts, and its messages."""
 
+from unittest import mock
+
 from absl.testing import absltest, parameterized
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,40 @@ def every_layout():
 
 def expected(function):
   return lambda n: jax.tree.map(function, data(n))
+
+
+PRIMITIVES = {
+  'mean': collectives.replica_mean,
+  'sum': collectives.replica_sum,
+  'groups': lambda tree: collectives.replica_group_mean(tree, 4),
+  'gather': collectives.all_gather,
+  'shift': lambda tree: collectives.shift(tree, 3),
+  'shift_by': lambda tree: collectives.shift_by(tree, jnp.int32(3)),
+  'permute': lambda tree: collectives.permute(tree, [3, 1, 0, 2, 7, 4, 6, 5]),
+  'meet': lambda tree: collectives.meet(tree, jnp.int32(2)),
+}
+
+
+class BetweenProcessesTest(parameterized.TestCase):
+  """Between CPU processes, leaves of one dtype are one message."""
+
+  @parameterized.product(name=tuple(PRIMITIVES), num_devices=(2, 8))
+  def test_of_joined_leaves(self, name, num_devices):
+    mesh = pr.engine.ReplicaMesh(8, num_devices)
+    tree = mesh.place({
+      **data(8), 'more': np.arange(16, dtype=np.float32).reshape(8, 2),
+      'count': np.arange(8, dtype=np.int32),
+    })  # fmt: skip
+    found, sent = [], []
+    for joined in (False, True):
+      with mock.patch.object(
+        collectives, '_is_between_cpu_processes', lambda joined=joined: joined
+      ):
+        fn = mesh.map(lambda tree: PRIMITIVES[name](tree))
+        found.append(mesh.gather_per_device(fn(tree)))
+        sent.append(len(harness.collectives_of(fn, tree)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    self.assertEqual(2 * sent[1], sent[0])  # two dtypes, not four leaves
 
 
 class MeanTest(parameterized.TestCase):
