@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
-.PHONY: help install demo test lint wheel faults long_runs benchmark results reproduce \
-  report notebooks docs browser clean
+.PHONY: help install demo test lint wheel faults long_runs benchmark \
+  hosts_benchmark results reproduce report notebooks docs browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (a minute)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make long_runs  200,000 steps: memory and work per record do not grow'
 	@echo 'make hosts      every algorithm in 1, 2 and 4 processes (a quarter of an hour)'
 	@echo 'make benchmark  the engine against hand-written loops'
+	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
 	@echo 'make report     an HTML page of all reproductions'
@@ -75,6 +76,10 @@ long_runs: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py
+
+hosts_benchmark: $(INSTALLED)
+	$(BIN)/python experiments/hosts_benchmark.py
+	$(BIN)/python experiments/hosts_report.py
 
 results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)

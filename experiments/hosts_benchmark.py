@@ -36,12 +36,12 @@ import tempfile
 import time
 
 from absl import flags
-import jax
 
 from experiments.hosts import measuring
-from experiments.running.flags import cli
+from experiments.running.flags import cli, process_flags
 from experiments.running.records import writing
 from experiments.tools import virtual_hosts
+from prsgd_jax.engine import processes
 
 FLAGS = flags.FLAGS
 
@@ -67,15 +67,11 @@ flags.DEFINE_string(
   'Directory of the files, one for each rate.',
 )
 flags.DEFINE_bool('again', False, 'Measure a rate again whose file exists.')
-flags.DEFINE_string(
-  'coordinator_address', None, 'HOST:PORT of process 0; launch.py sets it.'
-)
-flags.DEFINE_integer('num_processes', None, 'Number of processes.')
-flags.DEFINE_integer('process_id', None, 'Index of this process, 0-based.')
+flags.adopt_module_key_flags(process_flags)
 
 PORT = 8476
-# Seconds that compilation may take, for all processes on few processors.
-STARTING = 400.0
+# Seconds that compilation may take, because the processors may be busy.
+STARTING = 900.0
 
 
 def main() -> None:
@@ -85,7 +81,8 @@ def main() -> None:
       raise ValueError(
         f'--rounds must be >= {measuring.LEAST_ROUNDS}, got {FLAGS.rounds}'
       )
-    if FLAGS.coordinator_address is not None:
+    process_flags.join(FLAGS)
+    if processes.count() > 1:
       _measure(rates)
       return
     reason = virtual_hosts.why_not()
@@ -122,17 +119,13 @@ def _measure(rates: Sequence[float]) -> None:
     raise ValueError(
       f'--rates must be one rate on real hosts, got {",".join(FLAGS.rates)}'
     )
-  jax.distributed.initialize(
-    FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id
-  )
   found = measuring.measure(
     1e6 * rates[0], seconds=FLAGS.seconds, rounds=FLAGS.rounds
   )
-  if FLAGS.process_id == 0:
+  if processes.is_first():
     path = path_of(rates[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     writing.write_text(path, writing.to_json(found))
-  jax.distributed.shutdown()
 
 
 def _simulate(rate: float) -> None:
@@ -143,20 +136,21 @@ def _simulate(rate: float) -> None:
     tempfile.TemporaryDirectory() as logs,
     virtual_hosts.network(FLAGS.num_hosts, rate=f'{rate:g}mbit') as hosts,
   ):
-    outputs = [pathlib.Path(logs, str(i)) for i in range(len(hosts))]
     started = [
-      _start(host, i, hosts[0].address, rate, outputs[i])
+      _start(host, i, hosts[0].address, rate, pathlib.Path(logs, str(i)))
       for i, host in enumerate(hosts)
     ]
     try:
-      failed = _wait(started, begun + FLAGS.seconds * 2 + STARTING)
+      failed = _wait(started, begun + 2 * FLAGS.seconds + STARTING)
     finally:
       for process in started:
         process.kill()
         process.wait()
     if failed is not None:
-      last = outputs[failed].read_text().strip().splitlines()[-1:]
-      raise ValueError(f'the process on host {failed} failed: {"".join(last)}')
+      last = pathlib.Path(logs, str(failed)).read_text().strip().splitlines()
+      raise ValueError(
+        f'the process on host {failed} failed: {"".join(last[-1:])}'
+      )
   print(f'{path_of(rate)}: {time.monotonic() - begun:.0f} s', flush=True)
 
 
@@ -167,7 +161,7 @@ def _start(
   rate: float,
   output: pathlib.Path,
 ) -> subprocess.Popen[bytes]:
-  """Start this program on a host."""
+  """Start this program on a host; process 0 prints to this terminal."""
   command = [
     sys.executable, str(pathlib.Path(__file__).resolve()),
     f'--coordinator_address={coordinator}:{PORT}', f'--process_id={index}',
@@ -178,8 +172,8 @@ def _start(
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   with open(output, 'wb') as file:
     return subprocess.Popen(
-      host.command(command), env=environment, stdout=file,
-      stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+      host.command(command), env=environment, stdin=subprocess.DEVNULL,
+      stdout=None if index == 0 else file, stderr=file,
     )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ CASES = (
   Case('D-PSGD, ring', 'd_psgd', pr.d_psgd(SGD), 1),
   Case(
     'D-PSGD, one peer',
-    'sgp',
+    'd_psgd',
     pr.d_psgd(SGD, mixing=pr.graphs.one_peer_exponential()),
     2,
   ),

@@ -11,7 +11,6 @@ import os
 import pathlib
 import time
 from typing import Any, NamedTuple
-import zlib
 
 import jax
 from jax import lax
@@ -48,14 +47,14 @@ class Counters(NamedTuple):
   Attributes:
     sent: bytes that the host sent, with all headers.
     packets: packets that the host sent.
-    busy: milliseconds of processors that all programs of the machine used.
-    own: milliseconds of processors that this process used.
+    busy: processor seconds that all programs of the machine used.
+    own: processor seconds that this process used.
   """
 
   sent: int
   packets: int
-  busy: int
-  own: int
+  busy: float
+  own: float
 
 
 def read_counters() -> Counters:
@@ -69,8 +68,8 @@ def read_counters() -> Counters:
   # User, nice and system time in hundredths of a second. No interrupts, because
   # these include the network traffic of this program.
   total = pathlib.Path('/proc/stat').read_text().split('\n', 1)[0].split()
-  busy = 10 * sum(map(int, total[1:4]))
-  return Counters(sent, packets, busy, int(1000 * time.process_time()))
+  busy = sum(map(int, total[1:4])) / 100
+  return Counters(sent, packets, busy, time.process_time())
 
 
 def measure(
@@ -130,7 +129,7 @@ def measure(
     for case in CASES[:: -1 if len(others) % 2 else 1]:
       blocks[case.label].append(train(case))
     lasted = time.monotonic() - round_begun
-    others.append(_others(mesh, before, lasted))
+    others.append(_others(before, lasted))
   return {
     'machine': records.machine(),
     'date': time.strftime('%Y-%m-%d', time.gmtime()),
@@ -152,20 +151,18 @@ def _block(
   the hosts of the `bytes` and `packets` that they sent.
   """
   jax.block_until_ready(state.on_devices)
-  processes.barrier('a block')
+  processes.barrier('the start of a block')
   before, begun = read_counters(), time.perf_counter()
   state, metrics = trainer.run(state, data, steps)
   jax.block_until_ready((state.on_devices, metrics))
   lasted = time.perf_counter() - begun
   processes.barrier('the end of a block')  # for the last packets
   after = read_counters()
-  row = [
-    int(1e6 * lasted), after.sent - before.sent, after.packets - before.packets,
-  ]  # fmt: skip
-  rows = _gather(trainer.mesh, row)
+  own = (lasted, after.sent - before.sent, after.packets - before.packets)
+  rows = np.array(processes.collect('a block', own))
   return state, {
     'steps': steps,
-    'seconds': float(rows[:, 0].max() / 1e6),
+    'seconds': float(rows[:, 0].max()),
     'bytes': float(rows[:, 1].mean()),
     'packets': float(rows[:, 2].mean()),
     'loss': float(np.asarray(metrics['loss']).mean()),
@@ -192,24 +189,18 @@ def _evaluation(
   return evaluate
 
 
-def _gather(mesh: ReplicaMesh, row: list[int]) -> np.ndarray:
-  """Return the integers of all processes, [P, ...]."""
-  own = np.array([row] * len(mesh.local_replicas), np.int32)
-  return mesh.gather(mesh.place_rows(own))[:: len(mesh.local_replicas)]
-
-
-def _others(mesh: ReplicaMesh, before: Counters, lasted: float) -> float:
+def _others(before: Counters, lasted: float) -> float:
   """Return the largest share of a machine's processors that others used."""
   after = read_counters()
-  name = zlib.crc32(BOOT.read_bytes()) >> 1
-  row = [name, after.busy - before.busy, after.own - before.own]
-  machine, busy, own = _gather(mesh, row).T
-  shares = [
-    (busy[machine == m].max() - own[machine == m].sum())
-    / (1000 * lasted * (os.cpu_count() or 1))
-    for m in set(machine.tolist())
-  ]
-  return float(max(0.0, *shares))
+  own = (BOOT.read_text(), after.busy - before.busy, after.own - before.own)
+  machines: dict[str, list[float]] = {}
+  for name, busy, used in processes.collect('a round', own):
+    most, total = machines.get(name, (0, 0))
+    machines[name] = [max(most, busy), total + used]
+  available = lasted * (os.cpu_count() or 1)
+  return max(
+    0.0, *((busy - own) / available for busy, own in machines.values())
+  )
 
 
 def _latency(mesh: ReplicaMesh) -> float:
@@ -229,5 +220,5 @@ def _latency(mesh: ReplicaMesh) -> float:
     begun = time.perf_counter()
     jax.block_until_ready(ping(x))
     times.append(time.perf_counter() - begun)
-  mine = int(1e9 * np.median(times[1:]) / PINGS)
-  return float(_gather(mesh, [mine]).max() / 1e9)
+  own = float(np.median(times[1:])) / PINGS
+  return max(processes.collect('the latency', own))
