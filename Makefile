@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark \
-  hosts_benchmark results reproduce report notebooks docs browser clean
+  hosts hosts_benchmark results reproduce report notebooks docs browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (a minute)'
