@@ -75,9 +75,7 @@ def refuse_one(process):
 def main(port, process, root):
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 1)
-  jax.distributed.initialize(
-    f'localhost:{port}', PROCESSES, process, heartbeat_timeout_seconds=3
-  )
+  jax.distributed.initialize(f'localhost:{port}', PROCESSES, process)
   trainer, data = make_trainer(), make_data()
   like, said = first_state(trainer), {}
 

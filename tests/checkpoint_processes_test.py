@@ -15,7 +15,7 @@ from prsgd_jax.engine import checkpoint_files, checkpoints
 from tests import checkpoint_processes as two
 
 ROOT = pathlib.Path(__file__).parents[1]
-SECONDS = 120
+SECONDS = 240  # on a busy machine
 
 
 def free_port():
@@ -54,12 +54,15 @@ class CheckpointProcessesTest(absltest.TestCase):
       )
       for process in range(two.PROCESSES)
     ]  # fmt: skip
+    first, second = processes
     try:
-      cls.output = [p.communicate(timeout=SECONDS)[0] for p in processes]
+      output = second.communicate(timeout=SECONDS)[0]
     finally:
-      for process in processes:
-        process.kill()
-    cls.codes = [process.returncode for process in processes]
+      # JAX would end it, too, but only after its heartbeat limit.
+      first.kill()
+      second.kill()
+    cls.output = first.communicate()[0], output
+    cls.killed = second.returncode
 
   def arrays(self, name, process):
     found = np.load(self.root / f'{name}{process}.npz')
@@ -120,8 +123,7 @@ class CheckpointProcessesTest(absltest.TestCase):
       self.assertRegex(said['twice'], 'of_two/6 is there already')
 
   def test_killed_process_leaves_whole_checkpoints(self):
-    self.assertEqual(self.codes[1], -9, self.output[1])
-    self.assertNotEqual(self.codes[0], 0)
+    self.assertEqual(self.killed, -9, self.output)
     directory = self.root / 'of_two'
     self.assertEqual(checkpoints.steps(directory), [6])
     checkpoint_files.read_record(directory / '6')
