@@ -121,9 +121,8 @@ def _save_error(draft: Snapshot, error: Exception) -> SaveError:
 
 
 def _begin(draft: Snapshot) -> None:
-  checkpoint_files.remove(
-    draft.staging
-  )  # an interrupted save may have left one
+  # Because an interrupted save may have left one.
+  checkpoint_files.remove(draft.staging)
   checkpoint_files.make(draft.staging)
 
 

@@ -9,7 +9,6 @@ are verified before any array is read.
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-import json
 import pathlib
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from prsgd_jax import system_errors
 from prsgd_jax.engine import (
   checkpoint_arrays,
+  checkpoint_checks,
   checkpoint_files,
   checkpoint_leaves,
   checkpoint_writing,
@@ -161,10 +161,10 @@ def _snapshot(
 
   together.on_first(mesh, f'checkpoint {step}', check_new, CheckpointError)
   record = {
-    'description': _as_json(description),
+    'description': checkpoint_checks.as_json(description),
     'num_replicas': mesh.num_replicas,
     'leaves': checkpoint_leaves.signature(mesh, state),
-    'notes': None if notes is None else _as_json(notes),
+    'notes': None if notes is None else checkpoint_checks.as_json(notes),
   }
   return checkpoint_writing.snapshot(mesh, target, leaves, record)
 
@@ -221,10 +221,10 @@ def restore(
   wanted = None if resize else mesh.local_replicas
 
   def read() -> Leaves:
-    record = _agreed_record(mesh, source, seal, wanted)
-    check_description(source, record, description)
+    record = checkpoint_checks.agreed_record(mesh, source, seal, wanted)
+    checkpoint_checks.check_description(source, record, description)
     if resize is None or record['num_replicas'] == mesh.num_replicas:
-      _check_leaves(source, record, mesh, like)
+      checkpoint_checks.check_leaves(source, record, mesh, like)
     leaves = read_leaves(source, record, wanted)
     if resize is None:
       return leaves
@@ -235,26 +235,6 @@ def restore(
 
   leaves = together.everywhere(mesh, 'restore', read, CheckpointError)
   return checkpoint_leaves.to_devices(mesh, like, leaves)
-
-
-def _agreed_record(
-  mesh: ReplicaMesh, source: pathlib.Path, seal: str, rows: range | None
-) -> dict[str, Any]:
-  """Return the record that process 0 verified; the others verify their part."""
-  if together.is_first(mesh):
-    return checkpoint_files.read_seal(source)
-  share = 'put the directory on a file system that all processes share'
-  if not source.is_dir():
-    raise CheckpointError(
-      f'{source} is not there, but process 0 restores it; {share}'
-    )
-  record = checkpoint_files.read_seal(source)
-  if record['sha256'] != seal:
-    raise CheckpointError(
-      f'{source} is another file for process 0, which restores it; {share}'
-    )
-  parts = checkpoint_arrays.parts_of(record, rows)
-  return checkpoint_files.read_record(source, [part.name for part in parts])
 
 
 def find(directory: Path, step: int | None = None) -> pathlib.Path:
@@ -304,54 +284,3 @@ def read_leaves(
       'away'
     )
   return leaves
-
-
-def _as_json(description: Mapping[str, Any]) -> dict[str, Any]:
-  """Convert through JSON, because a tuple becomes a list there."""
-  return json.loads(json.dumps(dict(description)))
-
-
-def check_description(
-  source: pathlib.Path,
-  record: Mapping[str, Any],
-  description: Mapping[str, Any],
-) -> None:
-  """Check that a checkpoint is of the run with a description.
-
-  Args:
-    source: path of the checkpoint, for the message.
-    record: its record.
-    description: identity of the run, as passed to `save`.
-
-  Raises:
-    CheckpointError: if it is of another run.
-  """
-  saved, this = record['description'], _as_json(description)
-  for name in sorted({*saved, *this}):
-    if saved.get(name) != this.get(name):
-      raise CheckpointError(
-        f'{source} is of a run with {name}={saved.get(name)!r}, this run has '
-        f'{this.get(name)!r}; use the same or another directory'
-      )
-
-
-def _check_leaves(
-  source: pathlib.Path,
-  record: Mapping[str, Any],
-  mesh: ReplicaMesh,
-  like: TrainState,
-) -> None:
-  """Raise CheckpointError if the leaves of a checkpoint are not of `like`."""
-  if record['num_replicas'] != mesh.num_replicas:
-    raise CheckpointError(
-      f'{source} has {record["num_replicas"]} replicas, this run has '
-      f'{mesh.num_replicas}; pass resize=True to change their number'
-    )
-  shapes = record['leaves']
-  wanted = checkpoint_leaves.signature(mesh, like)
-  for name in sorted({*shapes, *wanted}):
-    if shapes.get(name) != wanted.get(name):
-      raise CheckpointError(
-        f'{source} has {name}: {shapes.get(name, "nothing")}, this run has '
-        f'{wanted.get(name, "nothing")}; it is of another algorithm or model'
-      )
