@@ -202,6 +202,15 @@ class TrainTest(parameterized.TestCase):
     self.assert_same_run(whole, workdir, 30)
     self.assertEqual(records.read_summary(workdir)['step'], 30)
 
+  def test_checkpoint_has_the_measures_of_its_record(self):
+    workdir = self.copy(20, 'run')
+    (last,) = (r for r in records.read_records(workdir) if r['step'] == 20)
+    notes = checkpoints.read_notes(workdir / 'checkpoints', 20)
+    names = ('loss', 'test_loss', 'test_accuracy', 'consensus_distance')
+    for name in names:
+      self.assertEqual(notes['measures'][name], last[name])
+    self.assertNotIn('seconds', notes['measures'])
+
   def test_resumed_run_may_record_at_other_steps(self):
     whole = self.copy(40, 'whole')
     workdir = self.copy(20, 'run')
