@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
+import time
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -369,6 +370,27 @@ class CheckpointsTest(parameterized.TestCase):
                                    DESCRIPTION)  # fmt: skip
     mesh = pr.engine.ReplicaMesh(8, 2)
     chex.assert_trees_all_equal(on_host(mesh, restored), before, strict=True)
+
+  def test_background_save_waits_for_the_one_before(self):
+    mesh, state = make(2)
+    write = checkpoint_arrays.write
+
+    def slow(*args):
+      time.sleep(0.1)
+      write(*args)
+
+    with mock.patch.object(checkpoint_arrays, 'write', slow):
+      saved = []
+      for step in range(3):
+        self.assertTrue(all(one.done() for one in saved[:-1]))
+        state = state.replace(step=jnp.full((2,), step, jnp.int32))
+        saved.append(
+          checkpoints.save_in_background(
+            self.directory, mesh, state, DESCRIPTION
+          )
+        )
+      saved[-1].result()
+    self.assertEqual(checkpoints.steps(self.directory), [0, 1, 2])
 
   def test_without_notes_there_are_none(self):
     self.save()

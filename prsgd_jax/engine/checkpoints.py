@@ -101,9 +101,9 @@ def save_in_background(
 ) -> Future[pathlib.Path]:
   """Copy the state to the host, and save it in a thread.
 
-  The state may be used up meanwhile. Saves are written one after the other.
-  Call `result()` of what is returned: it waits, and raises the SaveError of a
-  failed save. The program does not end before its saves are written.
+  The state may be used up meanwhile. The save before is waited for first. Call
+  `result()` of what is returned: it waits, and raises the SaveError of a failed
+  save. The program does not end before its saves are written.
 
   Args:
     directory: directory of the checkpoints of one run; created if missing.
@@ -121,6 +121,8 @@ def save_in_background(
     CheckpointError: if a checkpoint of this step exists.
   """
   rules = None if keep is None else retention.check(keep)
+  # Waited for, because each save in the queue would hold a copy of the state.
+  _writer.submit(lambda: None).result()
   snapshot = _snapshot(directory, mesh, state, description, notes)
   # Copied, because on CPU these arrays may be views of the devices' buffers,
   # which the next steps may use.
