@@ -499,6 +499,9 @@ class BadInputTest(parameterized.TestCase):
     ('--init_from=nowhere has no checkpoint; pass the directory of a run, '
      'of its checkpoints or of one checkpoint',
      '--algorithm=ssgd --init_from=nowhere'),
+    (f'--init_from={__file__} has no checkpoint; pass the directory of a run, '
+     'of its checkpoints or of one checkpoint',
+     f'--algorithm=ssgd --init_from={__file__}'),
     ('--init_replicas does nothing without --init_from',
      '--algorithm=ssgd --init_replicas=each'),
     ('nowhere holds no run; leave out --resume',

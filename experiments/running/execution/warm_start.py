@@ -112,7 +112,8 @@ def _find(source: pathlib.Path) -> pathlib.Path:
   """The checkpoint that a directory is or has."""
   if (source / checkpoint_files.RECORD).exists():
     return source
-  for directory in (source / records.CHECKPOINTS, source):
+  places = (source / records.CHECKPOINTS, source) if source.is_dir() else ()
+  for directory in places:
     step = checkpoints.latest_step(directory)
     if step is not None:
       return directory / str(step)
