@@ -101,7 +101,10 @@ def is_declared(change, name):
 
 def check_averages(change):
   """All that is not declared is the mean, and equal on all replicas."""
-  weight = change.before.get('registers.weight', np.ones(change.n))
+  # Those that a fault stopped have no part in an average.
+  alive = change.before.get('algorithm_state.0', np.ones(change.n, bool))
+  alive = alive if alive.dtype == bool else np.ones(change.n, bool)
+  weight = alive * change.before.get('registers.weight', np.ones(change.n))
   for name, x in change.after.items():
     if name in ('step', 'key') or name not in change.before:
       continue
@@ -114,7 +117,7 @@ def check_averages(change):
       np.testing.assert_array_equal(x[0], old[0], name)
     elif old.dtype.kind == 'f':
       plain = name == 'registers.weight' or name.startswith('algorithm_state')
-      share = np.ones(change.n) if plain else weight
+      share = alive * 1.0 if plain else weight
       close(x[0], np.tensordot(share / share.sum(), old, 1))
 
 

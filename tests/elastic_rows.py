@@ -109,4 +109,6 @@ FITTED = {
 
 def make(name, n):
   """The algorithm of a row for n replicas; it may refuse n in its init."""
+  if name.startswith('faults_'):
+    return TABLE[name].make(n)  # with the faults of n replicas
   return FITTED[name](n) if name in FITTED else TABLE[name].make()

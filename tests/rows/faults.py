@@ -36,8 +36,12 @@ AGGREGATES = {
 }
 
 
-def events(crashes=CRASHES, lates=LATES, nan_grads=(), nan_params=()):
-  """The faults of the library for those of the oracles."""
+def events(crashes=CRASHES, lates=LATES, nan_grads=(), nan_params=(), *, n=N):
+  """The faults of the library for those of the oracles, in n replicas."""
+  crashes, lates, nan_grads, nan_params = (
+    [fault for fault in kind if fault[0] < n]
+    for kind in (crashes, lates, nan_grads, nan_params)
+  )
   made = [pr.faults.crash(r, at=a, until=end) for r, a, end in crashes]
   made += [pr.faults.late(r, at=a, until=end) for r, a, end in lates]
   for what, ill in (('grads', nan_grads), ('params', nan_params)):
@@ -49,11 +53,16 @@ def row(make, oracle, order='C', *, rejoin='peer', arguments=None, **faults):
   """An algorithm and its oracle, with the same faults."""
   faults = {'crashes': CRASHES, 'lates': LATES, **faults}
   return Row(
-    lambda: pr.faults.inject(make(), *events(**faults), rejoin=rejoin),
+    functools.partial(_inject, make, rejoin, faults),
     functools.partial(oracle, rejoin=rejoin, **(arguments or {}), **faults),
     order,
     keeps_mean=False,
   )
+
+
+def _inject(make, rejoin, faults, n=N):
+  """The algorithm with the faults of n replicas."""
+  return pr.faults.inject(make(), *events(**faults, n=n), rejoin=rejoin)
 
 
 def _k_avg(average=None, rejoin='peer', **arguments):
