@@ -181,7 +181,9 @@ def execute(
   try:
     with contextlib.ExitStack() as closing:
       clock = Phases(0)
-      closing.enter_context(watchdog.watching(clock, stall_seconds))
+      closing.enter_context(
+        watchdog.watching(clock, stall_seconds, elsewhere=peers.describe)
+      )
       peers.follow(clock)
       return _execute(
         parts,

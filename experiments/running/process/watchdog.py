@@ -58,6 +58,7 @@ def watching(
   stall_seconds: float,
   *,
   brief: str = 'train',
+  elsewhere: Callable[[], str] = lambda: '',
   end: Callable[[int], object] = os._exit,
 ) -> Iterator[None]:
   """Watch a run until the block ends.
@@ -67,6 +68,8 @@ def watching(
     stall_seconds: longest time between two announcements in the brief phase; 0
       turns the watchdog off. In other phases it is `PATIENCE` times as long.
     brief: name of the brief phase.
+    elsewhere: function that returns where the other processes are, for the
+      message. Default: nothing.
     end: function of an exit code that ends the process.
   """
   ended = threading.Event()
@@ -80,7 +83,7 @@ def watching(
       seen = run.count
       factor = 1 if run.name == brief else PATIENCE
       if idle > factor * stall_seconds:
-        _report(run, idle)
+        _report(run, idle, elsewhere())
         end(exit_codes.STALLED)
         return
 
@@ -93,9 +96,10 @@ def watching(
     ended.set()
 
 
-def _report(run: Announced, seconds: float) -> None:
+def _report(run: Announced, seconds: float, elsewhere: str) -> None:
   faulthandler.dump_traceback(all_threads=True)
   messages.end_line(
     f'error: stalled: no progress for {seconds:.0f} s in phase {run.name} '
-    f'after step {run.step}; the stacks are above; resume with --resume'
+    f'after step {run.step}{elsewhere}; the stacks are above; resume with '
+    '--resume'
   )
