@@ -182,7 +182,9 @@ def execute(
     with contextlib.ExitStack() as closing:
       clock = Phases(0)
       closing.enter_context(
-        watchdog.watching(clock, stall_seconds, elsewhere=peers.describe)
+        watchdog.watching(
+          clock, stall_seconds, elsewhere=peers.describe, end=peers.end
+        )
       )
       peers.follow(clock)
       return _execute(

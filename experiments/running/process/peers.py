@@ -24,8 +24,8 @@ from experiments.running.process import (
   exit_codes,
   messages,
   signals,
+  watchdog,
 )
-from experiments.running.process.watchdog import Announced
 from prsgd_jax.engine import processes
 
 # Part of the heartbeat after which a process counts as lost. JAX was seen to
@@ -70,7 +70,7 @@ class _Crew:
     self.store = processes.store()
     self.interval = max(_INTERVAL, _INTERVAL_PER_PROCESS * self.size)
     self.limit = _PART * heartbeat
-    self.run: Announced = _Start()
+    self.run: watchdog.Announced = _Start()
     self.failed = False
     self.ended = threading.Event()
     self.code = exit_codes.DONE  # of this process, once it has ended
@@ -180,6 +180,8 @@ class _Crew:
   def end_with(self, process: int, code: int) -> None:
     """End this process with the code of another one that ended early."""
     sign = self.signs[process]
+    if code == exit_codes.STALLED:
+      watchdog.print_stacks()  # because this process may be the one that hangs
     self.end(
       code,
       f'process {process} ended with exit code {code} in phase {sign.phase} at '
@@ -235,7 +237,7 @@ def join(heartbeat: float) -> None:
     threading.Thread(target=target, name='peers', daemon=True).start()
 
 
-def follow(run: Announced) -> None:
+def follow(run: watchdog.Announced) -> None:
   """Write the phase and the step of a run into the signs of life from now."""
   if _crew is not None:
     _crew.run = run
@@ -277,6 +279,12 @@ def leave(code: int) -> None:
   thread = threading.Thread(target=write, daemon=True)
   thread.start()
   thread.join(timeout=max(1.0, 4 * crew.interval))
+
+
+def end(code: int) -> None:
+  """End this process at once, after `leave`; a thread may call it."""
+  leave(code)
+  os._exit(code)
 
 
 def await_verdict(error: BaseException) -> None:

@@ -96,8 +96,14 @@ def watching(
     ended.set()
 
 
+def print_stacks() -> None:
+  """Print the stacks of all Python threads on stderr."""
+  # By the number, because a test or a program may have replaced the stream.
+  faulthandler.dump_traceback(2, all_threads=True)
+
+
 def _report(run: Announced, seconds: float, elsewhere: str) -> None:
-  faulthandler.dump_traceback(all_threads=True)
+  print_stacks()
   messages.end_line(
     f'error: stalled: no progress for {seconds:.0f} s in phase {run.name} '
     f'after step {run.step}{elsewhere}; the stacks are above; resume with '
