@@ -1,7 +1,10 @@
 """Tests of the flags by which the processes of a run find each other."""
 
+import contextlib
+import io
 import os
 import socket
+import sys
 import time
 from unittest import mock
 
@@ -168,6 +171,23 @@ class JoinTest(parameterized.TestCase):
       update.assert_called_once_with('jax_num_cpu_devices', 2)
       with self.assertRaisesRegex(ValueError, 'multiple of the 4 .* got 6'):
         cli.make_fake_devices(6)
+
+
+class MessagesTest(absltest.TestCase):
+  def test_other_processes_print_what_is_their_own(self):
+    err = io.StringIO()
+    with (
+      mock.patch.object(messages, '_where', 'process 2: '),
+      mock.patch.object(sys, 'argv', ['train.py']),
+      contextlib.redirect_stderr(err),
+    ):
+      messages.warn('the run starts again')  # which process 0 prints
+      messages.warn('error: bad')
+      messages.warn('warning: full')
+    self.assertEqual(
+      err.getvalue(),
+      'train.py: process 2: error: bad\ntrain.py: process 2: warning: full\n',
+    )
 
 
 class ProcessZeroTest(absltest.TestCase):

@@ -4,12 +4,14 @@ import contextlib
 import os
 import sys
 
+# Starts of the messages that every process prints, because each has its own.
+_OWN = ('error: ', 'warning: ')
 # Text before the messages of a process other than process 0.
 _where = ''
 
 
 def only_errors(process: int) -> None:
-  """Print nothing but errors from now on, after the number of the process.
+  """Print only errors and warnings from now on, after the process's number.
 
   Process 0 prints what all processes would print. The descriptor of stdout is
   closed too, because JAX's runtime prints to it.
@@ -29,13 +31,20 @@ def only_errors(process: int) -> None:
 
 
 def warn(message: object) -> None:
-  """Print a message as one line on stderr, after the program's name."""
+  """Print a message as one line on stderr, after the program's name.
+
+  Args:
+    message: message; after `only_errors`, it is printed only if it starts with
+      'error: ' or 'warning: '.
+  """
   # Imported here, because a program may end before its slow imports.
   import tqdm
 
+  line = ' '.join(str(message).split())
+  if _where and not line.startswith(_OWN):
+    return
   # By tqdm, because it erases a progress bar and redraws it below.
-  line = _named(' '.join(str(message).split()))
-  tqdm.tqdm.write(line, file=sys.stderr)
+  tqdm.tqdm.write(_named(line), file=sys.stderr)
   sys.stderr.flush()
 
 
