@@ -191,7 +191,10 @@ def _members(
   """Return the processes to start, which meet at a new address."""
   hosts = FLAGS.hosts or [None] * len(environments)
   python = sys.executable
-  shared = dict(signals.launched_by(_own_command(), program))
+  shared = {
+    'PYTHONUNBUFFERED': '1',
+    **signals.launched_by(_own_command(), program),
+  }
   if FLAGS.hosts:
     python = FLAGS.remote_python or python
     shared |= {n: v for n, v in os.environ.items() if n.startswith(_PASSED_ON)}

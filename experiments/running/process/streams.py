@@ -67,7 +67,10 @@ def _lossy(descriptor: int, *, line_buffered: bool) -> io.TextIOWrapper:
     encoding=None if was is None else was.encoding,
     # So that a label outside the terminal's encoding does not end the program.
     errors='backslashreplace',
-    line_buffering=line_buffered or raw.isatty(),
+    # launch.py sets the variable, to print the lines when they are written.
+    line_buffering=line_buffered
+    or raw.isatty()
+    or bool(os.environ.get('PYTHONUNBUFFERED')),
   )
 
 
