@@ -137,6 +137,11 @@ class ProgramsTest(parameterized.TestCase):
     self.assertEqual(out, '20 (10, 4)\n')
     self.assertEqual(names['stages'][1].names.resized, {'params', 'v'})
 
+  def test_failures_lose_what_the_page_says(self):
+    _, out = self.run_page('failures_in_simulation.md')
+    found = "NonFinite(what='gradient', step=30, replicas=(5,))"
+    self.assertEqual(out.splitlines(), ['40 25', found, '1 True'])
+
   def test_recipes_run(self):
     wandb = mock.Mock()
     self.enterContext(mock.patch.dict(sys.modules, wandb=wandb))

@@ -65,10 +65,10 @@ def inject(
   known to all and costs no bytes.
 
   *Limits.* Corrections that sum to zero over all N replicas
-  (`gradient_tracking`, `d2`, `extra`, `k_gt`) do not over those that are alive.
-  These algorithms remain stable, but stop at a biased point after a crash; with
-  `rejoin='stale'` they are exact again once all are back. Codecs of
-  differences (`choco_sgd`, `sparq_sgd`), `relay_sgd`, `edit` and
+  (`gradient_tracking`, `d2`, `extra`, `k_gt`) remain exact with delays, and
+  after a crash with `rejoin='stale'`. While a replica is dead, its last
+  gradient counts. With `rejoin='peer'` a copied correction leaves a bias.
+  Codecs of differences (`choco_sgd`, `sparq_sgd`), `relay_sgd`, `edit` and
   `delayed_nesterov` refuse crashes and delays.
 
   Args:
