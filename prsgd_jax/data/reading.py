@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import operator
+import threading
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,11 @@ CHUNK_STEPS = 16
 _CHUNK_BYTES = 2**23
 # More steps in advance than the next dispatches take gain nothing.
 _MOST_STEPS = 256
+
+
+# Set when Python exits. It would otherwise wait until threads have read all
+# that they were asked to read in advance.
+_exiting = threading.Event()
 
 
 class Sizes(NamedTuple):
@@ -103,12 +109,18 @@ def open_at(
     begin, skipped = divmod(step, units.chunk)
     chunks = iter(
       grain.MapDataset.range(begin, MAX_STEPS // units.chunk + 1)
-      .map(read)
+      .map(functools.partial(_until_exit, read))
       .to_iter_dataset(grain.ReadOptions(threads, units.chunks))
     )
     closing.callback(chunks.close)
     steps = _steps(chunks, units.chunk, closing.pop_all())
   return itertools.islice(steps, skipped, None)
+
+
+def _until_exit(read: Callable[[int], Any], number: int) -> Any:
+  if _exiting.is_set():
+    raise DataError('the program ends, so nothing is read any more')
+  return read(number)
 
 
 def _steps(
@@ -171,4 +183,12 @@ def import_grain() -> Any:
       f'pipelines need a package that cannot be imported ({error}); run: pip '
       'install grain'
     ) from error
+  _watch_exit()
   return grain
+
+
+@functools.cache
+def _watch_exit() -> None:
+  # Not by `atexit`, because Python waits for the threads before that. The last
+  # function registered is called first, so before that of grain's threads.
+  threading._register_atexit(_exiting.set)  # type: ignore[attr-defined]
