@@ -2,7 +2,8 @@
 
 `trainer` is the way in; it joins the other files. `replica_mesh` places the
 replicas, `train_state` holds their arrays, `training` compiles the steps.
-`feeding` and `stacking` bring batches, `run_state` shows results, `memo` reuses
+`feeding`, `stacking` and `prefetching` bring batches, and `waiting` measures
+how long the devices lack them. `run_state` shows results, `memo` reuses
 programs. Inside, arrays are `[D, V, ...]`: V replicas on each device.
 """
 
