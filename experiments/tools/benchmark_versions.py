@@ -36,10 +36,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import benchmark
 from experiments.running.flags import cli
 from experiments.running.records import records
-from experiments.tools import tables
+from experiments.tools import benchmark_loops, tables
 from experiments.tools.tables import Column
 
 FLAGS = flags.FLAGS
@@ -103,7 +102,7 @@ def load(root: pathlib.Path, name: str) -> ModuleType:
   return importlib.import_module(name)
 
 
-def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
+def make_loop(pr: ModuleType, name: str, case: benchmark_loops.Case) -> Any:
   """Return the compiled loop of one version over the digits."""
   if 'trainer' not in vars(pr):
     return _flat_loop(pr, name, case)
@@ -115,14 +114,14 @@ def make_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
     num_replicas=case.num_devices,
     num_devices=case.num_devices,
   )
-  state = trainer.init(*benchmark.initial(case, task))
+  state = trainer.init(*benchmark_loops.initial(case, task))
   data = pr.shared(case.data, batch_size=case.batch_size, transform=_to_float)
   steps = case.steps_per_dispatch
-  memory = benchmark.memory_of(trainer.lower(state, data, steps))
-  return benchmark.make_loop(trainer.run, state, data, steps, memory)
+  memory = benchmark_loops.memory_of(trainer.lower(state, data, steps))
+  return benchmark_loops.make_loop(trainer.run, state, data, steps, memory)
 
 
-def _flat_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
+def _flat_loop(pr: ModuleType, name: str, case: benchmark_loops.Case) -> Any:
   """Return the loop of a version without a trainer and with flat names."""
   models = importlib.import_module(f'{pr.__name__}.classification')
   mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
@@ -131,13 +130,15 @@ def _flat_loop(pr: ModuleType, name: str, case: benchmark.Case) -> Any:
     len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
   )
   algorithm = ALGORITHMS[name](pr)
-  state = pr.create_train_state(mesh, algorithm, *benchmark.initial(case, task))
+  state = pr.create_train_state(
+    mesh, algorithm, *benchmark_loops.initial(case, task)
+  )
   train_steps = pr.make_resident_train_steps(
     mesh, algorithm, task.loss_fn, pr.make_batch_fn(mesh, sampler, _to_float)
   )
   data, steps = mesh.replicate(case.data), case.steps_per_dispatch
-  memory = benchmark.memory_of(train_steps.lower(state, data, steps))
-  return benchmark.make_loop(train_steps, state, data, steps, memory)
+  memory = benchmark_loops.memory_of(train_steps.lower(state, data, steps))
+  return benchmark_loops.make_loop(train_steps, state, data, steps, memory)
 
 
 def _to_float(key: jax.Array, batch: Any) -> Any:
@@ -146,7 +147,7 @@ def _to_float(key: jax.Array, batch: Any) -> Any:
 
 
 def measure(
-  before: ModuleType, after: ModuleType, name: str, case: benchmark.Case
+  before: ModuleType, after: ModuleType, name: str, case: benchmark_loops.Case
 ) -> dict[str, float]:
   """Run both versions in turn and return the ratios new to old.
 
@@ -181,7 +182,7 @@ def main() -> None:
   found: dict[str, dict[str, float]] = {}
   rows = []
   for devices in FLAGS.devices:
-    case = benchmark.make_case('mlp2', FLAGS.data_dir)
+    case = benchmark_loops.make_case('mlp2', FLAGS.data_dir)
     case = case._replace(num_devices=int(devices))
     for name in FLAGS.algorithms:
       print(f'{name}, {devices} devices ...', flush=True)
