@@ -78,8 +78,8 @@ benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py
 
 hosts_benchmark: $(INSTALLED)
-	$(BIN)/python experiments/hosts_benchmark.py
-	$(BIN)/python experiments/hosts_report.py
+	$(BIN)/python experiments/hosts_benchmark.py --measurements=$(RUNS)/hosts
+	$(BIN)/python experiments/hosts_report.py --measurements=$(RUNS)/hosts
 
 results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)

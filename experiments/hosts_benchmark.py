@@ -5,14 +5,14 @@ r"""Measure the seconds and bytes of algorithms on several hosts.
 By default it simulates four hosts on this machine, with links of 10, 100 and
 1000 Mb/s; this requires Linux and root. It takes about three minutes for each
 rate, and writes one file for each. A rate whose file exists is skipped, so that
-an interrupted measurement continues; --again measures it again.
+an interrupted measurement continues; --remeasure measures it again.
 
 On real hosts, start it by launch.py, and pass the rate of their links:
 
   python experiments/launch.py --hosts=a,b,c,d -- \
     experiments/hosts_benchmark.py --rates=1000
 
-Then write the table and the figure from the files:
+It writes to runs/hosts. Then write the table and the figure from the files:
 
   python experiments/hosts_report.py
 """
@@ -37,7 +37,7 @@ import time
 
 from absl import flags
 
-from experiments.hosts import measuring
+from experiments.hosts import directory, measuring
 from experiments.running.flags import cli, process_flags
 from experiments.running.records import writing
 from experiments.tools import virtual_hosts
@@ -61,12 +61,8 @@ flags.DEFINE_float(
   'Seconds after which no round begins, at each rate. Compilation takes '
   'another minute.',
 )
-flags.DEFINE_string(
-  'output',
-  'experiments/results/hosts',
-  'Directory of the files, one for each rate.',
-)
-flags.DEFINE_bool('again', False, 'Measure a rate again whose file exists.')
+flags.adopt_module_key_flags(directory)
+flags.DEFINE_bool('remeasure', False, 'Measure a rate again whose file exists.')
 flags.adopt_module_key_flags(process_flags)
 
 PORT = 8476
@@ -92,15 +88,15 @@ def main() -> None:
         'real hosts by launch.py --hosts=a,b,c,d'
       )
     for rate in rates:
-      if path_of(rate).exists() and not FLAGS.again:
-        print(f'{path_of(rate)} exists; --again measures it again')
+      if path_of(rate).exists() and not FLAGS.remeasure:
+        print(f'{path_of(rate)} exists; --remeasure measures it again')
       else:
         _simulate(rate)
 
 
 def path_of(rate: float) -> pathlib.Path:
   """Return the file of a rate in Mb/s."""
-  return pathlib.Path(FLAGS.output).absolute() / f'{rate:g}mbit.json'
+  return pathlib.Path(FLAGS.measurements).absolute() / f'{rate:g}mbit.json'
 
 
 def _rate(text: str) -> float:
@@ -167,7 +163,7 @@ def _start(
     f'--coordinator_address={coordinator}:{PORT}', f'--process_id={index}',
     f'--num_processes={FLAGS.num_hosts}', f'--rates={rate:g}',
     f'--rounds={FLAGS.rounds}', f'--seconds={FLAGS.seconds}',
-    f'--output={path_of(rate).parent}',
+    f'--measurements={path_of(rate).parent}',
   ]  # fmt: skip
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   with open(output, 'wb') as file:

@@ -26,7 +26,7 @@ from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.hosts import comparing
+from experiments.hosts import comparing, directory
 from experiments.hosts.cases import CASES
 from experiments.hosts.comparing import Row, Spread
 from experiments.running.flags import cli
@@ -36,11 +36,7 @@ from experiments.tools.tables import Column
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-  'results',
-  'experiments/results/hosts',
-  'Directory of the measurements, of the table and of the figure.',
-)
+flags.adopt_module_key_flags(directory)
 
 # Rate of the links of the left panel, in bits per second.
 SHOWN = 100e6
@@ -59,11 +55,11 @@ _TITLES = {
 
 def main() -> None:
   with cli.one_line_errors(ValueError):
-    directory = pathlib.Path(FLAGS.results)
-    measured = comparing.read(directory)
+    place = pathlib.Path(FLAGS.measurements)
+    measured = comparing.read(place)
     text = table(measured)
-    figure_files.save(draw(measured), directory / 'measured.png')
-  writing.write_text(directory / 'table.md', text)
+    figure_files.save(draw(measured), place / 'measured.png')
+  writing.write_text(place / 'table.md', text)
   print(text)
 
 

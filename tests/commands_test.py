@@ -39,7 +39,8 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
           for path in sorted((ROOT / 'docs').glob('*.md'))
         ))  # fmt: skip
 # Called until their flags are parsed: they take long, or write to the project.
-LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'launch',
+LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks',
+        'hosts_benchmark', 'hosts_report', 'launch',
         'readme', 'reproduce', 'results')  # fmt: skip
 preset_runs = costs.preset_runs
 PLACES = {
@@ -178,8 +179,12 @@ class CommandsTest(parameterized.TestCase):
       name += '.__main__'
       importlib.import_module(name).main()
       return
-    if name == 'experiments.tools.benchmark_versions':
+    if name in (
       # It requires a flag, and so would every program of this process.
+      'experiments.tools.benchmark_versions',
+      # It has no flags of absl, because it needs nothing but Python.
+      'experiments.tools.virtual_hosts',
+    ):
       self.assertTrue((ROOT / words[1]).exists())
       return
     binary = importlib.import_module(name)
