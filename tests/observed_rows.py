@@ -121,7 +121,10 @@ def observe(
   if lower:
     program = trainer.lower(state, resident, HALF).as_text()
     seen['exact'] = np.asarray(not any(word in program for word in SUMS))
-  seen |= flat('start', gathered(state))
+  seen |= flat('start/state', gathered(state))
+  if read:  # arrays without a number in them
+    state, nothing = trainer.run(state, resident, 0)
+    seen |= flat('start/metrics', nothing)
   for half in ('middle', 'end'):
     state, metrics = trainer.run(state, data, HALF)
     seen |= flat(f'{half}/state', gathered(state))

@@ -25,7 +25,7 @@ ROWS = {
   **dict.fromkeys(BY_PMAP, process_groups.PMAP),
   **dict.fromkeys(BY_SHARD_MAP, process_groups.SHARD_MAP),
 }
-READ = ('hier_avg', 'sgp_one_peer')  # an output that is the state, or not
+READ = ('d_psgd_ring', 'sgp_one_peer')  # an output that is the state, or not
 SAVED = 'hier_avg'
 WITHOUT_SUMS = ('d_psgd_ring', 'd_psgd_matching', 'sgp_one_peer', 'qsgd')
 REFUSED = {

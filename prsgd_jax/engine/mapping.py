@@ -145,6 +145,10 @@ def _with_local_arrays(
 
 def _regrouped(x: Array, placed: NamedSharding, rows: int) -> Array:
   """Return the rows of this process as an array with another number of rows."""
+  shape = (rows, *x.shape[1:])
+  if not x.size:  # because JAX gives the shards of an empty result all rows
+    row = np.zeros((1, *shape[1:]), x.dtype)
+    return jax.make_array_from_callback(shape, placed, lambda index: row)
   return jax.make_array_from_single_device_arrays(
-    (rows, *x.shape[1:]), placed, [s.data for s in x.addressable_shards]
+    shape, placed, [s.data for s in x.addressable_shards]
   )
