@@ -528,8 +528,8 @@ class BadInputTest(parameterized.TestCase):
       ('holds a run; pass --resume', ()),
       ('--period=4, this one has --period=8;', ('--resume', '--period=8')),
       (
-        '--num_replicas=8, this one has --num_replicas=4;',
-        ('--resume', '--num_replicas=4'),
+        '--batch_size=8, this one has --batch_size=4;',
+        ('--resume', '--batch_size=4'),
       ),
       ('holds no run', (f'--workdir={root}',)),
     ):
