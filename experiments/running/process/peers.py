@@ -193,7 +193,9 @@ class _Crew:
       return
     here = f'this process was in phase {self.run.name} at step {self.run.step}'
     advice = '; resume with --resume' if code in exit_codes.REQUEUE else ''
-    messages.end_line(f'error: {why}; {here}{advice}')
+    stops = (exit_codes.STOPPED, exit_codes.INTERRUPTED)
+    kind = '' if code in stops else 'error: '  # a signal is no error
+    messages.end_line(f'{kind}{why}; {here}{advice}')
     os._exit(code)
 
   def on_abort(self) -> None:
