@@ -104,19 +104,24 @@ def _cells(row: Row) -> dict[str, str]:
   return {
     'algorithm': row.case.label,
     'measured': _milliseconds(row.seconds),
-    'modeled': '' if alone else f'{row.modeled_seconds * 1e3:.3g}',
+    'modeled': '' if alone else _three(row.modeled_seconds * 1e3),
     'ratio': '' if alone else f'{row.seconds.median / row.modeled_seconds:.2f}',
     'wire': f'{row.on_wire / 1e3:.1f}',
     'payload': f'{row.payload / 1e3:.1f}',
     'ledger': f'{row.modeled_bytes / 1e3:.1f}',
     'bytes_ratio': '' if alone else f'{row.payload / row.modeled_bytes:.3f}',
-    'target': '' if row.to_target is None else f'{row.to_target[1]:.3g}',
+    'target': '' if row.to_target is None else _three(row.to_target[1]),
   }
 
 
 def _milliseconds(seconds: Spread) -> str:
-  median, low, high = (f'{1e3 * x:.3g}' for x in seconds)
+  median, low, high = (_three(1e3 * x) for x in seconds)
   return f'{median} ({low} to {high})'
+
+
+def _three(value: float) -> str:
+  """Return a number with three digits, or more before the point."""
+  return f'{value:.0f}' if value >= 100 else f'{value:.3g}'
 
 
 def draw(measured: Sequence[Mapping[str, Any]]) -> Figure:
