@@ -8,10 +8,12 @@ begin with the tolerance that two layouts may have, see `process_groups`.
 import functools
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
+from prsgd_jax.base import AXIS_NAME
 from prsgd_jax.engine.replica_mesh import first
 from prsgd_jax.tracing.keys import to_data
 from tests import harness, reference
@@ -132,6 +134,7 @@ def observe(
     if half == 'middle' and directory is not None:
       trainer.save(directory, state, notes={'row': name})
   check_own_rows(state)
+  check_traced(state.mesh)
   if read:
     seen |= readings(trainer, state, examples)
   if directory is not None:
@@ -162,6 +165,14 @@ def check_own_rows(state):
   own = mesh.rows(params)['b']
   replicas = mesh.local_replicas
   np.testing.assert_array_equal(own, mesh.gather(params)['b'][replicas])
+
+
+def check_traced(mesh):
+  """Raises AssertionError unless a traced function has all devices."""
+  gather = mesh.map(lambda x: lax.all_gather(x, AXIS_NAME))
+  found = jax.eval_shape(gather, mesh.replicate(np.zeros(3)))
+  shape = (len(mesh.local_devices), mesh.num_devices, 3)
+  np.testing.assert_equal(found.shape, shape)
 
 
 def check_resumed(trainer, directory, point, data, seen):

@@ -45,18 +45,40 @@ def mapped(
     static_argnums: positions of the arguments that are not arrays.
   """
   donate, static = tuple(donate_argnums), tuple(static_argnums)
+  several = len({d.process_index for d in devices}) > 1
   if map_by == PMAP:
-    return jax.pmap(
+    program = jax.pmap(
       fn,
       axis_name=AXIS_NAME,
       devices=devices,
       donate_argnums=donate,
       static_broadcasted_argnums=static,
     )
-  program = _shard_mapped(devices, fn, donate, static)
-  if len({d.process_index for d in devices}) == 1:
-    return program
-  return _with_local_arrays(devices, program, donate, static)
+    if not several:
+      return program
+  globally = _shard_mapped(devices, fn, donate, static)
+  if not several:
+    return globally
+  locally = _with_local_arrays(devices, globally, donate, static)
+  return _unless_traced(program, locally) if map_by == PMAP else locally
+
+
+def _unless_traced(
+  program: Callable[..., Any], traced: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Return a `jax.pmap` that is traced as another program.
+
+  With several processes, because `jax.pmap` then takes the devices of this
+  process for all of them.
+  """
+
+  def run(*args: Any) -> Any:
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
+      return traced(*args)
+    return program(*args)
+
+  run.lower = program.lower  # type: ignore[attr-defined]
+  return run
 
 
 def _shard_mapped(
