@@ -66,12 +66,14 @@ def devices_of(n, quick):
   return sorted({fitting[0], fitting[-1]}) if quick else fitting
 
 
-def advance(run, state, n, steps):
+def advance(name, run, state, n, steps):
+  # Faults may make a replica NaN, and the mean at a change of N all of them.
+  may_be_nan = name.startswith('faults_')
   for t in steps:
     batch = harness.problem_batches(run.mesh, PROBLEMS[n], [t])
     state, metrics = run.train_steps(state, batch)
     loss = np.asarray(metrics['loss'])
-    assert np.isfinite(loss).all(), f'step {t}: {loss}'
+    assert may_be_nan or np.isfinite(loss).all(), f'step {t}: {loss}'
   return state
 
 
@@ -83,7 +85,7 @@ def save(name, n, num_devices, directory):
     start = harness.to_tree(PROBLEMS[n].start)
     return pr.engine.create_train_state(run.mesh, run.algorithm, start)
 
-  state = advance(run, new(), n, range(SAVED_AT))
+  state = advance(name, run, new(), n, range(SAVED_AT))
   if directory is not None:
     checkpoints.save(directory, run.mesh, state, {})
   leaves = checkpoint_leaves.to_host(run.mesh, state)
@@ -108,7 +110,7 @@ def change(name, old, new, directory, trains):
     changed = elastic_laws.Resized(name, algorithm, old.leaves, after, n, m)
     elastic_laws.check(changed)
   if trains:
-    advance(new.run, state, m, range(SAVED_AT, SAVED_AT + MORE))
+    advance(name, new.run, state, m, range(SAVED_AT, SAVED_AT + MORE))
   return after
 
 
