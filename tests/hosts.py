@@ -97,7 +97,8 @@ def main():
   begun = time.monotonic()
   with tempfile.TemporaryDirectory() as directory:
     lines, exact = check(rows, pathlib.Path(directory))
-  print(*lines, sep='\n')
+  for line in lines:
+    print(line)
   minutes = (time.monotonic() - begun) / 60
   print(
     f'{len(rows)} rows on 1 x 4, 2 x 2 and 4 x 1 processes x devices in '
