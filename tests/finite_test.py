@@ -1,4 +1,4 @@
-"""A run that is no longer finite names the first replica, or goes on."""
+"""A run that is no longer finite names the first replica, or continues."""
 
 import pathlib
 import tempfile

@@ -8,7 +8,7 @@ import optax
 import prsgd_jax as pr
 from prsgd_jax.base import Traffic, Work
 from tests import harness, reference
-from tests.rows.faults import CRASHES, LATES, events
+from tests.rows.faults import CRASHES, DELAYS, events
 
 N = 4
 SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
@@ -120,7 +120,7 @@ class LedgerTest(parameterized.TestCase):
     spent = meter.spent(meter.advance(meter.init(), 18))
     self.assertEqual(spent.gradients, int(metrics['active'].sum()))
     self.assertEqual(spent.gradients + spent.gradients_lost, 8 * 18)
-    faults = reference.Faults(8, CRASHES, LATES)
+    faults = reference.Faults(8, CRASHES, DELAYS)
     rounds = range(2, 18, 3)
     missed = sum(faults.absent(i, t) for t in rounds for i in range(8))
     self.assertEqual(spent.rounds_missed, missed)

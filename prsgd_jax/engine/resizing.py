@@ -2,7 +2,7 @@
 
 On the host, every register is averaged over the N saved replicas and handed out
 to the N' new ones, as `sync(mean())` would average it. Then the stages change
-what means something else, see `stages.on_resize`. A change of N is thus one
+what means something else, see `stages.on_resize`. A change of N is one
 more average of all replicas. It keeps whatever an algorithm knows of their
 mean, and starts what it knows of their differences at zero.
 

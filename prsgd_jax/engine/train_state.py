@@ -338,9 +338,8 @@ def consensus(
 
   Returns:
     (params, model_state) of one model, NumPy arrays. Integers and random keys
-    have no mean and are taken from replica 0, or the first that has not
-    crashed. Typed keys are JAX arrays,
-    because NumPy has none.
+    have no mean and are taken from replica 0, or the first one alive. Typed
+    keys are JAX arrays, because NumPy has none.
 
   Raises:
     ValueError: if the arguments are not an algorithm and a state of it, or a

@@ -11,9 +11,9 @@ from tests.reference.problem import Learners
 class Faults:
   """Who is dead, late or ill at a 0-based step."""
 
-  def __init__(self, n, crashes=(), lates=(), nan_grads=(), nan_params=()):
+  def __init__(self, n, crashes=(), delays=(), nan_grads=(), nan_params=()):
     self.n = n
-    self.crashes, self.lates = crashes, lates
+    self.crashes, self.delays = crashes, delays
     self.nan_grads, self.nan_params = nan_grads, nan_params
 
   def _holds(self, faults, i, step):
@@ -26,7 +26,7 @@ class Faults:
     return step >= 0 and self._holds(self.crashes, i, step)
 
   def absent(self, i, step):
-    return self.dead(i, step) or self._holds(self.lates, i, step)
+    return self.dead(i, step) or self._holds(self.delays, i, step)
 
   def returning(self, step):
     """(replicas that come back, the one they copy) at a step."""

@@ -12,7 +12,7 @@ from tests.rows.row import SGD, N, Row
 
 # Replica 0 crashes, so that not the first is copied; 6 and 7 are a whole group.
 CRASHES = ((0, 3, 7), (3, 5, None), (5, 10, 17), (6, 8, 12), (7, 6, 14))
-LATES = ((1, 0, 9), (2, 11, None), (4, 12, 13))
+DELAYS = ((1, 0, 9), (2, 11, None), (4, 12, 13))
 ILL = ((1, 6, 7), (6, 9, 10))
 AGGREGATES = {
   'finite': (pr.stages.average_finite(), reference.mean_of_finite),
@@ -36,14 +36,14 @@ AGGREGATES = {
 }
 
 
-def events(crashes=CRASHES, lates=LATES, nan_grads=(), nan_params=(), *, n=N):
+def events(crashes=CRASHES, delays=DELAYS, nan_grads=(), nan_params=(), *, n=N):
   """The faults of the library for those of the oracles, in n replicas."""
-  crashes, lates, nan_grads, nan_params = (
+  crashes, delays, nan_grads, nan_params = (
     [fault for fault in kind if fault[0] < n]
-    for kind in (crashes, lates, nan_grads, nan_params)
+    for kind in (crashes, delays, nan_grads, nan_params)
   )
   made = [pr.faults.crash(r, at=a, until=end) for r, a, end in crashes]
-  made += [pr.faults.late(r, at=a, until=end) for r, a, end in lates]
+  made += [pr.faults.late(r, at=a, until=end) for r, a, end in delays]
   for what, ill in (('grads', nan_grads), ('params', nan_params)):
     made += [pr.faults.nan(r, at=a, until=end, what=what) for r, a, end in ill]
   return made
@@ -51,7 +51,7 @@ def events(crashes=CRASHES, lates=LATES, nan_grads=(), nan_params=(), *, n=N):
 
 def row(make, oracle, order='C', *, rejoin='peer', arguments=None, **faults):
   """An algorithm and its oracle, with the same faults."""
-  faults = {'crashes': CRASHES, 'lates': LATES, **faults}
+  faults = {'crashes': CRASHES, 'delays': DELAYS, **faults}
   return Row(
     functools.partial(_inject, make, rejoin, faults),
     functools.partial(oracle, rejoin=rejoin, **(arguments or {}), **faults),
@@ -83,7 +83,7 @@ TABLE = {
     reference.k_avg_with_faults,
     arguments={'period': 3},
     crashes=(),
-    lates=(),
+    delays=(),
   ),
   'faults_k_avg': _k_avg(),
   'faults_k_avg_stale': _k_avg(rejoin='stale'),
