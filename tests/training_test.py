@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax.engine import training
+from prsgd_jax.tracing.primitives import has_convolution
 from tests import harness
 
 N = 8
@@ -423,13 +423,13 @@ class ConvolutionTest(absltest.TestCase):
     def jaxpr_of(fn):
       return jax.make_jaxpr(fn)(np.ones((1, 1, 8, 8), np.float32)).jaxpr
 
-    self.assertTrue(training._has_convolution(jaxpr_of(fn)))
+    self.assertTrue(has_convolution(jaxpr_of(fn)))
 
     def conv_general_dilated(x):  # a name is not a primitive
       return x + 1
 
     named = jax.jit(conv_general_dilated)
-    self.assertFalse(training._has_convolution(jaxpr_of(named)))
+    self.assertFalse(has_convolution(jaxpr_of(named)))
 
 
 if __name__ == '__main__':

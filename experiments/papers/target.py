@@ -113,7 +113,8 @@ def make_config(
   Raises:
     ValueError: if a value is invalid, or has no effect on this run.
   """
-  names = config.RunConfig.__dataclass_fields__.keys() - {'options'}
+  fields_of_runs = config.RunConfig.__dataclass_fields__.keys()
+  names = fields_of_runs - {'options', 'sizes'}  # because these are no flags
   defaults = {n: flags.FLAGS[n].default for n in names}
   values = {**defaults, **fields, 'algorithm': algorithm}
   values['learning_rate_drops'] = tuple(values['learning_rate_drops'])
