@@ -34,7 +34,8 @@ def derivatives(module, variables, x, **kwargs):
     out = apply(module, {**variables, 'params': params}, x, **kwargs)
     return weigh(out[0]), out
 
-  grads, out = jax.grad(loss, (0, 1), has_aux=True)(variables['params'], x)
+  both = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+  grads, out = both(variables['params'], x)
   return out, grads
 
 
