@@ -13,7 +13,7 @@ help:
 	@echo 'make test       all tests (9 minutes; more with JAX 0.12)'
 	@echo 'make lint       ruff, mypy, spelling and the list of words to avoid'
 	@echo 'make wheel      a wheel in build/wheel, installed apart and run'
-	@echo 'make faults     kill, signal, cut off and damage runs; resume them (15 minutes)'
+	@echo 'make faults     kill, signal, cut off and damage runs; resume them (6 minutes)'
 	@echo 'make long_runs  200,000 steps: memory and work per record do not grow'
 	@echo 'make hosts      every algorithm in 1, 2 and 4 processes (a quarter of an hour)'
 	@echo 'make benchmark  the engine against hand-written loops'
