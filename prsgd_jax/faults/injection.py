@@ -65,8 +65,8 @@ def inject(
   known to all and costs no bytes.
 
   *Limits.* Corrections that sum to zero over all N replicas
-  (`gradient_tracking`, `d2`, `extra`, `k_gt`) remain exact with delays, and
-  after a crash with `rejoin='stale'`. While a replica is dead, its last
+  (`gradient_tracking`, `d2`, `extra`, slowly `k_gt`) remain exact with delays,
+  and after a crash with `rejoin='stale'`. While a replica is dead, its last
   gradient counts. With `rejoin='peer'` a copied correction leaves a bias.
   Codecs of differences (`choco_sgd`, `sparq_sgd`), `relay_sgd`, `edit` and
   `delayed_nesterov` refuse crashes and delays.
