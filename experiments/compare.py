@@ -78,7 +78,9 @@ def main() -> None:
     dataset = data.load(run_configs[0], FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
     assembled = [  # all of them, so that an error comes before the first run
-      experiment.assemble(run_config, dataset, FLAGS.num_devices, machines)
+      experiment.assemble(
+        run_config, dataset, FLAGS.num_devices, machines, map_by=FLAGS.map_by
+      )
       for run_config in run_configs
     ]
   workdir = pathlib.Path(FLAGS.workdir)

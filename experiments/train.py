@@ -69,7 +69,8 @@ flags.DEFINE_bool(
   False,
   'Resume the interrupted run in --workdir with its saved flags. Only these '
   'flags may change: --num_epochs, --num_steps, --log_every, --eval_every, '
-  '--checkpoint_every, --keep, --logger, --num_devices, --num_replicas (and '
+  '--checkpoint_every, --keep, --logger, --map_by, --num_devices, '
+  '--num_replicas (and '
   'with it the flags with a number for each replica), --data_dir, '
   '--stall_seconds, --stream_processes and --progress.',
 )
@@ -111,7 +112,7 @@ def _train(held: contextlib.ExitStack) -> None:
     dataset = data.load(run_config, FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_config.num_replicas)
     parts = experiment.assemble(
-      run_config, dataset, FLAGS.num_devices, machines
+      run_config, dataset, FLAGS.num_devices, machines, map_by=FLAGS.map_by
     )
     resumed = workdir if FLAGS.resume else None
     parts, start = warm_start.plan(parts, resumed, FLAGS)

@@ -180,6 +180,8 @@ def assemble(
   dataset: Dataset,
   num_devices: int | None,
   network: pr.ledger.Network,
+  *,
+  map_by: str = 'pmap',
 ) -> Parts:
   """Looks whether the parts of a run fit together.
 
@@ -188,12 +190,13 @@ def assemble(
     dataset: that it names.
     num_devices: D, or None for the most there are that fit.
     network: for the modeled time.
+    map_by: function of JAX that maps over the devices, see `pr.trainer`.
 
   Raises:
     ValueError: if they do not; the message says what to change.
   """
   with dotted.named_errors(*config.own()):
-    return _assemble(config, dataset, num_devices, network)
+    return _assemble(config, dataset, num_devices, network, map_by)
 
 
 def _assemble(
@@ -201,6 +204,7 @@ def _assemble(
   dataset: Dataset,
   num_devices: int | None,
   network: pr.ledger.Network,
+  map_by: str,
 ) -> Parts:
   n = config.num_replicas
   network = with_own_speeds(config, network)
@@ -233,6 +237,7 @@ def _assemble(
     num_replicas=n,
     eval_fn=eval_fn,
     num_devices=num_devices,
+    map_by=map_by,
   )
   shapes = trainer.shapes(params, model_state)
   meter = pr.ledger.meter(plan.algorithm, shapes, n, plan.num_steps, network)

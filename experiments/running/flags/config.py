@@ -142,6 +142,13 @@ flags.DEFINE_integer(
   'Default: the largest number of available devices that divides '
   '--num_replicas.',
 )
+flags.DEFINE_enum(
+  'map_by',
+  'pmap',
+  ['pmap', 'shard_map'],
+  'Function of JAX that maps over the devices. The results are equal bit for '
+  'bit. Default: pmap.',
+)
 flags.DEFINE_integer(
   'batch_size', 32, 'Number of examples per replica and step, >= 1.'
 )

@@ -25,6 +25,7 @@ MAY_CHANGE = (
   'eval_every',
   'keep',
   'logger',
+  'map_by',
   'num_devices',
   'num_epochs',
   'num_steps',
