@@ -80,10 +80,11 @@ def compiled_once():
   """
   known = {}
 
-  def assembled(*args):
-    parts = _assemble(*args)
+  def assembled(*args, **kwargs):
+    parts = _assemble(*args, **kwargs)
     # All that the steps depend on: their number only where it matters.
-    key = repr(parts.description), str(parts.trainer.mesh)
+    mesh = parts.trainer.mesh
+    key = repr(parts.description), str(mesh), mesh.map_by
     same = known.setdefault(key, parts)
     return parts._replace(trainer=same.trainer, data=same.data, init=same.init)
 
