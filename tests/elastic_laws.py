@@ -84,7 +84,7 @@ def close(actual, desired, atol=ATOL):
 
 
 def check(change):
-  """Assert the general law, and those of the algorithm."""
+  """Assert the general law, and the laws of the algorithm."""
   check_averages(change)
   for family, law in LAWS.items():
     if change.name.startswith(family):

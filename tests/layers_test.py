@@ -23,7 +23,7 @@ def apply(module, variables, x, **kwargs):
 
 
 def weigh(y):
-  """A sum in which every number of y has a weight of its own."""
+  """A sum in which the numbers of y have different weights."""
   return (jnp.sin(y) * (jnp.arange(y.size).reshape(y.shape) % 7 / 7)).sum()
 
 

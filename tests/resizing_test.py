@@ -269,11 +269,11 @@ class RestoreTest(parameterized.TestCase):
     np.testing.assert_allclose(found.params, np.stack([mean] * m), rtol=1e-6)
     found, metrics = new.run(found, data, 3)
     self.assertEqual(metrics['loss'].shape, (3, m))
-    self.assertLess(metrics['loss'].max(), 1)  # that of the first point
+    self.assertLess(metrics['loss'].max(), 1)  # the loss at the first point
 
 
 class GuideTest(absltest.TestCase):
-  """The table of exceptions in the guide is that of the algorithms."""
+  """The guide lists the exceptions that the algorithms declare."""
 
   def test_lists_each_declared_register_of_each_algorithm(self):
     guide = pathlib.Path(__file__).parents[1] / 'docs' / 'change_replicas.md'

@@ -4,7 +4,7 @@ Arrays on a mesh have the shape `[D, V, ...]`: D devices, each with a block of
 V = N / D replicas. Replica r is row r mod V of device r // V.
 
 In a run of several processes, D counts the devices of all of them. A process
-holds only the rows of its own D_local devices, `[D_local, V, ...]`. Every
+holds only the rows of its D_local devices, `[D_local, V, ...]`. Every
 process must make the same calls in the same order.
 """
 
@@ -129,7 +129,7 @@ class ReplicaMesh:
 
   @property
   def process(self) -> int:
-    """Index of this process among those of the mesh, 0-based."""
+    """Index of this process in the mesh, 0-based."""
     first = self.devices.index(self.local_devices[0])
     return first // len(self.local_devices)
 

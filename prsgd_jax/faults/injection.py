@@ -56,7 +56,7 @@ def inject(
 
   A mean is over the replicas that are present; on a graph, the links of absent
   replicas are down, see `sync`. If no present replica has weight, a round
-  changes nothing. Without faults the results are those of the algorithm, to
+  changes nothing. Without faults the results equal the plain algorithm, to
   rounding. Wrap the whole algorithm.
 
   The ledger counts the gradients that dead replicas did not take, and the

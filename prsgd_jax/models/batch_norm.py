@@ -24,7 +24,7 @@ class BatchNorm(nn.Module):
 
   Attributes:
     use_running_average: whether to normalize with the statistics kept, as in
-      evaluation, and not with those of the batch.
+      evaluation, and not with the statistics of the batch.
     momentum: share of the old statistics that is kept in an update.
       Default: 0.9.
     epsilon: added to the variance. Default: 1e-5.

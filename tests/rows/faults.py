@@ -37,7 +37,7 @@ AGGREGATES = {
 
 
 def events(crashes=CRASHES, delays=DELAYS, nan_grads=(), nan_params=(), *, n=N):
-  """The faults of the library for those of the oracles, in n replicas."""
+  """The library's faults for the faults of the oracles, in n replicas."""
   crashes, delays, nan_grads, nan_params = (
     [fault for fault in kind if fault[0] < n]
     for kind in (crashes, delays, nan_grads, nan_params)

@@ -112,7 +112,7 @@ class Saver:
     """Waits for the last save; its error is the lesser of two."""
     if error is None:
       return self.wait()
-    # After an error of this process alone, the others would be waited for.
+    # After an error of only this process, the others would be waited for.
     if processes.count() == 1 or isinstance(error, _COMMON):
       try:
         self.wait()

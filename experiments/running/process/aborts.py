@@ -1,7 +1,7 @@
 """Print a line of our own before JAX's runtime aborts the process.
 
 The runtime is C++. When the process that coordinates the run is gone, it prints
-a stack and calls `abort` within milliseconds, from a thread of its own. JAX has
+a stack and calls `abort` within milliseconds, from another thread. JAX has
 no working callback for that: the one of its client raises `std::bad_cast`.
 
 So the signal of `abort` is handled. That is safe here, unlike in most signal

@@ -206,7 +206,7 @@ def launched_by(
 
 
 def is_launched() -> bool:
-  """Whether launch.py started this process, with addresses of its own."""
+  """Whether launch.py started this process, with its own addresses."""
   return _LAUNCHED in os.environ
 
 
