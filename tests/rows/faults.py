@@ -37,7 +37,7 @@ AGGREGATES = {
 
 
 def events(crashes=CRASHES, delays=DELAYS, nan_grads=(), nan_params=(), *, n=N):
-  """The library's faults for the faults of the oracles, in n replicas."""
+  """Faults of the library, from the faults of an oracle, in n replicas."""
   crashes, delays, nan_grads, nan_params = (
     [fault for fault in kind if fault[0] < n]
     for kind in (crashes, delays, nan_grads, nan_params)

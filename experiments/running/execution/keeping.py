@@ -13,7 +13,8 @@ _FORM = (
 def from_flags(values: flags.FlagValues) -> Retention:
   """Returns the rules that --keep names.
 
-  Without a number or all, the newest checkpoint and the matches of the rules stay.
+  Without a number or all, the newest checkpoint and the matches of the rules
+  stay.
 
   Raises:
     ValueError: if a term is none of those, or names a measure that checkpoints

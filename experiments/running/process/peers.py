@@ -1,8 +1,8 @@
 """Watch the other processes of a run, and stop together with them.
 
 Each process writes a sign of life, with its phase and step, to the store of
-JAX's coordination service, and reads the signs of the others. If one is missing for
-most of the heartbeat, this process prints which one, and exits with
+JAX's coordination service, and reads the signs of the others. If one is missing
+for most of the heartbeat, this process prints which one, and exits with
 `exit_codes.LOST`. JAX would abort it a moment later, without the name.
 
 A process that received a signal asks all processes to stop. Each of them calls
