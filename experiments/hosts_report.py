@@ -31,7 +31,13 @@ from experiments.hosts.cases import CASES
 from experiments.hosts.comparing import Row, Spread
 from experiments.running.flags import cli
 from experiments.running.records import writing
-from experiments.tools import drawing, figure_files, styles, tables
+from experiments.tools import (
+  disturbances,
+  drawing,
+  figure_files,
+  styles,
+  tables,
+)
 from experiments.tools.tables import Column
 
 FLAGS = flags.FLAGS
@@ -82,7 +88,7 @@ def _conditions(measured: Mapping[str, Any]) -> str:
   """Return a paragraph on the links, the machine and the disturbances."""
   machine, others = measured['machine'], measured['others']
   rate = measured['bits_per_second'] / 1e6
-  kept = comparing.undisturbed(measured)
+  kept = disturbances.undisturbed(others)
   words = (
     f'**{rate:g} Mb/s**, {measured["hosts"]} hosts; a message of 4 bytes '
     f'takes {measured["latency"] * 1e3:.2f} ms. '
@@ -91,7 +97,7 @@ def _conditions(measured: Mapping[str, Any]) -> str:
     f'per machine, JAX {machine["jax"]}, Python {machine["python"]}, commit '
     f'{machine["commit"]}.'
   )
-  if comparing.is_disturbed(measured):
+  if disturbances.is_disturbed(others):
     words += (
       f' **Other programs used up to {max(others):.0%} of the processors.**'
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments import hosts_report
 from experiments.hosts import cases, comparing, measuring
-from experiments.tools import figure_files
+from experiments.tools import disturbances, figure_files
 from tests import looks
 
 KEPT = pathlib.Path(hosts_report.__file__).parent / 'results' / 'hosts'
@@ -48,15 +48,15 @@ def measurement(megabits, times, others, errors=None):
 class ComparingTest(absltest.TestCase):
   def test_disturbed_rounds_do_not_count(self):
     found = measurement(100, [1, 2, 9, 3], [0, 0.05, 0.5, 0.0])
-    self.assertEqual(comparing.undisturbed(found), [0, 1, 3])
-    self.assertFalse(comparing.is_disturbed(found))
+    self.assertEqual(disturbances.undisturbed(found['others']), [0, 1, 3])
+    self.assertFalse(disturbances.is_disturbed(found['others']))
     seconds = comparing.seconds_per_step(found, SSGD)
     np.testing.assert_allclose(seconds, np.array([2, 1.5, 2.5]) / 16)
 
   def test_disturbed_rounds_count_if_too_few_are_left(self):
     found = measurement(100, [1, 2, 9], [0, 0.05, 0.5])
-    self.assertEqual(comparing.undisturbed(found), [0, 1, 2])
-    self.assertTrue(comparing.is_disturbed(found))
+    self.assertEqual(disturbances.undisturbed(found['others']), [0, 1, 2])
+    self.assertTrue(disturbances.is_disturbed(found['others']))
     self.assertIn('up to 50% of the proc', hosts_report.table([found]))
 
   def test_history_has_the_median_for_what_was_not_measured(self):

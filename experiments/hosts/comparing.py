@@ -14,14 +14,11 @@ import numpy as np
 from experiments.hosts import cases
 from experiments.hosts.cases import CASES, Case
 from experiments.running.records import json_files
+from experiments.tools import disturbances
 import prsgd_jax as pr
 
 # Payload of a full Ethernet frame of TCP with time stamps, and its headers.
 PAYLOAD, HEADERS = 1448, 66
-# Share of the processors above which a round counts as disturbed.
-DISTURBED = 0.1
-# Rounds without a disturbance that suffice.
-ENOUGH = 3
 # Test error to reach, in %.
 TARGET = 5.0
 # Steps of the model: a multiple of all periods.
@@ -93,27 +90,12 @@ def read(directory: pathlib.Path) -> list[dict[str, Any]]:
   return sorted(found, key=lambda measured: measured['bits_per_second'])
 
 
-def undisturbed(measured: Mapping[str, Any]) -> list[int]:
-  """Return the rounds in which other programs used few processors.
-
-  With fewer than three of them, all rounds are returned; see `is_disturbed`.
-  """
-  rounds = range(len(measured['others']))
-  quiet = [i for i in rounds if measured['others'][i] <= DISTURBED]
-  return quiet if len(quiet) >= ENOUGH else list(rounds)
-
-
-def is_disturbed(measured: Mapping[str, Any]) -> bool:
-  """Return whether disturbed rounds had to be kept."""
-  kept = undisturbed(measured)
-  return any(measured['others'][i] > DISTURBED for i in kept)
-
-
 def seconds_per_step(measured: Mapping[str, Any], case: Case) -> Spread:
   """Return the measured seconds of a step of a case."""
   blocks = measured['blocks'][case.label]
   each = [
-    blocks[i]['seconds'] / blocks[i]['steps'] for i in undisturbed(measured)
+    blocks[i]['seconds'] / blocks[i]['steps']
+    for i in disturbances.undisturbed(measured['others'])
   ]
   low, median, high = np.quantile(each, (0.25, 0.5, 0.75))
   return Spread(float(median), float(low), float(high))
@@ -141,7 +123,7 @@ def history(
   if 'test_accuracy' not in blocks[0]:
     return []
   median = seconds_per_step(measured, case).median
-  quiet = {1 + i for i in undisturbed(measured)}
+  quiet = {1 + i for i in disturbances.undisturbed(measured['others'])}
   steps, seconds, found = 0, 0.0, []
   for i, block in enumerate(blocks):
     steps += int(block['steps'])

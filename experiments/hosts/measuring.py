@@ -7,7 +7,6 @@ how much of the processors other programs used.
 """
 
 from collections.abc import Callable
-import os
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from experiments.hosts import cases
 from experiments.hosts.cases import CASES, Case
 from experiments.running.records import records
+from experiments.tools import disturbances
 import prsgd_jax as pr
 from prsgd_jax.base import Array
 from prsgd_jax.engine import processes
@@ -65,10 +65,7 @@ def read_counters() -> Counters:
     if name.strip() != 'lo':
       sent += int(numbers.split()[8])
       packets += int(numbers.split()[9])
-  # User, nice and system time in hundredths of a second. No interrupts, because
-  # these include the network traffic of this program.
-  total = pathlib.Path('/proc/stat').read_text().split('\n', 1)[0].split()
-  busy = sum(map(int, total[1:4])) / 100
+  busy = disturbances.busy_seconds()
   return Counters(sent, packets, busy, time.process_time())
 
 
@@ -197,9 +194,9 @@ def _others(before: Counters, lasted: float) -> float:
   for name, busy, used in processes.collect('a round', own):
     most, total = machines.get(name, (0, 0))
     machines[name] = [max(most, busy), total + used]
-  available = lasted * (os.cpu_count() or 1)
   return max(
-    0.0, *((busy - own) / available for busy, own in machines.values())
+    disturbances.share_of_others(busy, own, lasted)
+    for busy, own in machines.values()
   )
 
 
