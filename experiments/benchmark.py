@@ -1,18 +1,19 @@
-"""Compare the speed of the engine with hand-written training loops.
+"""Compare the speed of the engine with hand-written loops and with peers.
 
   python experiments/benchmark.py
+  python experiments/benchmark.py --cases=mlp2 --peers
 
-Both hand-written loops are minimal PR-SGD: momentum SGD and a conditional pmean
-in a pmap, with one replica per device and identical batches. One scans over
-steps, one dispatches each step. All loops take turns in one process.
+All contestants do the same work: local SGD with momentum, an average every 8
+steps, batches of 32, on equal batches from equal initial parameters. They take
+turns of about 0.3 seconds in rounds. A ratio compares two of them in the same
+round. A round in which other programs used more than a tenth of the processors
+does not count.
 
-A case of streamed data compares the engine with itself: `pr.pipeline`, whose
-images are decoded during the run (ResNet-20) or read from arrays (MLP), with
-data that stays on the devices. Its ratio divides streamed by resident steps.
+With --peers, torch and DrJAX take part if they are installed:
 
-The ratio divides the median steps per second of the engine by the faster
-hand-written loop; above 1, the engine is faster. Memory is the size that the
-compiled program requires on one device.
+  pip install torch drjax
+
+A case takes about a minute; Ctrl-C ends it.
 """
 
 import pathlib
@@ -27,198 +28,164 @@ from experiments.running.process import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
-from collections.abc import Mapping
-import resource
-import statistics
-import time
+import contextlib
+import importlib.metadata
+import os
 from typing import Any
 
 from absl import flags
-import jax
 
 from experiments.running.flags import cli
-from experiments.running.records import records, writing
-from experiments.tools import benchmark_loops, tables
-from experiments.tools.tables import Column
+from experiments.running.records import json_files, writing
+from experiments.tools import (
+  benchmark_by_hand,
+  benchmark_cases,
+  benchmark_loops,
+  benchmark_peers,
+  benchmark_rounds,
+  benchmark_tables,
+)
+from experiments.tools.benchmark_cases import Case
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_list(
   'cases',
-  ['mlp2', 'mlp8', 'resnet2', 'mlp2_streamed', 'resnet2_streamed'],
-  'Cases to measure: mlp2 and mlp8 (an MLP on 2 or 8 devices), resnet2 '
-  '(ResNet-20 on 2 devices), mlp2_streamed and resnet2_streamed (streamed '
-  'against resident data).',
+  list(benchmark_cases.NAMES),
+  'Cases to measure: a model with 2 or 8 replicas, and `_streamed` for '
+  'streamed against resident data. All: '
+  + ', '.join(benchmark_cases.NAMES)
+  + '.',
 )
-flags.adopt_module_key_flags(cli)
+flags.DEFINE_bool(
+  'peers', False, 'Measure torch and DrJAX too, if they are installed.'
+)
+flags.DEFINE_list(
+  'devices',
+  None,
+  'Numbers of devices on which to measure the engine. Default: 1, and the '
+  'largest number that divides the replicas and has a processor for each.',
+)
+flags.DEFINE_float(
+  'seconds',
+  40.0,
+  'Seconds after which no round begins, except the first '
+  f'{benchmark_rounds.LEAST_ROUNDS}. Compilation comes on top.',
+)
+flags.DEFINE_integer(
+  'rounds',
+  21,
+  f'Largest number of rounds of a case, >= {benchmark_rounds.LEAST_ROUNDS}.',
+)
 flags.DEFINE_string(
-  'json', None, 'JSON file to write the numbers to. Default: none.'
+  'output',
+  None,
+  'Directory to write to: a JSON file for each case, and table.md of all of '
+  'them. A case whose file exists is not measured. Default: none.',
 )
-
-
-def measure(case: benchmark_loops.Case) -> dict[str, Any]:
-  """Run all loops in turn and return medians, quartiles and their ratio."""
-  loops = {
-    'engine': benchmark_loops.engine_loop(case),
-    'scanned_by_hand': benchmark_loops.hand_written_loop(case, scan=True),
-    'stepped_by_hand': benchmark_loops.hand_written_loop(case, scan=False),
-  }
-  _compile_again(loops)
-  rates = _take_turns(case, loops)
-  medians = _medians(rates)
-  return {
-    'ratio': medians['engine']
-    / max(medians['scanned_by_hand'], medians['stepped_by_hand']),
-    'steps_per_second': medians,
-    'quartiles': _quartiles(rates),
-    'seconds_to_first_step': {
-      name: loop.seconds_to_first_step for name, loop in loops.items()
-    },
-    'bytes_per_device': {
-      name: loop.bytes_per_device for name, loop in loops.items()
-    },
-  }
-
-
-def measure_streamed(case: benchmark_loops.Case) -> dict[str, Any]:
-  """Run the engine on streamed and resident data in turn.
-
-  Args:
-    case: the model and its data.
-
-  Returns:
-    Medians, quartiles and the ratio of steps per second, and the share of the
-    time in which the devices had no batches.
-  """
-  streamed = benchmark_loops.streamed_data(case)
-  trainers = {
-    name: benchmark_loops.make_trainer(case)
-    for name in ('streamed', 'resident')
-  }
-  loops = {
-    'streamed': benchmark_loops.engine_loop(
-      case, trainers['streamed'], streamed
-    ),
-    'resident': benchmark_loops.engine_loop(case, trainers['resident']),
-  }
-  _compile_again(loops)
-  waited = trainers['streamed'].waited()
-  rates = _take_turns(case, loops)
-  waited = trainers['streamed'].waited() - waited
-  medians = _medians(rates)
-  steps = case.dispatches * case.steps_per_dispatch
-  return {
-    'ratio': medians['streamed'] / medians['resident'],
-    'steps_per_second': medians,
-    'quartiles': _quartiles(rates),
-    'data_wait': waited / sum(steps / rate for rate in rates['streamed']),
-  }
-
-
-def _compile_again(loops: Mapping[str, benchmark_loops.Loop]) -> None:
-  """Run each loop, because making one clears the programs of those before."""
-  for loop in loops.values():
-    jax.block_until_ready(loop.run())
-
-
-def _take_turns(
-  case: benchmark_loops.Case, loops: Mapping[str, benchmark_loops.Loop]
-) -> dict[str, list[float]]:
-  """Return the steps per second of each loop, measured in turn."""
-  rates: dict[str, list[float]] = {name: [] for name in loops}
-  for i in range(case.repeats):
-    # The order alternates, because a loop may slow down the next one.
-    for name in sorted(loops, reverse=bool(i % 2)):
-      begun = time.perf_counter()
-      for _ in range(case.dispatches):
-        metrics = loops[name].run()
-      jax.block_until_ready(metrics)
-      steps = case.dispatches * case.steps_per_dispatch
-      rates[name].append(steps / (time.perf_counter() - begun))
-  return rates
-
-
-def _medians(rates: Mapping[str, list[float]]) -> dict[str, float]:
-  return {name: statistics.median(found) for name, found in rates.items()}
-
-
-def _quartiles(rates: Mapping[str, list[float]]) -> dict[str, list[float]]:
-  return {
-    name: statistics.quantiles(found, n=4)[::2] for name, found in rates.items()
-  }
+flags.DEFINE_bool('remeasure', False, 'Measure a case again whose file exists.')
+flags.adopt_module_key_flags(cli)
 
 
 def main() -> None:
-  cli.make_fake_devices(8)
   with cli.one_line_errors(ValueError):
-    cases = {
-      n: benchmark_loops.make_case(n, FLAGS.data_dir) for n in FLAGS.cases
-    }
-  results: dict[str, Any] = {}
-  streams: dict[str, Any] = {}
-  for name, case in cases.items():
-    print(f'{name} ...', flush=True)  # now, because a case takes minutes
-    if name.endswith(benchmark_loops.STREAMED):
-      streams[name] = measure_streamed(case)
+    _check()
+    # Without data, to refuse unknown names before the first measurement.
+    cases = [benchmark_cases.make_case(n, FLAGS.data_dir) for n in FLAGS.cases]
+    cli.make_fake_devices(max(max(_devices(case)) for case in cases))
+    for case in cases:
+      path = _path(case)
+      if path is not None and path.exists() and not FLAGS.remeasure:
+        print(f'{path} exists; --remeasure measures it again', flush=True)
+        continue
+      measured = measure(case)
+      print(f'\n{benchmark_tables.terminal(measured)}', flush=True)
+      if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing.write_text(path, writing.to_json(measured))
+    if FLAGS.output is not None:
+      write_table(pathlib.Path(FLAGS.output))
+
+
+def _check() -> None:
+  if FLAGS.rounds < benchmark_rounds.LEAST_ROUNDS:
+    raise ValueError(
+      f'--rounds must be >= {benchmark_rounds.LEAST_ROUNDS}, got {FLAGS.rounds}'
+    )
+  if not FLAGS.peers:
+    return
+  missing = benchmark_peers.missing()
+  hint = f'pip install {" ".join(missing)}'
+  if len(missing) == len(benchmark_peers.PACKAGES):
+    raise ValueError(f'--peers found no peer; {hint}')
+  if missing:
+    print(f'{missing[0]} is not installed and does not take part; {hint}')
+
+
+def _devices(case: Case) -> list[int]:
+  """Return the numbers of devices on which to measure a case."""
+  n = case.num_replicas
+  if FLAGS.devices is None:
+    most = max(
+      d for d in range(1, n + 1) if n % d == 0 and d <= (os.cpu_count() or 1)
+    )
+    return sorted({1, most})
+  found = [int(text) if text.isdecimal() else 0 for text in FLAGS.devices]
+  for devices in found:
+    if not devices or n % devices:
+      raise ValueError(
+        f'--devices must divide the {n} replicas of {case.name}, got '
+        f'{",".join(FLAGS.devices)}'
+      )
+  return found
+
+
+def measure(case: Case) -> dict[str, Any]:
+  """Measure a case; return the measurement, of JSON types."""
+  print(f'{case.name} ...', flush=True)  # now, because a case takes a minute
+  devices = _devices(case)
+  peers: contextlib.AbstractContextManager[Any] = contextlib.nullcontext([])
+  if FLAGS.peers and not case.is_streamed:
+    peers = benchmark_peers.running(case)
+  with peers as workers:
+    if case.is_streamed:
+      contestants = benchmark_loops.from_stream(case, max(devices))
     else:
-      results[name] = measure(case)
-  if results:
-    rows = [_row(name, found) for name, found in results.items()]
-    print(f'\n{tables.aligned(rows, COLUMNS)}')
-  if streams:
-    rows = [_streamed_row(name, found) for name, found in streams.items()]
-    print(f'\n{tables.aligned(rows, STREAMED_COLUMNS)}')
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  whole = {
-    'machine': records.machine(),
-    'peak_rss_mib': peak,
-    'cases': results,
-    'streams': streams,
-  }
-  print(f'\n{records.machine()}, peak resident memory {peak:.0f} MiB')
-  if FLAGS.json is not None:
-    path = pathlib.Path(FLAGS.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing.write_text(path, writing.to_json(whole))
+      contestants = [benchmark_loops.engine(case, d) for d in devices]
+      for scan in (False,) if case.convolves else (True, False):
+        contestants.append(
+          benchmark_by_hand.by_hand(case, max(devices), scan=scan)
+        )
+    measured = benchmark_rounds.measure(
+      case,
+      [*contestants, *workers],
+      seconds=FLAGS.seconds,
+      rounds=FLAGS.rounds,
+    )
+  if workers:
+    for name in set(benchmark_peers.PACKAGES) - set(benchmark_peers.missing()):
+      measured['machine'][name] = importlib.metadata.version(name)
+  return measured
 
 
-def _row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-  """Return the row of a case: speeds, first steps and memory of its loops."""
-  first = found['seconds_to_first_step'].values()
-  memory = found['bytes_per_device'].values()
-  return {
-    'case': name,
-    **found['steps_per_second'],
-    'ratio': found['ratio'],
-    'first': ' / '.join(f'{seconds:.1f}' for seconds in first),
-    'memory': ' / '.join(f'{count / 2**20:.1f}' for count in memory),
-  }
+def _path(case: Case) -> pathlib.Path | None:
+  if FLAGS.output is None:
+    return None
+  return pathlib.Path(FLAGS.output) / f'{case.name}.json'
 
 
-def _streamed_row(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-  return {'case': name, **found['steps_per_second'], **found}
+def write_table(directory: pathlib.Path) -> None:
+  """Write table.md of all cases in a directory.
 
-
-def _speed(name: str, title: str) -> Column:
-  return Column(name, f'{title}, steps/s', '{:.1f}'.format, is_number=True)
-
-
-COLUMNS = (
-  Column('case'),
-  _speed('engine', 'engine'),
-  _speed('scanned_by_hand', 'scanned by hand'),
-  _speed('stepped_by_hand', 'stepped by hand'),
-  Column('ratio', show='{:.3f}'.format, is_number=True),
-  Column('first', 'first step, s', is_number=True),
-  Column('memory', 'memory per device, MiB', is_number=True),
-)
-STREAMED_COLUMNS = (
-  Column('case'),
-  _speed('streamed', 'streamed'),
-  _speed('resident', 'resident'),
-  Column('ratio', show='{:.3f}'.format, is_number=True),
-  Column('data_wait', 'without data', '{:.1%}'.format, is_number=True),
-)
+  Raises:
+    ValueError: if a file is damaged.
+  """
+  texts = []
+  for name in benchmark_cases.NAMES:
+    found = json_files.read(directory / f'{name}.json', benchmark_tables.FORM)
+    if found is not None:
+      texts.append(benchmark_tables.markdown(found))
+  writing.write_text(directory / 'table.md', '\n'.join(texts))
 
 
 if __name__ == '__main__':

@@ -1,57 +1,71 @@
 """Tests of `experiments/benchmark.py`."""
 
-from absl.testing import absltest
+import pathlib
+
+from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import benchmark
-from experiments.tools import benchmark_loops
+from experiments.tools import (
+  benchmark_by_hand,
+  benchmark_cases,
+  benchmark_loops,
+  benchmark_rounds,
+)
 from tests import binaries
 
+KEPT = pathlib.Path(benchmark.__file__).parent / 'results' / 'benchmark'
 
-class BenchmarkTest(absltest.TestCase):
-  def test_all_loops_do_the_same_work(self):
-    case = benchmark_loops.make_case('mlp2', binaries.digits_dir())
-    case = case._replace(steps_per_dispatch=8)
-    engine = benchmark_loops.engine_loop(case).run()
-    self.assertEqual(engine['loss'].shape, (8, 2))
-    loss, by_hand = benchmark_loops.hand_written_loop(case, scan=True).run()
-    # The third dispatch: 24 steps of float32 in another order.
-    np.testing.assert_allclose(engine['loss'].T, loss, rtol=1e-4)
-    np.testing.assert_allclose(
-      engine['accuracy'].T, by_hand['accuracy'], rtol=1e-6
-    )
-    last, _ = benchmark_loops.hand_written_loop(case, scan=False).run()
-    np.testing.assert_allclose(engine['loss'][-1], last, rtol=1e-4)
 
-  def test_measures_ratio_memory_and_time_to_first_step(self):
-    case = benchmark_loops.make_case('mlp2', binaries.digits_dir())
-    case = case._replace(steps_per_dispatch=2, dispatches=1, repeats=2)
-    found = benchmark.measure(case)
-    rates = found['steps_per_second']
-    by_hand = ('scanned_by_hand', 'stepped_by_hand')
-    best = max(rates[name] for name in by_hand)
-    self.assertEqual(found['ratio'], rates['engine'] / best)
-    for name in ('engine', *by_hand):
-      self.assertGreater(found['seconds_to_first_step'][name], 0)
-      # At least parameters, momentum and the images.
-      self.assertGreater(
-        found['bytes_per_device'][name], 2 * 9610 * 4 + 1437 * 64
-      )
+def case_of(name, **changes):
+  case = benchmark_cases.make_case(name, binaries.digits_dir())
+  short = {'dispatch': 8, 'checked': 16, 'block_seconds': 0.01}
+  return case._replace(**short, **changes)
 
-  def test_measures_streamed_against_resident_data(self):
-    case = benchmark_loops.make_case('mlp2_streamed', binaries.digits_dir())
-    case = case._replace(steps_per_dispatch=16, dispatches=1, repeats=2)
-    found = benchmark.measure_streamed(case)
-    rates = found['steps_per_second']
-    self.assertEqual(found['ratio'], rates['streamed'] / rates['resident'])
-    self.assertBetween(found['data_wait'], 0, 1)
 
-  def test_unknown_case_is_one_line(self):
-    outcome = binaries.call(benchmark, '--cases=foo')
-    self.assertEqual(outcome.code, 1)
-    self.assertRegex(
-      outcome.err, "^benchmark.py: error: unknown case 'foo'; use mlp2"
-    )
+def measured(rates, kinds, others, **changes):
+  """One step of 2 replicas with batches of 32 takes 64 / rate seconds."""
+  return {
+    'case': 'mlp2', 'replicas': 2, 'batch_size': 32, 'period': 8,
+    'machine': {
+      'cpus': 2, 'processor': 'x', 'jax': '0', 'python': '3', 'commit': 'c'
+    },
+    'date': '2026-01-01', 'others': others,
+    'contestants': [
+      {
+        'label': f'{kind} {i}', 'kind': kind, 'steps': 2,
+        'seconds': [128 / rate for rate in rates], 'waited': 0.5, 'loss': 1.0,
+        'first_seconds': 2.0, 'difference': 1e-7, **changes,
+      }
+      for i, (rates, kind) in enumerate(zip(rates, kinds))
+    ],
+  }  # fmt: skip
+
+
+class ContestantsTest(parameterized.TestCase):
+  @parameterized.parameters((1, True), (2, True), (2, False))
+  def test_engine_and_loops_train_equally(self, num_devices, scan):
+    case = case_of('mlp2')
+    loop = benchmark_by_hand.by_hand(case, num_devices, scan=scan)
+    engine = benchmark_loops.engine(case, num_devices)
+    # Not a multiple of the period, so that the replicas differ.
+    losses = [one.run(24 if scan else 12).loss for one in (loop, engine)]
+    if scan:
+      np.testing.assert_allclose(*losses, rtol=1e-5)
+
+  def test_all_contestants_are_checked(self):
+    case = case_of('mlp8')
+    contestants = [
+      benchmark_loops.engine(case, 1),
+      benchmark_by_hand.by_hand(case, 2, scan=True),
+      benchmark_by_hand.by_hand(case, 4, scan=False),
+    ]
+    found = benchmark_rounds.measure(case, contestants, seconds=0, rounds=9)
+    self.assertLen(found['others'], benchmark_rounds.LEAST_ROUNDS)
+    for one in found['contestants']:
+      self.assertLess(one['difference'], 1e-6)
+      self.assertLess(one['loss'], 2)
+      self.assertGreater(min(one['seconds']), 0)
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ import statistics
 import tempfile
 import time
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 import jax
@@ -38,7 +38,8 @@ import optax
 
 from experiments.running.flags import cli
 from experiments.running.records import records
-from experiments.tools import benchmark_loops, tables
+from experiments.tools import benchmark_cases, tables
+from experiments.tools.benchmark_cases import BATCH_SIZE, Case
 from experiments.tools.tables import Column
 
 FLAGS = flags.FLAGS
@@ -60,6 +61,8 @@ flags.DEFINE_integer('repeats', 51, 'Number of measurements of each engine.')
 flags.DEFINE_bool('control', False, 'Compare the older engine with itself.')
 flags.adopt_module_key_flags(cli)
 
+# Steps of a dispatch, and dispatches of a measurement.
+STEPS, DISPATCHES = 64, 8
 RATE = 0.01
 OPTIMIZER = optax.sgd(RATE, momentum=0.9)
 # Algorithms whose signature is equal in all versions.
@@ -102,43 +105,66 @@ def load(root: pathlib.Path, name: str) -> ModuleType:
   return importlib.import_module(name)
 
 
-def make_loop(pr: ModuleType, name: str, case: benchmark_loops.Case) -> Any:
-  """Return the compiled loop of one version over the digits."""
+class Loop(NamedTuple):
+  """A compiled loop; each call of `run` is one dispatch and keeps the state."""
+
+  run: Callable[[], Any]
+  bytes_per_device: int
+
+
+def make_loop(pr: ModuleType, name: str, case: Case) -> Loop:
+  """Return the compiled loop of one version, one replica on each device."""
   if 'trainer' not in vars(pr):
     return _flat_loop(pr, name, case)
   models = importlib.import_module(f'{pr.__name__}.models.classification')
-  task = models.classifier(case.model)
   trainer = pr.trainer(
     ALGORITHMS[name](pr),
-    task.loss_fn,
-    num_replicas=case.num_devices,
-    num_devices=case.num_devices,
+    models.classifier(case.model).loss_fn,
+    num_replicas=case.num_replicas,
+    num_devices=case.num_replicas,
   )
-  state = trainer.init(*benchmark_loops.initial(case, task))
-  data = pr.shared(case.data, batch_size=case.batch_size, transform=_to_float)
-  steps = case.steps_per_dispatch
-  memory = benchmark_loops.memory_of(trainer.lower(state, data, steps))
-  return benchmark_loops.make_loop(trainer.run, state, data, steps, memory)
+  state = trainer.init(*benchmark_cases.initial(case))
+  data = pr.shared(case.data, batch_size=BATCH_SIZE, transform=_to_float)
+  return _compiled(trainer.run, trainer.lower, state, data)
 
 
-def _flat_loop(pr: ModuleType, name: str, case: benchmark_loops.Case) -> Any:
+def _flat_loop(pr: ModuleType, name: str, case: Case) -> Loop:
   """Return the loop of a version without a trainer and with flat names."""
   models = importlib.import_module(f'{pr.__name__}.classification')
-  mesh = pr.ReplicaMesh(case.num_devices, case.num_devices)
-  task = models.classifier(case.model)
+  mesh = pr.ReplicaMesh(case.num_replicas, case.num_replicas)
   sampler = pr.shared(
-    len(case.data['label']), mesh.num_replicas, case.batch_size, seed=0
+    len(case.data['label']), mesh.num_replicas, BATCH_SIZE, seed=0
   )
   algorithm = ALGORITHMS[name](pr)
-  state = pr.create_train_state(
-    mesh, algorithm, *benchmark_loops.initial(case, task)
-  )
+  state = pr.create_train_state(mesh, algorithm, *benchmark_cases.initial(case))
   train_steps = pr.make_resident_train_steps(
-    mesh, algorithm, task.loss_fn, pr.make_batch_fn(mesh, sampler, _to_float)
+    mesh,
+    algorithm,
+    models.classifier(case.model).loss_fn,
+    pr.make_batch_fn(mesh, sampler, _to_float),
   )
-  data, steps = mesh.replicate(case.data), case.steps_per_dispatch
-  memory = benchmark_loops.memory_of(train_steps.lower(state, data, steps))
-  return benchmark_loops.make_loop(train_steps, state, data, steps, memory)
+  data = mesh.replicate(case.data)
+  return _compiled(train_steps, train_steps.lower, state, data)
+
+
+def _compiled(train_steps: Any, lower: Any, state: Any, data: Any) -> Loop:
+  """Return the loop of a function after two warm-up calls, and its memory."""
+  found: Any = lower(state, data, STEPS).compile().memory_analysis()
+  memory = (
+    found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    + found.temp_size_in_bytes
+    - found.alias_size_in_bytes
+  )
+
+  def run() -> Any:
+    nonlocal state
+    state, metrics = train_steps(state, data, STEPS)
+    return metrics
+
+  for _ in range(2):
+    jax.block_until_ready(run())
+  return Loop(run, memory)
 
 
 def _to_float(key: jax.Array, batch: Any) -> Any:
@@ -147,7 +173,7 @@ def _to_float(key: jax.Array, batch: Any) -> Any:
 
 
 def measure(
-  before: ModuleType, after: ModuleType, name: str, case: benchmark_loops.Case
+  before: ModuleType, after: ModuleType, name: str, case: Case
 ) -> dict[str, float]:
   """Run both versions in turn and return the ratios new to old.
 
@@ -159,11 +185,10 @@ def measure(
   for i in range(FLAGS.repeats):
     for which in (0, 1) if i % 2 else (1, 0):
       begun = time.perf_counter()
-      for _ in range(case.dispatches):
+      for _ in range(DISPATCHES):
         metrics = loops[which].run()
       jax.block_until_ready(metrics)
-      steps = case.dispatches * case.steps_per_dispatch
-      rates[which].append(steps / (time.perf_counter() - begun))
+      rates[which].append(DISPATCHES * STEPS / (time.perf_counter() - begun))
   medians = [statistics.median(r) for r in rates]
   return {
     'speed': medians[1] / medians[0],
@@ -182,8 +207,8 @@ def main() -> None:
   found: dict[str, dict[str, float]] = {}
   rows = []
   for devices in FLAGS.devices:
-    case = benchmark_loops.make_case('mlp2', FLAGS.data_dir)
-    case = case._replace(num_devices=int(devices))
+    case = benchmark_cases.make_case('mlp2', FLAGS.data_dir)
+    case = case._replace(num_replicas=int(devices))
     for name in FLAGS.algorithms:
       print(f'{name}, {devices} devices ...', flush=True)
       measured = measure(before, after, name, case)
