@@ -28,6 +28,7 @@ from experiments.running.process import interrupts
 if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
+from collections.abc import Mapping, Sequence
 import contextlib
 import importlib.metadata
 import os
@@ -61,29 +62,31 @@ flags.DEFINE_bool(
   'peers', False, 'Measure torch and DrJAX too, if they are installed.'
 )
 flags.DEFINE_list(
-  'devices',
+  'engine_devices',
   None,
   'Numbers of devices on which to measure the engine. Default: 1, and the '
   'largest number that divides the replicas and has a processor for each.',
 )
 flags.DEFINE_float(
-  'seconds',
+  'case_seconds',
   40.0,
   'Seconds after which no round begins, except the first '
   f'{benchmark_rounds.LEAST_ROUNDS}. Compilation comes on top.',
 )
 flags.DEFINE_integer(
-  'rounds',
+  'max_rounds',
   21,
   f'Largest number of rounds of a case, >= {benchmark_rounds.LEAST_ROUNDS}.',
 )
 flags.DEFINE_string(
-  'output',
+  'results',
   None,
   'Directory to write to: a JSON file for each case, and table.md of all of '
   'them. A case whose file exists is not measured. Default: none.',
 )
-flags.DEFINE_bool('remeasure', False, 'Measure a case again whose file exists.')
+flags.DEFINE_bool(
+  'measure_again', False, 'Measure a case again whose file exists.'
+)
 flags.adopt_module_key_flags(cli)
 
 
@@ -95,22 +98,24 @@ def main() -> None:
     cli.make_fake_devices(max(max(_devices(case)) for case in cases))
     for case in cases:
       path = _path(case)
-      if path is not None and path.exists() and not FLAGS.remeasure:
-        print(f'{path} exists; --remeasure measures it again', flush=True)
+      if path is not None and path.exists() and not FLAGS.measure_again:
+        print(f'{path} exists; --measure_again measures it again', flush=True)
         continue
       measured = measure(case)
       print(f'\n{benchmark_tables.terminal(measured)}', flush=True)
       if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         writing.write_text(path, writing.to_json(measured))
-    if FLAGS.output is not None:
-      write_table(pathlib.Path(FLAGS.output))
+    if FLAGS.results is not None:
+      directory = pathlib.Path(FLAGS.results)
+      writing.write_text(directory / 'table.md', table(read(directory)))
 
 
 def _check() -> None:
-  if FLAGS.rounds < benchmark_rounds.LEAST_ROUNDS:
+  if FLAGS.max_rounds < benchmark_rounds.LEAST_ROUNDS:
     raise ValueError(
-      f'--rounds must be >= {benchmark_rounds.LEAST_ROUNDS}, got {FLAGS.rounds}'
+      f'--max_rounds must be >= {benchmark_rounds.LEAST_ROUNDS}, got '
+      f'{FLAGS.max_rounds}'
     )
   if not FLAGS.peers:
     return
@@ -125,17 +130,18 @@ def _check() -> None:
 def _devices(case: Case) -> list[int]:
   """Return the numbers of devices on which to measure a case."""
   n = case.num_replicas
-  if FLAGS.devices is None:
+  if FLAGS.engine_devices is None:
     most = max(
       d for d in range(1, n + 1) if n % d == 0 and d <= (os.cpu_count() or 1)
     )
     return sorted({1, most})
-  found = [int(text) if text.isdecimal() else 0 for text in FLAGS.devices]
+  texts = FLAGS.engine_devices
+  found = [int(text) if text.isdecimal() else 0 for text in texts]
   for devices in found:
     if not devices or n % devices:
       raise ValueError(
-        f'--devices must divide the {n} replicas of {case.name}, got '
-        f'{",".join(FLAGS.devices)}'
+        f'--engine_devices must divide the {n} replicas of {case.name}, got '
+        f'{",".join(texts)}'
       )
   return found
 
@@ -159,8 +165,8 @@ def measure(case: Case) -> dict[str, Any]:
     measured = benchmark_rounds.measure(
       case,
       [*contestants, *workers],
-      seconds=FLAGS.seconds,
-      rounds=FLAGS.rounds,
+      seconds=FLAGS.case_seconds,
+      rounds=FLAGS.max_rounds,
     )
   if workers:
     for name in set(benchmark_peers.PACKAGES) - set(benchmark_peers.missing()):
@@ -169,23 +175,27 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def _path(case: Case) -> pathlib.Path | None:
-  if FLAGS.output is None:
+  if FLAGS.results is None:
     return None
-  return pathlib.Path(FLAGS.output) / f'{case.name}.json'
+  return pathlib.Path(FLAGS.results) / f'{case.name}.json'
 
 
-def write_table(directory: pathlib.Path) -> None:
-  """Write table.md of all cases in a directory.
+def read(directory: pathlib.Path) -> list[dict[str, Any]]:
+  """Return the measurements of all cases in a directory.
 
   Raises:
     ValueError: if a file is damaged.
   """
-  texts = []
-  for name in benchmark_cases.NAMES:
-    found = json_files.read(directory / f'{name}.json', benchmark_tables.FORM)
-    if found is not None:
-      texts.append(benchmark_tables.markdown(found))
-  writing.write_text(directory / 'table.md', '\n'.join(texts))
+  found = [
+    json_files.read(directory / f'{name}.json', benchmark_tables.FORM)
+    for name in benchmark_cases.NAMES
+  ]
+  return [measured for measured in found if measured is not None]
+
+
+def table(measured: Sequence[Mapping[str, Any]]) -> str:
+  """Return the tables of some cases in Markdown."""
+  return '\n'.join(map(benchmark_tables.markdown, measured))
 
 
 if __name__ == '__main__':

@@ -71,7 +71,7 @@ def running(case: Case) -> Iterator[list[Contestant]]:
   """
   with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
     directory = pathlib.Path(name)
-    _write(case, directory)
+    write(case, directory)
     groups = []
     for kind in kinds(case):
       number = case.num_replicas if kind == AVERAGER else 1
@@ -82,7 +82,7 @@ def running(case: Case) -> Iterator[list[Contestant]]:
     yield [_contestant(case, kind, group) for kind, group in groups]
 
 
-def _write(case: Case, directory: pathlib.Path) -> None:
+def write(case: Case, directory: pathlib.Path) -> None:
   """Write what the workers need."""
   params, _ = benchmark_cases.initial(case)
   named: dict[str, Any] = benchmark_cases.flat(params)
@@ -129,7 +129,7 @@ def _stop(worker: Worker) -> None:
 
 def _contestant(case: Case, kind: str, group: Sequence[Worker]) -> Contestant:
   """Return the contestant of workers, once they are ready."""
-  ready = [_answer(kind, worker) for worker in group]
+  ready = [answer(kind, worker) for worker in group]
 
   def run(steps: int) -> Turn:
     answers = _ask(kind, group, {'run': steps})
@@ -157,13 +157,13 @@ def _ask(kind: str, group: Sequence[Worker], command: Any) -> list[Any]:
   """Send a command to all workers, then wait for all answers."""
   for worker in group:
     assert worker.process.stdin is not None  # a pipe, see `_start`
-    with contextlib.suppress(BrokenPipeError):  # `_answer` will find out
+    with contextlib.suppress(BrokenPipeError):  # `answer` will find out
       worker.process.stdin.write(json.dumps(command) + '\n')
       worker.process.stdin.flush()
-  return [_answer(kind, worker) for worker in group]
+  return [answer(kind, worker) for worker in group]
 
 
-def _answer(kind: str, worker: Worker) -> Any:
+def answer(kind: str, worker: Worker) -> Any:
   """Return the next answer of a worker.
 
   Raises:

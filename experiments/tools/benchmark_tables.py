@@ -122,9 +122,9 @@ def _shown(found: Spread, show: Any) -> str:
 
 
 def _three(value: float) -> str:
-  """Return a number with three digits."""
-  digits = max(0, 2 - int(np.floor(np.log10(value))))
-  rounded = round(value, 2 - int(np.floor(np.log10(value))))
+  """Return a number with three digits, or more before the point."""
+  rounded = float(f'{value:.3g}')
+  digits = 0 if rounded >= 100 else 1 if rounded >= 10 else 2
   return f'{rounded:,.{digits}f}'
 
 
