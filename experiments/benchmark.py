@@ -64,8 +64,9 @@ flags.DEFINE_bool(
 flags.DEFINE_list(
   'engine_devices',
   None,
-  'Numbers of devices on which to measure the engine. Default: 1, and the '
-  'largest number that divides the replicas and has a processor for each.',
+  'Numbers of devices on which to measure the engine. Default: the '
+  'largest number that divides the replicas and has a processor for each, and '
+  '1 without convolutions of XLA.',
 )
 flags.DEFINE_float(
   'case_seconds',
@@ -134,7 +135,9 @@ def _devices(case: Case) -> list[int]:
     most = max(
       d for d in range(1, n + 1) if n % d == 0 and d <= (os.cpu_count() or 1)
     )
-    return sorted({1, most})
+    # With convolutions, programs of fewer devices take a minute to compile,
+    # because the replicas of a device are written out.
+    return [most] if case.convolves else sorted({1, most})
   texts = FLAGS.engine_devices
   found = [int(text) if text.isdecimal() else 0 for text in texts]
   for devices in found:

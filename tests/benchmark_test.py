@@ -221,15 +221,9 @@ class ProgramTest(absltest.TestCase):
 
   def test_errors_are_one_line(self):
     for flag, message in (
-      (
-        ['--cases=mlp2', '--engine_devices=3'],
-        r'--engine_devices must divide the 2 repl',
-      ),
-      (
-        ['--cases=mlp2', '--engine_devices=x'],
-        r'--engine_devices must divide the 2 repl',
-      ),
-      (['--max_rounds=4'], '--max_rounds must be >= 5, got 4'),
+      ('--engine_devices=3', '--engine_devices must divide the 2 replicas'),
+      ('--engine_devices=x', '--engine_devices must divide the 2 replicas'),
+      ('--max_rounds=4', '--max_rounds must be >= 5, got 4'),
     ):
       outcome = self.call('--cases=mlp2', flag)
       self.assertEqual(outcome.code, 1)
