@@ -64,9 +64,9 @@ flags.DEFINE_bool(
 flags.DEFINE_list(
   'engine_devices',
   None,
-  'Numbers of devices on which to measure the engine. Default: the '
-  'largest number that divides the replicas and has a processor for each, and '
-  '1 without convolutions of XLA.',
+  'Numbers of devices on which to measure the engine. Default: the largest '
+  'number that divides the replicas and has a processor for each; for the MLP '
+  'and LeNet-5 also 1.',
 )
 flags.DEFINE_float(
   'case_seconds',
