@@ -45,23 +45,8 @@ def measure(
   steps = [_steps_of_block(case, one) for one in contestants]
   lasted = time.monotonic() - begun
   print(f'{case.name}: compiled in {lasted:.0f} s, rounds begin', flush=True)
-  turns: list[list[Turn]] = [[] for _ in contestants]
   waited = [one.waited() for one in contestants]
-  others: list[float] = []
-  begun = time.monotonic()
-  while len(others) < rounds:
-    if time.monotonic() - begun > seconds and len(others) >= LEAST_ROUNDS:
-      break
-    busy, own = disturbances.busy_seconds(), _own_seconds(contestants)
-    round_begun = time.monotonic()
-    # The order alternates, because a contestant may slow down the next one.
-    order = range(len(contestants))
-    for i in order[:: -1 if len(others) % 2 else 1]:
-      turns[i].append(contestants[i].run(steps[i]))
-    lasted = time.monotonic() - round_begun
-    busy = disturbances.busy_seconds() - busy
-    own = _own_seconds(contestants) - own
-    others.append(disturbances.share_of_others(busy, own, lasted))
+  turns, others = _take_turns(contestants, steps, seconds, rounds)
   waited = [one.waited() - w for one, w in zip(contestants, waited)]
   found = [
     {
@@ -86,6 +71,32 @@ def measure(
     'others': others,
     'contestants': found,
   }
+
+
+def _take_turns(
+  contestants: Sequence[Contestant],
+  steps: Sequence[int],
+  seconds: float,
+  rounds: int,
+) -> tuple[list[list[Turn]], list[float]]:
+  """Return the turns of each contestant, and the share of others by round."""
+  turns: list[list[Turn]] = [[] for _ in contestants]
+  others: list[float] = []
+  begun = time.monotonic()
+  while len(others) < rounds:
+    if time.monotonic() - begun > seconds and len(others) >= LEAST_ROUNDS:
+      break
+    busy, own = disturbances.busy_seconds(), _own_seconds(contestants)
+    round_begun = time.monotonic()
+    # The order alternates, because a contestant may slow down the next one.
+    order = range(len(contestants))
+    for i in order[:: -1 if len(others) % 2 else 1]:
+      turns[i].append(contestants[i].run(steps[i]))
+    lasted = time.monotonic() - round_begun
+    busy = disturbances.busy_seconds() - busy
+    own = _own_seconds(contestants) - own
+    others.append(disturbances.share_of_others(busy, own, lasted))
+  return turns, others
 
 
 def _check_equal_work(
