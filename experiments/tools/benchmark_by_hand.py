@@ -26,7 +26,8 @@ class Block(NamedTuple):
     start: `(replica, number) -> replicas`, copies of a replica.
     each: `(fn, replicas) -> (replicas, losses)`, with `fn(replica, index)`.
     mean: `replicas -> replicas`, with the parameters averaged over all devices.
-    params: `replicas -> a list of parameters` of parts of the replicas.
+    params: `replicas -> a list of parameters` of parts of the replicas, by
+      NumPy, because many pending sums over devices deadlock on CPU.
   """
 
   start: Callable[[Any, int], Any]
@@ -156,7 +157,8 @@ WRITTEN_OUT = Block(
   _each_written_out,
   _mean_written_out,
   lambda replicas: [
-    jax.tree.map(lambda x: x.mean(0), replica[0]) for replica in replicas
+    jax.tree.map(lambda x: np.asarray(x).mean(0), replica[0])
+    for replica in replicas
   ],
 )
 
@@ -180,5 +182,7 @@ VMAPPED = Block(
   ),
   _each_vmapped,
   _mean_vmapped,
-  lambda replicas: [jax.tree.map(lambda x: x.mean((0, 1)), replicas[0])],
+  lambda replicas: [
+    jax.tree.map(lambda x: np.asarray(x).mean((0, 1)), replicas[0])
+  ],
 )
