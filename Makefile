@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
+# cpu (20 minutes), long (hours on a CPU) or full (the papers' own settings).
+SCALE ?= cpu
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark \
   hosts hosts_benchmark results reproduce report notebooks docs browser clean
@@ -20,6 +22,7 @@ help:
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
+	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
 	@echo 'make docs       the documentation site, in docs/_build/html'
@@ -85,7 +88,8 @@ results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)
 
 reproduce: $(INSTALLED)
-	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR)
+	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR) --scale=$(SCALE) \
+	  $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
 report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html

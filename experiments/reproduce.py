@@ -2,11 +2,18 @@
 
   python -m experiments.reproduce --data_dir=DIR
   python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
+  python -m experiments.reproduce --scale=long --minutes=10
+  python -m experiments.reproduce --scale=long --status
   python -m experiments.reproduce --redraw
 
 Each target is a module of experiments/papers. It writes a JSON file of results
 and a PNG figure to experiments/results/reproduce/. A target with a JSON file is
 skipped unless --again is given. RESULTS.md is written from the JSON files.
+
+At the scales long and full, targets with curves that take hours run them piece
+by piece, a curve with a seed each, in the order that shows most first. With
+--minutes the program stops in time, saves its state, and exits with code 75 if
+there is more to do. Repeat the command until it exits with 0.
 """
 
 import pathlib
@@ -21,18 +28,23 @@ from experiments.running.process import signals
 if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
 
+from collections.abc import Callable, Mapping
 import importlib
 import json
+import os
 import pkgutil
 import time
+from typing import Any
 
 from absl import flags
 from matplotlib.figure import Figure
 
 from experiments import papers
-from experiments.papers import claims, results_page
-from experiments.papers.target import Setting, Target
+from experiments.papers import claims, pieces, results_page
+from experiments.papers.pieces import Piece
+from experiments.papers.target import Outcome, Setting, Target
 from experiments.running.flags import cli, network
+from experiments.running.process import budgets, exit_codes
 from experiments.running.records import json_files, records, writing
 from experiments.tools import drawing, figure_files
 
@@ -50,9 +62,22 @@ flags.DEFINE_list(
 flags.DEFINE_enum(
   'scale',
   'cpu',
-  ['cpu', 'full'],
-  'Size of the experiments: cpu takes minutes on a CPU; full is the setting of '
-  'the paper.',
+  ['cpu', 'long', 'full'],
+  'Size of the experiments: cpu takes minutes on a CPU; long takes hours on a '
+  'CPU; full is the setting of the paper.',
+)
+flags.DEFINE_float(
+  'minutes',
+  None,
+  'Minutes after which the program saves its state and exits with code '
+  f'{exit_codes.STOPPED} if there is more to do; >= 2, because a run first '
+  'compiles. Repeat the command to resume. Default: no limit.',
+)
+flags.DEFINE_bool(
+  'status',
+  False,
+  'Print how far the runs of --scale=long or full are, and the estimated hours '
+  'left; draw the curves so far; run nothing.',
 )
 flags.DEFINE_bool('again', False, 'Repeat targets that are already done.')
 flags.DEFINE_bool(
@@ -80,18 +105,27 @@ def main() -> None:
   known = all_targets()
   with cli.one_line_errors(ValueError):
     targets = _chosen(known)
+    budget = _budget()
+  all_done = True
+  if FLAGS.status:
+    with cli.one_line_errors(ValueError):
+      _status(targets)
+    return
   if FLAGS.redraw:
     _redraw(targets)
   elif not FLAGS.page_only:
-    for target in targets:
-      with (
-        cli.one_line_errors(ValueError),
-        signals.exit_when_stopped(signals.again()),
-      ):
-        _run(target)
+    with (
+      cli.one_line_errors(ValueError),
+      signals.exit_when_stopped(signals.again()),
+      budgets.limited(budget) as left,
+    ):
+      all_done = _run_all(targets, left)
   with cli.one_line_errors(json_files.DamagedFile):
     page = results_page.write(RESULTS, known)
   print(f'page: {page}')
+  if not all_done:
+    print(f'more to do; repeat the command: {signals.again()}')
+    sys.exit(exit_codes.STOPPED)
 
 
 def _chosen(targets: dict[str, Target]) -> list[Target]:
@@ -114,25 +148,120 @@ def _chosen(targets: dict[str, Target]) -> list[Target]:
   return [targets[n] for n in names if FLAGS.scale in targets[n].scales]
 
 
+def _budget() -> float | None:
+  """Return the seconds of --minutes, None for no limit.
+
+  Raises:
+    ValueError: if they are too few for a run to start.
+  """
+  if FLAGS.minutes is None:
+    return None
+  if not FLAGS.minutes >= 2:
+    raise ValueError(f'--minutes must be >= 2, got {FLAGS.minutes}')
+  return 60 * float(FLAGS.minutes)
+
+
+def _run_all(targets: list[Target], left: Callable[[], float]) -> bool:
+  """Run the pieces of all targets, then measure them; return if all is done.
+
+  Args:
+    targets: the targets.
+    left: seconds left of the budget.
+  """
+  if FLAGS.scale != 'cpu':
+    cli.make_fake_devices(_num_devices())
+
+  def judge(piece: Piece) -> None:
+    del piece
+    for target in targets:
+      if target.judges_part:
+        _judge_part(target)
+
+  if not pieces.run_all(_pieces(targets), FLAGS.data_dir, left, judge):
+    return False
+  for target in targets:
+    if left() < budgets.LEAST:
+      return False
+    _run(target)
+  return True
+
+
+def _num_devices() -> int:
+  """Return how many fake devices share 8 replicas on this CPU."""
+  cores = os.cpu_count() or 1
+  return next(n for n in (8, 4, 2, 1) if n <= cores)
+
+
+def _pieces(targets: list[Target]) -> list[Piece]:
+  """Return the pieces of targets that are not measured yet, in order."""
+  found: list[Piece] = []
+  for target in targets:
+    done = _kept(target).exists() and not target.judges_part
+    if target.pieces is not None and (FLAGS.again or not done):
+      found += target.pieces(_setting(target))
+  return pieces.in_order(found)
+
+
+def _status(targets: list[Target]) -> None:
+  """Print how far the pieces are, and draw the curves so far."""
+  print(pieces.status(_pieces(targets)))
+  for target in targets:
+    if target.draw_so_far is None:
+      continue
+    figure = _setting(target).workdir / 'so_far.png'
+    data = target.draw_so_far(_setting(target))
+    if data is not None:
+      draw(target, data, figure)
+      print(f'figure: {figure}')
+
+
+def _kept(target: Target) -> pathlib.Path:
+  return RESULTS / f'{target.name}-{FLAGS.scale}.json'
+
+
+def _setting(target: Target) -> Setting:
+  root = pathlib.Path(FLAGS.workdir or 'runs/reproduce')
+  return Setting(
+    FLAGS.scale, FLAGS.data_dir, root / f'{target.name}-{FLAGS.scale}'
+  )
+
+
+def _judge_part(target: Target) -> None:
+  """Save the results of the finished pieces unless they are saved already."""
+  outcome = target.measure(_setting(target))
+  kept = _kept(target)
+  if not outcome.claims:
+    return
+  data = json.loads(writing.to_json(outcome.data))
+  if kept.exists() and json.loads(kept.read_text())['data'] == data:
+    return
+  _save(target, outcome, 3600 * outcome.data['hours'])
+
+
 def _run(target: Target) -> None:
   """Measure a target unless it is done, save its results, and draw them."""
-  kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
+  if target.judges_part:
+    _judge_part(target)
+    return
+  kept = _kept(target)
   if kept.exists() and not FLAGS.again:
     print(f'{target.name}: already done, saved in {kept}')
     return
   print(f'{target.name}: {target.title}', flush=True)
-  root = pathlib.Path(FLAGS.workdir or 'runs/reproduce')
-  setting = Setting(
-    FLAGS.scale, FLAGS.data_dir, root / f'{target.name}-{FLAGS.scale}'
-  )
   begun = time.monotonic()
-  outcome = target.measure(setting)
+  outcome = target.measure(_setting(target))
+  _save(target, outcome, time.monotonic() - begun)
+
+
+def _save(target: Target, outcome: Outcome, seconds: float) -> None:
+  """Save the results of a target, and draw them."""
+  kept = _kept(target)
   record = {
     'name': target.name,
     'title': target.title,
     'paper': target.paper,
     'scale': FLAGS.scale,
-    'seconds': round(time.monotonic() - begun, 1),
+    'seconds': round(seconds, 1),
     'machine': records.machine(),
     'commit': records.commit(),
     'seeds': list(outcome.seeds),
@@ -152,19 +281,19 @@ def _run(target: Target) -> None:
 def _redraw(targets: list[Target]) -> None:
   """Draw the saved results of the targets at the scale; run none."""
   for target in targets:
-    kept = RESULTS / f'{target.name}-{FLAGS.scale}.json'
+    kept = _kept(target)
     if kept.exists():
       figure = kept.with_suffix('.png')
       draw(target, json.loads(kept.read_text())['data'], figure)
       print(f'figure: {figure}')
 
 
-def draw(target: Target, data: dict, path: pathlib.Path) -> None:
+def draw(target: Target, data: Mapping[str, Any], path: pathlib.Path) -> None:
   """Draw the data of a target into a PNG file."""
   figure_files.save(make_figure(target, data), path)
 
 
-def make_figure(target: Target, data: dict) -> Figure:
+def make_figure(target: Target, data: Mapping[str, Any]) -> Figure:
   """Return the figure of a target's data, as read back from JSON."""
   with drawing.look():
     figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)

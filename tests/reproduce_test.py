@@ -71,7 +71,7 @@ class TargetTest(parameterized.TestCase):
     self.assertTrue(target.title)
     self.assertTrue(target.paper)
     self.assertTrue(target.scales)
-    self.assertLessEqual(set(target.scales), {'cpu', 'full'})
+    self.assertLessEqual(set(target.scales), {'cpu', 'long', 'full'})
 
   @parameterized.parameters(*FULL)
   def test_full_setting_starts_and_is_drawn(self, name):

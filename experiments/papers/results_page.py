@@ -118,8 +118,8 @@ def _not_run(
     if (name, scale) not in done
   ]
   text = (
-    '\nWritten but not run, because no accelerator was available. The tests '
-    'start each\nof them at a small size, and assemble every run.\n\n'
+    '\nWritten but not run: full settings need an accelerator, and `long` ones '
+    'take hours\non two cores. The tests start each of them at a small size.\n\n'
   )
   table = _table(('target', '', 'command'), rows)
   return (text + table if rows else '') + OUT_OF_REACH

@@ -11,6 +11,7 @@ import optax
 from experiments.papers import classifying, speed, switching
 from experiments.papers.claims import STATED, Claim
 from experiments.papers.conditions import at_least, at_most, every, some
+from experiments.papers.pieces import Piece
 from experiments.papers.quantities import by_case
 from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
@@ -19,6 +20,7 @@ from experiments.papers.target import (
   Setting,
   Target,
   make_config,
+  make_piece,
   train,
 )
 from experiments.running.execution import experiment
@@ -89,7 +91,15 @@ FULL: dict[str, Any] = {
   'augment': True,
   'num_epochs': 300.0,
 }
-FULL_SEEDS = (0, 1, 2)
+FULL_FIELDS: dict[str, Any] = {
+  **FULL,
+  'log_every': 196,
+  'eval_every': 980,
+  'checkpoint_every': 980,
+}
+FULL_SEEDS, FULL_EXAMPLES = (0, 1, 2), 50_000
+# The runs of a seed in the order that shows most first; I = 1 is SSGD again.
+FULL_ORDER = ('SSGD', 'I = 32', 'I = 4', 'I = 16', 'I = 8', 'I = 1')
 
 X = {
   'epoch': 'epochs of all replicas together',
@@ -190,14 +200,13 @@ def _mlp(setting: Setting) -> Histories:
 
 def _full(setting: Setting, seeds: Sequence[int]) -> Histories:
   """Train in the paper's setting; in a test, train two MLPs for two steps."""
-  fields: dict[str, Any] = {**FULL, 'log_every': 196, 'eval_every': 980}
-  chosen = [run for run in _runs() if run[0] != 'I = 128']
+  fields, chosen = dict(FULL_FIELDS), _full_runs()
   if setting.scale == 'test':
     chosen = chosen[:2]
     fields |= {'dataset': 'digits', 'model': 'mlp'}
     fields |= {'num_replicas': 2, 'batch_size': 2}
-    fields |= {'num_steps': 2, 'log_every': 1, 'eval_every': 2}
-  fields['checkpoint_every'] = fields['eval_every']
+    fields |= {'num_steps': 2}
+    fields |= {'log_every': 1, 'eval_every': 2, 'checkpoint_every': 2}
   return {
     label: [
       train(setting, algorithm, options, FULL_NETWORK, **fields, seed=seed)
@@ -205,6 +214,31 @@ def _full(setting: Setting, seeds: Sequence[int]) -> Histories:
     ]
     for label, algorithm, options in chosen
   }
+
+
+def _full_runs() -> list[tuple[str, str, dict[str, int]]]:
+  """Return the runs of the paper's setting."""
+  return [run for run in _runs() if run[0] != 'I = 128']
+
+
+def pieces(setting: Setting) -> list[Piece]:
+  """Return the runs of the paper's setting, those that show most first."""
+  return [
+    make_piece(
+      setting,
+      algorithm,
+      options,
+      FULL_NETWORK,
+      label=label,
+      num_examples=FULL_EXAMPLES,
+      **FULL_FIELDS,
+      seed=seed,
+    )
+    for seed in FULL_SEEDS
+    for label, algorithm, options in sorted(
+      _full_runs(), key=lambda run: FULL_ORDER.index(run[0])
+    )
+  ]
 
 
 def _claims(
@@ -336,4 +370,5 @@ TARGET = Target(
   measure=measure,
   draw=draw,
   scales=('cpu', 'full'),
+  pieces=pieces,
 )

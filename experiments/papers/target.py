@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from absl import flags
 from matplotlib.figure import Figure
 
+from experiments.papers import pieces as piecewise
 from experiments.papers.claims import Claim
-from experiments.running.execution import experiment, runs
+from experiments.papers.pieces import Piece
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import config
 from experiments.running.records import records
@@ -41,8 +42,9 @@ class Setting(NamedTuple):
   """The arguments of a target.
 
   Attributes:
-    scale: 'cpu' takes at most three minutes on two cores; 'full' is the
-      paper's own setting; 'test' is a few steps of the full setting.
+    scale: 'cpu' takes at most three minutes on two cores; 'long' takes hours
+      on them; 'full' is the paper's own setting; 'test' is a few steps of the
+      long or the full setting.
     data_dir: the directory of the TFDS data sets.
     workdir: the directory of runs that can be resumed.
   """
@@ -61,7 +63,14 @@ class Target(NamedTuple):
     paper: the paper, with the number of the figure or table.
     measure: function that does the runs; it resumes them or is short.
     draw: function that draws the data of the outcome, as read from JSON.
-    scales: the available scales, out of 'cpu' and 'full'.
+    scales: the available scales, out of 'cpu', 'long' and 'full'.
+    pieces: function that lists the runs of a long or full scale, which run
+      before `measure` in the order that shows most first. Default: none.
+    judges_part: whether `measure` judges the finished pieces and trains
+      nothing, so that it is called after each piece. Its data then have
+      `hours`, the time of these pieces. Default: False.
+    draw_so_far: function that returns the data of a figure of unfinished
+      pieces, None without records. Default: none.
   """
 
   name: str
@@ -70,6 +79,9 @@ class Target(NamedTuple):
   measure: Callable[[Setting], Outcome]
   draw: Callable[[Mapping[str, Any], Figure], None]
   scales: tuple[str, ...] = ('cpu',)
+  pieces: Callable[[Setting], Sequence[Piece]] | None = None
+  judges_part: bool = False
+  draw_so_far: Callable[[Setting], Mapping[str, Any] | None] | None = None
 
 
 def train(
@@ -88,21 +100,51 @@ def train(
     network: network of the modeled time.
     **fields: flags of train.py, by name; other flags keep their defaults.
   """
+  made = make_piece(setting, algorithm, options, network, **fields)
+  return piecewise.train(made, setting.data_dir)
+
+
+def make_piece(
+  setting: Setting,
+  algorithm: str,
+  options: Mapping[str, Any],
+  network: pr.ledger.Network = pr.ledger.NETWORK,
+  *,
+  label: str = '',
+  num_examples: int = 0,
+  priority: int = 0,
+  **fields: Any,
+) -> Piece:
+  """Return the run of `train` as a piece.
+
+  Args:
+    setting: its workdir holds the run.
+    algorithm: the name of the algorithm.
+    options: options of the algorithm, by the names of the flags.
+    network: network of the modeled time.
+    label: name of the curve.
+    num_examples: number of training examples, for the progress.
+    priority: pieces with a smaller number run first.
+    **fields: flags of train.py, by name; other flags keep their defaults.
+  """
   given = {flag: fields.pop(flag) for flag in INTERVALS if flag in fields}
   num_devices = fields.pop('num_devices', None)
   defaults = {name: int(flags.FLAGS[name].default or 1) for name in INTERVALS}
-  intervals = Intervals(**{**defaults, **given})
   run_config = make_config(algorithm, options, **fields)
-  dataset = load_dataset(run_config.dataset, setting.data_dir)
-  parts = experiment.assemble(run_config, dataset, num_devices, network)
   # A digest, because the names of all fields are too long for a file name.
   digest = hashlib.sha256(repr(sorted(fields.items())).encode()).hexdigest()
   name = f'{run_config.slug()}-seed{run_config.seed}-{digest[:8]}'
-  workdir = setting.workdir / name
-  with runs.hold(workdir):
-    runs.open_workdir(parts, workdir, intervals, resume=True)
-    runs.execute(parts, workdir, intervals, progress=False)
-  return records.read_records(workdir)
+  return Piece(
+    label=label,
+    config=run_config,
+    intervals=Intervals(**{**defaults, **given}),
+    workdir=setting.workdir / name,
+    load=lambda data_dir: load_dataset(run_config.dataset, data_dir),
+    num_examples=num_examples,
+    network=network,
+    num_devices=num_devices,
+    priority=priority,
+  )
 
 
 def make_config(

@@ -49,6 +49,8 @@ class Parts(NamedTuple):
     plan, trainer, network, meter: as their types say.
     reestimate: whether evaluation takes batch statistics of training batches.
     config: the run as flags describe it, None if a program made it.
+    measure: `state -> dict of floats`, further measures at each evaluation.
+      Default: none.
   """
 
   label: str
@@ -65,6 +67,7 @@ class Parts(NamedTuple):
   meter: pr.ledger.Meter
   reestimate: bool = False
   config: RunConfig | None = None
+  measure: Callable[[State], Mapping[str, float]] | None = None
 
   def epoch(self, gradients: int) -> float:
     """Returns the passes over the data in that many gradients."""

@@ -489,14 +489,18 @@ def _position(
 
 
 def _measure(parts: Parts, state: State) -> dict[str, float]:
-  """The means over the test split, and the consensus distance."""
+  """The means over the test split, consensus distance, further measures."""
+  more = {} if parts.measure is None else dict(parts.measure(state))
   if parts.test is None:
-    return {}
+    return more
   means = parts.trainer.evaluate(
     state, parts.test, reestimate=parts.data if parts.reestimate else None
   )
   own = ('consensus_distance',)  # of the parameters, not of the examples
-  return {n if n in own else f'test_{n}': v for n, v in means.items()}
+  return {
+    **{n if n in own else f'test_{n}': v for n, v in means.items()},
+    **more,
+  }
 
 
 def _last_record(workdir: pathlib.Path) -> records.Record:

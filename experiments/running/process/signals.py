@@ -57,6 +57,7 @@ class _Watch:
 
   def __init__(self) -> None:
     self.number: int | None = None  # of the first signal
+    self.reason = ''  # in place of its name, if the program stops itself
     self.ending: tuple[int, float] | None = None  # the first to end, and when
     self.deferred = False
     self.left = 'nothing was started'
@@ -75,7 +76,7 @@ class _Watch:
     if self.number is None:
       self.number = number
       if not self.deferred:
-        _end_now(number, f'{name(number)}: {self.left}')
+        _end_now(number, f'{self.reason or name(number)}: {self.left}')
 
 
 _watch = _Watch()
@@ -124,6 +125,18 @@ def requested() -> int | None:
   return _watch.number
 
 
+def stop(number: int, reason: str) -> None:
+  """End the work as if a signal had come, for example at the end of a budget.
+
+  Args:
+    number: number of the signal.
+    reason: text that replaces the name of the signal in the last line.
+  """
+  if _watch.number is None:
+    _watch.reason = reason
+  _watch.take(number)
+
+
 @contextlib.contextmanager
 def deferred(at_once: Callable[[], object] = lambda: None) -> Iterator[None]:
   """Defer the end to the block, which polls `requested`.
@@ -159,7 +172,7 @@ def exit_when_stopped(command: str) -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()  # so that the message is the last line of a log
-    why = f'{name(stopped.number)}: {stopped}'
+    why = f'{_watch.reason or name(stopped.number)}: {stopped}'
     messages.end_line(f'{why}; resume with: {command}')
     _take_no_more()
     sys.exit(exit_codes.after_signal(stopped.number))

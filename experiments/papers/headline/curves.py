@@ -1,0 +1,128 @@
+"""The records of the runs as curves, and numbers of curves."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments.papers import pieces, speed
+from experiments.papers.headline.host_times import HostTimes
+from experiments.papers.pieces import Piece
+from experiments.running.records import records
+
+# Names that a figure or a claim reads; all are measured at an evaluation.
+NAMES = (
+  'step',
+  'epoch',
+  'train_loss',
+  'train_loss_mean_statistics',
+  'test_accuracy',
+  'test_accuracy_mean_statistics',
+  'consensus_distance',
+  'rounds',
+  'bytes_sent',
+  'modeled_seconds',
+)
+_DIGITS = 6
+
+# Name -> its value at each evaluation.
+Curve = dict[str, list[float]]
+# Curve -> seed as text -> values, of JSON types.
+Curves = dict[str, dict[str, Curve]]
+
+
+def read(
+  runs: Sequence[Piece], *, only_finished: bool = True
+) -> tuple[Curves, list[str]]:
+  """Read the curves of pieces, without training.
+
+  Args:
+    runs: the pieces.
+    only_finished: whether to leave out pieces that are not at their end.
+
+  Returns:
+    The curves, and the names of the pieces that are missing.
+  """
+  found: Curves = {}
+  missing = []
+  for piece in runs:
+    done = pieces.progress_of(piece)
+    seed = str(piece.config.seed)
+    if done.failed and not only_finished:
+      continue
+    if done.finished or (not only_finished and done.step):
+      history = records.read_records(piece.workdir)
+      found.setdefault(piece.label, {})[seed] = curve(history)
+    else:
+      missing.append(piece.name + (' (diverged)' if done.failed else ''))
+  return found, missing
+
+
+def curve(history: Sequence[records.Record]) -> Curve:
+  """Return the values at the evaluations of a run, to six digits."""
+  tested = [record for record in history if 'train_loss' in record]
+  return {
+    name: [float(f'{record[name]:.{_DIGITS}g}') for record in tested]
+    for name in NAMES
+  }
+
+
+def hours(runs: Sequence[Piece]) -> float:
+  """Return the hours that the finished pieces have taken, in all."""
+  progress = [pieces.progress_of(piece) for piece in runs]
+  return sum(x.seconds for x in progress if x.finished) / 3600
+
+
+def paired(curves: Curves, label: str, other: str) -> list[tuple[Curve, Curve]]:
+  """Return the curves of two labels, by the seeds that both have."""
+  ours, theirs = curves.get(label, {}), curves.get(other, {})
+  return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+
+
+def accuracy(own: Curve, name: str = 'test_accuracy') -> float:
+  """Return the accuracy after the last step, in %."""
+  return 100 * own[name][-1]
+
+
+def when_at_loss(own: Curve, reference: Curve, of: Sequence[float]) -> float:
+  """Return where a curve reaches the loss of a reference.
+
+  The loss is the lowest one that the reference has after `speed.SHARE` of its
+  length.
+
+  Args:
+    own: the curve.
+    reference: the curve of synchronous SGD.
+    of: positions of `own`, such as its steps.
+  """
+  target = speed.target_loss(reference['train_loss'])
+  return speed.when_reached(of, own['train_loss'], target)
+
+
+def host_seconds(own: Curve, times: HostTimes) -> list[float]:
+  """Return the seconds at each evaluation, by measured times of hosts."""
+  steps, rounds = np.array(own['step']), np.array(own['rounds'])
+  return [float(x) for x in times.step * steps + times.round * rounds]
+
+
+def largest_statistics_gap(own: Curve, epochs: tuple[float, float]) -> float:
+  """Return the largest loss of accuracy by mean batch statistics, points.
+
+  Args:
+    own: the curve.
+    epochs: the first epoch, exclusive, and the last, inclusive.
+  """
+  at = np.array(own['epoch'])
+  chosen = (at > epochs[0]) & (at <= epochs[1])
+  estimated = np.array(own['test_accuracy'])[chosen]
+  mean = np.array(own['test_accuracy_mean_statistics'])[chosen]
+  return float(100 * (estimated - mean).max()) if chosen.any() else 0.0
+
+
+def by_seed(curves: Curves, label: str) -> list[Curve]:
+  """Return the curves of all seeds of a label."""
+  return list(curves.get(label, {}).values())
+
+
+def labels(curves: Curves, wanted: Mapping[str, object]) -> list[str]:
+  """Return the labels that are measured, in the order of `wanted`."""
+  return [label for label in wanted if label in curves]

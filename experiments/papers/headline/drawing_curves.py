@@ -1,0 +1,89 @@
+"""The headline figure: loss and error against epochs and two kinds of time."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+
+from experiments.papers.headline.setting import CURVES, ONE_SHOT, SSGD
+from experiments.tools import drawing, styles
+
+_ESTIMATED = {
+  'train_loss': 'training loss, nats',
+  'test_accuracy': 'test error, %',
+}
+_MEAN = {
+  'train_loss_mean_statistics': 'training loss, nats',
+  'test_accuracy_mean_statistics': 'test error, %',
+}
+
+
+def draw(data: Mapping[str, Any], figure: Figure) -> None:
+  """Draw a row of losses, a row of errors, and a row with mean statistics.
+
+  Args:
+    data: `curves`, as `curves.read` returns them, and `host_times`, the
+      measured times as a dict.
+    figure: the figure.
+  """
+  figure.set_size_inches(drawing.WIDTH, 8.2)
+  axes = figure.subplots(3, 3, squeeze=False)
+  curves, times = data['curves'], data['host_times']
+  labels = [label for label in CURVES if label in curves]
+  looks = styles.looks({label: CURVES[label][0] for label in labels})
+  rate = times['bits_per_second'] / 1e6
+  along = {
+    'epochs of all replicas together': lambda own: own['epoch'],
+    'modeled time, h': lambda own: np.array(own['modeled_seconds']) / 3600,
+    f'time by measured steps and\naverages at {rate:g} Mb/s, h': lambda own: (
+      (
+        times['step'] * np.array(own['step'])
+        + times['round'] * np.array(own['rounds'])
+      )
+      / 3600
+    ),
+  }
+  for row, (name, title) in zip(axes, _ESTIMATED.items(), strict=False):
+    for axis, (text, position) in zip(row, along.items(), strict=True):
+      _panel(axis, curves, labels, looks, position, name)
+      axis.set_xlabel(text)
+    row[0].set_ylabel(f'{title}\n(statistics estimated again)')
+  epochs = along['epochs of all replicas together']
+  for axis, (name, title) in zip(axes[2], _MEAN.items(), strict=False):
+    _panel(axis, curves, labels, looks, epochs, name)
+    axis.set_ylabel(f'{title}\n(mean statistics)')
+  _panel(axes[2][2], curves, labels, looks, epochs, 'consensus_distance')
+  axes[2][2].set_ylabel('squared distance of the\nreplicas from their average')
+  for axis in axes[2]:
+    axis.set_xlabel('epochs of all replicas together')
+  drawing.legend_below(figure)
+
+
+def _shown(label: str) -> str:
+  """Return the name of a curve in the legend."""
+  return label if label in (SSGD, ONE_SHOT) else f'PR-SGD, {label}'
+
+
+def _panel(
+  axis: Axes,
+  curves: Mapping[str, Any],
+  labels: Sequence[str],
+  looks: Mapping[str, styles.Style],
+  position: Any,
+  name: str,
+) -> None:
+  """Draw one measure of all curves, with a band over their seeds."""
+  for label in labels:
+    runs = list(curves[label].values())
+    # Curves of unequal length are drawn up to the end of the shortest.
+    length = min(len(own['step']) for own in runs)
+    values = np.array([own[name][:length] for own in runs], float)
+    if 'accuracy' in name:
+      values = drawing.error_percent(values)
+    if name == 'consensus_distance':
+      values = np.where(values > 0, values, np.nan)
+    at = position(runs[0])[:length]
+    drawing.seeds(axis, at, values, looks[label], label=_shown(label))
+  drawing.log(axis, 'y')

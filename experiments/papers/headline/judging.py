@@ -1,0 +1,244 @@
+"""The claims of the headline figure, judged by the finished curves.
+
+The bars were decided before the runs: half a point of accuracy, and a quarter
+more steps to a loss.
+"""
+
+from collections.abc import Callable, Sequence
+
+from experiments.papers.claims import OURS, STATED, Claim
+from experiments.papers.conditions import (
+  All,
+  Ref,
+  above,
+  at_least,
+  at_most,
+  every,
+  some,
+)
+from experiments.papers.headline import curves as numbers
+from experiments.papers.headline.curves import Curve, Curves
+from experiments.papers.headline.host_times import HostTimes
+from experiments.papers.headline.setting import (
+  AVERAGED,
+  CURVES,
+  MODERATE,
+  ONE_SHOT,
+  SSGD,
+)
+from experiments.papers.quantities import Quantity, by_case
+from experiments.papers.rules import Rule
+
+FIGURE = f'{STATED}: its figure'
+# Largest loss of accuracy, in points, and steps relative to SSGD.
+GAP, STEPS = 0.5, 1.25
+# Part of the largest possible speedup that counts as reaching it.
+REACHED = 0.8
+
+ACCURACY = 'test accuracy'
+LOST = 'accuracy lost to SSGD'
+RELATIVE = 'steps relative to SSGD'
+MODELED = 'modeled speedup over SSGD'
+POSSIBLE = 'largest possible speedup'
+BEFORE, AFTER = 'lost before the first drop', 'lost after it'
+_OUR_BARS = 'The bars were decided before the runs.'
+
+
+def judge(
+  curves: Curves, times: HostTimes, setting: str, missing: Sequence[str]
+) -> list[Claim]:
+  """Return the claims that the curves can judge.
+
+  Args:
+    curves: the finished curves.
+    times: the measured times of a step and of a round.
+    setting: the network, the data and the length of the runs.
+    missing: names of the pieces that are not finished.
+  """
+  note = f'Not finished yet: {", ".join(missing)}.' if missing else ''
+  found = []
+  moderate = [m for m in MODERATE if numbers.paired(curves, m, SSGD)]
+  if moderate:
+    found.append(_flat(curves, moderate, times, setting, note))
+    found.append(_faster(curves, moderate, setting))
+  if numbers.paired(curves, ONE_SHOT, SSGD):
+    found.append(_one_shot(curves, setting))
+  if numbers.paired(curves, AVERAGED, 'I = 32'):
+    found.append(_buffers(curves, setting))
+  if trained := [label for label in curves if label != ONE_SHOT]:
+    found.append(_statistics(curves, trained, setting))
+  return found
+
+
+def _flat(
+  curves: Curves,
+  moderate: Sequence[str],
+  times: HostTimes,
+  setting: str,
+  note: str,
+) -> Claim:
+  equal = All((at_most(LOST, GAP), at_most(RELATIVE, STEPS)))
+  host_time = f'hours by measured times at {times.bits_per_second / 1e6:g} Mb/s'
+  return Claim(
+    text='Training loss against epochs hardly depends on a moderate I, and '
+    'neither does the test accuracy.',
+    source=FIGURE,
+    measured={
+      LOST: _against(curves, _lost, 'points'),
+      RELATIVE: _against(curves, lambda a, b: _ratio(a, b, 'step')),
+      ACCURACY: _each(curves, numbers.accuracy, '%'),
+      'accuracy with mean statistics': _each(
+        curves,
+        lambda c: numbers.accuracy(c, 'test_accuracy_mean_statistics'),
+        '%',
+      ),
+      'training loss': _each(curves, lambda c: c['train_loss'][-1], 'nats'),
+      'averages': _each(curves, lambda c: c['rounds'][-1]),
+      'sent by a replica': _each(
+        curves, lambda c: c['bytes_sent'][-1] / 1e9, 'GB'
+      ),
+      'modeled hours': _each(
+        curves, lambda c: c['modeled_seconds'][-1] / 3600, 'h'
+      ),
+      host_time: _each(
+        curves, lambda c: numbers.host_seconds(c, times)[-1] / 3600, 'h'
+      ),
+    },
+    rule=Rule(every(equal, moderate), some(equal, moderate)),
+    setting=f'{setting} The loss is that of the averaged model on 5,000 '
+    'training images, with batch statistics estimated again. Steps count to '
+    'the lowest loss that SSGD has after 60% of its run. Measured times are '
+    f'those of {times.hosts} hosts that train a perceptron of 301,066 '
+    f'parameters: {1e3 * times.step:.3g} ms for a step and '
+    f'{1e3 * times.round:.3g} ms for an average.',
+    note=' '.join(filter(None, (_OUR_BARS, note))),
+  )
+
+
+def _faster(curves: Curves, moderate: Sequence[str], setting: str) -> Claim:
+  reached = at_least(MODELED, Ref(POSSIBLE, times=REACHED))
+  return Claim(
+    text='Against time, PR-SGD is as much faster than SSGD as its fewer '
+    'averages allow.',
+    source=FIGURE,
+    measured={
+      MODELED: _against(
+        curves, lambda a, b: 1 / _ratio(a, b, 'modeled_seconds'), '', moderate
+      ),
+      POSSIBLE: _against(curves, _possible, '', moderate),
+    },
+    rule=Rule(every(reached, moderate), some(reached, moderate)),
+    setting=f'{setting} Modeled time to the loss above. The largest possible '
+    'speedup is the modeled time of a step of SSGD over that of a step with '
+    'this I.',
+    note=_OUR_BARS,
+  )
+
+
+def _one_shot(curves: Curves, setting: str) -> Claim:
+  return Claim(
+    text='One average at the end loses more than half a point of accuracy.',
+    source=OURS,
+    measured={
+      LOST: _against(curves, _lost, 'points', [ONE_SHOT]),
+      ACCURACY: _each(curves, numbers.accuracy, '%', [SSGD, ONE_SHOT]),
+    },
+    rule=Rule(every(above(LOST, GAP), [ONE_SHOT])),
+    setting=setting,
+    note='It shows that the bar of the first claim can be missed.',
+  )
+
+
+def _buffers(curves: Curves, setting: str) -> Claim:
+  return Claim(
+    text='Averages of the momentum buffers do not lower the accuracy at '
+    'I = 32.',
+    source=OURS,
+    measured={
+      ACCURACY: _each(curves, numbers.accuracy, '%', [AVERAGED, 'I = 32']),
+      'training loss': _each(
+        curves, lambda c: c['train_loss'][-1], 'nats', [AVERAGED, 'I = 32']
+      ),
+    },
+    rule=Rule(at_least(Ref(ACCURACY, AVERAGED), Ref(ACCURACY, 'I = 32'))),
+    setting=f'{setting} The kept buffers are those of each replica.',
+  )
+
+
+def _statistics(curves: Curves, trained: Sequence[str], setting: str) -> Claim:
+  def before(own: Curve) -> float:
+    end = own['epoch'][-1]
+    return numbers.largest_statistics_gap(own, (0, end / 2))
+
+  def after(own: Curve) -> float:
+    end = own['epoch'][-1]
+    return numbers.largest_statistics_gap(own, (end / 2, end))
+
+  return Claim(
+    text='The mean of the batch statistics costs accuracy before the first '
+    'drop of the rate only.',
+    source=OURS,
+    measured={
+      BEFORE: _each(curves, before, 'points', trained),
+      AFTER: _each(curves, after, 'points', trained),
+    },
+    rule=Rule(every(at_most(AFTER, GAP)), some(at_most(AFTER, GAP))),
+    setting=f'{setting} Test accuracy with statistics estimated again, less '
+    'that with the mean of the replicas, at the worst evaluation.',
+  )
+
+
+def _lost(own: Curve, reference: Curve) -> float:
+  return numbers.accuracy(reference) - numbers.accuracy(own)
+
+
+def _ratio(own: Curve, reference: Curve, of: str) -> float:
+  """Return the cost of SSGD's loss relative to SSGD's own."""
+  ours = numbers.when_at_loss(own, reference, own[of])
+  return ours / numbers.when_at_loss(reference, reference, reference[of])
+
+
+def _possible(own: Curve, reference: Curve) -> float:
+  def seconds(of: Curve) -> float:
+    return of['modeled_seconds'][-1] / of['step'][-1]
+
+  return seconds(reference) / seconds(own)
+
+
+def _each(
+  curves: Curves,
+  value: Callable[[Curve], float],
+  unit: str = '',
+  wanted: Sequence[str] = tuple(CURVES),
+) -> Quantity:
+  """Return a number of each curve, by seed."""
+  return by_case(
+    {
+      label: [value(own) for own in numbers.by_seed(curves, label)]
+      for label in wanted
+      if label in curves
+    },
+    unit,
+  )
+
+
+def _against(
+  curves: Curves,
+  value: Callable[[Curve, Curve], float],
+  unit: str = '',
+  wanted: Sequence[str] = tuple(CURVES),
+) -> Quantity:
+  """Return a number of each curve and of SSGD's, by the seeds of both."""
+  pairs = {
+    label: numbers.paired(curves, label, SSGD)
+    for label in wanted
+    if label != SSGD
+  }
+  return by_case(
+    {
+      label: [value(*pair) for pair in both]
+      for label, both in pairs.items()
+      if both
+    },
+    unit,
+  )

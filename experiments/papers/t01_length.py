@@ -1,0 +1,189 @@
+"""How the gap between SSGD and PR-SGD shrinks with the length of the run.
+
+The paper has one length. Here the schedule of `t01_long` is shortened as a
+whole: 75, 150 and 300 epochs, with drops of the rate at 1/2 and 3/4 of each.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from experiments.papers import t01_long
+from experiments.papers.claims import DERIVED, Claim
+from experiments.papers.conditions import below, every, some
+from experiments.papers.headline import curves as numbers
+from experiments.papers.headline import setting as runs
+from experiments.papers.headline.curves import Curve, Curves
+from experiments.papers.pieces import Piece
+from experiments.papers.quantities import Quantity, by_case
+from experiments.papers.rules import Rule
+from experiments.papers.target import Outcome, Setting, Target
+from experiments.tools import drawing, styles
+
+SEED = 0
+LONGEST = runs.EPOCHS
+# Length -> priorities of its first two curves, and of the others.
+PRIORITIES = {75: (0, 30), 150: (15, 35)}
+LENGTHS = (*PRIORITIES, LONGEST)
+LABELS = ('I = 32', 'I = 4', 'I = 16', 'I = 8')
+SHOWN = (runs.SSGD, *LABELS)
+
+
+def pieces(setting: Setting) -> Sequence[Piece]:
+  """Return the shorter runs; those of 300 epochs belong to `t01_long`."""
+  by_length = _by_length(setting)
+  return [piece for epochs in PRIORITIES for piece in by_length[epochs]]
+
+
+def _by_length(setting: Setting) -> dict[int, list[Piece]]:
+  """Return the runs of each length."""
+  longest = setting._replace(
+    workdir=setting.workdir.parent
+    / setting.workdir.name.replace('t01_length', 't01_long')
+  )
+  found = {}
+  for epochs, (first, others) in PRIORITIES.items():
+    order = {(x, SEED): first if x in SHOWN[:2] else others for x in SHOWN}
+    found[epochs] = runs.small(
+      setting, SHOWN, (SEED,), epochs=epochs, priorities=order
+    )
+  found[LONGEST] = [
+    piece
+    for piece in t01_long.pieces(longest)
+    if piece.label in SHOWN and piece.config.seed == SEED
+  ]
+  return found
+
+
+def measure(setting: Setting) -> Outcome:
+  """Judge the finished curves; train nothing."""
+  found: dict[str, Curves] = {}
+  missing: list[str] = []
+  for epochs, chosen in _by_length(setting).items():
+    found[str(epochs)], left = numbers.read(chosen)
+    missing += [f'{name} of {epochs} epochs' for name in left]
+  hours = numbers.hours(pieces(setting))
+  return outcome(found, missing, hours)
+
+
+def outcome(
+  found: dict[str, Curves], missing: Sequence[str], hours: float
+) -> Outcome:
+  """Return the outcome of some curves.
+
+  Args:
+    found: length in epochs as text -> its curves.
+    missing: names of the pieces that are not among them.
+    hours: time of the shorter runs.
+  """
+  gaps = {
+    label: {
+      epochs: values
+      for epochs in found
+      if (values := gaps_of(found[epochs], label))
+    }
+    for label in LABELS
+  }
+  shown = {label: own for label, own in gaps.items() if own}
+  data = {'gaps': shown, 'hours': hours}
+  return Outcome(_claims(shown, missing), data, [SEED])
+
+
+def gaps_of(curves: Curves, label: str) -> dict[str, float]:
+  """Return what a curve loses to SSGD's; empty if one of them is missing.
+
+  Returns:
+    `accuracy`, the points of test accuracy, and `loss`, the factor of the
+    training loss, both after the last step.
+  """
+  pairs = numbers.paired(curves, label, runs.SSGD)
+  if not pairs:
+    return {}
+
+  def mean(of: Any) -> float:
+    return float(np.mean([of(*pair) for pair in pairs]))
+
+  def accuracy(own: Curve, reference: Curve) -> float:
+    return numbers.accuracy(reference) - numbers.accuracy(own)
+
+  return {
+    'accuracy': mean(accuracy),
+    'loss': mean(lambda a, b: a['train_loss'][-1] / b['train_loss'][-1]),
+  }
+
+
+def _claims(
+  gaps: Mapping[str, Mapping[str, Mapping[str, float]]], missing: Sequence[str]
+) -> list[Claim]:
+  """Judge the shortest length against the longest, once both are finished."""
+  ends = str(LENGTHS[0]), str(LENGTHS[-1])
+  whole = [label for label, own in gaps.items() if all(e in own for e in ends)]
+  if not whole:
+    return []
+
+  def lost(epochs: str) -> Quantity:
+    found = {x: y[epochs]['accuracy'] for x, y in gaps.items() if epochs in y}
+    return by_case(found, 'points')
+
+  names = {
+    epochs: f'lost to SSGD after {epochs} epochs'
+    for epochs in map(str, LENGTHS)
+  }
+  smaller = below(names[ends[1]], names[ends[0]])
+  note = f'Not finished yet: {", ".join(missing)}. ' if missing else ''
+  return [
+    Claim(
+      text='The longer the run, the less accuracy an interval I loses.',
+      source=f'{DERIVED} from Theorem 1, whose bound allows a larger I for '
+      'more steps',
+      measured={
+        name: lost(epochs)
+        for epochs, name in names.items()
+        if any(epochs in own for own in gaps.values())
+      },
+      rule=Rule(every(smaller, whole), some(smaller, whole)),
+      setting=t01_long.TEXT + ' Shorter runs have the drops of the rate at 1/2 '
+      'and 3/4 of their length.',
+      note=f'{note}One seed.',
+    )
+  ]
+
+
+def draw(data: Mapping[str, Any], figure: Figure) -> None:
+  """Draw the gap in accuracy and in training loss against the length."""
+  figure.set_size_inches(drawing.WIDTH, 4)
+  axes = figure.subplots(1, 2)
+  looks = styles.looks(dict.fromkeys(data['gaps'], 'pr_sgd'))
+  titles = {
+    'accuracy': 'test accuracy lost to SSGD, points',
+    'loss': 'training loss relative to SSGD',
+  }
+  for axis, (name, title) in zip(axes, titles.items(), strict=True):
+    for label, own in data['gaps'].items():
+      at = sorted(own, key=int)
+      drawing.curve(
+        axis,
+        [int(epochs) for epochs in at],
+        [own[epochs][name] for epochs in at],
+        looks[label],
+        label=f'PR-SGD, {label}',
+      )
+    axis.axhline(0 if name == 'accuracy' else 1, color='black', lw=0.8)
+    axis.set_xlabel('length of the run, epochs')
+    axis.set_ylabel(title)
+    drawing.log(axis, 'x')
+  drawing.legend_below(figure)
+
+
+TARGET = Target(
+  name='t01_length',
+  title='The gap between SSGD and PR-SGD over the length of the run',
+  paper='not in a paper: a question to the figure of Yu, Yang, Zhu 2019',
+  measure=measure,
+  draw=draw,
+  scales=('long',),
+  pieces=pieces,
+  judges_part=True,
+)

@@ -1,0 +1,100 @@
+"""T1 at length: PR-SGD's figure with the paper's schedule on ResNet-8."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.papers.headline import (
+  curves,
+  drawing_curves,
+  host_times,
+  judging,
+)
+from experiments.papers.headline import (
+  setting as runs,
+)
+from experiments.papers.pieces import Piece
+from experiments.papers.target import Outcome, Setting, Target
+
+SEEDS = (0, 1, 2)
+# Priorities: two curves of 75 epochs run before, as a check; other lengths and
+# ResNet-20 run between the first seed and the others.
+FIRST, OTHERS = 10, 40
+TEXT = (
+  'ResNet-8 with 16 to 64 channels on CIFAR-10 averaged down to 16 x 16, 8 '
+  'replicas with batches of 32, 300 epochs (58,500 steps), momentum 0.9, '
+  'weight decay 1e-4, rate 0.1, divided by 10 at epochs 150 and 225, crops '
+  'that pad by 2 pixels, and flips.'
+)
+
+
+def pieces(setting: Setting) -> Sequence[Piece]:
+  """Return the curves of the first seed, then those of the others."""
+  order = {
+    (label, seed): FIRST if seed == SEEDS[0] else OTHERS
+    for seed in SEEDS
+    for label in runs.CURVES
+  }
+  return runs.small(setting, tuple(runs.CURVES), SEEDS, priorities=order)
+
+
+def measure(setting: Setting) -> Outcome:
+  """Judge the finished curves; train nothing."""
+  return judged(pieces(setting), TEXT)
+
+
+def judged(chosen: Sequence[Piece], text: str) -> Outcome:
+  """Return the outcome of the finished pieces.
+
+  Args:
+    chosen: all pieces of the target.
+    text: the setting of the runs.
+  """
+  found, missing = curves.read(chosen)
+  return outcome(found, missing, text, curves.hours(chosen))
+
+
+def so_far(chosen: Sequence[Piece]) -> dict[str, Any] | None:
+  """Return the data of the figure of unfinished curves, None without any.
+
+  Args:
+    chosen: all pieces of the target.
+  """
+  found, _ = curves.read(chosen, only_finished=False)
+  begun = {
+    label: {seed: own for seed, own in by_seed.items() if own['step']}
+    for label, by_seed in found.items()
+  }
+  shown = {label: own for label, own in begun.items() if own}
+  if not shown:
+    return None
+  return {'curves': shown, 'host_times': host_times.read()._asdict()}
+
+
+def outcome(
+  found: curves.Curves, missing: Sequence[str], text: str, hours: float
+) -> Outcome:
+  """Return the outcome of some curves.
+
+  Args:
+    found: the curves.
+    missing: names of the pieces that are not among them.
+    text: the setting of the runs.
+    hours: time that the curves took.
+  """
+  times = host_times.read()
+  data = {'curves': found, 'host_times': times._asdict(), 'hours': hours}
+  seeds = sorted({int(seed) for own in found.values() for seed in own})
+  return Outcome(judging.judge(found, times, text, missing), data, seeds)
+
+
+TARGET = Target(
+  name='t01_long',
+  title='PR-SGD against synchronous SGD over 300 epochs, on a smaller network',
+  paper='Yu, Yang, Zhu 2019 (arXiv 1807.06629), the figure of the experiment',
+  measure=measure,
+  draw=drawing_curves.draw,
+  scales=('long',),
+  pieces=pieces,
+  judges_part=True,
+  draw_so_far=lambda setting: so_far(pieces(setting)),
+)

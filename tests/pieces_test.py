@@ -1,0 +1,273 @@
+"""Tests of long targets: runs, order, budget, claims and figures."""
+
+import json
+import pathlib
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+import numpy as np
+
+from experiments import reproduce
+from experiments.papers import pieces, t01_length, t01_long, t01_pr_sgd
+from experiments.papers.headline import (
+  curves,
+  host_times,
+  judging,
+  small_images,
+)
+from experiments.papers.headline import (
+  setting as runs,
+)
+from experiments.papers.target import Setting
+from experiments.running.execution import experiment
+from experiments.running.process import budgets, exit_codes, signals
+from experiments.running.records import records, writing
+import prsgd_jax as pr
+from tests import binaries, looks
+
+LONG = [
+  name
+  for name, target in reproduce.all_targets().items()
+  if 'long' in target.scales
+]
+
+
+def made_curve(*, accuracy=0.9, loss=0.1, slow=1.0, epochs=300, period=1):
+  """Return a curve that falls to a loss, `slow` times later than SSGD."""
+  share = np.linspace(0.05, 1, 20)
+  falls = 1 - np.minimum(share / slow, 1)
+  steps = 195.0 * epochs * share
+  return {
+    'step': steps.tolist(),
+    'epoch': (epochs * share).tolist(),
+    'train_loss': (loss + falls).tolist(),
+    'train_loss_mean_statistics': (loss + 2 * falls).tolist(),
+    'test_accuracy': (accuracy - falls / 2).tolist(),
+    'test_accuracy_mean_statistics': (accuracy - falls).tolist(),
+    'consensus_distance': [0.0 if period == 1 else 0.5] * 20,
+    'rounds': (steps // period).tolist(),
+    'bytes_sent': (1e6 * steps // period).tolist(),
+    'modeled_seconds': (0.01 * steps + 0.005 * (steps // period)).tolist(),
+  }
+
+
+def made_curves(**changed):
+  """Return all curves with two seeds; some differ from SSGD."""
+  found = {}
+  for label, (_, options) in runs.CURVES.items():
+    period = options.get('period', 1 if label == runs.SSGD else 58500)
+    own = made_curve(period=period, **changed.get(label, {}))
+    found[label] = {'0': own, '1': own}
+  return found
+
+
+def as_kept(data):
+  return json.loads(writing.to_json(data))
+
+
+class PiecesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def setting(self, scale='long', name='t01_long'):
+    return Setting(scale, binaries.digits_dir(), self.root / f'{name}-{scale}')
+
+  def test_all_targets_together_begin_with_what_shows_most(self):
+    targets = reproduce.all_targets()
+    found = pieces.in_order(
+      piece
+      for name in LONG
+      for piece in targets[name].pieces(self.setting(name=name))
+    )
+    shown = [(p.workdir.parent.name, p.name) for p in found]
+    self.assertEqual(
+      shown[:5],
+      [
+        ('t01_length-long', 'SSGD, seed 0'),
+        ('t01_length-long', 'I = 32, seed 0'),
+        ('t01_long-long', 'SSGD, seed 0'),
+        ('t01_long-long', 'I = 32, seed 0'),
+        ('t01_long-long', 'I = 4, seed 0'),
+      ],
+    )
+    self.assertLen({p.workdir for p in found}, len(found))
+    self.assertEqual(found[2].num_steps, 58_500)
+
+  def test_full_setting_runs_a_seed_after_the_other(self):
+    found = pieces.in_order(t01_pr_sgd.pieces(self.setting('full')))
+    names = [piece.name for piece in found]
+    self.assertEqual(names[:3], ['SSGD, seed 0', 'I = 32, seed 0',
+                                 'I = 4, seed 0'])  # fmt: skip
+    self.assertEqual(names[6], 'SSGD, seed 1')
+    self.assertLen(found, 18)
+    self.assertEqual(found[0].num_steps, 58_594)
+
+  def test_a_piece_stops_resumes_and_is_judged(self):
+    chosen = t01_long.pieces(self.setting('test'))[:2]
+    target = t01_long.TARGET._replace(
+      measure=lambda setting: t01_long.judged(chosen, 'tiny'),
+    )
+    hours, unknown = pieces.hours_left(chosen)
+    self.assertEqual((hours, unknown), (0, 2))
+    finished = []
+
+    def train(left, requested=None):
+      with mock.patch.object(signals, 'requested', lambda: requested):
+        return pieces.run_all(
+          chosen, binaries.digits_dir(), left, finished.append
+        )
+
+    with binaries.compiled_once():
+      self.assertFalse(train(lambda: budgets.LEAST / 2))
+      self.assertEmpty(finished)
+      with self.assertRaises(signals.Stopped):
+        train(lambda: 1e3, requested=10)
+      self.assertTrue(train(lambda: 1e3))
+      self.assertEqual([p.label for p in finished], ['SSGD', 'I = 32'])
+      self.assertTrue(train(lambda: 1e3))  # reads, and trains nothing
+    self.assertLen(finished, 2)
+    self.assertEqual(pieces.hours_left(chosen), (0, 0))
+    self.assertIn('2 of 2 pieces finished', pieces.status(chosen))
+    outcome = target.measure(self.setting('test'))
+    figure = reproduce.make_figure(target, as_kept(outcome.data))
+    self.assertEqual(looks.faults(figure), [])
+    self.assertLen(outcome.claims, 3)
+    (first, *_) = records.read_records(chosen[0].workdir)
+    self.assertNotIn('train_loss', first)
+    last = records.read_last_record(chosen[0].workdir)
+    # Equal, because an MLP has no batch statistics.
+    self.assertEqual(
+      last['test_accuracy'], last['test_accuracy_mean_statistics']
+    )
+
+  @parameterized.parameters(*LONG)
+  def test_every_run_fits_together(self, name):
+    """Only one of each network, because the others differ by the algorithm."""
+    target = reproduce.all_targets()[name]
+    piece = target.pieces(self.setting(name=name))[0]
+    size = 16 if 'blocks_per_stage' in str(piece.config.model_options) else 32
+    images = np.zeros((256, size, size, 3), np.uint8)
+    split = {'image': images, 'label': np.arange(256, dtype=np.int32) % 10}
+    dataset = pr.data.Dataset('cifar10', split, split, 10)
+    parts = experiment.assemble(
+      piece.config, dataset, piece.num_devices, piece.network
+    )
+    adapted = piece.adapt(parts, dataset)
+    self.assertTrue(adapted.reestimate)
+    self.assertIsNotNone(adapted.measure)
+    self.assertEqual(
+      adapted.description.get('crop_padding'), 2 if size == 16 else None
+    )
+    piece.intervals.check()
+
+
+class JudgingTest(parameterized.TestCase):
+  def verdicts(self, found):
+    outcome = t01_long.outcome(found, [], 'made', 1.0)
+    return {claim.text[:20]: claim.verdict for claim in outcome.claims}
+
+  def test_equal_curves_are_flat_and_each_bar_can_be_missed(self):
+    good = self.verdicts(made_curves())
+    self.assertEqual(good['Training loss agains'], 'yes')
+    self.assertEqual(good['One average at the e'], 'no')
+    self.assertEqual(good['The mean of the batc'], 'no')
+    late = self.verdicts(made_curves(**{'I = 32': {'slow': 1.5}}))
+    self.assertEqual(late['Training loss agains'], 'partly')
+    worse = {m: {'accuracy': 0.894} for m in runs.MODERATE}
+    self.assertEqual(
+      self.verdicts(made_curves(**worse))['Training loss agains'], 'no'
+    )
+    failed = {runs.ONE_SHOT: {'accuracy': 0.5}}
+    self.assertEqual(
+      self.verdicts(made_curves(**failed))['One average at the e'], 'yes'
+    )
+
+  def test_nothing_is_judged_without_ssgd(self):
+    found = made_curves()
+    del found[runs.SSGD], found[runs.AVERAGED]
+    self.assertLen(judging.judge(found, host_times.read(), '', ['SSGD']), 1)
+    self.assertEmpty(judging.judge({}, host_times.read(), '', []))
+
+  def test_figures_are_readable(self):
+    outcome = t01_long.outcome(made_curves(), ['SSGD, seed 2'], 'made', 1.0)
+    figure = reproduce.make_figure(t01_long.TARGET, as_kept(outcome.data))
+    self.assertEqual(looks.faults(figure), [])
+    self.assertIn('SSGD, seed 2', outcome.claims[0].note)
+    lengths = {
+      str(epochs): made_curves(**{'I = 32': {'accuracy': 0.9 - 0.5 / epochs}})
+      for epochs in t01_length.LENGTHS
+    }
+    outcome = t01_length.outcome(lengths, [], 1.0)
+    figure = reproduce.make_figure(t01_length.TARGET, as_kept(outcome.data))
+    self.assertEqual(looks.faults(figure), [])
+    self.assertEqual([c.verdict for c in outcome.claims], ['partly'])
+
+  def test_speedup_is_that_of_the_model(self):
+    claim = next(
+      c
+      for c in t01_long.outcome(made_curves(), [], 'made', 1.0).claims
+      if judging.MODELED in c.measured
+    )
+    value = claim.measured[judging.MODELED].cases['I = 4'].value
+    self.assertAlmostEqual(value, 0.015 / (0.01 + 0.005 / 4), places=3)
+
+  def test_measured_times_of_a_step_and_a_round(self):
+    times = host_times.HostTimes(0.5, 2.0, 1e8, 4)
+    own = {'step': [4.0, 8.0], 'rounds': [1.0, 2.0]}
+    self.assertEqual(curves.host_seconds(own, times), [4.0, 8.0])
+    kept = host_times.read()
+    self.assertLess(kept.step, kept.round)
+    with self.assertRaisesRegex(ValueError, 'no measurement at 1 bits'):
+      host_times.read(rate=1)
+
+
+class SmallImagesTest(absltest.TestCase):
+  def test_pixels_are_means_of_squares(self):
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    small = small_images.halve(images)
+    self.assertEqual((small.shape, small.dtype), ((2, 2, 2, 3), np.uint8))
+    wanted = images[1, 2:, :2, 2].astype(float).mean()
+    self.assertLessEqual(abs(small[1, 1, 0, 2] - wanted), 0.5)
+
+
+class ProgramTest(absltest.TestCase):
+  def test_status_lists_the_pieces_and_runs_nothing(self):
+    with tempfile.TemporaryDirectory() as root:
+      outcome = binaries.call(
+        reproduce, '--scale=long', '--status', f'--workdir={root}'
+      )
+      self.assertEqual(list(pathlib.Path(root).iterdir()), [])
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertIn('0 of 34 pieces finished', outcome.out)
+
+  def test_a_spent_budget_ends_with_the_code_of_more_to_do(self):
+    with (
+      tempfile.TemporaryDirectory() as root,
+      mock.patch.object(pieces, 'run_all', lambda *args: False),
+      mock.patch.object(reproduce.results_page, 'write'),
+    ):
+      outcome = binaries.call(
+        reproduce, '--scale=long', '--minutes=10', f'--workdir={root}'
+      )
+    self.assertEqual(outcome.code, exit_codes.STOPPED)
+    self.assertIn('more to do; repeat the command', outcome.out)
+
+  def test_too_few_minutes_are_one_line(self):
+    outcome = binaries.call(reproduce, '--scale=long', '--minutes=0.5')
+    self.assertEqual(outcome.code, exit_codes.ERROR)
+    self.assertIn('--minutes must be >= 2, got 0.5', outcome.err)
+
+  def test_a_budget_stops_as_a_signal_does(self):
+    stopped = []
+    with mock.patch.object(signals, 'stop', lambda *args: stopped.append(args)):
+      with budgets.limited(0.01) as left:
+        while not stopped:
+          pass
+      self.assertLess(left(), 0.01)
+    self.assertEqual(stopped[0][1], '0.000166667 minutes are over')
+
+
+if __name__ == '__main__':
+  absltest.main()
