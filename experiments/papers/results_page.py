@@ -118,7 +118,7 @@ def _not_run(
     if (name, scale) not in done
   ]
   text = (
-    '\nWritten but not run: full settings need an accelerator, and `long` ones '
+    '\nWritten but not run: full settings need an accelerator, and long ones '
     'take hours\non two cores. The tests start each of them at a small size.\n\n'
   )
   table = _table(('target', '', 'command'), rows)
