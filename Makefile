@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 # cpu (20 minutes), long (hours on a CPU) or full (the papers' own settings).
 SCALE ?= cpu
+PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark \
   hosts hosts_benchmark results reproduce report notebooks docs browser clean
@@ -88,8 +89,7 @@ results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)
 
 reproduce: $(INSTALLED)
-	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR) --scale=$(SCALE) \
-	  $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
+	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR) --scale=$(SCALE) $(PIECES)
 
 report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html

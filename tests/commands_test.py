@@ -80,7 +80,10 @@ def in_presets():
 def in_makefile():
   text = (ROOT / 'Makefile').read_text()
   found = re.findall(r'\$\(BIN\)/(python (?:experiments|-m experi).*)', text)
-  names = {'$(RUNS)': 'runs', '$(DATA_DIR)': 'data'}
+  names = {
+    '$(RUNS)': 'runs', '$(DATA_DIR)': 'data', '$(SCALE)': 'cpu',
+    '$(PIECES)': '',
+  }  # fmt: skip
   for name, value in names.items():
     found = [command.replace(name, value) for command in found]
   return found

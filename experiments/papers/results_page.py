@@ -119,7 +119,8 @@ def _not_run(
   ]
   text = (
     '\nWritten but not run: full settings need an accelerator, and long ones '
-    'take hours\non two cores. The tests start each of them at a small size.\n\n'
+    'take hours\non two cores. The tests start each of them at a small size.'
+    '\n\n'
   )
   table = _table(('target', '', 'command'), rows)
   return (text + table if rows else '') + OUT_OF_REACH
