@@ -1,6 +1,7 @@
 """Evaluation: every example once, of the average and of each replica."""
 
 import functools
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
+from prsgd_jax.engine import evaluation
 from tests import harness, reference
 
+_BATCHES = evaluation._batches  # to be called by its replacement
 N = 8
 LAYOUTS = (1, 2, 4, 8)
 ALGORITHM = pr.k_avg(optax.sgd(0.05, momentum=0.9), period=3)
@@ -81,6 +84,30 @@ class EvaluateTest(parameterized.TestCase):
       for name, value in want.items():
         self.assertEqual(each[name].shape, (N,))
         np.testing.assert_allclose(each[name][i], value, rtol=1e-5)
+
+  @parameterized.parameters(False, True)
+  def test_no_collective_is_in_flight_with_the_batches(self, of_replicas):
+    size = 2_000_000  # so that its average takes milliseconds
+    mesh = pr.engine.ReplicaMesh(2, 2)
+
+    def values(params, model_state, batch):
+      del model_state
+      return {'loss': batch + params[0]}
+
+    make = (pr.engine.make_evaluate, pr.engine.make_evaluate_replicas)
+    evaluate = make[of_replicas](mesh, ALGORITHM, values)
+    state = pr.engine.create_train_state(mesh, ALGORITHM, np.zeros(size), {})
+    data = pr.engine.shard_examples(mesh, np.zeros(4, np.float32), 1)
+    ready = []
+
+    def batches(examples):
+      ready.extend(x.is_ready() for x in jax.live_arrays())
+      yield from _BATCHES(examples)
+
+    with mock.patch.object(evaluation, '_batches', batches):
+      evaluate(state, data)
+    self.assertTrue(ready)
+    self.assertTrue(all(ready))
 
   def test_leaves_the_state_alone(self):
     mesh, algorithm, evaluate, _ = evaluators(2)

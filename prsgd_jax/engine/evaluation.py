@@ -90,9 +90,11 @@ def make_evaluate(
   def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
     check_state('evaluate', mesh, state)
     check_examples(mesh, examples)
-    point, distance = mapped_average(state)
+    # Awaited, because a collective in flight beside the programs of the batches
+    # can dead-lock on CPU.
+    point, distance = jax.block_until_ready(mapped_average(state))
     if refresh is not None:
-      point = refresh(point)
+      point = jax.block_until_ready(refresh(point))
     sums = [mapped_sums(point, batch) for batch in _batches(examples)]
     # On the host, because convolutions in a loop are slow on CPU.
     means = _means(_over_devices(mesh, sums))
@@ -173,7 +175,8 @@ def make_evaluate_replicas(
   def evaluate(state: TrainState, examples: Any) -> dict[str, np.ndarray]:
     check_state('evaluate', mesh, state)
     check_examples(mesh, examples)
-    points = mapped_output(state)
+    # Awaited, because steps of training with collectives may be in flight.
+    points = jax.block_until_ready(mapped_output(state))
     sums = []
     for batch in _batches(examples):
       # Awaited one by one, because un-awaited collectives dead-lock on CPU.
