@@ -1,6 +1,6 @@
 """Pieces: the runs of a long target, one curve and one seed each.
 
-A piece is a run of `runs.execute` in a directory of its own, which a later call
+A piece is a run of `runs.execute` in its own directory, which a later call
 resumes. Pieces run in the order that shows most first. Their progress is read
 from their directories, without data and without devices.
 """

@@ -28,7 +28,7 @@ TEXT = (
 
 
 def pieces(setting: Setting) -> Sequence[Piece]:
-  """Return the curves of the first seed, then those of the others."""
+  """Return the curves of the first seed, then of the other seeds."""
   order = {
     (label, seed): FIRST if seed == SEEDS[0] else OTHERS
     for seed in SEEDS
