@@ -101,7 +101,7 @@ def make_case(name: str, data_dir: str | None) -> Case:
 
 
 def _images(*shape: int) -> dict[str, np.ndarray]:
-  """Return noisy images of ten classes, each around a pattern of its own."""
+  """Return noisy images of ten classes, each class around its pattern."""
   rng = np.random.default_rng(0)
   label = rng.integers(10, size=MADE).astype(np.int32)
   patterns = rng.normal(128, 32, size=(10, *shape))

@@ -87,7 +87,7 @@ def make_reestimate(
     # A loop on the host, because convolutions in a loop are slow on CPU.
     for turn in range(num_batches):
       point = mapped_move(point, data, mesh.replicate(np.int32(turn)))
-    # Awaited, because a collective beside many programs in flight can dead-lock.
+    # Awaited, because a collective beside other programs can dead-lock.
     return mapped_average(jax.block_until_ready(point))
 
   return reestimate
