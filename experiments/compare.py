@@ -36,6 +36,7 @@ from experiments.running.execution import (
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
+  cache_flags,
   cli,
   config,
   data,
@@ -56,6 +57,7 @@ from prsgd_jax.engine.checkpoints import CheckpointError
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(axes)
+flags.adopt_module_key_flags(cache_flags)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.adopt_module_key_flags(process_flags)
@@ -71,6 +73,7 @@ def main() -> None:
     if FLAGS.workdir is None:
       raise ValueError('compare.py requires --workdir, a directory to write to')
     process_flags.join(FLAGS)
+    cache_flags.apply(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
     # Before importing a user's module, because it may initialize the devices.
     cli.make_fake_devices(FLAGS.num_devices)

@@ -43,7 +43,7 @@ from experiments import papers
 from experiments.papers import claims, pieces, results_page
 from experiments.papers.pieces import Piece
 from experiments.papers.target import Outcome, Setting, Target
-from experiments.running.flags import cli, network
+from experiments.running.flags import cache_flags, cli, network
 from experiments.running.process import budgets, exit_codes
 from experiments.running.records import json_files, records, writing
 from experiments.tools import drawing, figure_files
@@ -52,6 +52,7 @@ FLAGS = flags.FLAGS
 
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'reproduce'
 
+flags.adopt_module_key_flags(cache_flags)
 flags.adopt_module_key_flags(cli)
 flags.DEFINE_list(
   'targets',
@@ -102,6 +103,7 @@ def all_targets() -> dict[str, Target]:
 
 
 def main() -> None:
+  cache_flags.apply(FLAGS)
   known = all_targets()
   with cli.one_line_errors(ValueError):
     targets = _chosen(known)

@@ -54,6 +54,7 @@ from experiments.running.execution import (
 )
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
+  cache_flags,
   cli,
   config,
   data,
@@ -240,6 +241,7 @@ def _job(trial: Trial, workdir: pathlib.Path) -> jobs.Job:
       sys.executable,
       str(TRAIN),
       *grids.command(trial.point),
+      *cache_flags.given(FLAGS),
       f'--workdir={trial.workdir}',
       f'--resume={resume}',
       '--noprogress',

@@ -43,6 +43,7 @@ from experiments.running.execution import (
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
+  cache_flags,
   cli,
   config,
   data,
@@ -53,7 +54,7 @@ from experiments.running.flags import (
 )
 from experiments.running.flags.run_config import FIT_REPLICAS
 from experiments.running.logs import loggers
-from experiments.running.process import process_zero
+from experiments.running.process import age, process_zero
 from experiments.running.records import records, slugs
 from experiments.running.records.json_files import DamagedFile
 from prsgd_jax.data.sources import DataError
@@ -61,6 +62,7 @@ from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
 
+flags.adopt_module_key_flags(cache_flags)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.adopt_module_key_flags(process_flags)
@@ -92,6 +94,7 @@ def main() -> None:
 def _train(held: contextlib.ExitStack) -> None:
   with cli.one_line_errors(ValueError):
     process_flags.join(FLAGS)
+    cache_flags.apply(FLAGS)
     if FLAGS.resume:
       workdir = _resumed_workdir()
       held.enter_context(runs.hold(workdir))
@@ -150,6 +153,7 @@ def _train(held: contextlib.ExitStack) -> None:
       keep=keep,
       stall_seconds=stall_seconds,
       survivors=survivors,
+      age=age.seconds,
     )
   print(records.format_summary(summary, workdir))
 

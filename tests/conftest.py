@@ -3,8 +3,8 @@
 Compiling takes most of the time of the tests. Programs are therefore compiled
 in one piece, without the last optimizations and, if a flag can turn them off,
 without the emitters of fused loops, which double the time. The tests of a
-session share compiled programs, because every call of a binary makes its own
-jitted functions.
+session and the programs they start share compiled programs, because every call
+of a binary makes its own jitted functions.
 
 A file's programs are dropped after it, and earlier where they are many: a
 process may have 65 530 memory maps on Linux, a program takes some thirty (in
@@ -34,6 +34,9 @@ jax.config.update('jax_num_cpu_devices', 8)
 _cache = tempfile.TemporaryDirectory()  # removed when the session ends
 jax.config.update('jax_compilation_cache_dir', _cache.name)
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+# Also of the programs that tests start, which would use the user's otherwise.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 
 MAPS = pathlib.Path('/proc/self/maps')  # on Linux

@@ -335,7 +335,12 @@ class TrainTest(parameterized.TestCase):
     process.send_signal(signal.SIGKILL)
     process.wait()
     self.assertFalse((directory / '200').exists(), 'killed too late')
+    programs = pathlib.Path(environment['JAX_COMPILATION_CACHE_DIR'])
+    compiled = {path.name for path in programs.glob('*-cache')}
     subprocess.run([*command, '--resume'], env=environment, check=True)
+    # All programs were there but the one that places a restored state.
+    new = {path.name for path in programs.glob('*-cache')} - compiled
+    self.assertLessEqual(len(new), 1)
     self.assert_same_run(whole, killed, 200)
 
   def test_loss_that_is_no_number_ends_the_run(self):

@@ -1,6 +1,6 @@
 """One run: the loop over the steps, and what it writes."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import contextlib
 import os
 import pathlib
@@ -142,6 +142,7 @@ def execute(
   keep: checkpoints.Retention = KEEP,
   stall_seconds: float = 0,
   survivors: Sequence[int] | None = None,
+  age: Callable[[], float] | None = None,
 ) -> records.Record:
   """Trains to the end of a run, from its newest checkpoint if it has one.
 
@@ -160,6 +161,8 @@ def execute(
       `watchdog`. Default: 0, unlimited.
     survivors: if the number of replicas has changed, the saved ones that stay.
       Default: the first ones.
+    age: function that returns the seconds since the program was started, for
+      the summary. Default: it has no time of the start.
 
   Returns:
     The summary, which is also in the directory.
@@ -197,6 +200,7 @@ def execute(
         keep,
         clock,
         survivors,
+        age,
         closing,
       )
   except NonFinite as found:
@@ -225,6 +229,7 @@ def _execute(
   keep: checkpoints.Retention,
   clock: Phases,
   survivors: Sequence[int] | None,
+  age: Callable[[], float] | None,
   closing: contextlib.ExitStack,
 ) -> records.Record:
   num_steps = parts.plan.num_steps
@@ -244,6 +249,7 @@ def _execute(
   closing.callback(life.close)
   saver = closing.enter_context(Saver(parts, workdir, keep))
   counted_from = None  # the step after which the speed is measured
+  started: records.Record = {}
   data_wait = waits.make_share(parts.trainer.waited)
   pending: tuple[int, Any] | None = None
 
@@ -316,6 +322,7 @@ def _execute(
     if counted_from is None:
       jax.block_until_ready(metrics)
       counted_from = stop
+      started = {'start_seconds': age()} if age else {}
       closing.enter_context(signals.deferred())  # there is something to save
     # While the devices work on this dispatch, the one before is looked at.
     if pending is not None:
@@ -350,7 +357,7 @@ def _execute(
   return process_zero.decide(
     'the summary',
     lambda: _summarize(
-      parts, workdir, clock, counted_from, life.spent(), history
+      parts, workdir, clock, counted_from, started, life.spent(), history
     ),
   )
 
@@ -515,6 +522,7 @@ def _summarize(
   workdir: pathlib.Path,
   clock: Phases,
   counted_from: int | None,
+  started: records.Record,
   life: dict[str, float],
   history: sizes.History,
 ) -> records.Record:
@@ -525,6 +533,8 @@ def _summarize(
     workdir: directory of the run.
     clock: seconds of this process.
     counted_from: step after the first dispatch; None if no step was left.
+    started: seconds from the start of the program to the end of the first
+      dispatch, by its key; empty if they were not measured.
     life: seconds of the whole run by kind.
     history: its numbers of replicas.
   """
@@ -534,6 +544,7 @@ def _summarize(
     **history.summary(),
     'steps_per_second': None,
     'seconds_to_first_steps': None,
+    **started,
     'goodput': goodput.goodput(life),
     'life_seconds': life,
     'replicas': str(parts.trainer.mesh),

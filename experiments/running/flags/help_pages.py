@@ -33,6 +33,7 @@ _TITLES = {
   'network': 'Modeled time: machines and links',
   'process_flags': 'Several processes',
   'cli': 'Files',
+  'cache_flags': 'Files',
 }
 _AVERAGES = (
   'when',

@@ -363,6 +363,7 @@ def format_summary(summary: Record, workdir: pathlib.Path) -> str:
     *_lost(summary),
     f'  time           {summary["seconds"]:.1f} s'
     + (f', {rate:.0f} steps/s once compiled' if rate else ''),
+    *_started(summary),
     *_life(summary),
     *_waited(summary),
     f'  written to     {workdir}',
@@ -388,6 +389,14 @@ def _sizes(summary: Record) -> list[str]:
   """Return the line of a run in which the number of replicas changed."""
   sizes = [(x['step'], x['num_replicas']) for x in summary.get('sizes', ())]
   return [f'  replicas       {format_sizes(sizes)}'] if sizes else []
+
+
+def _started(summary: Record) -> list[str]:
+  """Return the line of the time before the first steps, if it was measured."""
+  if 'start_seconds' not in summary:
+    return []
+  seconds = summary['start_seconds']
+  return [f'  first steps    {seconds:.1f} s after the start of the program']
 
 
 def _life(summary: Record) -> list[str]:
