@@ -3,13 +3,16 @@
 import dataclasses
 
 from absl.testing import absltest, parameterized
+import chex
 import jax
 import numpy as np
 import optax
 
-from experiments.running.execution import experiment
+from experiments.running.execution import experiment, parts
 from experiments.running.flags import config
 import prsgd_jax as pr
+from prsgd_jax import models
+from prsgd_jax.models.classification import classifier
 from tests import stage_harness
 from tests.config_test import DEFAULTS
 
@@ -69,6 +72,22 @@ def assemble(algorithm, network=None, **changes):
   }
   dataset = pr.data.Dataset('digits', split, split, 10)
   return experiment.assemble(run, dataset, 1, network or pr.ledger.Network())
+
+
+class FirstPointTest(absltest.TestCase):
+  def test_is_the_same_bits_however_it_is_compiled(self):
+    # The optimizations of a run, which the tests turn off.
+    name = 'jax_disable_most_optimizations'
+    self.addCleanup(jax.config.update, name, True)
+    jax.config.update(name, False)
+    self.assertTrue(parts.quick())
+    task = classifier(models.MLP(num_classes=3, hidden=(4,)))
+    arguments = jax.random.key(0), {'image': np.zeros((1, 5), np.float32)}
+    one, other = (
+      jax.jit(task.init, compiler_options=options)(*arguments)
+      for options in (None, parts.quick())
+    )
+    chex.assert_trees_all_equal(one, other)
 
 
 class PlanTest(parameterized.TestCase):
