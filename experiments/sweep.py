@@ -31,10 +31,11 @@ if __name__ == '__main__':
   # This checkout, because another one may be installed.
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from experiments.running.process import signals
+from experiments.running.process import imports, signals
 
 if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
+  imports.begin()
 
 from collections.abc import Sequence
 import os

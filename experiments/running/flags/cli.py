@@ -18,6 +18,7 @@ import jax
 from experiments.running.flags import help_pages
 from experiments.running.process import (
   exit_codes,
+  imports,
   interrupts,
   messages,
   process_zero,
@@ -127,6 +128,7 @@ def run(main: Callable[..., None]) -> None:
     if lost := streams.lost_output():
       messages.warn(f'warning: stdout cannot be written ({lost.strerror})')
 
+  imports.end()
   streams.install()
   app.run(call, flags_parser=parse)
 
