@@ -1,4 +1,4 @@
-"""The modules that `import prsgd_jax` imports, and the first data set."""
+"""The modules that `import prsgd_jax` and train.py import, and the first data."""
 
 import os
 import pathlib
@@ -17,14 +17,17 @@ LAZY = (
   'matplotlib',
   'networkx',
   'orbax',
+  'pandas',
   'pooch',
   'scipy',
+  'tensorboardX',
   'tensorflow_datasets',
 )
 
 
 CODE = """
 import sys
+import experiments.train
 import prsgd_jax.engine.checkpoints
 from prsgd_jax.data.datasets import load_dataset
 
