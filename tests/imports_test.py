@@ -1,4 +1,4 @@
-"""The modules that `import prsgd_jax` and train.py import, and the first data."""
+"""What `import prsgd_jax` and train.py import, and the first data set."""
 
 import os
 import pathlib
