@@ -43,8 +43,10 @@ REPLICAS = (1, 4, 16)
 # Steps of a run -> the first step of its tail.
 STEPS, FIRST, EVERY = 400, 200, 2
 LENGTHS = (50, 100, 200, 400)
-# A common rate for all batch sizes, and half of the largest for each of them.
+# Half of the largest rate of one example, for all batch sizes, and a smaller
+# one. The third rate is half of the largest of each batch size.
 COMMON = least_squares.largest_rate(SPECTRUM, batch_size=1) / 2
+SMALL = COMMON / 4
 ERRORS, TOLERANCE, EXPONENT = 4.0, 0.02, 0.05
 # Fraction of the first risk that the serial steps are counted to.
 REACHED = 0.01
@@ -53,8 +55,9 @@ REACHED = 0.01
 def measure(setting: Setting) -> Outcome:
   """Run SGD with every batch size, without label noise and from the optimum."""
   del setting
-  rows = [_of_batch(b) for b in BATCHES]
-  lengths = [_of_length(t) for t in LENGTHS]
+  risks = {b: _last(b) for b in BATCHES}
+  rows = [_of_batch(b, risks[b]) for b in BATCHES]
+  lengths = [_of_length(t, risks[1][1]) for t in LENGTHS]
   claims = [
     _exact_claim(rows),
     _batch_claim(rows),
@@ -67,34 +70,40 @@ def measure(setting: Setting) -> Outcome:
   return Outcome(claims, {'rows': rows, 'lengths': lengths}, SEEDS)
 
 
-def _of_batch(batch_size: int) -> dict[str, Any]:
-  """Measure risks at the two rates; the replicas never communicate."""
-  own = least_squares.largest_rate(SPECTRUM, batch_size=batch_size) / 2
-  rates = (COMMON, own)
-  tail = _risks(rates, batch_size, STEPS, FIRST, EVERY)
-  # A tail that starts after the run is the last iterate.
-  last = _risks(rates, batch_size, STEPS, STEPS, EVERY)
+def _rates(batch_size: int) -> tuple[float, ...]:
+  largest = least_squares.largest_rate(SPECTRUM, batch_size=batch_size)
+  return SMALL, COMMON, largest / 2
+
+
+def _last(batch_size: int) -> list[np.ndarray]:
+  """Return risks of the last iterate along the run, for every rate."""
+  # The average starts after the run, so that the output is the last iterate.
+  return _risks(_rates(batch_size), batch_size, STEPS, STEPS, EVERY)
+
+
+def _of_batch(batch_size: int, last: Sequence[np.ndarray]) -> dict[str, Any]:
+  """Summarize risks by rate; the replicas never communicate."""
+  rates = _rates(batch_size)
+  tail = _risks(rates, batch_size, STEPS, FIRST, STEPS)
   return {
     'batch_size': batch_size,
     'rates': list(rates),
     'tail': [_summary(risk[..., -1]) for risk in tail],
     'last': [_summary(risk[..., -1]) for risk in last],
     'exact': [_exact(rate, batch_size, STEPS, FIRST) for rate in rates],
-    # The bias of one replica along the run at the second rate, by seed.
-    'curve': last[1][:, 0, 0].mean(axis=(1, 2)).tolist(),
+    # The bias of one replica along the run at the third rate, by seed.
+    'curve': last[2][:, 0, 0].mean(axis=(1, 2)).tolist(),
   }
 
 
-def _of_length(num_steps: int) -> dict[str, Any]:
-  """Measure risks of one example per step, with half of the run as tail."""
+def _of_length(num_steps: int, last: np.ndarray) -> dict[str, Any]:
+  """Summarize a run with one example per step, half of it tail."""
   first = num_steps // 2
-  numbers = (num_steps, first, num_steps)
+  (tail,) = _risks((COMMON,), 1, num_steps, first, num_steps)
   return {
     'steps': num_steps,
-    'tail': _summary(_risks((COMMON,), 1, *numbers)[0][..., -1]),
-    'last': _summary(
-      _risks((COMMON,), 1, num_steps, num_steps, num_steps)[0][..., -1]
-    ),
+    'tail': _summary(tail[..., -1]),
+    'last': _summary(last[..., num_steps // EVERY - 1]),
     'exact': _exact(COMMON, 1, num_steps, first),
   }
 
@@ -210,10 +219,10 @@ def _exact_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
     for part in ('bias', 'variance'):
       cases = [(r, f'N = {n}') for r in rows for n in REPLICAS]
       measured[f'{part} of the {which}'] = by_case(
-        {_name(r, n): _measurement(r[which][1][part][n]) for r, n in cases}
+        {_name(r, n): _measurement(r[which][2][part][n]) for r, n in cases}
       )
       measured[f'{part} of the {which}, exact'] = by_case(
-        {_name(r, n): r['exact'][1][n][which][part] for r, n in cases}
+        {_name(r, n): r['exact'][2][n][which][part] for r, n in cases}
       )
   near = [
     within(name, Ref(f'{name}, exact'), errors=ERRORS, relative=TOLERANCE)
@@ -241,11 +250,11 @@ def _setting(rate: str) -> str:
   )
 
 
-def _variances(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
-  """Return variances of the tail at the common rate, [b, N, seeds]."""
+def _variances(rows: Sequence[Mapping[str, Any]], rate: int) -> np.ndarray:
+  """Return variances of the tail at a rate by its index, [b, N, seeds]."""
   return np.array(
     [
-      [r['tail'][0]['variance'][f'N = {n}']['seeds'] for n in REPLICAS]
+      [r['tail'][rate]['variance'][f'N = {n}']['seeds'] for n in REPLICAS]
       for r in rows
     ]
   )
@@ -258,24 +267,42 @@ def exponent(sizes: Sequence[int], values: np.ndarray) -> np.ndarray:
 
 
 def _batch_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
-  by_batch = exponent(BATCHES, _variances(rows))
-  name = 'exponent of b'
+  names = [f'exponent of b at rate {rate:.4g}' for rate in (SMALL, COMMON)]
+  found = {
+    name: by_case(
+      {
+        f'N = {n}': seeds
+        for n, seeds in zip(
+          REPLICAS, exponent(BATCHES, _variances(rows, k)), strict=True
+        )
+      }
+    )
+    for k, name in enumerate(names)
+  }
   return Claim(
     text='The variance of the tail average falls as 1/b with the batch size.',
     source=STATED,
-    measured={
-      name: by_case({f'N = {n}': s for n, s in zip(REPLICAS, by_batch)})
-    },
+    measured=found,
     rule=Rule(
-      every(within(name, -1, absolute=EXPONENT)),
-      every(within(name, -1, absolute=3 * EXPONENT)),
+      every(
+        All(
+          (
+            within(names[0], -1, absolute=EXPONENT),
+            at_most(names[1], -1 + EXPONENT),
+          )
+        )
+      ),
+      every(All(tuple(at_most(name, -1 + 3 * EXPONENT) for name in names))),
     ),
-    setting=_setting(f'rate {COMMON:.4g}'),
+    setting=_setting('both rates for all batch sizes'),
+    note='The theorem bounds the variance by a multiple of 1/b. At the larger '
+    'rate, half of the largest for b = 1, it falls faster, because the noise '
+    'of the features adds to the variance of small batches.',
   )
 
 
 def _replicas_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
-  by_number = exponent(REPLICAS, _variances(rows).swapaxes(0, 1))
+  by_number = exponent(REPLICAS, _variances(rows, 1).swapaxes(0, 1))
   name = 'exponent of N'
   return Claim(
     text='Parameter mixing: the variance of the mean of N tail averages falls '
@@ -297,7 +324,7 @@ def _bias_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
 
   def ratio(row: Mapping[str, Any], part: str) -> Measurement:
     one, all_of = (
-      np.array(row['tail'][0][part][n]['seeds']) for n in ('N = 1', most)
+      np.array(row['tail'][1][part][n]['seeds']) for n in ('N = 1', most)
     )
     return Measurement(one.mean() / all_of.mean(), tuple(one / all_of))
 
@@ -382,17 +409,17 @@ def _bound_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
   early: dict[str, Any] = {}
   for row in rows:
     case = f'b = {row["batch_size"]}'
-    bound = _bound(row['rates'][1], row['batch_size'], STEPS, FIRST)
-    parts = [row['tail'][1][p]['N = 1']['seeds'] for p in bound._fields]
+    bound = _bound(row['rates'][2], row['batch_size'], STEPS, FIRST)
+    parts = [row['tail'][2][p]['N = 1']['seeds'] for p in bound._fields]
     shown[risk][case] = np.sum(parts, axis=0)
     shown[whole][case], shown[first][case] = sum(bound), bound.bias
     # With a tail from the start, the bias matters.
     own = least_squares.excess_risks(
       eigenvalues=SPECTRUM, start=START, noise_variance=NOISE,
-      learning_rate=row['rates'][1], batch_size=row['batch_size'],
+      learning_rate=row['rates'][2], batch_size=row['batch_size'],
       num_replicas=1, num_steps=8, start_step=0,
     ).tail  # fmt: skip
-    short = _bound(row['rates'][1], row['batch_size'], 8, 0)
+    short = _bound(row['rates'][2], row['batch_size'], 8, 0)
     early[case] = sum(own) / short.variance
   over = 'exact risk after 8 steps over the bound without its bias'
   return Claim(
@@ -497,11 +524,12 @@ def _draw_variances(rows: Sequence[Mapping[str, Any]], axis: Axes) -> None:
   looks = styles.variants('tail_averaging', REPLICAS)
   for n, style in looks.items():
     sizes = [n * r['batch_size'] for r in rows]
-    seen = [r['tail'][0]['variance'][f'N = {n}']['seeds'] for r in rows]
+    seen = [r['tail'][1]['variance'][f'N = {n}']['seeds'] for r in rows]
     bare = style._replace(linestyle='none')
     drawing.spread(axis, sizes, seen, bare, label=f'N = {n}')
   sizes = sorted({n * r['batch_size'] for r in rows for n in REPLICAS})
-  first = rows[0]['exact'][0]['N = 1']['tail']['variance']
+  first = rows[-1]['exact'][1]['N = 1']['tail']['variance']
+  first *= rows[-1]['batch_size']
   axis.plot(sizes, first / np.array(sizes), 'k:', lw=1, label='∝ 1/(N b)')
   axis.set(
     xscale='log',
@@ -525,7 +553,7 @@ def _draw_lengths(lengths: Sequence[Mapping[str, Any]], axis: Axes) -> None:
     label = 'exact' if which == 'last' else '_'
     axis.plot(steps, exact, 'k-', lw=1, label=label)
   optimal = [NOISE * DIMENSION / (t - t // 2) / 2 for t in steps]
-  axis.plot(steps, optimal, 'k--', lw=1, label='σ²d / 2(T - s)')
+  axis.plot(steps, optimal, 'k--', lw=1, label=r'$\sigma^2 d / 2(T - s)$')
   axis.set(
     xscale='log',
     yscale='log',

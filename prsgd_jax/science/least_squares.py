@@ -246,6 +246,4 @@ def tail_bound(
   sigma2 = check_not_negative('noise_variance', noise_variance)
   slow = gamma * float(h.min())
   bias = 2 * math.exp(first * math.log1p(-slow)) / (slow * (steps - first)) ** 2
-  return Risk(
-    bias * risk, 2 * sigma2 * len(h) / (batch_size * (steps - first))
-  )
+  return Risk(bias * risk, 2 * sigma2 * len(h) / (batch_size * (steps - first)))
