@@ -92,6 +92,35 @@ class ExcessRisksTest(parameterized.TestCase):
       self.of(**changed)
 
 
+class ReplicaMomentsTest(absltest.TestCase):
+  def test_is_what_all_second_moments_give(self):
+    steps, rate = (1, 4, 2), 0.3
+    got = least_squares.replica_moments(
+      eigenvalues=H, start=START, noise_variance=0.7, learning_rate=rate,
+      batch_size=2, local_steps=steps,
+    )  # fmt: skip
+    for i, j in itertools.product(range(3), repeat=2):
+      if i == j:
+        second = np.outer(START, START)
+        for _ in range(steps[i]):
+          second = moments(H, second, rate, 2, 0.7)
+      else:
+        one, other = ((1 - rate * H) ** steps[k] * START for k in (i, j))
+        second = np.outer(one, other)
+      want = np.trace(np.diag(H) @ second) / 2
+      np.testing.assert_allclose(got[i, j], want)
+
+  def test_best_weights_are_better_than_any_others(self):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(4, 4))
+    matrix = a @ a.T + np.eye(4)
+    best = least_squares.best_weights(matrix)
+    self.assertAlmostEqual(best.sum(), 1)
+    for _ in range(20):
+      other = best + 0.1 * (step := rng.normal(size=4)) - 0.1 * step.mean()
+      self.assertLess(best @ matrix @ best, other @ matrix @ other)
+
+
 class TailBoundTest(parameterized.TestCase):
   @parameterized.parameters(1, 4, 64)
   def test_is_above_the_exact_risk(self, batch_size):

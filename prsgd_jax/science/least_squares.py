@@ -17,6 +17,7 @@ from prsgd_jax.checks import (
   check_number,
   check_positive,
   check_positive_int,
+  check_positive_ints,
   check_step,
 )
 
@@ -135,6 +136,82 @@ def excess_risks(
       _mixed(h, second, kept**steps * e, n),
       _mixed(h, summed / length**2, together / length, n),
     )
+
+
+def replica_moments(
+  *,
+  eigenvalues: Numbers,
+  start: Numbers,
+  noise_variance: float,
+  learning_rate: float,
+  batch_size: int,
+  local_steps: Sequence[int],
+) -> np.ndarray:
+  """Return E[e_i' H e_j] / 2 of replicas that took unequal numbers of steps.
+
+  A weighted mean of the replicas has the excess risk w' M w with this matrix M,
+  because e is the difference to one optimum and the weights sum to 1.
+
+  Args:
+    eigenvalues: h_i, the eigenvalues of H, float[d], each > 0.
+    start: w_0 - w* in the eigenbasis of H, float[d], of all replicas.
+    noise_variance: sigma^2, the variance of the label noise, >= 0.
+    learning_rate: gamma, > 0.
+    batch_size: b, examples per replica and step, >= 1.
+    local_steps: I_i, integers >= 1, one for each replica.
+
+  Returns:
+    M, float64[N, N].
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Example:
+    >>> moments = replica_moments(
+    ...     eigenvalues=[1.0], start=[1.0], noise_variance=0.0,
+    ...     learning_rate=0.5, batch_size=1, local_steps=[1, 2])
+    >>> moments.tolist()
+    [[0.375, 0.0625], [0.0625, 0.28125]]
+
+  Reference:
+    Derived, as `excess_risks`.
+  """
+  h = _spectrum(eigenvalues)
+  steps = check_positive_ints('local_steps', local_steps)
+  # The risk of a replica does not depend on the others.
+  own = [
+    excess_risks(
+      eigenvalues=eigenvalues,
+      start=start,
+      noise_variance=noise_variance,
+      learning_rate=learning_rate,
+      batch_size=batch_size,
+      num_replicas=1,
+      num_steps=count,
+      start_step=0,
+    ).last
+    for count in steps
+  ]
+  kept = (1 - learning_rate * h) ** np.array(steps)[:, None] * np.asarray(start)
+  moments = (kept * h) @ kept.T / 2
+  np.fill_diagonal(moments, [sum(risk) for risk in own])
+  return moments
+
+
+def best_weights(moments: Numbers) -> np.ndarray:
+  """Return the weights w of sum 1 with the smallest w' M w.
+
+  They are M^{-1} 1 / (1' M^{-1} 1), and may be negative.
+
+  Args:
+    moments: M, float[N, N], positive definite; see `replica_moments`.
+
+  Example:
+    >>> best_weights(np.diag([1.0, 3.0])).tolist()
+    [0.75, 0.25]
+  """
+  solved = np.linalg.solve(np.asarray(moments), np.ones(len(moments)))
+  return solved / solved.sum()
 
 
 def _mixed(h: np.ndarray, second: np.ndarray, mean: np.ndarray, n: int) -> Risk:
