@@ -1,12 +1,13 @@
 """SCIENCE: theory of averaged SGD, and measurements along a run.
 
 `theory` has the bounds of the papers, `laws` exact results on simple problems,
-and `least_squares` both for least squares. `noise`, `landscape` and
-`averaged_direction` measure gradients and curvature on the host.
+and `least_squares` both for least squares. `noise`, `landscape`,
+`averaged_direction` and `duality` measure gradients and curvature on the host.
 """
 
 from prsgd_jax.science import (
   averaged_direction,
+  duality,
   landscape,
   laws,
   least_squares,
@@ -16,6 +17,7 @@ from prsgd_jax.science import (
 
 __all__ = (
   'averaged_direction',
+  'duality',
   'landscape',
   'laws',
   'least_squares',
