@@ -1,0 +1,125 @@
+"""Tests of the targets t14 to t19 of `experiments/papers`, in small."""
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+
+from experiments.papers import (
+  images,
+  t14_least_squares,
+  t15_average_direction_sam,
+  t16_unequal_work,
+  t17_duality,
+  t18_parallel_dropout,
+  t19_natural_gradient,
+)
+
+KEY = jax.random.key(0, impl='threefry2x32')
+
+
+class LeastSquaresTest(absltest.TestCase):
+  def test_exponent_of_a_power(self):
+    sizes = (1, 4, 16)
+    values = np.array([[3.0, 1.0], [0.75, 4.0], [0.1875, 16.0]])
+    np.testing.assert_allclose(
+      t14_least_squares.exponent(sizes, values), [-1, 1]
+    )
+
+  def test_summary_is_over_what_is_there(self):
+    risks = np.full((2, 2, 3, 1, 16), np.nan)
+    risks[..., 0, :, :] = np.arange(16)
+    for i, groups in ((1, 4), (2, 1)):
+      risks[..., i, :, :groups] = np.arange(groups)
+    # The means of two seeds differ by 2.
+    risks[1] += 2
+    found = t14_least_squares._summary(risks)['bias']
+    self.assertEqual(found['N = 1']['seeds'], [7.5, 9.5])
+    self.assertEqual(found['N = 16']['seeds'], [0.0, 2.0])
+    self.assertAlmostEqual(found['N = 16']['error'], 1.0)
+
+
+class AverageDirectionTest(absltest.TestCase):
+  def test_spread_and_best_rate(self):
+    params = {'a': np.array([[0.0, 0.0], [2.0, 4.0]]), 'b': np.ones((2, 3))}
+    self.assertEqual(t15_average_direction_sam._spread(params), 5.0)
+    rows = [
+      {'method': 'ring', 'batch': 1, 'rate': rate, 'accuracy': accuracy}
+      for rate, accuracy in ((0.1, [9, 9]), (0.2, [8, 11]), (0.4, [np.nan, 20]))
+    ]
+    best = t15_average_direction_sam.best(rows, 'ring', 1)
+    self.assertEqual(best['rate'], 0.2)
+
+
+class UnequalWorkTest(parameterized.TestCase):
+  @parameterized.parameters(*t16_unequal_work.UNEQUAL)
+  def test_at_the_crossing_both_are_equal(self, work):
+    found = t16_unequal_work.exact(t16_unequal_work.WORK[work])
+    at = t16_unequal_work.crossing(found)
+    risks = [
+      at**2 * found[m]['bias'] + found[m]['variance']
+      for m in t16_unequal_work.METHODS
+    ]
+    np.testing.assert_allclose(*risks)
+
+  def test_equal_work_has_equal_weights(self):
+    found = t16_unequal_work.weights(t16_unequal_work.WORK['equal'])
+    for weights in found.values():
+      np.testing.assert_allclose(weights, 1 / 8)
+
+
+class DualityTest(absltest.TestCase):
+  def test_nearest_of_the_class(self):
+    rng = np.random.default_rng(0)
+    seen, unseen = rng.normal(size=(30, 4)), rng.normal(size=(9, 4))
+    label, other = np.arange(30) % 3, np.arange(9) % 3
+    got = t17_duality.nearest(seen, label, unseen, other)
+    for k in range(9):
+      square = ((seen - unseen[k]) ** 2).sum(axis=-1)
+      square[label != other[k]] = np.inf
+      self.assertEqual(got[k], square.argmin())
+
+
+class ParallelDropoutTest(absltest.TestCase):
+  def test_masks_are_own_and_examples_shared(self):
+    index = np.arange(3)
+    for own in (True, False):
+      keys = t18_parallel_dropout.keys_of(own, KEY, 5, index)
+      examples, masks = (
+        {tuple(k) for k in np.asarray(jax.random.key_data(x))}
+        for x in (keys.batch, keys.loss)
+      )
+      self.assertLen(examples, 3 if own else 1)
+      self.assertLen(masks, 3)
+
+  def test_loss_without_noise_is_the_network_s(self):
+    rng = np.random.default_rng(0)
+    examples = images.Examples(
+      rng.normal(size=(1, 5)).astype(np.float32), np.array([3])
+    )
+    network = images.Network((4,))
+    params = network.start(examples)(KEY)
+    batch = examples.rows(0)
+    found = t18_parallel_dropout.loss(params, batch, KEY, np.zeros(2))
+    want = network.loss(params, examples.rows(slice(None)))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    # Dropping all but a few units changes it.
+    other = t18_parallel_dropout.loss(params, batch, KEY, np.array([0.0, 0.9]))
+    self.assertGreater(abs(other - want), 1e-3)
+
+
+class NaturalGradientTest(absltest.TestCase):
+  def test_speedup_is_by_steps_to_the_loss_of_one(self):
+    points = t19_natural_gradient.NUM_STEPS // t19_natural_gradient.EVERY
+    one = 1.0 / np.arange(1, points + 1)
+    many = 1.0 / (4 * np.arange(1, points + 1))
+    rows = {
+      'SGD': {
+        'one replica': {'loss': [one]}, 'few': {'loss': [many]},
+      }
+    }  # fmt: skip
+    found = t19_natural_gradient.speedups(rows, 'SGD', 'few')
+    np.testing.assert_allclose(found.value, 4, rtol=0.01)
+
+
+if __name__ == '__main__':
+  absltest.main()
