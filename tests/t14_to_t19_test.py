@@ -78,6 +78,19 @@ class DualityTest(absltest.TestCase):
       square[label != other[k]] = np.inf
       self.assertEqual(got[k], square.argmin())
 
+  def test_orders_of_a_quadratic_loss(self):
+    rng = np.random.default_rng(1)
+    kernel, change = rng.normal(size=(2, 3, 2)).astype(np.float32)
+
+    def losses(weights, activity, label):
+      return ((activity @ weights - label) ** 2).sum()
+
+    x, y = rng.normal(size=3), rng.normal(size=2)
+    first, second = t17_duality._orders(losses, kernel, change, x, y)
+    want = losses(kernel + change, x, y) - losses(kernel, x, y)
+    np.testing.assert_allclose(first + second, want, rtol=1e-4)
+    np.testing.assert_allclose(second, ((x @ change) ** 2).sum(), rtol=1e-4)
+
 
 class ParallelDropoutTest(absltest.TestCase):
   def test_masks_are_own_and_examples_shared(self):

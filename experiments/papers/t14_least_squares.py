@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 import numpy as np
 import optax
 
@@ -562,6 +563,8 @@ def _draw_lengths(lengths: Sequence[Mapping[str, Any]], axis: Axes) -> None:
     ylabel='variance, b = 1, N = 1',
     title='tail against last iterate',
   )
+  axis.set_xticks(steps, [str(t) for t in steps])
+  axis.xaxis.set_minor_locator(NullLocator())
   axis.legend()
 
 

@@ -58,7 +58,7 @@ METHODS: dict[str, Make] = {
   ),
 }
 LOOKS = {
-  'equal weights': styles.method('pr_sgd_heterogeneous'),
+  'equal weights': styles.method('k_avg'),
   'WP-SGD': styles.method('wp_sgd'),
   'weights by steps': styles.method('weighted_averaging'),
 }
@@ -334,7 +334,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
         )
     drawing.zero_and_log(axis, 'x', 0.1)
     axis.set(xlabel='distance of the start', title=row['work'])
-    axis.set_yscale('log')
+    drawing.log(axis, 'y')
   figure.axes[0].set_ylabel('risk over that of the best weights')
   drawing.legend_below(figure)
 

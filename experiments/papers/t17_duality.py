@@ -1,6 +1,6 @@
 """T17: the two determinants of generalization along SSGD and DPSGD."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +122,9 @@ def decompose(
   dual = jax.vmap(lambda change, x, y: losses(kernel + change, x, y))(
     jnp.asarray(duals, jnp.float32), inputs, label
   )
+  orders = jax.vmap(lambda *of: _orders(losses, kernel, *of))(
+    jnp.asarray(duals, jnp.float32), inputs, label
+  )
   flat = kernel.ravel()
   some, their = seen[:NUM_HESSIAN], train.label[:NUM_HESSIAN]
   hessian = jax.jit(
@@ -132,6 +135,8 @@ def decompose(
     'test_loss': float(there.mean()),
     'gap': float(there.mean() - here.mean()),
     'second_order': found.gap,
+    'expansion': float((orders[0] + orders[1]).mean()),
+    'first_order': float(orders[0].mean()),
     'sharpness': float(found.sharpness[0]),
     'spread': float(found.spread.sum()),
     'size': float(jnp.linalg.norm(flat)),
@@ -140,6 +145,22 @@ def decompose(
     ),
     'known': float(known.mean()),
   }
+
+
+def _orders(
+  losses: Callable[..., jax.Array],
+  kernel: jax.Array,
+  change: jax.Array,
+  activity: jax.Array,
+  label: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Return the first two orders of an example's loss along a change."""
+
+  def along(share: jax.Array) -> jax.Array:
+    return losses(kernel + share * change, activity, label)
+
+  zero = jnp.zeros(())
+  return jax.grad(along)(zero), jax.grad(jax.grad(along))(zero) / 2
 
 
 def nearest(
@@ -222,13 +243,23 @@ def _gap_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
           for r in ends
         }
       ),
+      'both orders of each example over the gap': by_case(
+        {_case(r): np.array(r['expansion']) / np.array(r['gap']) for r in ends}
+      ),
+      'first order of each example over the gap': by_case(
+        {
+          _case(r): np.array(r['first_order']) / np.array(r['gap'])
+          for r in ends
+        }
+      ),
     },
     rule=Rule(
       All((at_least(ranked, 0.8), every(close))), at_least(ranked, 0.5)
     ),
     setting=_setting(),
     note='The gap is between the losses of the pairs. The sum takes the mean '
-    'Hessian for that of every example, and has no term of first order.',
+    'Hessian for that of every example, and has no term of first order; the '
+    'last columns have the own gradient and Hessian of every example.',
   )
 
 
