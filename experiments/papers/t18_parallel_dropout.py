@@ -31,7 +31,7 @@ from prsgd_jax.engine.training import StepKeys
 
 SEEDS = (0, 1, 2, 3, 4)
 N, HIDDEN, NUM_TRAIN = 8, 64, 300
-NUM_STEPS, PERIOD = 6000, 16
+NUM_STEPS, PERIOD = 4000, 16
 RATES = (0.02, 0.06)
 # Half the width of the uniform noise on the inputs, which have a standard
 # deviation of 1, and the probability that a hidden unit is dropped.
