@@ -439,7 +439,10 @@ def _draw_cosines(turns: Sequence[Mapping[str, Any]], axis: Axes) -> None:
     for batch in RATES
     for name, told in (('own', 'own covariance'), ('isotropic', 'isotropic'))
   }
-  looks = styles.categories(list(names.values()))
+  # Other colors than those of the methods in the other panels.
+  colors = styles.categories(('blue', '-', 'green', '--', 'pink', 'sky'))
+  chosen = ('blue', 'pink', 'green', 'sky')
+  looks = dict(zip(names.values(), (colors[c] for c in chosen), strict=True))
   for (batch, name), label in names.items():
     rows = [t for t in turns if t['batch'] == batch]
     share = [t['step'] / STEPS[batch] for t in rows]
