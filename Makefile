@@ -22,7 +22,7 @@ help:
 	@echo 'make benchmark  the engine against hand-written loops (8 minutes)'
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
-	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
+	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 25 minutes)'
 	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'

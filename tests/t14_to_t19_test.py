@@ -5,7 +5,6 @@ import jax
 import numpy as np
 
 from experiments.papers import (
-  images,
   t14_least_squares,
   t15_average_direction_sam,
   t16_unequal_work,
@@ -104,20 +103,27 @@ class ParallelDropoutTest(absltest.TestCase):
       self.assertLen(examples, 3 if own else 1)
       self.assertLen(masks, 3)
 
-  def test_loss_without_noise_is_the_network_s(self):
+  def test_loss_by_hand(self):
     rng = np.random.default_rng(0)
-    examples = images.Examples(
-      rng.normal(size=(1, 5)).astype(np.float32), np.array([3])
-    )
-    network = images.Network((4,))
-    params = network.start(examples)(KEY)
-    batch = examples.rows(0)
-    found = t18_parallel_dropout.loss(params, batch, KEY, np.zeros(2))
-    want = network.loss(params, examples.rows(slice(None)))
-    np.testing.assert_allclose(found, want, rtol=1e-5)
-    # Dropping all but a few units changes it.
-    other = t18_parallel_dropout.loss(params, batch, KEY, np.array([0.0, 0.9]))
-    self.assertGreater(abs(other - want), 1e-3)
+    params = {
+      f'Dense_{i}': {
+        'kernel': rng.normal(size=shape), 'bias': rng.normal(size=shape[1]),
+      }
+      for i, shape in enumerate(((5, 4), (4, 3)))
+    }  # fmt: skip
+    batch = {'image': rng.normal(size=5), 'label': np.array(2)}
+    # A dropout of almost 1 keeps no unit, and one of 0 all of them.
+    for dropout, kept in ((0.0, 1), (0.999, 0)):
+      found = t18_parallel_dropout.loss(
+        params, batch, KEY, np.array([0.0, dropout])
+      )
+      first, last = params['Dense_0'], params['Dense_1']
+      hidden = np.maximum(batch['image'] @ first['kernel'] + first['bias'], 0)
+      logits = kept * hidden @ last['kernel'] + last['bias']
+      want = np.log(np.exp(logits).sum()) - logits[2]
+      np.testing.assert_allclose(found, want, rtol=1e-5)
+    noisy = t18_parallel_dropout.loss(params, batch, KEY, np.array([1.0, 0.0]))
+    self.assertGreater(abs(noisy - found), 1e-3)
 
 
 class NaturalGradientTest(absltest.TestCase):

@@ -53,32 +53,27 @@ class Method(NamedTuple):
     make: learning rate -> algorithm.
     num_replicas: N.
     own_examples: whether every replica draws its own example.
-    algorithm: the algorithm whose color the figure has.
   """
 
   make: Callable[[Any], pr.base.ReplicaTransformation]
   num_replicas: int
   own_examples: bool
-  algorithm: str
 
 
 METHODS = {
-  'shared mask': Method(lambda r: pr.ssgd(optax.sgd(r)), 1, False, 'pr_sgd'),
+  'shared mask': Method(lambda r: pr.ssgd(optax.sgd(r)), 1, False),
   'own masks, averaged in every step': Method(
-    lambda r: pr.ssgd(optax.sgd(r)), N, False, 'ssgd'
+    lambda r: pr.ssgd(optax.sgd(r)), N, False
   ),
   f'own masks, averaged every {PERIOD} steps': Method(
-    lambda r: pr.k_avg(optax.sgd(r), period=PERIOD), N, False, 'k_avg'
+    lambda r: pr.k_avg(optax.sgd(r), period=PERIOD), N, False
   ),
   'own masks, averaged once': Method(
     lambda r: pr.one_shot_averaging(optax.sgd(r), num_steps=NUM_STEPS),
     N,
     False,
-    'one_shot_averaging',
   ),
-  'batch SGD': Method(
-    lambda r: pr.ssgd(optax.sgd(r)), N, True, 'weighted_averaging'
-  ),
+  'batch SGD': Method(lambda r: pr.ssgd(optax.sgd(r)), N, True),
 }
 SHARED, PARALLEL, ROUNDS, ONCE, BATCH = METHODS
 # Batch SGD after as many epochs as the other methods, which take one example.
@@ -301,12 +296,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     **data['rows'],
     f'{BATCH}, equal epochs': data['epochs'],
   }
-  looks = {
-    name: styles.method(METHODS[name].algorithm)
-    if name in METHODS
-    else styles.method('fednova')
-    for name in groups
-  }
+  looks = styles.categories(list(groups))
   width = 0.8 / len(groups)
   for i, (name, row) in enumerate(groups.items()):
     shift = (i - (len(groups) - 1) / 2) * width
