@@ -77,18 +77,23 @@ class DualityTest(absltest.TestCase):
       square[label != other[k]] = np.inf
       self.assertEqual(got[k], square.argmin())
 
-  def test_orders_of_a_quadratic_loss(self):
+  def test_expansion_of_a_small_change_is_exact(self):
     rng = np.random.default_rng(1)
-    kernel, change = rng.normal(size=(2, 3, 2)).astype(np.float32)
-
-    def losses(weights, activity, label):
-      return ((activity @ weights - label) ** 2).sum()
-
-    x, y = rng.normal(size=3), rng.normal(size=2)
-    first, second = t17_duality._orders(losses, kernel, change, x, y)
-    want = losses(kernel + change, x, y) - losses(kernel, x, y)
-    np.testing.assert_allclose(first + second, want, rtol=1e-4)
-    np.testing.assert_allclose(second, ((x @ change) ** 2).sum(), rtol=1e-4)
+    with jax.enable_x64(True):
+      last = {'kernel': rng.normal(size=(3, 4)), 'bias': rng.normal(size=4)}
+      # All units are active near these weights.
+      layer = t17_duality.Layer(rng.normal(size=(2, 3)), np.full(3, 9.0), last)
+      x, y = rng.normal(size=(5, 2)), np.arange(5) % 4
+      changes = 1e-3 * rng.normal(size=(5, 2, 3))
+      moved, first, second = t17_duality.expansions(layer, changes, x, y)
+      before = layer.losses(x, y)
+    error = np.abs(moved - before - first - second)
+    # The third order is a thousandth of the second.
+    self.assertLess(error.max(), 0.02 * np.abs(second).max())
+    logits = np.maximum(x[0] @ (layer.kernel + changes[0]) + 9, 0)
+    logits = logits @ last['kernel'] + last['bias']
+    want = np.log(np.exp(logits).sum()) - logits[0]
+    np.testing.assert_allclose(moved[0], want)
 
 
 class ParallelDropoutTest(absltest.TestCase):

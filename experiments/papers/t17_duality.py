@@ -1,7 +1,7 @@
 """T17: the two determinants of generalization along SSGD and DPSGD."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +90,27 @@ def _train(network: images.Network, train: images.Examples, method: str) -> Any:
   )
 
 
+class Layer(NamedTuple):
+  """The weights of the layer, and what follows it; a tree of arrays."""
+
+  kernel: jax.Array
+  bias: jax.Array
+  last: Mapping[str, jax.Array]
+
+  def losses(self, activity: jax.Array, label: jax.Array) -> jax.Array:
+    """Return the losses of examples by the activities before the layer."""
+    hidden = jax.nn.relu(activity @ self.kernel + self.bias)
+    logits = hidden @ self.last['kernel'] + self.last['bias']
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+  def along(
+    self, change: jax.Array, share: Any, activity: jax.Array, label: jax.Array
+  ) -> jax.Array:
+    """Return the losses with a share of a change of the weights."""
+    moved = self._replace(kernel=self.kernel + share * change)
+    return moved.losses(activity, label)
+
+
 def decompose(
   params: Any, train: images.Examples, test: images.Examples
 ) -> dict[str, float]:
@@ -99,37 +120,22 @@ def decompose(
   by the activities before the layer.
   """
   first, middle, last = (params[f'Dense_{i}'] for i in range(3))
-
-  def losses(kernel: Any, activity: Any, label: Any) -> jax.Array:
-    hidden = jax.nn.relu(activity @ kernel + middle['bias'])
-    logits = hidden @ last['kernel'] + last['bias']
-    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+  layer = Layer(jnp.asarray(middle['kernel']), middle['bias'], last)
 
   def active(examples: images.Examples) -> jax.Array:
     return jax.nn.relu(examples.image @ first['kernel'] + first['bias'])
 
   seen, unseen = active(train), active(test)
-  kernel = jnp.asarray(middle['kernel'])
   pair = nearest(*map(np.asarray, (seen, train.label, unseen, test.label)))
   inputs, label = seen[pair], test.label
-  duals = duality.dual_weights(kernel, inputs, unseen)
+  duals = duality.dual_weights(layer.kernel, inputs, unseen)
   # An image that activates no unit has no dual weights.
   known = np.isfinite(duals).all(axis=(1, 2))
   inputs, others, label = inputs[known], unseen[known], label[known]
   duals = duals[known]
-  there = losses(kernel, others, label)
-  here = losses(kernel, inputs, label)
-  dual = jax.vmap(lambda change, x, y: losses(kernel + change, x, y))(
-    jnp.asarray(duals, jnp.float32), inputs, label
-  )
-  orders = jax.vmap(lambda *of: _orders(losses, kernel, *of))(
-    jnp.asarray(duals, jnp.float32), inputs, label
-  )
-  flat = kernel.ravel()
-  some, their = seen[:NUM_HESSIAN], train.label[:NUM_HESSIAN]
-  hessian = jax.jit(
-    jax.hessian(lambda w: losses(w.reshape(kernel.shape), some, their).mean())
-  )(flat)
+  there, here = layer.losses(others, label), layer.losses(inputs, label)
+  dual, *orders = expansions(layer, jnp.asarray(duals), inputs, label)
+  hessian = _hessian(layer, seen[:NUM_HESSIAN], train.label[:NUM_HESSIAN])
   found = duality.determinants(hessian, duals)
   return {
     'test_loss': float(there.mean()),
@@ -139,7 +145,7 @@ def decompose(
     'first_order': float(orders[0].mean()),
     'sharpness': float(found.sharpness[0]),
     'spread': float(found.spread.sum()),
-    'size': float(jnp.linalg.norm(flat)),
+    'size': float(jnp.linalg.norm(layer.kernel)),
     'duality_error': float(
       (jnp.abs(dual - there) / (there.mean() + there)).max()
     ),
@@ -147,20 +153,42 @@ def decompose(
   }
 
 
-def _orders(
-  losses: Callable[..., jax.Array],
-  kernel: jax.Array,
-  change: jax.Array,
-  activity: jax.Array,
-  label: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Return the first two orders of an example's loss along a change."""
+@jax.jit
+def _hessian(layer: Layer, activity: jax.Array, label: jax.Array) -> jax.Array:
+  """Return the Hessian of the mean loss by the weights, float[P, P]."""
 
-  def along(share: jax.Array) -> jax.Array:
-    return losses(kernel + share * change, activity, label)
+  def loss(flat: jax.Array) -> jax.Array:
+    kernel = flat.reshape(layer.kernel.shape)
+    return layer._replace(kernel=kernel).losses(activity, label).mean()
 
-  zero = jnp.zeros(())
-  return jax.grad(along)(zero), jax.grad(jax.grad(along))(zero) / 2
+  return jax.hessian(loss)(layer.kernel.ravel())
+
+
+@jax.jit
+def expansions(
+  layer: Layer, changes: jax.Array, activity: jax.Array, label: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Return every example's loss at changed weights, and its first two orders.
+
+  Args:
+    layer: the layer.
+    changes: the changes of its weights, float[K, D, M].
+    activity: the activities before it, float[K, D].
+    label: the classes, int[K].
+  """
+
+  def of(change: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+    def loss(share: jax.Array) -> jax.Array:
+      return layer.along(change, share, x, y)
+
+    zero, one = jnp.zeros(()), jnp.ones(())
+    second = jax.grad(jax.grad(loss))(zero) / 2
+    return loss(one), jax.grad(loss)(zero), second
+
+  found: tuple[jax.Array, jax.Array, jax.Array] = jax.vmap(of)(
+    changes, activity, label
+  )
+  return found
 
 
 def nearest(
