@@ -264,7 +264,7 @@ def _by_method(
 
 
 def _ratio(ends: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-  """Return sharpness of SSGD over that of a graph, by case and graph."""
+  """Return the ratio of sharpness, SSGD over a graph, by case and graph."""
   return {
     case: {g: np.array(own['SSGD']) / np.array(own[g]) for g in GRAPHS}
     for case, own in _by_method(ends, 'sharpness').items()
@@ -439,7 +439,7 @@ def _draw_cosines(turns: Sequence[Mapping[str, Any]], axis: Axes) -> None:
     for batch in RATES
     for name, told in (('own', 'own covariance'), ('isotropic', 'isotropic'))
   }
-  # Other colors than those of the methods in the other panels.
+  # Other colors, because the methods in the next panels have their own.
   colors = styles.categories(('blue', '-', 'green', '--', 'pink', 'sky'))
   chosen = ('blue', 'pink', 'green', 'sky')
   looks = dict(zip(names.values(), (colors[c] for c in chosen), strict=True))

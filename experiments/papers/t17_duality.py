@@ -294,7 +294,7 @@ def _gap_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
 def _ratios(
   rows: Sequence[Mapping[str, Any]], name: str
 ) -> dict[str, Measurement]:
-  """Return a number of SSGD over that of DPSGD, at the end, by rate."""
+  """Return the ratio of a number, SSGD over DPSGD, at the end, by rate."""
   found = {}
   for rate in RATES:
     one, other = (

@@ -71,7 +71,7 @@ def determinants(hessian: Array, changes: Array) -> Determinants:
     hessian: H of the mean training loss with respect to the weights of the
       layer, float[P, P], symmetric.
     changes: changes of these weights, float[K, ...] with P entries each, such
-      as those of `dual_weights`.
+      as `dual_weights` returns.
 
   Example:
     >>> found = determinants(np.diag([1.0, 3.0]), np.array([[1.0, 2.0]]))

@@ -178,7 +178,7 @@ def replica_moments(
   """
   h = _spectrum(eigenvalues)
   steps = check_positive_ints('local_steps', local_steps)
-  # The risk of a replica does not depend on the others.
+  # One replica each, because a replica's risk does not depend on the rest.
   own = [
     excess_risks(
       eigenvalues=eigenvalues,
