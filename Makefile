@@ -8,7 +8,7 @@ RUNS ?= runs
 SCALE ?= cpu
 PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
-.PHONY: help install demo test lint wheel faults long_runs benchmark \
+.PHONY: help install demo test lint wheel faults long_runs benchmark gpu \
   hosts hosts_benchmark results reproduce report notebooks docs browser clean
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make long_runs  200,000 steps: memory and work per record do not grow'
 	@echo 'make hosts      every algorithm in 1, 2 and 4 processes (a quarter of an hour)'
 	@echo 'make benchmark  the engine against hand-written loops (8 minutes)'
+	@echo 'make gpu        one GPU: ways to compute replicas, in pieces (MINUTES=9; STATUS=1)'
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 25 minutes)'
@@ -80,6 +81,9 @@ long_runs: $(INSTALLED)
 
 benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py --results=$(RUNS)/benchmark
+
+gpu: $(INSTALLED)
+	$(BIN)/python experiments/gpu_benchmark.py --results=$(RUNS)/gpu --data_dir=$(DATA_DIR) $(PIECES)
 
 hosts_benchmark: $(INSTALLED)
 	$(BIN)/python experiments/hosts_benchmark.py --measurements=$(RUNS)/hosts

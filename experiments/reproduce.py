@@ -44,7 +44,7 @@ from experiments import papers
 from experiments.papers import claims, pieces, results_page
 from experiments.papers.pieces import Piece
 from experiments.papers.target import Outcome, Setting, Target
-from experiments.running.flags import cache_flags, cli, network
+from experiments.running.flags import cache_flags, cli, network, piece_flags
 from experiments.running.process import budgets, exit_codes
 from experiments.running.records import json_files, records, writing
 from experiments.tools import drawing, figure_files
@@ -53,8 +53,12 @@ FLAGS = flags.FLAGS
 
 RESULTS = pathlib.Path(__file__).parent / 'results' / 'reproduce'
 
+# Because a run first compiles.
+LEAST_MINUTES = 2.0
+
 flags.adopt_module_key_flags(cache_flags)
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(piece_flags)
 flags.DEFINE_list(
   'targets',
   [],
@@ -67,19 +71,6 @@ flags.DEFINE_enum(
   ['cpu', 'long', 'full'],
   'Size of the experiments: cpu takes minutes on a CPU; long takes hours on a '
   'CPU; full is the setting of the paper.',
-)
-flags.DEFINE_float(
-  'minutes',
-  None,
-  'Minutes after which the program saves its state and exits with code '
-  f'{exit_codes.STOPPED} if there is more to do; >= 2, because a run first '
-  'compiles. Repeat the command to resume. Default: no limit.',
-)
-flags.DEFINE_bool(
-  'status',
-  False,
-  'Print how far the runs of --scale=long or full are, and the estimated hours '
-  'left; draw the curves so far; run nothing.',
 )
 flags.DEFINE_bool('again', False, 'Repeat targets that are already done.')
 flags.DEFINE_bool(
@@ -108,7 +99,7 @@ def main() -> None:
   known = all_targets()
   with cli.one_line_errors(ValueError):
     targets = _chosen(known)
-    budget = _budget()
+    budget = piece_flags.seconds(FLAGS, least=LEAST_MINUTES)
   all_done = True
   if FLAGS.status:
     with cli.one_line_errors(ValueError):
@@ -149,19 +140,6 @@ def _chosen(targets: dict[str, Target]) -> list[Target]:
       )
   names = FLAGS.targets or list(targets)
   return [targets[n] for n in names if FLAGS.scale in targets[n].scales]
-
-
-def _budget() -> float | None:
-  """Return the seconds of --minutes, None for no limit.
-
-  Raises:
-    ValueError: if they are too few for a run to start.
-  """
-  if FLAGS.minutes is None:
-    return None
-  if not FLAGS.minutes >= 2:
-    raise ValueError(f'--minutes must be >= 2, got {FLAGS.minutes}')
-  return 60 * float(FLAGS.minutes)
 
 
 def _run_all(targets: list[Target], left: Callable[[], float]) -> bool:

@@ -39,7 +39,7 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
           for path in sorted((ROOT / 'docs').glob('*.md'))
         ))  # fmt: skip
 # Called until their flags are parsed: they take long, or write to the project.
-LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks',
+LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'gpu_benchmark',
         'hosts_benchmark', 'hosts_report', 'launch',
         'readme', 'reproduce', 'results')  # fmt: skip
 preset_runs = costs.preset_runs

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import reproduce
+from experiments.gpu import figure_runs
 from experiments.papers import pieces, t01_length, t01_long, t01_pr_sgd
 from experiments.papers.headline import (
   curves,
@@ -130,6 +131,9 @@ class PiecesTest(parameterized.TestCase):
     self.assertLen(finished, 2)
     self.assertEqual(pieces.hours_left(chosen), (0, 0))
     self.assertIn('2 of 2 pieces finished', pieces.status(chosen))
+    rows = figure_runs.summary(chosen)
+    self.assertEqual([row['step'] for row in rows], [4, 4])
+    self.assertGreater(rows[0]['images_per_second'], 0)
     outcome = target.measure(self.setting('test'))
     figure = reproduce.make_figure(target, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
