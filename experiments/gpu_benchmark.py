@@ -4,7 +4,7 @@
   python experiments/gpu_benchmark.py --results=runs/gpu --status
 
 A call works for --minutes, then exits with code 75 if there is more to do;
-repeat it to go on with the missing pieces. Each result is saved as soon as it
+repeat it to measure the missing pieces. Each result is saved as soon as it
 is measured, in results.json, and table.md is written from it. On a CPU, all
 sizes are tiny, to check that the program works.
 

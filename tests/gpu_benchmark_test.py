@@ -216,12 +216,12 @@ PEAKS = {'float32': 2e12, 'bfloat16': 8e12, 'bandwidth': 1e12}
 
 
 class ReportTest(absltest.TestCase):
-  def test_the_limit_is_the_larger_of_two_times(self):
-    case = Case(cases.RESNET, cases.VMAP, 8, 128, 'float32', 16)
-    slow = {'flops': 2e12, 'bytes_accessed': 1.6e12}
-    self.assertEqual(report.limit(slow, case, PEAKS), 1024)
-    moving = {'flops': 2e12, 'bytes_accessed': 32e12}
-    self.assertEqual(report.limit(moving, case, PEAKS), 512)
+  def test_shares_are_of_the_limits_of_the_type(self):
+    case = Case(cases.RESNET, cases.VMAP, 8, 128, 'bfloat16', 16)
+    found = {'step_seconds': 2.0, 'flops': 8e12, 'bytes_per_step': 1.5e12}
+    self.assertEqual(report.shares(found, case, PEAKS), (0.5, 0.75))
+    del found['bytes_per_step']
+    self.assertEqual(report.shares(found, case, PEAKS), (0.5, None))
 
   def test_layouts_count_convolutions_of_cudnn(self):
     line = (

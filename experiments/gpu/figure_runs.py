@@ -31,12 +31,16 @@ def find(data_dir: str | None, workdir: pathlib.Path) -> list[Piece]:
     workdir: directory of the runs.
   """
   if small_images.packed(data_dir) is not None:
-    return list(t01_long.pieces(Setting('long', data_dir, workdir / 'small')))
-  try:
-    load_dataset('cifar10', data_dir)
-  except DatasetError:
-    return []
-  return list(t01_pr_sgd.pieces(Setting('full', data_dir, workdir / 'full')))
+    target, scale = t01_long.TARGET, 'long'
+  else:
+    try:
+      load_dataset('cifar10', data_dir)
+    except DatasetError:
+      return []
+    target, scale = t01_pr_sgd.TARGET, 'full'
+  # A directory as that of reproduce.py, which can then resume the runs.
+  setting = Setting(scale, data_dir, workdir / f'{target.name}-{scale}')
+  return list(target.pieces(setting)) if target.pieces else []
 
 
 def train(

@@ -11,25 +11,28 @@ PEAKS = 'limits of the device'
 _GIGA, _TERA, _MEBI = 1e9, 1e12, 2**20
 
 
-def limit(
+def shares(
   found: Mapping[str, Any], case: Case, peaks: Mapping[str, Any]
-) -> float:
-  """Return the examples per second that the device allows at most.
+) -> tuple[float, float | None]:
+  """Return which parts of the two limits of the device a loop reaches.
 
-  The operations take at least their number over the peak of the type, and the
-  bytes that the program accesses take at least their number over the bandwidth.
-  Where the program's bytes are unknown, only the operations count.
+  No program can reach more than 1 of either, so the examples per second at the
+  limit are those measured, divided by the larger share.
 
   Args:
     found: result of the case.
     case: the case.
     peaks: result of `peaks.measure`.
+
+  Returns:
+    The operations per second as a share of the peak of the type, and the bytes
+    per second as a share of the bandwidth, None if the bytes are unknown.
   """
-  seconds = found['flops'] / peaks[case.dtype]
-  if found.get('bytes_accessed'):
-    moved = found['bytes_accessed'] / case.num_steps
-    seconds = max(seconds, moved / peaks['bandwidth'])
-  return case.num_replicas * case.batch_size / seconds
+  seconds = found['step_seconds']
+  operations = found['flops'] / seconds / peaks[case.dtype]
+  if found.get('bytes_per_step') is None:
+    return operations, None
+  return operations, found['bytes_per_step'] / seconds / peaks['bandwidth']
 
 
 def rows(
@@ -65,7 +68,9 @@ def _row(
   if 'memory' in found:
     row['memory'] = f'{found["memory"] / _MEBI:.0f}'
   if peaks and 'failed' not in peaks:
-    row['share'] = f'{rate / limit(found, case, peaks):.1%}'
+    operations, moved = shares(found, case, peaks)
+    row['share'] = f'{operations:.1%}'
+    row['bandwidth'] = '' if moved is None else f'{moved:.1%}'
   return row
 
 
@@ -76,7 +81,8 @@ COLUMNS = (
   Column('way', 'way'),
   Column('num_steps', 'steps per dispatch', is_number=True),
   Column('rate', 'examples/s (quartiles)', is_number=True),
-  Column('share', 'of the limit', is_number=True),
+  Column('share', 'of peak operations', is_number=True),
+  Column('bandwidth', 'of bandwidth', is_number=True),
   Column('step', 'step, ms', is_number=True),
   Column('flops', 'TFLOP/s', is_number=True),
   Column('first', 'first step, s', is_number=True),

@@ -73,9 +73,9 @@ def program(compiled: jax.stages.Compiled) -> dict[str, Any]:
   """Return what a compiled program needs, where the platform tells it.
 
   Returns:
-    `memory`, bytes of arguments, results and temporaries; `bytes_accessed`;
-    and `layouts`, the number of convolutions by their dimension labels and
-    groups.
+    `memory`, bytes of arguments, results and temporaries; `bytes_per_step`,
+    those that the program reads and writes in a step; and `layouts`, the number
+    of convolutions by their dimension labels and groups.
   """
   memory: Any = compiled.memory_analysis()
   costs: Any = compiled.cost_analysis() or {}
@@ -84,7 +84,8 @@ def program(compiled: jax.stages.Compiled) -> dict[str, Any]:
     + memory.output_size_in_bytes
     + memory.temp_size_in_bytes
     - memory.alias_size_in_bytes,
-    'bytes_accessed': costs.get('bytes accessed'),
+    # XLA counts the body of a loop over the steps once.
+    'bytes_per_step': costs.get('bytes accessed'),
     'layouts': layouts(compiled.as_text() or ''),
   }
 
