@@ -176,6 +176,8 @@ def _num_devices() -> int:
 def _pieces(targets: list[Target]) -> list[Piece]:
   """Return the pieces of targets that are not measured yet, in order."""
   found: list[Piece] = []
+  if FLAGS.scale == 'cpu':  # minutes, so it is one piece
+    return found
   for target in targets:
     done = _kept(target).exists() and not target.judges_part
     if target.pieces is not None and (FLAGS.again or not done):
@@ -185,8 +187,13 @@ def _pieces(targets: list[Target]) -> list[Piece]:
 
 def _status(targets: list[Target]) -> None:
   """Print how far the pieces are, and draw the curves so far."""
+  if FLAGS.scale == 'cpu':
+    raise ValueError('--status requires --scale=long or --scale=full')
   print(pieces.status(_pieces(targets)))
   for target in targets:
+    if target.pieces is None:
+      state = 'done' if _kept(target).exists() else 'not done'
+      print(f'{target.name}: {state}; it has no pieces')
     if target.draw_so_far is None:
       continue
     figure = _setting(target).workdir / 'so_far.png'

@@ -21,7 +21,7 @@ from experiments.papers.headline import (
   setting as runs,
 )
 from experiments.papers.target import Setting
-from experiments.running.execution import experiment
+from experiments.running.execution import experiment, finite
 from experiments.running.process import budgets, exit_codes, signals
 from experiments.running.records import records, writing
 import prsgd_jax as pr
@@ -129,6 +129,7 @@ class PiecesTest(parameterized.TestCase):
       self.assertEqual([p.label for p in finished], ['SSGD', 'I = 32'])
       self.assertTrue(train(lambda: 1e3))  # reads, and trains nothing
     self.assertLen(finished, 2)
+    self.check_kept(target._replace(pieces=lambda setting: chosen))
     self.assertEqual(pieces.hours_left(chosen), (0, 0))
     self.assertIn('2 of 2 pieces finished', pieces.status(chosen))
     rows = figure_runs.summary(chosen)
@@ -145,6 +146,43 @@ class PiecesTest(parameterized.TestCase):
     self.assertEqual(
       last['test_accuracy'], last['test_accuracy_mean_statistics']
     )
+
+  def check_kept(self, target):
+    """Assert that the program judges finished pieces, and saves them once."""
+    results = self.root / 'results'
+    with (
+      mock.patch.object(reproduce, 'all_targets', lambda: {'t01_long': target}),
+      mock.patch.object(reproduce, 'RESULTS', results),
+      mock.patch.object(reproduce.results_page, 'write'),
+    ):
+      outcome = binaries.call(reproduce, '--scale=long')
+      self.assertEqual(outcome.code, 0, outcome.err)
+      self.assertIn('yes: Training loss', outcome.out)
+      kept = results / 't01_long-long.json'
+      self.assertEqual(json.loads(kept.read_text())['seeds'], [0])
+      self.assertTrue(kept.with_suffix('.png').exists())
+      again = binaries.call(reproduce, '--scale=long')
+      self.assertNotIn('Training loss', again.out)
+      status = binaries.call(reproduce, '--scale=long', '--status')
+    self.assertIn('2 of 2 pieces finished', status.out)
+
+  def test_a_diverged_piece_does_not_stop_the_others(self):
+    chosen = t01_long.pieces(self.setting('test'))[:2]
+    tried = []
+
+    def train(piece, data_dir, *, progress):
+      del data_dir, progress
+      tried.append(piece.label)
+      raise finite.NonFinite('the loss is NaN', 3, (0,))
+
+    with mock.patch.object(pieces, 'train', train):
+      self.assertTrue(pieces.run_all(chosen, None, lambda: 1e3, self.fail))
+    self.assertEqual(tried, ['SSGD', 'I = 32'])
+    chosen[0].workdir.mkdir(parents=True)
+    records.write_failure(
+      chosen[0].workdir, {'step': 3, 'failed': 'the loss is NaN'}
+    )
+    self.assertIn('diverged', pieces.status(chosen))
 
   @parameterized.parameters(*LONG)
   def test_every_run_fits_together(self, name):
@@ -257,6 +295,19 @@ class ProgramTest(absltest.TestCase):
       )
     self.assertEqual(outcome.code, exit_codes.STOPPED)
     self.assertIn('more to do; repeat the command', outcome.out)
+
+  def test_the_cpu_scale_has_no_pieces(self):
+    outcome = binaries.call(reproduce, '--status')
+    self.assertEqual(outcome.code, exit_codes.ERROR)
+    self.assertIn('--status requires --scale=long or', outcome.err)
+    with (
+      mock.patch.object(pieces, 'run_all') as run_all,
+      mock.patch.object(reproduce, '_run'),
+      mock.patch.object(reproduce.results_page, 'write'),
+    ):
+      outcome = binaries.call(reproduce, '--again')
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertEmpty(run_all.call_args.args[0])
 
   def test_too_few_minutes_are_one_line(self):
     outcome = binaries.call(reproduce, '--scale=long', '--minutes=0.5')

@@ -11,10 +11,11 @@ import pathlib
 from typing import NamedTuple
 
 from experiments.running.execution import experiment, runs
+from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.execution.parts import Parts
 from experiments.running.flags.run_config import RunConfig, total_steps
-from experiments.running.process import budgets
+from experiments.running.process import budgets, messages
 from experiments.running.records import records
 from experiments.tools import tables
 from experiments.tools.tables import Column
@@ -167,7 +168,11 @@ def run_all(
       return False
     print(f'{piece.name}: step {done.step} of {done.num_steps}', flush=True)
     cached = piece._replace(load=functools.partial(_loaded, load, piece.load))
-    train(cached, data_dir, progress=True)
+    try:
+      train(cached, data_dir, progress=True)
+    except NonFinite as error:  # kept in its directory
+      messages.warn(f'{piece.name}: {error}')
+      continue
     on_finished(piece)
   return True
 
