@@ -192,7 +192,7 @@ def _measure_all(
     found = _caught(piece)
     store.finish(directory, results, name, found)
     _write_page(directory, results, wanted)
-    state = 'failed' if 'failed' in found else 'measured'
+    state = f'failed ({found["failed"]})' if 'failed' in found else 'measured'
     print(f'{name}: {state} in {time.monotonic() - begun:.1f} s', flush=True)
   return True
 
@@ -201,8 +201,9 @@ def _caught(piece: Callable[[], Any]) -> Any:
   """Return the result of a piece, or the reason why it failed."""
   try:
     return piece()
-  except jax.errors.JaxRuntimeError as error:  # such as too little memory
-    return {'failed': str(error).splitlines()[0][:200]}
+  except Exception as error:  # such as too little memory; the others can run
+    lines = str(error).splitlines() or ['']
+    return {'failed': f'{type(error).__name__}: {lines[0][:200]}'}
 
 
 def measure(case: Case, *, tiny: bool) -> dict[str, Any]:

@@ -177,7 +177,9 @@ class ProgramTest(parameterized.TestCase):
     outcome = self.call(fail_at=1, error=error)
     self.assertEqual(outcome.code, 0, outcome.err)
     failed = self.results()['done'][MLPS[0].name]
-    self.assertEqual(failed, {'failed': 'RESOURCE_EXHAUSTED: out of memory'})
+    self.assertEqual(
+      failed, {'failed': 'JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory'}
+    )
     self.assertIn('failed', (self.root / 'table.md').read_text())
 
   def test_a_piece_that_ends_the_process_is_given_up(self):

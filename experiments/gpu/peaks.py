@@ -30,7 +30,7 @@ class Size(NamedTuple):
   repeats: int
 
 
-LARGE = Size(8192, 16, 2**28, 5)
+LARGE = Size(8192, 16, 2**29, 5)
 TINY = Size(128, 2, 2**16, 2)
 
 

@@ -1,9 +1,11 @@
 """The table of the measurements, from the file of results only."""
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any
 
 from experiments.gpu.cases import Case
+from experiments.running.records import writing
 from experiments.tools import tables
 from experiments.tools.tables import Column
 
@@ -30,9 +32,10 @@ def shares(
   """
   seconds = found['step_seconds']
   operations = found['flops'] / seconds / peaks[case.dtype]
-  if found.get('bytes_per_step') is None:
+  moved = found.get('bytes_per_step', math.nan)
+  if math.isnan(moved):  # because the platform does not count them
     return operations, None
-  return operations, found['bytes_per_step'] / seconds / peaks['bandwidth']
+  return operations, moved / seconds / peaks['bandwidth']
 
 
 def rows(
@@ -55,6 +58,7 @@ def _row(
   }
   if 'failed' in found:
     return {**named, 'rate': 'failed'}
+  found = writing.with_nan(found)
   examples = case.num_replicas * case.batch_size
   rate = examples / found['step_seconds']
   low, high = (examples / s for s in reversed(found['quartiles']))
