@@ -83,7 +83,12 @@ def main() -> None:
     machines = network.from_flags(FLAGS, run_configs[0].num_replicas)
     assembled = [  # all of them, so that an error comes before the first run
       experiment.assemble(
-        run_config, dataset, FLAGS.num_devices, machines, map_by=FLAGS.map_by
+        run_config,
+        dataset,
+        FLAGS.num_devices,
+        machines,
+        map_by=FLAGS.map_by,
+        block=FLAGS.block,
       )
       for run_config in run_configs
     ]
@@ -102,7 +107,9 @@ def _compare(
   intervals: Intervals,
   more_loggers: Sequence[loggers.Factory],
 ) -> None:
+  # One placement, because --run has no flags that change it.
   print(f'{len(assembled)} runs, written to {workdir}')
+  print(f'each with {assembled[0].placement()}')
   run_dirs = [workdir / p.config.slug() for p in assembled if p.config]
   # Popped, because the trainer of a run keeps its data on the devices.
   summaries = [

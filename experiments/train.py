@@ -72,10 +72,9 @@ flags.DEFINE_bool(
   False,
   'Resume the interrupted run in --workdir with its saved flags. Only these '
   'flags may change: --num_epochs, --num_steps, --log_every, --eval_every, '
-  '--checkpoint_every, --keep, --logger, --map_by, --num_devices, '
-  '--num_replicas (and '
-  'with it the flags with a number for each replica), --data_dir, '
-  '--stall_seconds, --stream_processes and --progress.',
+  '--checkpoint_every, --keep, --logger, --block, --map_by, --num_devices, '
+  '--num_replicas (and with it the flags with a number for each replica), '
+  '--data_dir, --stall_seconds, --stream_processes and --progress.',
 )
 flags.DEFINE_list(
   'survivors',
@@ -116,7 +115,12 @@ def _train(held: contextlib.ExitStack) -> None:
     dataset = data.load(run_config, FLAGS.data_dir)
     machines = network.from_flags(FLAGS, run_config.num_replicas)
     parts = experiment.assemble(
-      run_config, dataset, FLAGS.num_devices, machines, map_by=FLAGS.map_by
+      run_config,
+      dataset,
+      FLAGS.num_devices,
+      machines,
+      map_by=FLAGS.map_by,
+      block=FLAGS.block,
     )
     resumed = workdir if FLAGS.resume else None
     parts, start = warm_start.plan(parts, resumed, FLAGS)
@@ -135,7 +139,7 @@ def _train(held: contextlib.ExitStack) -> None:
   held.enter_context(signals.exit_when_stopped(again))
   if filled_in:
     print(f'default: {filled_in}')
-  print(f'{run_config.label()}: {parts.trainer.mesh}, writing to {workdir}')
+  print(f'{run_config.label()}: {parts.placement()}, writing to {workdir}')
   if run_config.sizes:
     print(f'replicas: {records.format_sizes(run_config.sizes)}')
   kinds = (CheckpointError, DamagedFile, DataError, NonFinite, dotted.OwnError)

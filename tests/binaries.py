@@ -84,7 +84,7 @@ def compiled_once():
     parts = _assemble(*args, **kwargs)
     # All that the steps depend on: their number only where it matters.
     mesh = parts.trainer.mesh
-    key = repr(parts.description), str(mesh), mesh.map_by
+    key = repr(parts.description), str(mesh), mesh.map_by, mesh.block
     same = known.setdefault(key, parts)
     return parts._replace(trainer=same.trainer, data=same.data, init=same.init)
 

@@ -38,6 +38,8 @@ class CompareTest(parameterized.TestCase):
     self.assertEqual(outcome.code, 0, outcome.err)
     table = (self.workdir / 'comparison.md').read_text()
     self.assertIn('328.5 KiB', outcome.out)
+    placement = 'each with 8 replicas on 2 cpu devices (4 on each) by vmap\n'
+    self.assertIn(placement, outcome.out)
     rows = [line.split('|')[1:-1] for line in table.splitlines()[2:]]
     # 20 and 5 rounds of 2 * 7/8 of 9610 parameters of 4 bytes.
     self.assertEqual([r[0].strip() for r in rows], ['ssgd', 'pr_sgd period=4'])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prsgd_jax as pr
-from prsgd_jax.engine import replica_mesh
+from prsgd_jax.engine import block_mapping
 
 
 class ReplicaMeshTest(parameterized.TestCase):
@@ -165,30 +165,55 @@ class MapTest(parameterized.TestCase):
     self.assertTrue(placed.sharding.is_equivalent_to(out.sharding, 3))
 
 
+def convolve(x, kernel):
+  lines = x[None, None], kernel[None, None]
+  return {'out': jax.lax.conv(*lines, (1,), 'VALID')[0, 0]}
+
+
 class MapBlockTest(parameterized.TestCase):
-  """One function of a replica, unrolled or vectorized."""
+  """One function of a replica on a block, in three ways."""
+
+  def setUp(self):
+    super().setUp()
+    self.x = np.arange(24.0).reshape(8, 3)
+    self.kernel = np.arange(16.0).reshape(8, 2)
+
+  def program(self, block=None):
+    """The function, and its program as text."""
+    mapped = pr.engine.ReplicaMesh(8, 1, block=block).map_block(convolve)
+    return mapped, str(jax.make_jaxpr(mapped)(self.x, self.kernel))
 
   def test_is_vectorized(self):
     mapped = pr.engine.ReplicaMesh(8, 1).map_block(lambda x: x @ x)
-    x = np.arange(24.0).reshape(8, 3)
-    np.testing.assert_allclose(mapped(x), (x * x).sum(axis=1))
-    text = str(jax.make_jaxpr(mapped)(x))
+    np.testing.assert_allclose(mapped(self.x), (self.x**2).sum(axis=1))
+    text = str(jax.make_jaxpr(mapped)(self.x))
     self.assertEqual(text.count('dot_general['), 1)
 
   @parameterized.parameters((7, 1), (8, 8))
   def test_convolutions_of_small_blocks_are_unrolled(self, most, number):
-    def fn(x, kernel):
-      lines = x[None, None], kernel[None, None]
-      return {'out': jax.lax.conv(*lines, (1,), 'VALID')[0, 0]}
-
-    x, kernel = np.arange(24.0).reshape(8, 3), np.arange(16.0).reshape(8, 2)
-    with mock.patch.object(replica_mesh, 'MAX_UNROLLED', most):
-      mapped = pr.engine.ReplicaMesh(8, 1).map_block(fn)
-      pairs = zip(x, kernel, strict=True)
-      expected = [np.correlate(*rows, 'valid') for rows in pairs]
-      np.testing.assert_allclose(mapped(x, kernel)['out'], expected)
-      text = str(jax.make_jaxpr(mapped)(x, kernel))
+    with mock.patch.object(block_mapping, 'MAX_UNROLLED', most):
+      _, text = self.program()
     self.assertEqual(text.count('conv_general_dilated['), number)
+
+  @parameterized.parameters(('vmap', 1, 0), ('unrolled', 8, 0), ('loop', 1, 1))
+  def test_ways_differ_in_the_program_only(self, block, convolutions, loops):
+    mapped, text = self.program(block)
+    pairs = zip(self.x, self.kernel, strict=True)
+    expected = [np.correlate(*rows, 'valid') for rows in pairs]
+    np.testing.assert_allclose(mapped(self.x, self.kernel)['out'], expected)
+    self.assertEqual(text.count('conv_general_dilated['), convolutions)
+    self.assertEqual(text.count('scan['), loops)
+
+  def test_one_replica_is_one_call(self):
+    mapped = pr.engine.ReplicaMesh(1, 1, block='loop').map_block(jnp.sin)
+    self.assertNotIn('scan', str(jax.make_jaxpr(mapped)(np.zeros((1, 2)))))
+
+  @parameterized.parameters('Vmap', 'scan', 1, True)
+  def test_unknown_way_is_one_line(self, block):
+    with self.assertRaisesRegex(
+      ValueError, f"^block must be 'vmap', .* or 'loop', got .*{block}.*; leave"
+    ):
+      pr.engine.ReplicaMesh(8, 1, block=block)
 
 
 if __name__ == '__main__':

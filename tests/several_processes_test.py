@@ -104,7 +104,7 @@ class SeveralProcessesTest(absltest.TestCase):
     self.assertEqual([x for x in out + err if not x.startswith('[0] ')], [])
     self.assertIn(
       '[0] pr_sgd period=4: 4 replicas on 2 cpu devices of 2 processes (2 on '
-      f'each), writing to {self.workdir}',
+      f'each) by vmap, writing to {self.workdir}',
       out,
     )
     self.assertLen([x for x in err if re.search(r'step \d+/12', x)], 3)

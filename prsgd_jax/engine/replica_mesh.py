@@ -22,13 +22,9 @@ import numpy as np
 
 from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
 from prsgd_jax.checks import check_live, check_positive_int
-from prsgd_jax.engine import mapping
+from prsgd_jax.engine import block_mapping, mapping
 from prsgd_jax.tracing.keys import from_data, to_data
-from prsgd_jax.tracing.primitives import has_convolution
 from prsgd_jax.tree_types import describe
-
-# The largest block that is unrolled, because a larger one compiles slowly.
-MAX_UNROLLED = 128
 
 
 def first(x: Array) -> np.ndarray:
@@ -61,11 +57,14 @@ class ReplicaMesh:
       processes.
     map_by: the function of JAX that maps over the devices, 'pmap' or
       'shard_map'. The results are equal bit for bit. Default: 'pmap'.
+    block: how the replicas of a device are computed, 'vmap', 'unrolled' or
+      'loop', see `engine.block_mapping`. The results are equal up to rounding.
+      Default: the fastest known way for each program.
 
   Raises:
     ValueError: if N is not an integer >= 1, D does not divide N, fewer than D
-      devices are available, `devices` is not a list of different devices, or
-      the devices are not shared equally among the processes.
+      devices are available, `devices` is not a list of different devices, the
+      devices are not shared equally among the processes, or a word is unknown.
 
   Example:
     >>> print(ReplicaMesh(num_replicas=8, num_devices=1))
@@ -75,6 +74,7 @@ class ReplicaMesh:
   num_replicas: int
   devices: tuple[jax.Device, ...]
   map_by: str
+  block: str | None
 
   def __init__(
     self,
@@ -82,17 +82,20 @@ class ReplicaMesh:
     num_devices: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     map_by: str = mapping.PMAP,
+    block: str | None = None,
   ):
     num_replicas = check_positive_int('num_replicas', num_replicas)
     if map_by not in (mapping.PMAP, mapping.SHARD_MAP):
       raise ValueError(
         f"map_by must be 'pmap' or 'shard_map', got {describe(map_by)}"
       )
+    block = block_mapping.check_block(block)
     there = _devices(jax.devices() if devices is None else devices)
     chosen = _choose(num_replicas, num_devices, there)
     object.__setattr__(self, 'num_replicas', num_replicas)
     object.__setattr__(self, 'devices', chosen)
     object.__setattr__(self, 'map_by', map_by)
+    object.__setattr__(self, 'block', block)
 
   def __deepcopy__(self, memo: dict[int, Any]) -> 'ReplicaMesh':
     """Return the mesh itself, because devices have no copies."""
@@ -173,36 +176,34 @@ class ReplicaMesh:
     )
 
   def map_block(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Map `fn` of one replica over its block, in the fastest known way.
-
-    That is `jax.vmap`, with one exception. On CPU, functions with convolutions
-    are called once for each of up to 128 replicas, because a vmap over the
-    weights of a convolution is a grouped convolution, five times slower.
+    """Map `fn` of one replica over its block, in the way of `block`.
 
     Args:
       fn: function of one replica's arrays.
     """
-    on_cpu = self.devices[0].platform == 'cpu'
 
     def mapped(*args: Any) -> Any:
       row = jax.tree.map(operator.itemgetter(0), args)
       # Traced once, for the choice and for all rows.
       closed, out = jax.make_jaxpr(fn, return_shape=True)(*row)
-      run = jax.extend.core.jaxpr_as_fun(closed)
-      unrolled = self.block_size == 1 or (
-        on_cpu
-        and self.block_size <= MAX_UNROLLED
-        and has_convolution(closed.jaxpr)
+      stacked = block_mapping.mapped(
+        self.block_of(closed.jaxpr),
+        self.block_size,
+        jax.extend.core.jaxpr_as_fun(closed),
+        jax.tree.leaves(args),
       )
-      leaves = jax.tree.leaves(args)
-      if unrolled:
-        rows = [run(*(x[i] for x in leaves)) for i in range(self.block_size)]
-        stacked = [jnp.stack(xs) for xs in zip(*rows, strict=True)]
-      else:
-        stacked = jax.vmap(run)(*leaves)
       return jax.tree.unflatten(jax.tree.structure(out), stacked)
 
     return mapped
+
+  def block_of(self, jaxpr: Any) -> str:
+    """Return how a program is mapped over a block: 'vmap', 'unrolled', 'loop'.
+
+    Args:
+      jaxpr: the traced program of one replica.
+    """
+    platform = self.devices[0].platform
+    return self.block or block_mapping.choose(platform, self.block_size, jaxpr)
 
   def replica_index(self) -> Array:
     """Return the replicas of the block, int32[V], inside a mapped function."""

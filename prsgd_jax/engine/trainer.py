@@ -42,7 +42,7 @@ from prsgd_jax.engine.train_state import (
   initial_shapes,
   replica_shapes,
 )
-from prsgd_jax.engine.training import LossFn
+from prsgd_jax.engine.training import LossFn, make_block
 from prsgd_jax.engine.waiting import Waiting, make_waiting
 from prsgd_jax.ledger.network import NETWORK, Network
 from prsgd_jax.names import check_complete
@@ -99,6 +99,9 @@ class Trainer(NamedTuple):
       `run` on resident data.
     waited: `() -> float`, the seconds in which the devices stood still because
       `run` had no batches, in all. Resident data never wait.
+    block: `(params, model_state, batch) -> str`, how `run` computes the
+      replicas of a device: 'vmap', 'unrolled' or 'loop', as passed or chosen
+      for the loss. Arrays of one replica, or their shapes.
     mesh: the placement of the replicas.
   """
 
@@ -116,6 +119,7 @@ class Trainer(NamedTuple):
   find_non_finite: Callable[[State, Data, int], NonFinite | None]
   lower: Callable[[State, Data, int], jax.stages.Lowered]
   waited: Callable[[], float]
+  block: Callable[[ArrayTree, ArrayTree, Any], str]
   mesh: ReplicaMesh
 
   def __repr__(self) -> str:
@@ -132,6 +136,7 @@ def trainer(
   num_devices: int | None = None,
   devices: Sequence[jax.Device] | None = None,
   map_by: str = PMAP,
+  block: str | None = None,
 ) -> Trainer:
   """Join an algorithm and a loss for training on N replicas.
 
@@ -160,6 +165,12 @@ def trainer(
       processes.
     map_by: the function of JAX that maps over the devices, 'pmap' or
       'shard_map'. The results are equal bit for bit. Default: 'pmap'.
+    block: how the replicas of a device are computed. 'vmap': by batched
+      operations. 'unrolled': by operations for each replica, so compile time is
+      proportional to their number. 'loop': one after the other. The results are
+      equal up to rounding. Default: 'vmap'; on CPU, 'unrolled' for up to 128
+      replicas of a loss with convolutions. The default is measured on CPU, but
+      not yet on accelerators.
 
   Returns:
     The functions of a run, see `Trainer`.
@@ -185,7 +196,7 @@ def trainer(
     (3,)
   """
   _check(algorithm, loss_fn)
-  mesh = ReplicaMesh(num_replicas, num_devices, devices, map_by)
+  mesh = ReplicaMesh(num_replicas, num_devices, devices, map_by, block)
   memo = make_memo(mesh, algorithm, loss_fn)
   setting = _Setting(mesh, algorithm, memo, make_waiting())
   evaluate, evaluate_replicas = _evaluation(setting, eval_fn)
@@ -206,6 +217,7 @@ def trainer(
     find_non_finite=make_find_non_finite(mesh, algorithm, loss_fn),
     lower=_lower(setting),
     waited=setting.waiting.seconds,
+    block=make_block(mesh, loss_fn),
     mesh=mesh,
   )
 

@@ -31,7 +31,12 @@ from prsgd_jax.tracing.caller_functions import (
   check_signature,
   checked_loss,
 )
-from prsgd_jax.tracing.isolation import completing, isolated, types_of
+from prsgd_jax.tracing.isolation import (
+  completing,
+  isolated,
+  traced,
+  types_of,
+)
 from prsgd_jax.tracing.keys import renew
 from prsgd_jax.tracing.primitives import has_convolution
 from prsgd_jax.tree_types import describe
@@ -193,6 +198,10 @@ def gradient_of(loss_fn: LossFn) -> Callable[..., Any]:
   Raises:
     ValueError: if `loss_fn` is not a function of four arguments.
   """
+  return isolated('loss_fn', _value_and_grad(loss_fn))
+
+
+def _value_and_grad(loss_fn: LossFn) -> Callable[..., Any]:
   check_signature(LOSS, loss_fn)
   grad_fn = jax.value_and_grad(checked_loss(loss_fn), has_aux=True)
 
@@ -200,7 +209,32 @@ def gradient_of(loss_fn: LossFn) -> Callable[..., Any]:
     check_floats(params)  # because the error of JAX names no leaf
     return grad_fn(params, *args)
 
-  return isolated('loss_fn', checked)
+  return checked
+
+
+def make_block(
+  mesh: ReplicaMesh, loss_fn: LossFn
+) -> Callable[[ArrayTree, ArrayTree, Any], str]:
+  """Make the function that returns how a loss is mapped over a block.
+
+  Args:
+    mesh: placement of the replicas.
+    loss_fn: the loss of one replica.
+
+  Returns:
+    `(params, model_state, batch) -> str`, 'vmap', 'unrolled' or 'loop', of
+    arrays of one replica or their shapes. It traces the loss unless the mesh
+    has a `block`.
+  """
+
+  def block(params: ArrayTree, model_state: ArrayTree, batch: Any) -> str:
+    if mesh.block is not None:
+      return mesh.block
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    args = (params, model_state, batch, key)
+    return mesh.block_of(traced('loss_fn', _value_and_grad(loss_fn), *args))
+
+  return block
 
 
 class StepKeys(NamedTuple):

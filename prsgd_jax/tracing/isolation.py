@@ -131,6 +131,20 @@ def _type(x: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak)
 
 
+def traced(name: str, fn: Callable[..., Any], *args: Any) -> Any:
+  """Return the jaxpr of a function without access to the axis of replicas.
+
+  Args:
+    name: the name of the function, for the error.
+    fn: a function of arrays.
+    *args: its arguments, or their shapes.
+
+  Raises:
+    ValueError: if `fn` contains a collective over the axis of replicas.
+  """
+  return _trace(name, fn, args)[1]
+
+
 def _trace(
   name: str, fn: Callable[..., Any], shapes: tuple
 ) -> tuple[Callable[..., Any], Any]:

@@ -7,7 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.running.execution.parts import Parts, Plan, check_data
+from experiments.running.execution.parts import (
+  Parts,
+  Plan,
+  check_data,
+  chosen_block,
+)
 from experiments.running.flags import (
   algorithm_flags,
   averages,
@@ -182,6 +187,7 @@ def assemble(
   network: pr.ledger.Network,
   *,
   map_by: str = 'pmap',
+  block: str | None = None,
 ) -> Parts:
   """Looks whether the parts of a run fit together.
 
@@ -191,12 +197,13 @@ def assemble(
     num_devices: D, or None for the most there are that fit.
     network: for the modeled time.
     map_by: function of JAX that maps over the devices, see `pr.trainer`.
+    block: how the replicas of a device are computed, see `pr.trainer`.
 
   Raises:
     ValueError: if they do not; the message says what to change.
   """
   with dotted.named_errors(*config.own()):
-    return _assemble(config, dataset, num_devices, network, map_by)
+    return _assemble(config, dataset, num_devices, network, map_by, block)
 
 
 def _assemble(
@@ -205,6 +212,7 @@ def _assemble(
   num_devices: int | None,
   network: pr.ledger.Network,
   map_by: str,
+  block: str | None,
 ) -> Parts:
   n = config.num_replicas
   network = with_own_speeds(config, network)
@@ -238,6 +246,7 @@ def _assemble(
     eval_fn=eval_fn,
     num_devices=num_devices,
     map_by=map_by,
+    block=block,
   )
   shapes = trainer.shapes(params, model_state)
   meter = pr.ledger.meter(plan.algorithm, shapes, n, plan.num_steps, network)
@@ -261,6 +270,7 @@ def _assemble(
     meter=meter,
     reestimate=config.options.get('batch_stats') == 'reestimate',
     config=config,
+    block=chosen_block(trainer, params, model_state, batch),
   )
 
 

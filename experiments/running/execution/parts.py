@@ -14,8 +14,12 @@ from experiments.running.flags.run_config import RunConfig
 import prsgd_jax as pr
 from prsgd_jax.data.pipelines import Pipeline
 from prsgd_jax.data.values import Resident, check_resident
+from prsgd_jax.engine.block_mapping import LOOP, UNROLLED, VMAP
 from prsgd_jax.engine.run_state import State
 from prsgd_jax.engine.trainer import Trainer
+
+# Ways to compute the replicas of a device, as a sentence names them.
+_BY = {VMAP: 'vmap', UNROLLED: 'unrolling', LOOP: 'a loop'}
 
 
 class Plan(NamedTuple):
@@ -51,6 +55,8 @@ class Parts(NamedTuple):
     config: the run as flags describe it, None if a program made it.
     measure: `state -> dict of floats`, further measures at each evaluation.
       Default: none.
+    block: how the replicas of a device are computed, None if it is not known or
+      a device has one replica.
   """
 
   label: str
@@ -68,6 +74,12 @@ class Parts(NamedTuple):
   reestimate: bool = False
   config: RunConfig | None = None
   measure: Callable[[State], Mapping[str, float]] | None = None
+  block: str | None = None
+
+  def placement(self) -> str:
+    """Return the layout, and how the replicas of a device are computed."""
+    mesh = str(self.trainer.mesh)
+    return mesh if self.block is None else f'{mesh} by {_BY[self.block]}'
 
   def epoch(self, gradients: int) -> float:
     """Returns the passes over the data in that many gradients."""
@@ -102,6 +114,22 @@ def quick() -> dict[str, bool | str] | None:
   if jax.config.read('jax_disable_most_optimizations'):
     return None  # which is quicker still
   return {'xla_backend_optimization_level': '1'}
+
+
+def chosen_block(
+  trainer: Trainer, params: Any, model_state: Any, batch: Any
+) -> str | None:
+  """Return how the replicas of a device are computed, None if it has one.
+
+  Args:
+    trainer: the trainer of the run.
+    params: shapes of the parameters of a replica.
+    model_state: shapes of its model state.
+    batch: shapes of a batch, as the loss reads it.
+  """
+  if trainer.mesh.block_size == 1:
+    return None
+  return trainer.block(params, model_state, batch)
 
 
 def check_data(data: Resident | Pipeline, num_replicas: int) -> None:

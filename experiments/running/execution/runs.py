@@ -547,7 +547,7 @@ def _summarize(
     **started,
     'goodput': goodput.goodput(life),
     'life_seconds': life,
-    'replicas': str(parts.trainer.mesh),
+    'replicas': parts.placement(),
     'device': parts.trainer.mesh.devices[0].device_kind,
     'cpus': os.cpu_count(),
     'jax': jax.__version__,

@@ -30,6 +30,7 @@ from prsgd_jax.checks import (
   check_seed,
 )
 from prsgd_jax.engine import processes
+from prsgd_jax.engine.block_mapping import BLOCKS
 
 # A limit, because replicas are rows of every array.
 MOST_REPLICAS = 2**16
@@ -148,6 +149,15 @@ flags.DEFINE_enum(
   ['pmap', 'shard_map'],
   'Function of JAX that maps over the devices. The results are equal bit for '
   'bit. Default: pmap.',
+)
+flags.DEFINE_enum(
+  'block',
+  None,
+  list(BLOCKS),
+  'How the replicas of a device are computed: by batched operations (vmap), by '
+  'operations for each replica (unrolled), or one after the other (loop). The '
+  'results are equal up to rounding. Default: the fastest known way for the '
+  'model, which the program prints.',
 )
 flags.DEFINE_integer(
   'batch_size', 32, 'Number of examples per replica and step, >= 1.'

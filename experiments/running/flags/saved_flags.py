@@ -20,6 +20,7 @@ from experiments.running.records import differences, json_files, records
 # Flags that may change when a run is resumed.
 MAY_CHANGE = (
   *differences.MAY_CHANGE,
+  'block',
   'checkpoint_every',
   'data_dir',
   'eval_every',

@@ -1,0 +1,92 @@
+"""BLOCK MAPPING: a function of one replica on all replicas of a device.
+
+Three ways compute the same numbers, up to rounding. 'vmap' makes one program of
+batched operations. 'unrolled' repeats the operations for each replica.
+'loop' runs one replica after the other, so the program is the smallest.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from prsgd_jax.base import Array
+from prsgd_jax.tracing.primitives import has_convolution
+from prsgd_jax.tree_types import describe
+
+VMAP, UNROLLED, LOOP = 'vmap', 'unrolled', 'loop'
+BLOCKS = (VMAP, UNROLLED, LOOP)
+
+# The largest block that is unrolled by default, because compile time is
+# proportional to its size.
+MAX_UNROLLED = 128
+
+
+def check_block(block: Any) -> str | None:
+  """Return the way of mapping, None for the fastest known way.
+
+  Args:
+    block: 'vmap', 'unrolled', 'loop' or None.
+
+  Raises:
+    ValueError: if it is something else.
+
+  Example:
+    >>> check_block('loop')
+    'loop'
+  """
+  if block is None or (isinstance(block, str) and block in BLOCKS):
+    return block
+  raise ValueError(
+    f"block must be 'vmap', 'unrolled' or 'loop', got {describe(block)}; leave "
+    'it out for the fastest known way'
+  )
+
+
+def choose(platform: str, block_size: int, jaxpr: Any) -> str:
+  """Return the fastest known way to map a program over a block.
+
+  On CPU, a program with convolutions is unrolled for up to 128 replicas,
+  because XLA runs a convolution slowly if weights are batched or in a loop. All
+  others use vmap. On accelerators, vmap is not yet compared with the others.
+
+  Args:
+    platform: the kind of device, such as 'cpu'.
+    block_size: V, number of replicas per device.
+    jaxpr: the traced program of one replica.
+
+  Example:
+    >>> choose('cpu', 8, jax.make_jaxpr(jnp.sin)(1.0).jaxpr)
+    'vmap'
+  """
+  small = block_size <= MAX_UNROLLED
+  if platform == 'cpu' and small and has_convolution(jaxpr):
+    return UNROLLED
+  return VMAP
+
+
+def mapped(
+  block: str,
+  block_size: int,
+  run: Callable[..., Sequence[Array]],
+  leaves: Sequence[Array],
+) -> Sequence[Array]:
+  """Map a function over a block.
+
+  Args:
+    block: 'vmap', 'unrolled' or 'loop'. With one replica, all are one call.
+    block_size: V, number of replicas per device.
+    run: function from arrays of one replica to a list of arrays.
+    leaves: its arguments, `[V, ...]`.
+
+  Returns:
+    Its results, `[V, ...]`.
+  """
+  if block == UNROLLED or block_size == 1:
+    rows = [run(*(x[i] for x in leaves)) for i in range(block_size)]
+    return [jnp.stack(xs) for xs in zip(*rows, strict=True)]
+  if block == LOOP:
+    return lax.map(lambda row: run(*row), tuple(leaves))
+  return jax.vmap(run)(*leaves)
