@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 import prsgd_jax as pr
-from prsgd_jax.engine.block_mapping import BLOCKS
+from prsgd_jax.engine.block_mapping import BLOCKS, choose
+from prsgd_jax.tracing.primitives import written_bytes
 
 START = np.linspace(-1, 1, 3)
 ROWS = np.sin(np.arange(24.0)).reshape(4, 6)
@@ -72,6 +73,34 @@ class BlockMappingTest(parameterized.TestCase):
     trainer = make(loss, block)
     self.assertEqual(trainer.block(START, (), ROWS[0]), chosen)
     self.assertEqual(trainer.mesh.block, block)
+
+
+class ChooseTest(parameterized.TestCase):
+  """The measured rule for CPU."""
+
+  @parameterized.parameters(
+    # 4 MiB in each of 8 steps; the argument is a row of it, or all.
+    ('cpu', (1, 1024), 'loop'),
+    ('cpu', (1024, 1024), 'vmap'),
+    ('gpu', (1, 1024), 'vmap'),
+  )
+  def test_large_intermediate_arrays_are_computed_in_a_loop(
+    self, platform, shape, block
+  ):
+    def fn(x):
+      for _ in range(8):
+        x = jnp.tanh(jnp.broadcast_to(x, (1024, 1024)))
+      return x.sum()
+
+    jaxpr = jax.make_jaxpr(fn)(np.zeros(shape, np.float32)).jaxpr
+    self.assertEqual(choose(platform, 4, jaxpr), block)
+
+  def test_steps_of_a_scan_count(self):
+    def fn(x):
+      return jax.lax.scan(lambda x, _: (jnp.sin(x), None), x, length=3)[0]
+
+    jaxpr = jax.make_jaxpr(fn)(np.zeros(5, np.float32)).jaxpr
+    self.assertEqual(written_bytes(jaxpr), 3 * 5 * 4)
 
 
 if __name__ == '__main__':

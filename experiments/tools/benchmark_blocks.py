@@ -56,6 +56,9 @@ class Model(NamedTuple):
 
 MODELS: dict[str, Callable[[], Model]] = {
   'mlp': lambda: Model(classifier(models.MLP(10)), (8, 8, 1), 256),
+  'mlp_wide': lambda: Model(
+    classifier(models.MLP(10, hidden=(512, 512))), (28, 28, 1), 8
+  ),
   'lstm': lambda: Model(classifier(models.LSTMClassifier(10)), (28, 28, 1), 16),
   'transformer': lambda: Model(
     language_model(models.Transformer(VOCABULARY, LENGTH)), None, 4
@@ -109,8 +112,8 @@ def make_run(
     block=block,
   )
   example = jax.tree.map(lambda x: jnp.asarray(x[:BATCH_SIZE]), arrays)
-  point = jax.jit(model.task.init)(jax.random.key(0), example)
-  state = trainer.init(*point)
+  params, model_state = jax.jit(model.task.init)(jax.random.key(0), example)
+  state = trainer.init(params, model_state)
   data = pr.shared(arrays, batch_size=BATCH_SIZE)
 
   def step() -> Any:
@@ -120,7 +123,8 @@ def make_run(
 
   begun = time.perf_counter()
   step()
-  return Run(step, time.perf_counter() - begun, trainer.block(*point, example))
+  seconds = time.perf_counter() - begun
+  return Run(step, seconds, trainer.block(params, model_state, example))
 
 
 def _noise(shape: tuple[int, ...] | None) -> dict[str, np.ndarray]:

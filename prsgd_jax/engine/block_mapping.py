@@ -13,7 +13,11 @@ from jax import lax
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array
-from prsgd_jax.tracing.primitives import has_convolution
+from prsgd_jax.tracing.primitives import (
+  array_bytes,
+  has_convolution,
+  written_bytes,
+)
 from prsgd_jax.tree_types import describe
 
 VMAP, UNROLLED, LOOP = 'vmap', 'unrolled', 'loop'
@@ -22,6 +26,11 @@ BLOCKS = (VMAP, UNROLLED, LOOP)
 # The largest block that is unrolled by default, because compile time is
 # proportional to its size.
 MAX_UNROLLED = 128
+
+# A loop copies the arguments and results of every replica, but its arrays stay
+# in the cache. By measurements, it is faster for programs that write this many
+# bytes, and this many times the bytes of their arguments.
+LOOP_BYTES, LOOP_RATIO = 2**24, 32
 
 
 def check_block(block: Any) -> str | None:
@@ -49,8 +58,10 @@ def choose(platform: str, block_size: int, jaxpr: Any) -> str:
   """Return the fastest known way to map a program over a block.
 
   On CPU, a program with convolutions is unrolled for up to 128 replicas,
-  because XLA runs a convolution slowly if weights are batched or in a loop. All
-  others use vmap. On accelerators, vmap is not yet compared with the others.
+  because XLA runs a convolution slowly if weights are batched or in a loop. A
+  program with large intermediate arrays is a loop, because those of one replica
+  fit into the cache. All others use vmap. On accelerators it is vmap, not yet
+  compared with the others.
 
   Args:
     platform: the kind of device, such as 'cpu'.
@@ -61,10 +72,14 @@ def choose(platform: str, block_size: int, jaxpr: Any) -> str:
     >>> choose('cpu', 8, jax.make_jaxpr(jnp.sin)(1.0).jaxpr)
     'vmap'
   """
-  small = block_size <= MAX_UNROLLED
-  if platform == 'cpu' and small and has_convolution(jaxpr):
-    return UNROLLED
-  return VMAP
+  if platform != 'cpu':
+    return VMAP
+  if has_convolution(jaxpr):
+    return UNROLLED if block_size <= MAX_UNROLLED else VMAP
+  written = written_bytes(jaxpr)
+  arguments = sum(array_bytes(x.aval) for x in jaxpr.invars)
+  is_large = written >= LOOP_BYTES and written >= LOOP_RATIO * arguments
+  return LOOP if is_large else VMAP
 
 
 def mapped(

@@ -168,9 +168,9 @@ def trainer(
     block: how the replicas of a device are computed. 'vmap': by batched
       operations. 'unrolled': by operations for each replica, so compile time is
       proportional to their number. 'loop': one after the other. The results are
-      equal up to rounding. Default: 'vmap'; on CPU, 'unrolled' for up to 128
-      replicas of a loss with convolutions. The default is measured on CPU, but
-      not yet on accelerators.
+      equal up to rounding. Default: 'vmap'. On CPU, 'unrolled' for up to 128
+      replicas of a loss with convolutions, and 'loop' for a loss with large
+      intermediate arrays. This is measured on CPU, not yet on accelerators.
 
   Returns:
     The functions of a run, see `Trainer`.
