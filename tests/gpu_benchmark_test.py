@@ -29,7 +29,7 @@ from tests import binaries
 
 MLPS = [
   Case(cases.MLP, way, 2, 2, 'float32', 2)
-  for way in (*cases.DENSE_WAYS, cases.ENGINE)
+  for way in (*cases.DENSE_WAYS, cases.ENGINES[2])
 ]
 
 
@@ -163,13 +163,15 @@ class ProgramTest(parameterized.TestCase):
     self.assertLen(self.results()['done'], 3)  # with the limits
     outcome = self.call()
     self.assertEqual(outcome.code, 0, outcome.err)
-    self.assertEqual(self.begun, ['vmap', 'unrolled', 'loop', 'loop', 'engine'])
+    self.assertEqual(
+      self.begun, ['vmap', 'unrolled', 'loop', 'loop', 'engine, loop']
+    )
     self.assertEqual(self.results()['attempts'], {})
     self.call()
     self.assertLen(self.begun, 5)
     table = (self.root / 'table.md').read_text()
     self.assertIn('4 of 4 cases are measured', table)
-    self.assertIn('| mlp | float32 | 2 x 2 | engine |', table)
+    self.assertIn('| mlp | float32 | 2 x 2 | engine, loop |', table)
     self.assertIn('4 of 4', self.call('--status').out)
 
   def test_too_little_memory_is_a_result(self):

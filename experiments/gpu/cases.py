@@ -7,11 +7,14 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from prsgd_jax import models
+from prsgd_jax.engine.block_mapping import BLOCKS
 from prsgd_jax.models.classification import Task, classifier
 from prsgd_jax.models.language_modeling import language_model
 
 VMAP, LOOP, UNROLLED, GROUPED = 'vmap', 'loop', 'unrolled', 'grouped'
+# The library's trainer, with its default and with each `block=`.
 ENGINE = 'engine'
+ENGINES = tuple(f'{ENGINE}, {way}' for way in BLOCKS)
 WAYS = (VMAP, GROUPED, UNROLLED, LOOP)
 DENSE_WAYS = (VMAP, UNROLLED, LOOP)  # because only convolutions have groups
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -27,8 +30,8 @@ class Case(NamedTuple):
 
   Attributes:
     model: name of the model.
-    way: how the replicas of the device are computed: one of `WAYS`, or
-      `ENGINE`, the library's trainer.
+    way: how the replicas of the device are computed: one of `WAYS`, `ENGINE`
+      or `ENGINES`.
     num_replicas: N, all on one device.
     batch_size: examples per replica and step.
     dtype: name of the type of the computation.
@@ -85,6 +88,7 @@ def all_cases(*, tiny: bool = False) -> list[Case]:
   found = [
     *_ways(RESNET, 128),
     *_ways(RESNET, 32),
+    *_engines(),
     *_scaling(),
     *_steps(),
     *_ways(TRANSFORMER, 32, DENSE_WAYS),
@@ -103,6 +107,13 @@ def _ways(
     Case(model, way, 8, batch_size, dtype)
     for dtype in DTYPES
     for way in (*ways, ENGINE)
+  ]
+
+
+def _engines() -> list[Case]:
+  """Return the library's trainer by each way."""
+  return [
+    Case(RESNET, way, 8, 128, dtype) for dtype in DTYPES for way in ENGINES
   ]
 
 

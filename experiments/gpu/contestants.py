@@ -42,7 +42,7 @@ def begin(case: Case, size: Size) -> tuple[Callable[[], Any], dict[str, Any]]:
     The function of one dispatch, which keeps its state, and the numbers of the
     program: `timing.program` and `convolutions`, those that JAX traced.
   """
-  if case.way == ENGINE:
+  if case.way.startswith(ENGINE):
     return _engine(case, size), {}
   data = examples(case, size)
   carry = first_state(case, size)
@@ -186,6 +186,7 @@ def _engine(case: Case, size: Size) -> Callable[[], Any]:
     make_task(case, size).loss_fn,
     num_replicas=case.num_replicas,
     num_devices=1,
+    block=case.way.removeprefix(ENGINE).removeprefix(', ') or None,
   )
   state = trainer.init(*point(case, size))
   arrays = jax.tree.map(np.asarray, examples(case, size))
