@@ -83,7 +83,7 @@ benchmark: $(INSTALLED)
 	$(BIN)/python experiments/benchmark.py --results=$(RUNS)/benchmark
 
 gpu: $(INSTALLED)
-	$(BIN)/python experiments/gpu_benchmark.py --results=$(RUNS)/gpu --data_dir=$(DATA_DIR) $(PIECES)
+	$(BIN)/python experiments/gpu_benchmark.py --gpu_dir=$(RUNS)/gpu --data_dir=$(DATA_DIR) $(PIECES)
 
 hosts_benchmark: $(INSTALLED)
 	$(BIN)/python experiments/hosts_benchmark.py --measurements=$(RUNS)/hosts

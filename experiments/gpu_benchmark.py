@@ -1,7 +1,7 @@
 """Measure one GPU: ways to compute replicas, scaling, memory, PR-SGD's figure.
 
-  python experiments/gpu_benchmark.py --results=runs/gpu
-  python experiments/gpu_benchmark.py --results=runs/gpu --status
+  python experiments/gpu_benchmark.py --gpu_dir=runs/gpu
+  python experiments/gpu_benchmark.py --gpu_dir=runs/gpu --status
 
 A call works for --minutes, then exits with code 75 if there is more to do;
 repeat it to measure the missing pieces. Each result is saved as soon as it
@@ -53,7 +53,7 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(piece_flags)
 flags.DEFINE_string(
-  'results', 'runs/gpu', 'Directory of the results and of the figure runs.'
+  'gpu_dir', 'runs/gpu', 'Directory of the results and of the figure runs.'
 )
 flags.DEFINE_float(
   'reserve',
@@ -89,7 +89,7 @@ def main() -> None:
       return
     _check()
     budget = piece_flags.seconds(FLAGS, least=0) or SECONDS
-    directory = pathlib.Path(FLAGS.results)
+    directory = pathlib.Path(FLAGS.gpu_dir)
     tiny = FLAGS.tiny
     if tiny is None:
       tiny = jax.default_backend() == 'cpu'

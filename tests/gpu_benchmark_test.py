@@ -148,7 +148,7 @@ class ProgramTest(parameterized.TestCase):
       mock.patch.object(jax, 'clear_caches'),
     ):
       return binaries.call(
-        gpu_benchmark, f'--results={self.root}', '--reserve=0', *args
+        gpu_benchmark, f'--gpu_dir={self.root}', '--reserve=0', *args
       )
 
   def results(self):
