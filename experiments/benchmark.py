@@ -36,7 +36,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.running.flags import cli
+from experiments.running.flags import cli, speed_flags
 from experiments.running.records import json_files, writing
 from experiments.tools import (
   benchmark_by_hand,
@@ -89,6 +89,7 @@ flags.DEFINE_bool(
   'measure_again', False, 'Measure a case again whose file exists.'
 )
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(speed_flags)
 
 
 def main() -> None:
@@ -96,6 +97,7 @@ def main() -> None:
     _check()
     # Without data, to refuse unknown names before the first measurement.
     cases = [benchmark_cases.make_case(n, FLAGS.data_dir) for n in FLAGS.cases]
+    print(speed_flags.apply(FLAGS), end='', flush=True)
     cli.make_fake_devices(max(max(_devices(case)) for case in cases))
     for case in cases:
       path = _path(case)

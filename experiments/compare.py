@@ -37,7 +37,6 @@ from experiments.running.execution import (
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
-  cache_flags,
   cli,
   config,
   data,
@@ -45,6 +44,7 @@ from experiments.running.flags import (
   network,
   process_flags,
   run_specs,
+  speed_flags,
 )
 from experiments.running.logs import loggers
 from experiments.running.process import locks, messages, process_zero
@@ -58,7 +58,7 @@ from prsgd_jax.engine.checkpoints import CheckpointError
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(axes)
-flags.adopt_module_key_flags(cache_flags)
+flags.adopt_module_key_flags(speed_flags)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.adopt_module_key_flags(process_flags)
@@ -74,7 +74,7 @@ def main() -> None:
     if FLAGS.workdir is None:
       raise ValueError('compare.py requires --workdir, a directory to write to')
     process_flags.join(FLAGS)
-    cache_flags.apply(FLAGS)
+    tuned = speed_flags.apply(FLAGS)
     more_loggers = loggers.load(FLAGS.logger)
     # Before importing a user's module, because it may initialize the devices.
     cli.make_fake_devices(FLAGS.num_devices)
@@ -98,6 +98,7 @@ def main() -> None:
     signals.exit_when_stopped(signals.again()),
     process_zero.held('the lock', lambda: locks.hold(workdir)),
   ):
+    print(tuned, end='')
     _compare(assembled, workdir, intervals, more_loggers)
 
 

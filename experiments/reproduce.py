@@ -44,7 +44,7 @@ from experiments import papers
 from experiments.papers import claims, pieces, results_page
 from experiments.papers.pieces import Piece
 from experiments.papers.target import Outcome, Setting, Target
-from experiments.running.flags import cache_flags, cli, network, piece_flags
+from experiments.running.flags import cli, network, piece_flags, speed_flags
 from experiments.running.process import budgets, exit_codes
 from experiments.running.records import json_files, records, writing
 from experiments.tools import drawing, figure_files
@@ -56,7 +56,7 @@ RESULTS = pathlib.Path(__file__).parent / 'results' / 'reproduce'
 # Because a run first compiles.
 LEAST_MINUTES = 2.0
 
-flags.adopt_module_key_flags(cache_flags)
+flags.adopt_module_key_flags(speed_flags)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(piece_flags)
 flags.DEFINE_list(
@@ -95,7 +95,7 @@ def all_targets() -> dict[str, Target]:
 
 
 def main() -> None:
-  cache_flags.apply(FLAGS)
+  tuned = speed_flags.apply(FLAGS)
   known = all_targets()
   with cli.one_line_errors(ValueError):
     targets = _chosen(known)
@@ -108,6 +108,7 @@ def main() -> None:
   if FLAGS.redraw:
     _redraw(targets)
   elif not FLAGS.page_only:
+    print(tuned, end='')
     with (
       cli.one_line_errors(ValueError),
       signals.exit_when_stopped(signals.again()),

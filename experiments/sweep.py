@@ -55,13 +55,13 @@ from experiments.running.execution import (
 )
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
-  cache_flags,
   cli,
   config,
   data,
   grids,
   network,
   process_flags,
+  speed_flags,
 )
 from experiments.running.process import jobs, locks, messages
 from experiments.running.records import records, writing
@@ -242,7 +242,7 @@ def _job(trial: Trial, workdir: pathlib.Path) -> jobs.Job:
       sys.executable,
       str(TRAIN),
       *grids.command(trial.point),
-      *cache_flags.given(FLAGS),
+      *speed_flags.given(FLAGS),
       f'--workdir={trial.workdir}',
       f'--resume={resume}',
       '--noprogress',

@@ -44,7 +44,6 @@ from experiments.running.execution import (
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
 from experiments.running.flags import (
-  cache_flags,
   cli,
   config,
   data,
@@ -52,6 +51,7 @@ from experiments.running.flags import (
   network,
   process_flags,
   saved_flags,
+  speed_flags,
 )
 from experiments.running.flags.run_config import FIT_REPLICAS
 from experiments.running.logs import loggers
@@ -63,7 +63,7 @@ from prsgd_jax.engine.checkpoints import CheckpointError
 
 FLAGS = flags.FLAGS
 
-flags.adopt_module_key_flags(cache_flags)
+flags.adopt_module_key_flags(speed_flags)
 flags.adopt_module_key_flags(cli)
 flags.adopt_module_key_flags(config)
 flags.adopt_module_key_flags(process_flags)
@@ -94,7 +94,7 @@ def main() -> None:
 def _train(held: contextlib.ExitStack) -> None:
   with cli.one_line_errors(ValueError):
     process_flags.join(FLAGS)
-    cache_flags.apply(FLAGS)
+    tuned = speed_flags.apply(FLAGS)
     if FLAGS.resume:
       workdir = _resumed_workdir()
       held.enter_context(runs.hold(workdir))
@@ -140,6 +140,7 @@ def _train(held: contextlib.ExitStack) -> None:
   if filled_in:
     print(f'default: {filled_in}')
   print(f'{run_config.label()}: {parts.placement()}, writing to {workdir}')
+  print(tuned, end='')
   if run_config.sizes:
     print(f'replicas: {records.format_sizes(run_config.sizes)}')
   kinds = (CheckpointError, DamagedFile, DataError, NonFinite, dotted.OwnError)

@@ -4,12 +4,14 @@
 replicas, `train_state` holds their arrays, `training` compiles the steps.
 `feeding`, `stacking` and `prefetching` bring batches, and `waiting` measures
 how long the devices lack them. `run_state` shows results, `memo` reuses
-programs. Inside, arrays are `[D, V, ...]`: V replicas on each device.
+programs, `cpu_tuning` changes settings of the process. Inside, arrays are
+`[D, V, ...]`: V replicas on each device.
 """
 
 from prsgd_jax.engine.batch_statistics import (
   make_reestimate,
 )
+from prsgd_jax.engine.cpu_tuning import tune_cpu
 from prsgd_jax.engine.evaluation import (
   make_evaluate,
   make_evaluate_replicas,
@@ -53,4 +55,5 @@ __all__ = (
   'replica_shapes',
   'shard_examples',
   'stack_batches',
+  'tune_cpu',
 )

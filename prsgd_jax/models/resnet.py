@@ -1,6 +1,6 @@
 """The residual networks of the CIFAR experiments."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array
+from prsgd_jax.models.barriers import materialize
 from prsgd_jax.models.batch_norm import BatchNorm
 
 
@@ -67,23 +68,28 @@ class ResNet18(nn.Module):
       y = nn.relu(norm()(conv(channels, strides=stride)(x)))
       y = norm()(conv(channels)(y))
       if x.shape != y.shape:
-        x = norm()(
-          conv(channels, kernel_size=(1, 1), strides=stride, padding=0)(x)
-        )
+        x = norm()(conv(channels, (1, 1), strides=stride)(x))
       x = nn.relu(x + y)
     return _readout(x, self.num_classes, self.dtype)
 
 
 def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
-  """Return factories of bias-free 3x3 convolutions and of batch norms."""
-  conv = functools.partial(
-    nn.Conv,
-    kernel_size=(3, 3),
-    padding=1,
-    use_bias=False,
-    dtype=dtype,
-    kernel_init=nn.initializers.he_normal(),
-  )
+  """Return factories of bias-free convolutions, by default 3x3, and norms."""
+
+  def conv(
+    channels: int, kernel_size: tuple[int, int] = (3, 3), **options: Any
+  ) -> Callable[[Array], Array]:
+    module = nn.Conv(
+      channels,
+      kernel_size,
+      padding=kernel_size[0] // 2,
+      use_bias=False,
+      dtype=dtype,
+      kernel_init=nn.initializers.he_normal(),
+      **options,
+    )
+    return lambda x: module(materialize(x))
+
   norm = functools.partial(
     BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype
   )

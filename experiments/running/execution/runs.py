@@ -551,6 +551,7 @@ def _summarize(
     'device': parts.trainer.mesh.devices[0].device_kind,
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'commit': records.commit(),
   }
   if counted_from is not None:

@@ -33,7 +33,7 @@ _TITLES = {
   'network': 'Modeled time: machines and links',
   'process_flags': 'Several processes',
   'cli': 'Files',
-  'cache_flags': 'Files',
+  'speed_flags': 'Files',
 }
 _AVERAGES = (
   'when',

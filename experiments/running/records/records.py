@@ -292,13 +292,14 @@ def commit() -> str:
 
 
 def machine() -> Record:
-  """Return the hardware, versions and commit of this process."""
+  """Return the hardware, versions, settings of XLA and commit."""
   return {
     'device': jax.devices()[0].device_kind,
     'processor': platform.processor() or platform.machine(),
     'cpus': os.cpu_count(),
     'jax': jax.__version__,
     'python': platform.python_version(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
     'commit': commit(),
   }
 
