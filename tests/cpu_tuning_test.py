@@ -37,7 +37,7 @@ def tune(before='', flags='', platforms='cpu'):
 
 COMPILED = """
 import jax.numpy as jnp
-from prsgd_jax.models.barriers import materialize
+from prsgd_jax.tracing.barriers import materialize
 pr.engine.tune_cpu()
 program = jax.jit(lambda x: materialize(x + 1) * 2).lower(jnp.ones(9)).compile()
 assert 'opt-barrier' in program.as_text()

@@ -13,6 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array
+from prsgd_jax.tracing.barriers import materialize
 from prsgd_jax.tracing.primitives import (
   array_bytes,
   has_convolution,
@@ -100,7 +101,13 @@ def mapped(
     Its results, `[V, ...]`.
   """
   if block == UNROLLED or block_size == 1:
-    rows = [run(*(x[i] for x in leaves)) for i in range(block_size)]
+    rows: list[Any] = []
+    for i in range(block_size):
+      row = [x[i] for x in leaves]
+      if rows:
+        # One replica after the other, because its arrays stay in the cache.
+        row, rows[-1] = materialize((row, list(rows[-1])))
+      rows.append(run(*row))
     return [jnp.stack(xs) for xs in zip(*rows, strict=True)]
   if block == LOOP:
     return lax.map(lambda row: run(*row), tuple(leaves))

@@ -27,9 +27,10 @@ def tune_cpu() -> tuple[str, ...]:
 
   - glibc uses one heap and keeps its free memory. By default it returns every
     large array to the kernel, which clears its pages for the next step.
-  - XLA keeps the barriers of `prsgd_jax.models` until it fuses operations.
-    Without them, it repeats the elementwise operations before a convolution
-    for each copy of its input. Results are equal up to rounding.
+  - XLA keeps barriers until it fuses operations. The residual networks have
+    one before each convolution, because XLA would repeat the elementwise
+    operations before it for each copy of its input. Replicas with unrolled
+    programs have one between them. Results are equal up to rounding.
 
   With 2 replicas of ResNet-20 on 2 CPUs, a step takes 0.84 of the time by the
   first setting and 0.68 by both. Programs without convolutions are as fast as

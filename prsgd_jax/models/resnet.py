@@ -8,8 +8,8 @@ from flax import linen as nn
 import jax.numpy as jnp
 
 from prsgd_jax.base import Array
-from prsgd_jax.models.barriers import materialize
 from prsgd_jax.models.batch_norm import BatchNorm
+from prsgd_jax.tracing.barriers import materialize
 
 
 class ResNet20(nn.Module):
@@ -88,6 +88,9 @@ def _layers(dtype: Any, train: bool) -> tuple[Any, Any]:
       kernel_init=nn.initializers.he_normal(),
       **options,
     )
+    # Because a convolution copies its input into other orders of axes, once for
+    # the gradient of the kernel. XLA would repeat all elementwise operations
+    # that lead to the input for each copy, pixel by pixel out of order.
     return lambda x: module(materialize(x))
 
   norm = functools.partial(
