@@ -95,20 +95,26 @@ class BatchNormTest(parameterized.TestCase):
 
 
 class ConvTest(parameterized.TestCase):
-  @parameterized.parameters((1, 1), (2, 2), (3, 3), (5, 5), (5, 2))
-  def test_equals_flaxs_layer_and_its_derivatives(self, *size):
+  @parameterized.product(
+    size=((1, 1), (2, 2), (3, 3), (5, 5), (5, 2)), channels=(3, 4)
+  )
+  def test_equals_flaxs_layer_and_its_derivatives(self, size, channels):
+    images = np.concatenate([IMAGES, IMAGES[:, ::-1]], axis=-1)[..., :channels]
     found = []
     for layer in (Conv, nn.Conv):
-      variables = layer(4, size).init(jax.random.key(1), IMAGES)
-      found.append((variables, derivatives(layer(4, size), variables, IMAGES)))
+      variables = layer(4, size).init(jax.random.key(1), images)
+      found.append((variables, derivatives(layer(4, size), variables, images)))
     assert_near(*found, atol=1e-4)
 
   @parameterized.parameters((4, 4), (5, 7), (1, 2))
   def test_pooling_equals_flaxs(self, *size):
-    x = jnp.asarray(RNG.normal(size=(2, *size, 3)), jnp.float32)
-    np.testing.assert_array_equal(
-      max_pool(x), nn.max_pool(x, (2, 2), strides=(2, 2))
-    )
+    # Of four values, so that many squares have two equal maxima.
+    x = jnp.asarray(RNG.integers(4, size=(2, *size, 3)), jnp.float32)
+    found = []
+    for pool in (max_pool, lambda x: nn.max_pool(x, (2, 2), strides=(2, 2))):
+      y, derivative = jax.vjp(pool, x)
+      found.append((y, *derivative(jnp.arange(y.size).reshape(y.shape) + 1.0)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 class ReferenceLeNet(nn.Module):

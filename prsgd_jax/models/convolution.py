@@ -7,9 +7,12 @@ and slowly for few channels. A matrix product has neither fault.
 from typing import Any
 
 from flax import linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from prsgd_jax.base import Array
+from prsgd_jax.tracing.barriers import materialize
 
 
 class Conv(nn.Module):
@@ -42,9 +45,57 @@ class Conv(nn.Module):
     shape = (*self.kernel_size, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.linear.default_kernel_init, shape)
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    rows = patches(x.astype(self.dtype), self.kernel_size)
-    weights = kernel.astype(self.dtype).reshape((-1, self.features))
-    return rows @ weights + bias.astype(self.dtype)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    # Rows of few channels are too short for a fast product.
+    convolve = by_bands if x.shape[-1] <= 3 else by_patches
+    return convolve(x, kernel) + bias.astype(self.dtype)
+
+
+def by_patches(x: Array, kernel: Array) -> Array:
+  """Convolve by a product of the neighborhoods of all pixels with the kernel.
+
+  Args:
+    x: [batch, height, width, channels].
+    kernel: [kernel height, kernel width, channels, features].
+
+  Returns:
+    [batch, height, width, features].
+
+  Example:
+    >>> by_patches(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))).sum().item()
+    49.0
+  """
+  height, width = kernel.shape[:2]
+  rows = patches(x, (height, width))
+  return rows @ kernel.reshape((-1, kernel.shape[-1]))
+
+
+def by_bands(x: Array, kernel: Array) -> Array:
+  """Convolve by a product of lines of the image with a band matrix.
+
+  The matrix maps the lines under the kernel to one line of the result. It has
+  zeros for pixels outside of the kernel, so it does more arithmetic than
+  `by_patches`, but in longer rows.
+
+  Args:
+    x: [batch, height, width, channels].
+    kernel: [kernel height, kernel width, channels, features].
+
+  Returns:
+    [batch, height, width, features].
+
+  Example:
+    >>> by_bands(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1))).sum().item()
+    49.0
+  """
+  batch, height, width, channels = x.shape
+  lines, size, _, features = kernel.shape
+  offset = np.arange(width)[:, None] - np.arange(width) + (size - 1) // 2
+  within = jnp.asarray(offset[..., None] == np.arange(size), x.dtype)
+  band = jnp.einsum('iok,lkcf->licof', within, kernel)
+  band = band.reshape((lines * width * channels, width * features))
+  rows = patches(x.reshape((batch, height, 1, width * channels)), (lines, 1))
+  return (rows @ band).reshape((batch, height, width, features))
 
 
 def patches(x: Array, size: tuple[int, int]) -> Array:
@@ -72,8 +123,11 @@ def patches(x: Array, size: tuple[int, int]) -> Array:
   return jnp.concatenate(shifted, axis=-1)
 
 
+@jax.custom_jvp
 def max_pool(x: Array) -> Array:
   """Return the maximum of each 2x2 square; an odd last row or column is left.
+
+  The gradient goes to the first of equal pixels, as in `flax.linen.max_pool`.
 
   Args:
     x: [batch, height, width, channels].
@@ -82,8 +136,27 @@ def max_pool(x: Array) -> Array:
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
     [[5.0, 7.0], [13.0, 15.0]]
   """
+  return _squares(x).max(axis=(2, 4))
+
+
+def _squares(x: Array) -> Array:
+  """Return the 2x2 squares, [batch, height / 2, 2, width / 2, 2, channels]."""
   batch, height, width, channels = x.shape
   height, width = height // 2, width // 2
-  squares = x[:, : 2 * height, : 2 * width]
-  squares = squares.reshape((batch, height, 2, width, 2, channels))
-  return squares.max(axis=(2, 4))
+  x = x[:, : 2 * height, : 2 * width]
+  return x.reshape((batch, height, 2, width, 2, channels))
+
+
+@max_pool.defjvp
+def _differentiate_max_pool(
+  primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+  (x,), (dx,) = primals, tangents
+  y = max_pool(x)
+  is_max = _squares(x) == y[:, :, None, :, None]
+  a, b, c, d = (is_max[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+  first = [[a, b & ~a], [c & ~(a | b), d & ~(a | b | c)]]
+  mask = jnp.stack([jnp.stack(row, axis=3) for row in first], axis=2)
+  dy = jnp.where(mask, _squares(dx), 0).sum(axis=(2, 4))
+  # For the gradient, which is read four times behind a matrix product.
+  return y, materialize(dy)
