@@ -268,7 +268,7 @@ class IsolationTest(parameterized.TestCase):
       state, data = create(mesh), mesh.replicate(np.zeros(3, np.float32))
       for num_steps in (1, 2, 1, 2):
         state, _ = steps(state, data, num_steps)
-    self.assertEqual(given_up, [True] * 4)  # two functions, two programs
+    self.assertEqual(given_up, [True] * 6)  # three functions, two programs
 
 
 if __name__ == '__main__':

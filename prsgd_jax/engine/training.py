@@ -19,7 +19,7 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
 from prsgd_jax.checks import check_num_steps
-from prsgd_jax.data.samplers import BatchFn, Transform
+from prsgd_jax.data.samplers import BatchFn, Gather, Transform
 from prsgd_jax.engine import in_flight
 from prsgd_jax.engine.engine_checks import check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
@@ -40,6 +40,9 @@ from prsgd_jax.tracing.isolation import (
 from prsgd_jax.tracing.keys import renew
 from prsgd_jax.tracing.primitives import has_convolution
 from prsgd_jax.tree_types import describe
+
+# Rows of a dispatch that are computed before its first step, at most 64 MiB.
+MOST_ROWS = 2**24
 
 LossFn = Callable[[ArrayTree, ArrayTree, Any, Array], Any]
 
@@ -158,22 +161,33 @@ def make_resident_train_steps(
   """
   check_setting('make_resident_train_steps', mesh, algorithm)
   check_signature(BATCH, batch_fn)
-  grad_fn, draw_fn = gradient_of(loss_fn), isolated('batch_fn', batch_fn)
+  grad_fn = gradient_of(loss_fn)
+  rows_fn, read_fn = (isolated('batch_fn', f) for f in _parts(batch_fn))
 
   def run(
     state: TrainState, data: Any, num_steps: int
   ) -> tuple[TrainState, ArrayTree]:
-    def step(state: TrainState, _: None) -> tuple[TrainState, ArrayTree]:
+    def block_rows(step: Array) -> Any:
+      return jax.vmap(rows_fn, (None, 0))(step, mesh.replica_index())
+
+    def step(
+      state: TrainState, rows: Any | None
+    ) -> tuple[TrainState, ArrayTree]:
       def draw(keys: Array) -> Any:
-        per_replica = jax.vmap(draw_fn, in_axes=(None, None, 0, 0))
-        return per_replica(data, state.step, mesh.replica_index(), keys)
+        own = block_rows(state.step) if rows is None else rows
+        return jax.vmap(read_fn, (None, 0, 0))(data, own, keys)
 
       return _step(mesh, algorithm, grad_fn, state, draw)
 
-    return _scan(step, state, None, num_steps)
+    rows = None
+    of_step = jax.tree.leaves(jax.eval_shape(block_rows, state.step))
+    if num_steps * sum(x.size for x in of_step) <= MOST_ROWS:
+      # All steps together, because in the scan they are short loops.
+      rows = jax.vmap(block_rows)(state.step + jnp.arange(num_steps))
+    return _scan(step, state, rows, num_steps)
 
   dispatch, lower = _compile(
-    mesh, algorithm, run, functions=2, static_argnums=(2,)
+    mesh, algorithm, run, functions=3, static_argnums=(2,)
   )
 
   def train_steps(
@@ -187,6 +201,19 @@ def make_resident_train_steps(
 
   train_steps.lower = lower  # type: ignore[attr-defined]
   return train_steps
+
+
+def _parts(batch_fn: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+  """Return `(step, replica) -> rows` and `(data, rows, key) -> batch`.
+
+  For a function that is not made of a sampler, the rows are step and replica.
+  """
+  if isinstance(batch_fn, Gather):
+    return batch_fn.rows, batch_fn.read
+  return (
+    lambda step, replica: (step, replica),
+    lambda data, rows, key: batch_fn(data, *rows, key),
+  )
 
 
 def gradient_of(loss_fn: LossFn) -> Callable[..., Any]:
