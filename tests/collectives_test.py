@@ -271,6 +271,13 @@ class GroupGatherTest(parameterized.TestCase):
       np.testing.assert_array_equal(got, np.repeat(groups, size, axis=0))
 
 
+def rows_sent(found):
+  """The rows that all devices send together."""
+  return sum(
+    len(sent.params['perm']) * sent.operands[0].shape[0] for sent in found
+  )
+
+
 class PermuteTest(parameterized.TestCase):
   @parameterized.named_parameters(every_layout())
   def test_replica_receives_from_its_source(self, n, d):
@@ -292,14 +299,36 @@ class PermuteTest(parameterized.TestCase):
       source = np.arange(n)
       source[[0, n - 1]] = source[[n - 1, 0]]
     found = messages(n, d, collectives.permute, source)
-    rows = sum(len(sent.params['perm']) for sent in found)
     moving = np.count_nonzero(source // block != np.arange(n) // block)
-    self.assertEqual(rows, moving)
+    self.assertEqual(rows_sent(found), moving)
     self.assertLessEqual(len(found), block)
     for sent in found:
       self.assertEqual(sent.name, 'ppermute')
-      self.assertEqual(sent.operands[0].shape, (1, 5))
       self.assertTrue(all(a != b for a, b in sent.params['perm']))
+
+  @parameterized.parameters((64, 2, 2), (256, 2, 2), (256, 4, 24))
+  def test_messages_do_not_grow_with_the_block(self, n, d, most):
+    source = np.random.default_rng(0).permutation(n)
+    found = messages(n, d, collectives.permute, source)
+    self.assertLessEqual(len(found), most)
+    block = n // d
+    moving = np.count_nonzero(source // block != np.arange(n) // block)
+    self.assertEqual(rows_sent(found), moving)
+
+  def test_a_replica_without_a_sender_gets_zeros_and_costs_nothing(self):
+    rng = np.random.default_rng(1)
+    source = rng.permutation(60)
+    source[rng.permutation(60)[:25]] = -1
+    for d in (1, 2, 3, 6):
+      (out,) = run(60, d, collectives.permute, (source,))
+      for name, x in data(60).items():
+        here = (source >= 0).reshape((-1, *[1] * (x.ndim - 1)))
+        want = np.where(here, x[source], 0)
+        np.testing.assert_array_equal(out[name], want)
+      found = messages(60, d, collectives.permute, source)
+      away = source // (60 // d) != np.arange(60) // (60 // d)
+      self.assertEqual(rows_sent(found), np.count_nonzero(away & (source >= 0)))
+      self.assertLessEqual(len(found), 2 * d**2)
 
   def test_empty_tree_stays_empty(self):
     mesh = pr.engine.ReplicaMesh(4, 2)

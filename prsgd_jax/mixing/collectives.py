@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prsgd_jax.base import AXIS_NAME, Array, ArrayTree
+from prsgd_jax.mixing import routes
 
 
 def num_replicas(tree: ArrayTree) -> int:
@@ -248,10 +249,9 @@ def _route(x: Array, origin: np.ndarray) -> Array:
 def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
   """Return, on replica i, the value of replica `source[i]`; zeros for -1.
 
-  A static permutation compiles to at most V messages of one row each, because
-  the row traffic between devices is a V-regular bipartite multigraph. König's
-  theorem splits it into V perfect matchings. Rows that stay on their device are
-  not sent, and a cyclic permutation is a `shift`.
+  Rows that go from one device to the same other device travel together, so the
+  number of messages does not grow with V; see `routes`. Rows that stay on their
+  device are not sent, and a cyclic permutation is a `shift`.
 
   Args:
     tree: leaves `[V, ...]`.
@@ -277,26 +277,30 @@ def permute(tree: ArrayTree, source: Sequence[int] | np.ndarray) -> ArrayTree:
     return shift(tree, -int(origin[0]))
   if num_devices == 1:
     return jax.tree.map(functools.partial(_take, source=origin), tree)
-  rounds = _matchings(origin, block, num_devices)
+  plan = routes.messages(origin, block, num_devices)
   device = lax.axis_index(AXIS_NAME)
   # Rows in the order in which they are sent, and in that of arrival.
-  leaving = np.stack([sent_row for _, sent_row, _, _ in rounds], axis=1)
-  arrival = np.argsort([kept_row for _, _, kept_row, _ in rounds], axis=0).T
+  leaving = np.concatenate([each.sent for each in plan], axis=1)
+  kept = np.concatenate([each.kept for each in plan], axis=1)
+  arrival = np.argsort(kept, axis=1)
+  ends = np.cumsum([each.sent.shape[1] for each in plan])[:-1]
 
   def move(x: Array) -> Array:
-    rows, come = x[jnp.asarray(leaving)[device]], []
-    for r, (origin, _, _, real) in enumerate(rounds):
-      row = rows[r : r + 1]
-      ways = [(o, d) for d, o in enumerate(origin.tolist()) if real[d]]
-      away = [(o, d) for o, d in ways if o != d]
-      stays = jnp.asarray((origin == np.arange(num_devices)) & real)[device]
-      other = (
-        lax.ppermute(row, AXIS_NAME, away) if away else jnp.zeros_like(row)
-      )
-      come.append(jnp.where(stays, row, other))
+    rows = jnp.split(x[jnp.asarray(leaving)[device]], ends)
+    come = [_message(*pair) for pair in zip(rows, plan, strict=True)]
     return jnp.concatenate(come)[jnp.asarray(arrival)[device]]
 
   return _send(move, tree)
+
+
+def _message(rows: Array, message: routes.Message) -> Array:
+  """Send rows; return those received, zeros on a device that needs none."""
+  origin, real = message.origin, message.real
+  ways = [(o, d) for d, o in enumerate(origin.tolist()) if real[d]]
+  away = [(o, d) for o, d in ways if o != d]
+  other = lax.ppermute(rows, AXIS_NAME, away) if away else jnp.zeros_like(rows)
+  stays = (origin == np.arange(len(origin))) & real
+  return jnp.where(jnp.asarray(stays)[lax.axis_index(AXIS_NAME)], rows, other)
 
 
 def _take(x: Array, source: np.ndarray) -> Array:
@@ -304,42 +308,6 @@ def _take(x: Array, source: np.ndarray) -> Array:
   rows = x[np.maximum(source, 0)]
   known = (source >= 0).reshape((-1, *[1] * (x.ndim - 1)))
   return rows if known.all() else jnp.where(known, rows, jnp.zeros_like(rows))
-
-
-def _matchings(
-  source: np.ndarray, block: int, num_devices: int
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-  """Split a permutation of replicas into `block` permutations of devices.
-
-  Returns:
-    For each round, four arrays [D] over the devices: the device to receive
-    from, the row to send, the row to store the received one in, and whether
-    the device receives anything.
-  """
-  from scipy.optimize import linear_sum_assignment
-
-  received = source >= 0
-  source = source.copy()
-  source[~received] = np.setdiff1d(np.arange(len(source)), source)
-  wanted: dict[tuple[int, int], list[int]] = {}
-  for i, j in enumerate(source.tolist()):
-    wanted.setdefault((i // block, j // block), []).append(i)
-  rounds = []
-  for _ in range(block):
-    count = np.zeros((num_devices, num_devices), int)
-    for pair, replicas in wanted.items():
-      count[pair] = len(replicas)
-    _, origin = linear_sum_assignment(count == 0)
-    sent_row = np.zeros(num_devices, int)
-    kept_row = np.zeros(num_devices, int)
-    real = np.zeros(num_devices, bool)
-    for device in range(num_devices):
-      i = wanted[device, int(origin[device])].pop()
-      kept_row[device] = i % block
-      sent_row[origin[device]] = source[i] % block
-      real[device] = received[i]
-    rounds.append((origin, sent_row, kept_row, real))
-  return rounds
 
 
 def all_gather(tree: ArrayTree) -> ArrayTree:
