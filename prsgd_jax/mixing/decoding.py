@@ -1,6 +1,8 @@
-"""Weighted sums of codes, which every receiver decodes for itself."""
+"""Weighted sums of values, and of codes, which every receiver decodes."""
 
 from collections.abc import Callable
+import functools
+import operator
 
 import jax
 from jax import lax
@@ -50,6 +52,25 @@ def add_weighted(
     return jax.tree.map(lambda y, x: y + weighted(x), total, nth(j))
 
   return lax.fori_loop(0, rows.shape[1], add, zero)
+
+
+def scaled_rows(
+  tree: ArrayTree, scale: np.ndarray, replica: Array
+) -> ArrayTree:
+  """Multiply the values of each replica by its entry of float64[N].
+
+  An entry of 0 always gives 0, because a value that nobody sent may decode to
+  inf or NaN.
+  """
+  if len(set(scale.tolist())) == 1:
+    return jax.tree.map(functools.partial(operator.mul, float(scale[0])), tree)
+  mine = jnp.asarray(scale)[replica]
+
+  def scale_own(x: Array) -> Array:
+    scaled = over_block(operator.mul)(mine.astype(x.dtype), x)
+    return over_block(jnp.where)(mine != 0, scaled, jnp.zeros_like(x))
+
+  return jax.tree.map(scale_own, tree)
 
 
 def combine_codes_alike(

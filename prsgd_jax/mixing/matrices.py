@@ -186,10 +186,12 @@ def sums_to_one(matrices: 'np.ndarray | csr_array', axis: int) -> bool:
 
 def check_connected(matrices: Iterable['np.ndarray | csr_array']) -> None:
   """Raise ValueError unless the union of all W connects all replicas."""
-  from scipy.sparse import csr_array
   from scipy.sparse.csgraph import connected_components
 
-  linked = sum((abs(csr_array(weights)) for weights in matrices), start=0)
+  matrices = list(matrices)
+  every = [links(weights) for weights in matrices]
+  to, origin = (np.concatenate(ends) for ends in zip(*every, strict=True))
+  linked = from_links(matrices[0].shape[0], to, origin, np.ones(len(to)))
   count, part = connected_components(linked, connection='strong')
   if count > 1:
     lone = np.flatnonzero(part == part[0]).tolist()

@@ -25,13 +25,13 @@ from prsgd_jax.base import (
   over_block,
 )
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.mixing import collectives
+from prsgd_jax.mixing import collectives, gathered
 from prsgd_jax.mixing.decoding import (
   Decode,
-  add_weighted,
   combine_codes,
   combine_codes_alike,
   mean_codes,
+  scaled_rows,
 )
 from prsgd_jax.mixing.matrices import (
   Weights,
@@ -274,7 +274,8 @@ def dense(matrix: np.ndarray) -> Mixing:
       return combine_codes(jnp.asarray(weights)[context.replica], tree, decode)
 
     rows = jnp.asarray(weights)[context.replica]
-    combine = _product if weights.all() else _combine
+    all_positive = weights.all()
+    combine = gathered.multiply_rows if all_positive else gathered.combine_rows
     return jax.tree.map(
       functools.partial(combine, rows), collectives.all_gather(tree)
     )
@@ -283,26 +284,6 @@ def dense(matrix: np.ndarray) -> Mixing:
     return _all_gather(payload_bytes, num_replicas, 'neighbor')
 
   return Mixing(apply, of_size(weights), message, message)
-
-
-def _product(rows: Array, gathered: Array) -> Array:
-  """Return rows . gathered, `[V, N]` times `[N, ...]`."""
-  return jnp.tensordot(
-    rows.astype(gathered.dtype), gathered, 1, precision=lax.Precision.HIGHEST
-  )
-
-
-def _combine(rows: Array, gathered: Array) -> Array:
-  """Return rows . gathered, in which a weight of 0 always adds 0."""
-
-  def one_by_one(rows: Array, gathered: Array) -> Array:
-    shape = (len(rows), *gathered.shape[1:])
-    zero = jnp.zeros(shape, gathered.dtype)
-    return add_weighted(rows, lambda j: gathered[j], zero)
-
-  # A matrix product is faster, but wrong here, because 0 times NaN is NaN.
-  finite = jnp.isfinite(gathered).all()
-  return lax.cond(finite, _product, one_by_one, rows, gathered)
 
 
 def sparse(
@@ -335,7 +316,7 @@ def sparse(
     if not jax.tree.leaves(tree):
       return tree
     branches = [
-      functools.partial(_send_and_add, matrix, context.replica, decode)
+      functools.partial(_add_links, matrix, context.replica, decode)
       for matrix in made(collectives.num_replicas(tree)).each()
     ]
     if len(branches) == 1:
@@ -364,6 +345,18 @@ def draw_turn(key: Array, count: int, shape: tuple[int, ...] = ()) -> Array:
   return jax.random.randint(key, shape, 0, count, jnp.int32)
 
 
+def _add_links(
+  weights: 'csr_array',
+  replica: Array,
+  decode: Decode | None,
+  tree: ArrayTree,
+) -> ArrayTree:
+  """Return sum_j W_ij x_j of this block."""
+  if gathered.is_shorter(weights, replica.shape[0]):
+    return gathered.combine(weights, replica, decode, tree)
+  return _send_and_add(weights, replica, decode, tree)
+
+
 def _send_and_add(
   weights: 'csr_array',
   replica: Array,
@@ -384,25 +377,6 @@ def _send_and_add(
   if own.any() or not terms:
     terms = [weighted(tree, own), *terms]
   return jax.tree.map(lambda *xs: functools.reduce(operator.add, xs), *terms)
-
-
-def scaled_rows(
-  tree: ArrayTree, scale: np.ndarray, replica: Array
-) -> ArrayTree:
-  """Multiply the values of each replica by its entry of float64[N].
-
-  An entry of 0 always gives 0, because a value that nobody sent may decode to
-  inf or NaN.
-  """
-  if len(set(scale.tolist())) == 1:
-    return jax.tree.map(functools.partial(operator.mul, float(scale[0])), tree)
-  mine = jnp.asarray(scale)[replica]
-
-  def scale_own(x: Array) -> Array:
-    scaled = over_block(operator.mul)(mine.astype(x.dtype), x)
-    return over_block(jnp.where)(mine != 0, scaled, jnp.zeros_like(x))
-
-  return jax.tree.map(scale_own, tree)
 
 
 def traffic(

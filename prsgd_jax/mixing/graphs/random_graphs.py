@@ -14,6 +14,8 @@ import numpy as np
 from prsgd_jax.base import Array, ArrayTree, Context, over_block
 from prsgd_jax.checks import check_fraction
 from prsgd_jax.mixing import collectives
+from prsgd_jax.mixing.decoding import scaled_rows
+from prsgd_jax.mixing.graphs.edge_coloring import edge_colors
 from prsgd_jax.mixing.graphs.fixed import check_graph
 from prsgd_jax.mixing.matrices import (
   Weights,
@@ -27,13 +29,16 @@ from prsgd_jax.mixing.mixings import (
   Message,
   Mixing,
   draw_turn,
-  scaled_rows,
   sparse,
 )
 
 if TYPE_CHECKING:
   import networkx as nx
   from scipy.sparse import csr_array
+
+# The most messages in the branches of a switch between matchings. Beyond it,
+# replicas gather all models, because the program would not compile in time.
+MOST_LISTED = 256
 
 
 def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
@@ -67,9 +72,7 @@ def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
   """
   if graph is not None:
     check_graph(graph)
-    matchings = [pairs(partner) for partner in edge_colors(graph)]
-    check_connected(matchings)
-    return sparse(of_size(matchings), random=True)
+    return _one_of(edge_colors(graph))
 
   def apply(
     tree: ArrayTree, context: Context, decode: Decode | None = None
@@ -99,22 +102,32 @@ def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
   return Mixing(apply, weights, _one_payload, _one_payload, random=True)
 
 
-def edge_colors(graph: 'nx.Graph') -> list[np.ndarray]:
-  """Return matchings that cover each edge once, as int[N] of partners.
+def _one_of(partners: list[np.ndarray]) -> Mixing:
+  """Return the mixing that averages the pairs of one of several matchings."""
+  matchings = [pairs(partner) for partner in partners]
+  check_connected(matchings)
+  by_switch = sparse(of_size(matchings), random=True)
 
-  A replica without a partner is its own partner.
-  """
-  import networkx as nx
+  def apply(
+    tree: ArrayTree, context: Context, decode: Decode | None = None
+  ) -> ArrayTree:
+    if not jax.tree.leaves(tree):
+      return tree
+    n = collectives.num_replicas(tree)
+    by_switch.weights(n)  # raises if the graph has another number of nodes
+    block = context.replica.shape[0]
+    num_devices = n // block
+    messages = len(partners) * min(block, 2 * num_devices**2)
+    if num_devices > 1 and messages <= MOST_LISTED:
+      return by_switch.apply(tree, context, decode)
+    turn = draw_turn(context.shared_key, len(partners))
+    other = jnp.asarray(np.stack(partners))[turn, context.replica]
+    everyone = collectives.all_gather(tree)
+    return _mean_of_two(
+      tree, jax.tree.map(lambda x: x[other], everyone), decode
+    )
 
-  index = {node: i for i, node in enumerate(graph)}
-  simple = nx.Graph((index[u], index[v]) for u, v in graph.edges() if u != v)
-  colors = nx.greedy_color(nx.line_graph(simple), 'DSATUR')
-  matchings = np.tile(
-    np.arange(len(index)), (max(colors.values(), default=0) + 1, 1)
-  )
-  for (i, j), color in colors.items():
-    matchings[color, [i, j]] = j, i
-  return list(matchings)
+  return by_switch._replace(apply=apply)
 
 
 def random_neighbor() -> Mixing:
