@@ -9,7 +9,8 @@ SCALE ?= cpu
 PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark gpu \
-  hosts hosts_benchmark results reproduce report notebooks docs browser clean
+  hosts hosts_benchmark replicas_benchmark results reproduce report notebooks \
+  docs browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (a minute)'
@@ -21,6 +22,7 @@ help:
 	@echo 'make hosts      every algorithm in 1, 2 and 4 processes (a quarter of an hour)'
 	@echo 'make benchmark  the engine against hand-written loops (8 minutes)'
 	@echo 'make gpu        one GPU: ways to compute replicas, in pieces (MINUTES=9; STATUS=1)'
+	@echo 'make replicas_benchmark  16 to 1024 replicas on one device (2 minutes)'
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 25 minutes)'
@@ -84,6 +86,9 @@ benchmark: $(INSTALLED)
 
 gpu: $(INSTALLED)
 	$(BIN)/python experiments/gpu_benchmark.py --gpu_dir=$(RUNS)/gpu --data_dir=$(DATA_DIR) $(PIECES)
+
+replicas_benchmark: $(INSTALLED)
+	$(BIN)/python experiments/replicas_benchmark.py --replicas_dir=$(RUNS)/replicas
 
 hosts_benchmark: $(INSTALLED)
 	$(BIN)/python experiments/hosts_benchmark.py --measurements=$(RUNS)/hosts

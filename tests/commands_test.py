@@ -41,7 +41,7 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
 # Called until their flags are parsed: they take long, or write to the project.
 LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'gpu_benchmark',
         'hosts_benchmark', 'hosts_report', 'launch',
-        'readme', 'reproduce', 'results')  # fmt: skip
+        'readme', 'replicas_benchmark', 'reproduce', 'results')  # fmt: skip
 preset_runs = costs.preset_runs
 PLACES = {
   'NAME': 'digits', 'DIR': 'data', 'FILE': 'cifar', 'DIRECTORY': 'idx',

@@ -65,7 +65,7 @@ def engine(case: Case, num_devices: int) -> Contestant:
   """Return the engine on resident data."""
   data = benchmark_cases.resident(case)
   label = f'engine, {devices_label(num_devices)}'
-  return _engine(label, ENGINE, case, make_trainer(case, num_devices), data)
+  return of_trainer(label, ENGINE, case, make_trainer(case, num_devices), data)
 
 
 def from_stream(case: Case, num_devices: int) -> list[Contestant]:
@@ -79,8 +79,8 @@ def from_stream(case: Case, num_devices: int) -> list[Contestant]:
   data = pr.shared(case.data, batch_size=BATCH_SIZE, transform=transform)
   stream = _stream(case)
   return [
-    _engine('streamed', STREAMED, case, streamed, stream),
-    _engine('resident', ENGINE, case, resident, data),
+    of_trainer('streamed', STREAMED, case, streamed, stream),
+    of_trainer('resident', ENGINE, case, resident, data),
   ]
 
 
@@ -98,9 +98,18 @@ def _stream(case: Case) -> Pipeline:
   )
 
 
-def _engine(
+def of_trainer(
   label: str, kind: str, case: Case, trainer: Trainer, data: Any
 ) -> Contestant:
+  """Return the engine with any algorithm.
+
+  Args:
+    label: unique name in tables.
+    kind: `ENGINE` or `STREAMED`.
+    case: the case, with its initial point and the steps of a dispatch.
+    trainer: the trainer of the algorithm.
+    data: resident or streamed data.
+  """
   state = trainer.init(*benchmark_cases.initial(case))
 
   def run(steps: int) -> Turn:

@@ -46,7 +46,7 @@ def measure(
   lasted = time.monotonic() - begun
   print(f'{case.name}: compiled in {lasted:.0f} s, rounds begin', flush=True)
   waited = [one.waited() for one in contestants]
-  turns, others = _take_turns(contestants, steps, seconds, rounds)
+  turns, others = take_turns(contestants, steps, seconds, rounds)
   waited = [one.waited() - w for one, w in zip(contestants, waited)]
   found = [
     {
@@ -73,13 +73,24 @@ def measure(
   }
 
 
-def _take_turns(
+def take_turns(
   contestants: Sequence[Contestant],
   steps: Sequence[int],
   seconds: float,
   rounds: int,
 ) -> tuple[list[list[Turn]], list[float]]:
-  """Return the turns of each contestant, and the share of others by round."""
+  """Let contestants take turns in rounds.
+
+  Args:
+    contestants: compiled contestants.
+    steps: number of steps in a turn, for each contestant.
+    seconds: time after which no round begins, except the first five.
+    rounds: largest number of rounds.
+
+  Returns:
+    The turns of each contestant, and the share of the processors that other
+    programs used in each round.
+  """
   turns: list[list[Turn]] = [[] for _ in contestants]
   others: list[float] = []
   begun = time.monotonic()

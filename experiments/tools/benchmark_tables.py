@@ -103,7 +103,7 @@ def _row(
   rates = spread(images_per_second(measured, contestant))
   row = {
     'contestant': contestant['label'],
-    'rate': _shown(rates, _three),
+    'rate': _shown(rates, three_digits),
   }
   compared = {ENGINE: (HAND, PEER), STREAMED: (ENGINE,)}.get(kind, ())
   for other in compared:
@@ -121,8 +121,13 @@ def _shown(found: Spread, show: Any) -> str:
   return f'{median} ({low} to {high})'
 
 
-def _three(value: float) -> str:
-  """Return a number with three digits, or more before the point."""
+def three_digits(value: float) -> str:
+  """Return a number with three digits, or more before the point.
+
+  Example:
+    >>> three_digits(1234.5), three_digits(0.5)
+    ('1,230', '0.50')
+  """
   rounded = float(f'{value:.3g}')
   digits = 0 if rounded >= 100 else 1 if rounded >= 10 else 2
   return f'{rounded:,.{digits}f}'
