@@ -9,12 +9,14 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import replicas_benchmark
+from experiments.running.records import json_files
 from experiments.tools import benchmark_cases, benchmark_patterns
 from experiments.tools.benchmark_loops import Contestant, Turn
 import prsgd_jax as pr
 from prsgd_jax import models
 from tests import binaries
 
+KEPT = pathlib.Path(replicas_benchmark.__file__).parent / 'results/benchmark'
 make_case = benchmark_patterns.make_case
 
 
@@ -80,6 +82,16 @@ class TablesTest(parameterized.TestCase):
     found = measurement({16: [1] * 3, 64: [1] * 3}, [0] * 3)
     self.assertIsNone(benchmark_patterns.growth(found, 'random_pairs'))
     self.assertNotIn('1024', benchmark_patterns.markdown(found))
+
+  def test_kept_table_is_that_of_the_file(self):
+    path = KEPT / 'replicas.json'
+    measured = json_files.read(path, benchmark_patterns.FORM)
+    text = path.with_suffix('.md').read_text()
+    self.assertEqual(text, benchmark_patterns.markdown(measured))
+    found = {(x['pattern'], x['replicas']) for x in measured['contestants']}
+    sizes = (16, 64, 256, 1024)
+    wanted = {(p, n) for p in benchmark_patterns.PATTERNS for n in sizes}
+    self.assertEqual(found, wanted)
 
 
 class ProgramTest(parameterized.TestCase):
