@@ -8,7 +8,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax.base import over_block
-from tests import reference
+from tests import harness, reference
 
 # Shape of a parameter, rank asked for.
 CASES = (
@@ -193,6 +193,16 @@ class NaturalGradientTest(parameterized.TestCase):
       np.testing.assert_allclose(
         factor.basis @ factor.basis.T, np.eye(5), atol=1e-5
       )
+
+  def test_large_blocks_cannot_hang(self):
+    # Several batched triangular solves in one program hang on CPU.
+    tx = pr.optimizers.scale_by_natural_gradient(rank=2)
+    gradients = {'a': jnp.ones((64, 4, 3)), 'b': jnp.ones((64, 5))}
+    state = jax.vmap(tx.init)(gradients)
+    jaxpr = jax.make_jaxpr(jax.vmap(tx.update))(gradients, state).jaxpr
+    found = {eqn.primitive.name for eqn, _ in harness.equations(jaxpr)}
+    self.assertIn('cholesky', found)
+    self.assertNotIn('triangular_solve', found)
 
   def test_parameters_of_any_structure(self):
     params = {'w': jnp.ones((3, 2)), 'b': jnp.ones(2), 'scale': jnp.ones(())}

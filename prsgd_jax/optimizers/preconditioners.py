@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -203,13 +204,25 @@ def _renew(factor: FisherFactor, eta: float, examples: Array) -> FisherFactor:
 
 def _orthonormal(rows: Array) -> Array:
   """Orthonormalize nearly orthonormal rows, starting with the first."""
-  factor, eye = jnp.linalg.cholesky(rows @ rows.T), jnp.eye(len(rows))
   # Invert the small matrix, because solving for the long rows was 100 times
   # slower on CPU.
-  inverse = jax.scipy.linalg.solve_triangular(
-    factor, eye.astype(rows.dtype), lower=True
-  )
-  return inverse @ rows
+  return _inverse(jnp.linalg.cholesky(rows @ rows.T)) @ rows
+
+
+def _inverse(lower: Array) -> Array:
+  """Invert a lower triangular matrix by forward substitution.
+
+  Not by `solve_triangular`, because several of them in one program hang on CPU
+  if each has a batch of about 64 replicas or more (JAX 0.10 and 0.12).
+  """
+  eye = jnp.eye(len(lower), dtype=lower.dtype)
+
+  def put(i: Array, inverse: Array) -> Array:
+    # Rows from i on are still 0.
+    row = (eye[i] - lower[i] @ inverse) / lower[i, i]
+    return inverse.at[i].set(row)
+
+  return lax.fori_loop(0, len(lower), put, jnp.zeros_like(lower))
 
 
 def limit_change(max_change: float) -> optax.GradientTransformation:
