@@ -277,6 +277,42 @@ class HierarchyBoundsTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, message):
       theory.hier_avg_bound(**{**HIERARCHY, **keywords, **changed})
 
+  # By hand: x = L gamma <= 1/2 for K = 2, x^2 <= 1 - d = 0.7 for K = 1, and
+  # the root of 5 x^2 + 4 x = 1, 1/5, for K = 4.
+  @parameterized.parameters((1, 0.7**0.5), (2, 0.5), (4, 0.2))
+  def test_gamma_must_be_small_enough(self, period, most):
+    def bound(x):
+      fields = {**HIERARCHY, 'learning_rate': x / HIERARCHY['smoothness']}
+      hierarchy = {'global_period': period, 'local_period': 1, 'group_size': 4}
+      theory.k_avg_bound(period=period, **fields)
+      theory.hier_avg_bound(**hierarchy, **fields)
+
+    bound(most)
+    with self.assertRaisesRegex(
+      ValueError,
+      rf'learning_rate must be in \(0, {most / 2:g}\], where the bound holds '
+      rf'for a period of {period}, smoothness 2 and delta 0.3, got',
+    ):
+      bound(1.001 * most)
+
+  def test_without_the_condition_it_is_no_bound(self):
+    # Gradient descent on x^2 / 2 with gamma = 1.9, K = 2, from 1. After
+    # rounds of two steps x = 0.81^r, so the mean square of the first is 1.
+    first, gap, gamma, delta = 1.0, 0.5, 1.9, 0.5
+    start = 2 * gap / (1 * (2 - 1 + delta) * gamma)
+    self.assertAlmostEqual(start, 0.351, places=3)
+    self.assertGreater(first, start)
+    with self.assertRaisesRegex(ValueError, r'in \(0, 0.5\], .*got 1.9'):
+      theory.k_avg_bound(
+        num_replicas=1,
+        num_rounds=1,
+        period=2,
+        learning_rate=gamma,
+        smoothness=1,
+        initial_gap=gap,
+        variance=0,
+      )
+
   def test_k_avg_refuses(self):
     with self.assertRaisesRegex(ValueError, r'delta must be in \(0, 1\)'):
       theory.k_avg_bound(**{**HIERARCHY, 'period': 4, 'delta': 0})

@@ -164,9 +164,9 @@ def effective_step(
     0.4
 
   Reference:
-    Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
-    dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433), the section on DPSGD's dynamics (equation
+    Zhang, Liu, Feng, Cui, Kingsbury, Tu 2021, Loss landscape dependent
+    self-adjusting learning rates in decentralized stochastic gradient descent
+    (arXiv 2112.01433), the section on DPSGD's dynamics (equation
     numbers not verified).
   """
   if length(points) != length(batches):

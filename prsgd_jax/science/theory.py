@@ -197,14 +197,18 @@ def k_avg_bound(
   2 dF / (R (K - 1 + d) gamma) +
     L K gamma M / (B (K - 1 + d)) * (K / P + L (2 K - 1) (K - 1) gamma / 6)
 
-  The bound was written from memory and not verified in the paper. The
-  conditions on gamma are not checked.
+  It holds for gamma that are small enough: with x = L gamma,
+
+    x^2 (K + 1) (K - 2) / 2 + K x <= 1,  x^2 <= 1 - d
+
+  The bound and its conditions are derived here. The bound has the form of the
+  paper's, which was not compared with it.
 
   Args:
     num_replicas: P, >= 1.
     num_rounds: R, >= 1.
     period: K, >= 1.
-    learning_rate: gamma, > 0.
+    learning_rate: gamma, > 0, which meets the conditions.
     smoothness: L, the Lipschitz constant of grad F, > 0.
     initial_gap: dF = F(w_1) - F*, >= 0.
     variance: M, the variance of the gradient of one example, >= 0.
@@ -212,7 +216,8 @@ def k_avg_bound(
     delta: d, in (0, 1). Default: 0.5.
 
   Raises:
-    ValueError: if an argument is out of its range.
+    ValueError: if an argument is out of its range, such as a gamma for which
+      the bound does not hold.
 
   Example:
     >>> bound = k_avg_bound(
@@ -223,18 +228,19 @@ def k_avg_bound(
 
   Reference:
     Zhou, Cong 2018, On the convergence properties of a K-step averaging
-    stochastic gradient descent algorithm (arXiv 1708.01012). Not verified: the
-    number of the theorem.
+    stochastic gradient descent algorithm (arXiv 1708.01012), whose theorem has
+    this form.
   """
   p = check_positive_int('num_replicas', num_replicas)
   k = check_positive_int('period', period)
   num_rounds = check_positive_int('num_rounds', num_rounds)
-  gamma = check_positive('learning_rate', learning_rate)
   smoothness = check_positive('smoothness', smoothness)
+  delta = _fraction('delta', delta)
+  gamma = _small_enough(learning_rate, k, smoothness, delta)
   gap = check_not_negative('initial_gap', initial_gap)
   noise = check_not_negative('variance', variance)
   noise /= check_positive_int('batch_size', batch_size)
-  length = k - 1 + _fraction('delta', delta)
+  length = k - 1 + delta
   scale = smoothness * k * gamma * noise / length
   return GradientBound(
     start=2 * gap / (num_rounds * length * gamma),
@@ -263,9 +269,10 @@ def hier_avg_bound(
     L^2 gamma^2 M K2 / (12 B (K2 - 1 + d)) *
     [(K2 - K1) (4 K2 + K1 - 3) / S + (K1 - 1) (3 K2 + K1 - 2)]
 
-  The bound was written from memory and not verified in the paper. The
-  conditions on gamma are not checked. At S = 1 and at K1 = K2 it is the bound
-  of K-AVG. It decreases in S and increases in K1.
+  It holds under the conditions of `k_avg_bound` with K = K2. The bound and its
+  conditions are derived here. The bound has the form of the paper's, which was
+  not compared with it. At S = 1 and at K1 = K2 it is the bound of K-AVG. It
+  decreases in S and increases in K1.
 
   Args:
     num_replicas: P, >= 1.
@@ -273,7 +280,7 @@ def hier_avg_bound(
     local_period: K1, a divisor of K2.
     global_period: K2, >= 1.
     group_size: S, a divisor of P.
-    learning_rate: gamma, > 0.
+    learning_rate: gamma, > 0, which meets the conditions.
     smoothness: L, the Lipschitz constant of grad F, > 0.
     initial_gap: dF = F(w_1) - F*, >= 0.
     variance: M, the variance of the gradient of one example, >= 0.
@@ -281,8 +288,9 @@ def hier_avg_bound(
     delta: d, in (0, 1). Default: 0.5.
 
   Raises:
-    ValueError: if an argument is out of its range, if K1 does not divide K2, or
-      if S does not divide P.
+    ValueError: if an argument is out of its range, such as a gamma for which
+      the bound does not hold, if K1 does not divide K2, or if S does not divide
+      P.
 
   Example:
     >>> bound = hier_avg_bound(
@@ -294,18 +302,19 @@ def hier_avg_bound(
 
   Reference:
     Zhou, Cong 2019, A distributed hierarchical SGD algorithm with sparse global
-    reduction (arXiv 1903.05133). Not verified: the number of the theorem.
+    reduction (arXiv 1903.05133), whose theorem has this form.
   """
   p, k1, k2, size = check_hierarchy(
     num_replicas, local_period, global_period, group_size
   )
   num_rounds = check_positive_int('num_rounds', num_rounds)
-  gamma = check_positive('learning_rate', learning_rate)
   smoothness = check_positive('smoothness', smoothness)
+  delta = _fraction('delta', delta)
+  gamma = _small_enough(learning_rate, k2, smoothness, delta)
   gap = check_not_negative('initial_gap', initial_gap)
   noise = check_not_negative('variance', variance)
   noise /= check_positive_int('batch_size', batch_size)
-  length = k2 - 1 + _fraction('delta', delta)
+  length = k2 - 1 + delta
   in_groups = (k2 - k1) * (4 * k2 + k1 - 3) / size
   alone = (k1 - 1) * (3 * k2 + k1 - 2)
   scale = (smoothness * gamma) ** 2 * noise * k2 / (12 * length)
@@ -334,6 +343,24 @@ def check_hierarchy(
   if p % size:
     raise ValueError(f'group_size must divide the {p} replicas, got {size}')
   return p, k1, k2, size
+
+
+def _small_enough(
+  learning_rate: float, period: int, smoothness: float, delta: float
+) -> float:
+  """Return gamma if the bounds of K-AVG and Hier-AVG hold for it."""
+  # The largest x = L gamma, from x^2 <= 1 - d and a x^2 + K x <= 1.
+  most, a = math.sqrt(1 - delta), (period + 1) * (period - 2) / 2
+  if period > 1:
+    most = min(most, 2 / (period + math.sqrt(period**2 + 4 * a)))
+  # Allow a millionth more, because the largest gamma may have been rounded.
+  return check_number(
+    'learning_rate',
+    learning_rate,
+    lambda gamma: 0 < gamma * smoothness <= most * (1 + 1e-6),
+    f'in (0, {most / smoothness:g}], where the bound holds for a period of '
+    f'{period}, smoothness {smoothness:g} and delta {delta:g}',
+  )
 
 
 def _fraction(name: str, value: float) -> float:

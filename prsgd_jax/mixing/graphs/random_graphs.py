@@ -65,9 +65,9 @@ def random_matching(graph: 'nx.Graph | None' = None) -> Mixing:
     (3, 4, 4)
 
   Reference:
-    Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
-    dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433). The paper does not state how the random
+    Zhang, Liu, Feng, Cui, Kingsbury, Tu 2021, Loss landscape dependent
+    self-adjusting learning rates in decentralized stochastic gradient descent
+    (arXiv 2112.01433). The paper does not state how the random
     neighbors are drawn.
   """
   if graph is not None:
@@ -188,9 +188,9 @@ def independent_neighbors() -> Mixing:
     ...     optax.sgd(0.1), mixing=pr.graphs.independent_neighbors())
 
   Reference:
-    Zhang, Liu, Mingo, Zhang, Kailkhura, Cui et al. 2021, Loss landscape
-    dependent self-adjusting learning rates in decentralized stochastic gradient
-    descent (arXiv 2112.01433), which does not state how neighbors are drawn.
+    Zhang, Liu, Feng, Cui, Kingsbury, Tu 2021, Loss landscape dependent
+    self-adjusting learning rates in decentralized stochastic gradient descent
+    (arXiv 2112.01433), which does not state how neighbors are drawn.
   """
 
   def apply(
