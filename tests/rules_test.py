@@ -19,6 +19,7 @@ from experiments.papers.conditions import (
   below,
   every,
   holds,
+  mostly,
   some,
   within,
 )
@@ -52,6 +53,18 @@ CONDITIONS = (
     below(LOSS_A, LOSS_B, seeds='all'),
     False,
     'every seed of loss for a < every seed of that for b',
+  ),
+  # Of the four pairs 1 < 2, 1 < 6 and 3 < 6 hold.
+  (
+    mostly(below(LOSS_A, LOSS_B), 0.75),
+    True,
+    'loss for a < that for b for at least 75% of the pairs of seeds',
+  ),
+  (mostly(below(LOSS_A, LOSS_B), 0.8), False, None),
+  (
+    mostly(below(LOSS_A, 2.5), 0.5),
+    True,
+    'loss for a < 2.5 nats for at least 50% of the seeds',
   ),
   (below(LOSS_A, 2.5, seeds='each'), False,
    'loss for a < 2.5 nats, seed by seed'),

@@ -22,6 +22,9 @@ Relation = Literal['<', '<=', '>', '>=']
 Seeds = Literal['mean', 'each', 'all']
 Direction = Literal['rise', 'fall']
 
+# Fraction of the pairs of seeds from which one method is called better.
+LIKELY = 0.95
+
 _RELATIONS = {
   '<': operator.lt,
   '<=': operator.le,
@@ -54,12 +57,15 @@ class Compare(NamedTuple):
     right: the number on the right.
     seeds: 'mean' compares the values, 'each' the numbers seed by seed, 'all'
       every seed on the left with every seed on the right. Default: 'mean'.
+    share: smallest fraction of the comparisons of 'each' or of 'all' that must
+      hold, in (0, 1]. Default: 1.
   """
 
   left: Ref
   relation: Relation
   right: Ref | float
   seeds: Seeds = 'mean'
+  share: float = 1.0
 
 
 class Within(NamedTuple):
@@ -142,6 +148,16 @@ def at_least(left: str | Ref, right: Any, seeds: Seeds = 'mean') -> Compare:
   return Compare(_ref(left), '>=', _term(right), seeds)
 
 
+def mostly(condition: Compare, share: float = LIKELY) -> Compare:
+  """Return a comparison that holds for a fraction of the pairs of seeds.
+
+  Args:
+    condition: comparison of two measured numbers.
+    share: smallest fraction of the pairs. Default: `LIKELY`.
+  """
+  return condition._replace(seeds='all', share=share)
+
+
 def within(left: str | Ref, target: Any, **tolerances: float) -> Within:
   """Return the condition that two numbers are close; see `Within`."""
   return Within(_ref(left), _term(target), **tolerances)
@@ -214,7 +230,7 @@ def _compare(condition: Compare, measured: Measured, case: str) -> bool:
     ours = ours[:, None]
   elif 1 not in (ours.size, theirs.size) and ours.size != theirs.size:
     raise ValueError(f'{condition.left.quantity!r} has other seeds')
-  return bool(compare(ours, theirs).all())
+  return bool(compare(ours, theirs).mean() >= condition.share)
 
 
 def _read(term: Ref | float, measured: Measured, case: str) -> Measurement:

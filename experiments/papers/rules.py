@@ -129,7 +129,7 @@ def _field(name: str, value: Any, depth: int) -> Any:
     return tuple(map(_text, value))
   if name in ('left', 'right', 'target'):
     return _decoded_term(value, depth, number=name != 'left')
-  if name in ('absolute', 'relative', 'errors', 'times'):
+  if name in ('absolute', 'relative', 'errors', 'times', 'share'):
     return _number(value)
   choices = {
     'relation': get_args(Relation),

@@ -115,6 +115,51 @@ def sampled_loss(problem: Problem) -> Any:
   return loss_fn
 
 
+def own_sampled_loss(problem: Problem, num_replicas: int) -> Any:
+  """Return a `simulation.LossFn` of one example, drawn from a replica's shard.
+
+  Raises:
+    ValueError: if the number of examples of a shard is not a power of two.
+  """
+  size = len(problem.labels) // num_replicas
+  if size & (size - 1) or size * num_replicas != len(problem.labels):
+    raise ValueError(
+      f'each replica needs a power of two of examples, got '
+      f'{len(problem.labels)} for {num_replicas} replicas'
+    )
+  features, labels = _as_float32(problem)
+
+  def loss_fn(
+    x: jax.Array, step: jax.Array, replica: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    del step
+    m = jax.random.bits(key) % size * num_replicas + replica
+    residual = jax.nn.sigmoid(features[m] @ x) - labels[m]
+    return jnp.square(residual) / 2
+
+  return loss_fn
+
+
+def own_moments(problem: Problem, num_replicas: int) -> Any:
+  """Return a function of points [N, d], each with a replica's own shard.
+
+  It returns E|G_i - grad f_i|^2 and E|G_i|^2, float32[N] each.
+  """
+  features, labels = _as_float32(problem)
+  features = features.reshape(-1, num_replicas, features.shape[-1])
+  labels = labels.reshape(-1, num_replicas)
+  lengths = jnp.square(features).sum(axis=-1)
+
+  def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    s = jax.nn.sigmoid((features * x).sum(axis=-1))
+    slopes = (s - labels) * s * (1 - s)
+    mean = (slopes[..., None] * features).mean(axis=0)
+    second = (jnp.square(slopes) * lengths).mean(axis=0)
+    return second - jnp.square(mean).sum(axis=-1), second
+
+  return moments
+
+
 def own_loss(problem: Problem, num_replicas: int) -> Any:
   """Return a `simulation.LossFn` of one shard per replica, without noise."""
   features, labels = _as_float32(problem)

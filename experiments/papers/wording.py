@@ -57,15 +57,18 @@ def in_words(condition: Condition, measured: Measured | None = None) -> str:
 
 
 def _compared(condition: Compare, measured: Measured | None) -> str:
-  left, relation, right, seeds = condition
+  left, relation, right, seeds, share = condition
   goal = _told(right, measured, left)
   if isinstance(right, Ref) and right.quantity == left.quantity:
     goal = goal.replace(right.quantity, 'that', 1)
   ours = _told(left)
-  if seeds == 'all':
+  after = ', seed by seed' if seeds == 'each' else ''
+  if share < 1:
+    what = 'pairs of seeds' if isinstance(right, Ref) else 'seeds'
+    after = f' for at least {share:.0%} of the {what}'
+  elif seeds == 'all':
     ours = f'every seed of {ours}'
     goal = f'every seed of {goal}' if isinstance(right, Ref) else goal
-  after = ', seed by seed' if seeds == 'each' else ''
   return f'{ours} {_SIGNS[relation]} {goal}{after}'
 
 
