@@ -1,9 +1,9 @@
 """Tests of `experiments/papers/t11_fedavg`."""
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments.papers.t11_fedavg import softmax
+from experiments.papers.t11_fedavg import cnn, judging, softmax
 
 
 class UnlikeOrderTest(absltest.TestCase):
@@ -17,6 +17,24 @@ class UnlikeOrderTest(absltest.TestCase):
 
   def test_updates_of_a_round(self):
     self.assertEqual([w.updates for w in softmax.WORKS], [1, 4, 10, 40])
+
+
+class JudgingTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (cnn.PAPER['like'], 'yes'),
+    (cnn.PAPER['unlike'], 'yes'),  # the paper's own row rises once
+    ((483, 350, 600, 229), 'partly'),
+    ((483, 600, 350, 470), 'partly'),
+    ((483, 600, 350, 490), 'no'),
+    ((483, 600, 350, np.inf), 'no'),
+  )
+  def test_rounds_fall(self, rounds, verdict):
+    cases = ('u = 1', 'u = 12', 'u = 60', 'u = 300')
+    measured = judging.measured(
+      'rounds', {case: [r] for case, r in zip(cases, rounds, strict=True)}
+    )
+    found = judging.rule('rounds', cases).verdict(measured)
+    self.assertEqual(found, verdict)
 
 
 if __name__ == '__main__':

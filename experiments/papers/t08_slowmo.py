@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 import numpy as np
 import optax
 
-from experiments.papers import classifying
-from experiments.papers.claims import STATED, Claim
-from experiments.papers.conditions import Ref, above, at_least, below
+from experiments.papers import classifying, resampling
+from experiments.papers.claims import OURS, STATED, Claim
+from experiments.papers.conditions import Ref, above, at_least, below, mostly
 from experiments.papers.quantities import Quantity, by_case, number
 from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
@@ -21,7 +21,8 @@ import prsgd_jax as pr
 from prsgd_jax import models
 from prsgd_jax.data.datasets import load_dataset
 
-SEEDS: Sequence[int] = (0, 1, 2, 3, 4)
+SEEDS: Sequence[int] = tuple(range(8))
+FULL_SEEDS: Sequence[int] = (0, 1, 2, 3, 4)
 PERIOD = 12  # tau of the paper's table
 NUM_REPLICAS, BATCH_SIZE = 8, 16
 NUM_STEPS = 20 * PERIOD
@@ -29,8 +30,13 @@ NUM_STEPS = 20 * PERIOD
 RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 HIDDEN = 32
 SLOW_MOMENTUM = (0.5, 0.7)
-LOCAL = ('local SGD', 'local SGD, buffers kept')
+LOCAL = (
+  'local SGD',
+  'local SGD, buffers kept',
+  'local SGD, buffers averaged',
+)
 SGP = 'SGP'
+LOWER = 'pairs of seeds in which SlowMo is lower'
 
 Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
 
@@ -105,6 +111,11 @@ def _methods() -> dict[str, Make]:
       sgd(rate), period=PERIOD, average=restarted(rate)
     ),
     LOCAL[1]: lambda rate: pr.k_avg(sgd(rate), period=PERIOD),
+    LOCAL[2]: lambda rate: pr.k_avg(
+      sgd(rate),
+      period=PERIOD,
+      average=pr.sync(pr.mixing.mean(), ('params', 'opt_state')),
+    ),
     **{f'SlowMo {beta}': slowmo(beta, sgd) for beta in SLOW_MOMENTUM},
     SGP: sgp,
     **{f'{SGP}, SlowMo {beta}': slowmo(beta, sgp) for beta in SLOW_MOMENTUM},
@@ -170,18 +181,20 @@ def _cpu_claims(
       measured={
         'loss': by_case(ends, 'nats'),
         'learning rate': by_case(rates),
+        LOWER: number(resampling.in_order(ends[slow], ends[LOCAL[0]])),
       },
       rule=_better(slow, LOCAL[0]),
       setting=f'{grid} Both reset their buffers at averages.',
       note=note,
     ),
     Claim(
-      text='SlowMo gains over local SGD that may keep its buffers.',
-      source='a control of our own',
+      text='SlowMo gains over local SGD that may keep or average its buffers.',
+      source=f'{OURS}: a control',
       measured=_losses(ends, slow, *LOCAL),
       rule=_better(slow, lowest(LOCAL)),
-      setting='As above. Buffers that are kept are a momentum across rounds.',
-      note='A first run had this claim only; the claim above was added later.',
+      setting='As above, against the best of the three. Buffers that are kept '
+      'or averaged are a momentum across rounds, too.',
+      note='An earlier run had no averaged buffers, and the verdict yes.',
     ),
     Claim(
       text=f'SlowMo around SGP gains over SGP (tau = {PERIOD}).',
@@ -194,14 +207,20 @@ def _cpu_claims(
   ]
 
 
-def _losses(ends: Mapping[str, np.ndarray], *names: str) -> dict[str, Quantity]:
-  return {'loss': by_case({name: ends[name] for name in names}, 'nats')}
+def _losses(
+  ends: Mapping[str, np.ndarray], one: str, *others: str
+) -> dict[str, Quantity]:
+  chance = {o: resampling.in_order(ends[one], ends[o]) for o in others}
+  return {
+    'loss': by_case({name: ends[name] for name in (one, *others)}, 'nats'),
+    LOWER: by_case(chance),
+  }
 
 
 def _better(one: str, other: str) -> Rule:
-  """Return the rule that one method is better, by all seeds or by the mean."""
-  losses = Ref('loss', one), Ref('loss', other)
-  return Rule(below(*losses, seeds='all'), below(*losses))
+  """Return the rule that one method is better, for most seeds or the mean."""
+  lower = below(Ref('loss', one), Ref('loss', other))
+  return Rule(mostly(lower), lower)
 
 
 def _full(setting: Setting) -> Outcome:
@@ -210,7 +229,7 @@ def _full(setting: Setting) -> Outcome:
   In a test, train two of them for two steps with an MLP.
   """
   fields: dict[str, Any] = {**FULL, 'log_every': 13, 'eval_every': 65}
-  runs, seeds = FULL_RUNS, SEEDS
+  runs, seeds = FULL_RUNS, FULL_SEEDS
   if setting.scale == 'test':
     runs, seeds = {n: FULL_RUNS[n] for n in list(FULL_RUNS)[1:3]}, (0,)
     fields |= {'dataset': 'digits', 'model': 'mlp'}

@@ -35,9 +35,12 @@ LAW: dict[str, Any] = {
   'curvature': 1.0,
   'sigma_squared': 1.0,
 }
+# At most 6, because w has no fourth moment from 7 on where averages are rare:
+# ((1 - alpha c + alpha beta)^4 + (1 - alpha c - alpha beta)^4) / 2 reaches 1.
+# Means of w^2 then converge too slowly to be compared with the law.
 PROBABILITIES = {
-  10.0: (0.0, 0.01, 0.05, 0.2, 1.0),
-  5.0: (0.0, 0.01, 0.05, 0.2, 1.0),
+  6.0: (0.0, 0.01, 0.05, 0.2, 1.0),
+  3.0: (0.0, 0.01, 0.05, 0.2, 1.0),
   0.0: (0.0, 1.0),
 }
 STEPS, BURN_IN, COPIES = 16000, 500, 250
@@ -111,8 +114,8 @@ def claims(points: Sequence[Mapping[str, Any]]) -> list[Claim]:
       setting=f'c = 1, alpha = {LAW["learning_rate"]}, sigma^2 = 1, M = '
       f'{LAW["num_replicas"]}, noise of random signs; ± is the standard error '
       'over the seeds.',
-      note='With beta^2 = 10 and few averages, w has no fourth moment. Means '
-      'of w^2 converge slowly there.',
+      note='An earlier run had beta^2 = 10, where w has no fourth moment if '
+      'averages are rare. Its means of w^2 had not converged.',
     ),
     Claim(
       text='With beta = 0, the number of averages does not matter.',
@@ -171,6 +174,6 @@ def draw(points: Sequence[Mapping[str, Any]], ax: Axes) -> None:
   ax.set(
     ylabel=r'$\lim\ E[\bar w^2]$',
     title='Quadratic, noisy curvature',
-    ylim=(0, 0.02),
+    ylim=(0, 0.012),
   )
   ax.legend(loc='upper right', ncols=2)

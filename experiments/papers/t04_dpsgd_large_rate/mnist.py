@@ -14,17 +14,22 @@ from prsgd_jax import models
 from prsgd_jax.data.datasets import load_dataset
 from prsgd_jax.models.classification import classifier
 
-TOTAL_BATCH, NUM_STEPS = 2000, 240
-SEEDS = (0,)
+TOTAL_BATCH, NUM_STEPS = 2000, 200
+SEEDS = tuple(range(8))
 TASK = classifier(models.MLP(10, (50, 50)))
-# Standard deviation of the noise on each weight where the noisy SSGD takes its
-# gradients.
-WEIGHT_NOISE = 0.01
+# Steps over which the rate of the control with a warm-up rises linearly.
+WARMUP = 60
 
 Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
 
 RING = 'DPSGD, ring'
 PAIRS = 'DPSGD, random pairs'
+
+
+def _warmed_up(rate: jax.Array) -> optax.GradientTransformation:
+  return optax.sgd(lambda step: rate * jnp.minimum(1.0, (step + 1) / WARMUP))
+
+
 METHODS: dict[str, Make] = {
   'SSGD': lambda rate: pr.ssgd(optax.sgd(rate)),
   RING: lambda rate: pr.d_psgd(optax.sgd(rate), mixing=pr.graphs.ring()),
@@ -38,12 +43,12 @@ METHODS: dict[str, Make] = {
     optax.sgd(rate), mixing=pr.graphs.ring()
   ),
   'PR-SGD, I = 4': lambda rate: pr.pr_sgd(optax.sgd(rate), period=4),
-  'SSGD, noisy weights': lambda rate: pr.ssgd(optax.sgd(rate)),
+  'SSGD, warm-up': lambda rate: pr.ssgd(_warmed_up(rate)),
 }
 CONTROLS = tuple(METHODS)[3:]
 # The colors and markers of the algorithms.
 LOOKS = {
-  **styles.variants('ssgd', ('SSGD', 'SSGD, noisy weights')),
+  **styles.variants('ssgd', ('SSGD', 'SSGD, warm-up')),
   **styles.variants('d_psgd', (RING, PAIRS, 'W = J, order A')),
   'ring, order C': styles.method('diffusion'),
   'PR-SGD, I = 4': styles.method('pr_sgd'),
@@ -69,6 +74,13 @@ class Pixels:
       'label': jnp.asarray(dataset.test['label'][:1000]),
     }
 
+  def all(self, num_batches: int) -> dict[str, jax.Array]:
+    """Return all examples in batches, leaves [num_batches, ...]."""
+    whole = {'image': self.image / 255.0, 'label': self.label}
+    return jax.tree.map(
+      lambda x: x.reshape(num_batches, -1, *x.shape[1:]), whole
+    )
+
   def draw(self, key: jax.Array, size: int) -> dict[str, jax.Array]:
     """Draw a batch with replacement."""
     rows = jax.random.randint(key, (size,), 0, len(self.label))
@@ -87,29 +99,29 @@ def train(
   rates: Sequence[float],
   observe: Callable[[Any], Any],
   every: int,
+  *,
+  num_steps: int = NUM_STEPS,
+  seeds: Sequence[int] = SEEDS,
 ) -> Any:
   """Train a method at several learning rates; return the observations."""
-  noise = WEIGHT_NOISE if method == 'SSGD, noisy weights' else 0.0
 
-  def noisy_loss(
+  def batch_loss(
     params: Any, step: Any, replica: Any, key: jax.Array
   ) -> jax.Array:
     del step, replica
-    batch_key, noise_key = jax.random.split(key)
-    batch = pixels.draw(batch_key, TOTAL_BATCH // num_replicas)
-    if noise:
-      moved = optax.tree.random_like(noise_key, params, jax.random.normal)
-      params = jax.tree.map(lambda x, y: x + noise * y, params, moved)
-    return loss(params, batch, key)
+    batch_key, _ = jax.random.split(key)
+    return loss(
+      params, pixels.draw(batch_key, TOTAL_BATCH // num_replicas), key
+    )
 
   return simulate(
     METHODS[method],
     rates,
-    SEEDS,
-    loss_fn=noisy_loss,
+    seeds,
+    loss_fn=batch_loss,
     start=lambda key: TASK.init(key, {'image': jnp.zeros((1, 784))})[0],
     num_replicas=num_replicas,
-    num_steps=NUM_STEPS,
+    num_steps=num_steps,
     observe=observe,
     every=every,
   )

@@ -8,9 +8,8 @@ import numpy as np
 
 from experiments.papers import speed
 from experiments.papers.claims import STATED, Claim
-from experiments.papers.conditions import Order, Ref, below, every
 from experiments.papers.quantities import by_case
-from experiments.papers.rules import Rule
+from experiments.papers.t11_fedavg import judging
 from experiments.papers.target import Outcome, Setting, train
 from experiments.tools import drawing, styles
 
@@ -106,24 +105,23 @@ def _reached(run: Mapping[str, Any]) -> list[float]:
 def _claim(found: Mapping[str, list[dict[str, Any]]], name: str) -> Claim:
   runs = {f'E = {r["epochs"]}, B = {r["batch"]}': r for r in found[name]}
   paper = dict(zip((f'E = {e}, B = {b}' for e, b, _ in WORKS), PAPER[name]))
-  rounds, (first, *rest) = 'rounds', runs
+  rounds = 'rounds'
   return Claim(
     text=f'Rounds to {ACCURACY:.0%} fall with the work of a client ({name} '
     'data).',
     source=f'{STATED}: its Table 2, recalled and not verified',
     measured={
-      rounds: by_case({case: _reached(run) for case, run in runs.items()}),
+      **judging.measured(
+        rounds, {case: _reached(run) for case, run in runs.items()}
+      ),
       'in the paper': by_case({case: paper[case] for case in runs}),
       'learning rate': by_case({case: r['rate'] for case, r in runs.items()}),
     },
-    rule=Rule(
-      Order(rounds, tuple(runs), 'fall'),
-      every(below(rounds, Ref(rounds, first)), rest),
-    ),
+    rule=judging.rule(rounds, tuple(runs)),
     setting=f'The best of the rates {", ".join(map(str, RATES))}; one seed; C '
     f'= {PARTICIPATION:g}. The first is FedSGD. LeNet-5 replaces a CNN of 1.7 '
     'million parameters. Unlike data have label skew by Dirichlet with 0.1; '
-    'in the paper, they are two shards of one class.',
+    f'in the paper, they are two shards of one class. {judging.SETTING}',
   )
 
 
