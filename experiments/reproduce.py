@@ -1,4 +1,4 @@
-"""Run the reproductions of papers and write experiments/RESULTS.md.
+"""Run the reproductions of papers and write the pages of their results.
 
   python -m experiments.reproduce --data_dir=DIR
   python -m experiments.reproduce --targets=t01_pr_sgd --scale=full
@@ -8,7 +8,8 @@
 
 Each target is a module of experiments/papers. It writes a JSON file of results
 and a PNG figure to experiments/results/reproduce/. A target with a JSON file is
-skipped unless --again is given. RESULTS.md is written from the JSON files.
+skipped unless --again is given. RESULTS.md and docs/claims.md are written from
+the JSON files.
 
 At the scales long and full, targets with curves that take hours run them piece
 by piece, a curve with a seed each, in the order that shows most first. With

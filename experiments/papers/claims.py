@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from experiments.papers import quantities, rules
+from experiments.papers import quantities, resampling, rules
 from experiments.papers.quantities import Measured, Table
 from experiments.papers.rules import Rule, Verdict
 from experiments.running.records import json_files
@@ -42,6 +42,29 @@ class Claim(NamedTuple):
   def sentence(self) -> str:
     """The rule in words."""
     return self.rule.sentence(self.measured)
+
+  @property
+  def is_of_papers(self) -> bool:
+    """Whether a paper makes the claim; others are derived here or our own."""
+    return self.source.startswith((STATED, 'stated in', RECALLED))
+
+  @property
+  def num_seeds(self) -> int:
+    """The largest number of seeds of a measured number; 0 without seeds."""
+    found = (m for q in self.measured.values() for m in q.cases.values())
+    return max((len(m.seeds) for m in found), default=0)
+
+  def resampled(self) -> dict[Verdict, float]:
+    """Return the fraction of each verdict when the seeds are drawn again."""
+    return resampling.verdicts(self.rule, self.measured)
+
+  @property
+  def outcome(self) -> str:
+    """The verdict, with its fraction if other seeds may change it."""
+    shares = self.resampled() or {self.verdict: 1.0}
+    share = shares.get(self.verdict, 0.0)
+    sure = share >= resampling.SURE
+    return self.verdict if sure else f'{self.verdict} ({share:.0%})'
 
   def tables(self) -> list[Table]:
     """Return the measured numbers as small tables of text."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pathlib
 from typing import get_args
 
-from experiments.papers import claims
+from experiments.papers import claims, resampling, sources_page
 from experiments.papers.claims import Claim
 from experiments.papers.rules import Verdict
 from experiments.papers.target import Target
@@ -19,6 +19,10 @@ The claims of the papers, and what was measured here. Every number comes from a
 file in `results/reproduce/`, which the command of its section makes. Each claim
 has a rule, which decides between `yes`, `partly` and `no` by the numbers in its
 tables. Numbers over several seeds are means, with their range in parentheses.
+Claims that the papers make are counted apart from those that were derived here
+and from checks of our own. A percentage after a verdict is the fraction of 200
+resamplings of the seeds with the same verdict, where it is below 95%: other
+seeds may change such a verdict.
 
 """
 
@@ -57,8 +61,12 @@ def write(
 ) -> pathlib.Path:
   """Write the page from all outcomes in a directory; return its path."""
   figures = results.relative_to(page.parent)
-  text = format_page(read(results), figures, targets)
+  outcomes = read(results)
+  text = format_page(outcomes, figures, targets)
   writing.write_text(page, text)
+  # An installed copy has no documentation.
+  if page == PAGE and sources_page.PAGE.parent.is_dir():
+    sources_page.write(outcomes)
   return page
 
 
@@ -90,12 +98,15 @@ def format_page(
       f'[{o["name"]}](#{_anchor(o)})',
       o['title'],
       o['scale'],
-      _verdicts(o),
+      _verdicts([c for c in o['claims'] if c.is_of_papers]),
+      _verdicts([c for c in o['claims'] if not c.is_of_papers]),
       f'{o["seconds"]:.0f}',
     )
     for o in outcomes
   ]
-  head = ('target', '', 'scale', 'reproduced', 'seconds')
+  head = (
+    'target', '', 'scale', "the papers' claims", 'derived or our own', 'seconds'
+  )  # fmt: skip
   sections = [_section(o, figures) for o in outcomes]
   return ''.join(
     (HEAD, _table(head, rows), _not_run(outcomes, targets), *sections)
@@ -126,8 +137,8 @@ def _not_run(
   return (text + table if rows else '') + OUT_OF_REACH
 
 
-def _verdicts(outcome: records.Record) -> str:
-  found = [claim.verdict for claim in outcome['claims']]
+def _verdicts(judged: Sequence[Claim]) -> str:
+  found = [claim.verdict for claim in judged]
   counts = [(v, found.count(v)) for v in get_args(Verdict)]
   return ', '.join(f'{n} {v}' for v, n in counts if n)
 
@@ -149,7 +160,7 @@ def _anchor(outcome: records.Record) -> str:
 def _section(outcome: records.Record, figures: pathlib.Path) -> str:
   machine, seeds = outcome['machine'], outcome['seeds']
   summary = [
-    (str(i), claim.text, claim.verdict)
+    (str(i), claim.text, '' if claim.is_of_papers else 'yes', claim.outcome)
     for i, claim in enumerate(outcome['claims'], 1)
   ]
   figure = figures / f'{outcome["name"]}-{outcome["scale"]}.png'
@@ -159,24 +170,37 @@ def _section(outcome: records.Record, figures: pathlib.Path) -> str:
   return (
     f'\n## {_title(outcome)}\n\n{outcome["title"]}. {outcome["paper"]}.\n\n'
     f'![{outcome["title"]}]({figure})\n\n'
-    f'{_table(("", "claim", "reproduced"), summary)}\n'
+    f'{_table(("", "claim", "derived or our own", "reproduced"), summary)}\n'
     f'`python -m experiments.reproduce --targets={outcome["name"]} '
     f'--scale={outcome["scale"]}`: {outcome["seconds"]:.0f} s, '
     f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
-    f'seeds {", ".join(map(str, seeds))}, commit {outcome["commit"]}.\n{judged}'
+    f'seeds {", ".join(map(str, seeds))} at most, commit '
+    f'{outcome["commit"]}.\n{judged}'
   )
 
 
 def _claim(index: int, claim: Claim) -> str:
   """Return a claim with its rule and its numbers."""
   parts = [
-    f'**{index}. {claim.verdict}**: {_plain(claim.text)} '
+    f'**{index}. {claim.outcome}**: {_plain(claim.text)} '
     f'*({_plain(claim.source)})*',
-    f'Rule: {_plain(claim.sentence)}.',
+    f'Rule: {_plain(claim.sentence)}.{_seeds(claim)}',
     *(_table(*table).rstrip() for table in claim.tables()),
     *(_plain(text) for text in (claim.setting, claim.note) if text),
   ]
   return '\n' + '\n\n'.join(parts) + '\n'
+
+
+def _seeds(claim: Claim) -> str:
+  """Return the number of seeds, and the verdicts of other seeds."""
+  if claim.num_seeds < 2:
+    return ''
+  shares = claim.resampled()
+  told = f' {claim.num_seeds} seeds'
+  if shares and shares.get(claim.verdict, 0.0) < resampling.SURE:
+    listed = ', '.join(f'{v} {share:.0%}' for v, share in shares.items())
+    told += f'; the verdict depends on them, resampled: {listed}'
+  return told + '.'
 
 
 def _plain(text: str) -> str:

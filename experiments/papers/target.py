@@ -1,6 +1,6 @@
 """A reproduction: claims, measured numbers and a figure.
 
-Each module `t01_...` to `t19_...` has a `Target`, whose functions measure and
+Each module `t01_...`, `t02_...` has a `Target`, whose functions measure and
 draw. `train` runs an algorithm as `train.py` does, for targets that need it.
 """
 

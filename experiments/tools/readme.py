@@ -77,9 +77,21 @@ def format_algorithms() -> str:
 def format_claims() -> str:
   """Return a table with the number of claims of each verdict."""
   outcomes = results_page.read(RESULTS)
-  found = [claim.verdict for one in outcomes for claim in one['claims']]
-  counts = {verdict: found.count(verdict) for verdict in get_args(Verdict)}
-  row = {'studies': len(outcomes), 'claims': len(found), **counts}
+  claims = [claim for one in outcomes for claim in one['claims']]
+
+  def counted(found: list[str]) -> str:
+    each = ', '.join(f'{found.count(v)} {v}' for v in get_args(Verdict))
+    return f'{len(found)}: {each}'
+
+  row = {
+    'studies': len(outcomes),
+    'claims of the papers': counted(
+      [c.verdict for c in claims if c.is_of_papers]
+    ),
+    'derived here, or our own': counted(
+      [c.verdict for c in claims if not c.is_of_papers]
+    ),
+  }
   return tables.markdown([row], [Column(name) for name in row])
 
 

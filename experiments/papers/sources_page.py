@@ -1,0 +1,93 @@
+"""docs/claims.md: every claim of the source documents, and its verdict."""
+
+from collections.abc import Sequence
+import pathlib
+
+from experiments.papers.claims import Claim
+from experiments.papers.sources import DOCUMENTS, Document, Missing
+from experiments.running.records import records, writing
+from experiments.tools import tables
+from experiments.tools.tables import Column
+
+PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'claims.md'
+HEAD = """# Claims of the sources
+
+Each claim of the documents that this project set out to reproduce, where it was
+reproduced, and the verdict. A percentage is the fraction of resamplings of the
+seeds with this verdict, where it is below 95%. A claim belongs to a document if
+its study names one of the document's papers. Claims that were derived here, and
+checks of our own, are not listed; {doc}`results` has all of them, with their
+rules and numbers.
+"""
+COLUMNS = [
+  Column(name) for name in ('paper', 'claim', 'study', 'verdict, or why not')
+]
+
+
+def write(
+  outcomes: Sequence[records.Record], page: pathlib.Path = PAGE
+) -> pathlib.Path:
+  """Write the page from the outcomes of `results_page.read`."""
+  writing.write_text(page, format_page(outcomes))
+  return page
+
+
+def format_page(outcomes: Sequence[records.Record]) -> str:
+  """Return Markdown: a table for each document."""
+  return HEAD + ''.join(_section(one, outcomes) for one in DOCUMENTS)
+
+
+def rows_of(
+  document: Document, outcomes: Sequence[records.Record]
+) -> list[dict[str, str]]:
+  """Return a row for each claim of a document, then one for what is missing.
+
+  Args:
+    document: the source document.
+    outcomes: the outcomes of all studies.
+  """
+  listed: dict[tuple[str, str], dict[str, str]] = {}
+  judged = set()
+  for paper in document.papers:
+    for one in outcomes:
+      if paper.arxiv not in one['paper']:
+        continue
+      own = [claim for claim in one['claims'] if claim.is_of_papers]
+      for claim in own:
+        row = _row(paper.name, one, claim)
+        # A study of several papers is listed once, with the first of them.
+        if listed.setdefault((row['claim'], row['study']), row) is row:
+          judged.add(paper.arxiv)
+  names = {paper.arxiv: paper.name for paper in document.papers}
+  return [
+    *listed.values(),
+    *(
+      _missing(names[gap.arxiv], gap)
+      for gap in document.missing
+      if gap.is_lasting or gap.arxiv not in judged
+    ),
+  ]
+
+
+def _section(document: Document, outcomes: Sequence[records.Record]) -> str:
+  table = tables.markdown(rows_of(document, outcomes), COLUMNS)
+  return f'\n## {document.title}\n\n{table}'
+
+
+def _row(paper: str, one: records.Record, claim: Claim) -> dict[str, str]:
+  name, scale = one['name'], one['scale']
+  return {
+    'paper': paper,
+    'claim': claim.text.replace('*', r'\*').replace('_', r'\_'),
+    'study': f'[{name.partition("_")[0]}](results.md#{name}-{scale})',
+    'verdict, or why not': claim.outcome,
+  }
+
+
+def _missing(paper: str, gap: Missing) -> dict[str, str]:
+  return {
+    'paper': paper,
+    'claim': gap.text,
+    'study': '',
+    'verdict, or why not': f'not attempted: {gap.why}',
+  }
