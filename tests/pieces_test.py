@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import reproduce
 from experiments.gpu import figure_runs
-from experiments.papers import pieces, t01_length, t01_long, t01_pr_sgd
+from experiments.papers import pieces, t01_length, t01_long
 from experiments.papers.headline import (
   curves,
   host_times,
@@ -20,6 +20,7 @@ from experiments.papers.headline import (
 from experiments.papers.headline import (
   setting as runs,
 )
+from experiments.papers.t01_pr_sgd import runs as pr_sgd_runs
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, finite
 from experiments.running.process import budgets, exit_codes, signals
@@ -97,7 +98,7 @@ class PiecesTest(parameterized.TestCase):
     self.assertEqual(found[2].num_steps, 58_500)
 
   def test_full_setting_runs_a_seed_after_the_other(self):
-    found = pieces.in_order(t01_pr_sgd.pieces(self.setting('full')))
+    found = pieces.in_order(pr_sgd_runs.pieces(self.setting('full')))
     names = [piece.name for piece in found]
     self.assertEqual(names[:3], ['SSGD, seed 0', 'I = 32, seed 0',
                                  'I = 4, seed 0'])  # fmt: skip

@@ -79,10 +79,44 @@ class ProblemTest(absltest.TestCase):
       np.mean(losses), sigmoid.loss(PROBLEM, x), rtol=1e-5
     )
 
+  def test_replicas_draw_from_their_own_shards(self):
+    own = sigmoid.own_sampled_loss(PROBLEM, 4)
+    x = np.float32(POINTS[1])
+    keys = jax.random.split(jax.random.key(0), 400)
+    for i in range(4):
+      drawn = jax.vmap(lambda key, i=i: own(x, 0, i, key))(keys)
+      shard = sigmoid.shard(PROBLEM, i, 4)
+      each = [
+        sigmoid.loss(
+          shard._replace(features=shard.features[k : k + 1],
+                         labels=shard.labels[k : k + 1]), x)
+        for k in range(len(shard.labels))
+      ]  # fmt: skip
+      found = np.array(drawn)[:, None]
+      apart = np.abs(found - np.array(each))
+      np.testing.assert_allclose(apart.min(axis=1), 0, atol=1e-5)
+      np.testing.assert_allclose(apart.min(axis=0), 0, atol=1e-5)
+
+  def test_moments_of_the_shards(self):
+    points = np.stack([POINTS[i % len(POINTS)] for i in range(4)])
+    variance, second = sigmoid.own_moments(PROBLEM, 4)(np.float32(points))
+    for i in range(4):
+      shard = sigmoid.shard(PROBLEM, i, 4)
+      np.testing.assert_allclose(
+        [variance[i], second[i]],
+        [
+          sigmoid.variance(shard, points[i]),
+          sigmoid.second_moment(shard, points[i]),
+        ],
+        rtol=1e-4,
+      )
+
   def test_names_what_is_wrong(self):
     odd = sigmoid.make_problem(num_examples=24, dimension=2)
     with self.assertRaisesRegex(ValueError, 'must be a power of two, got 24'):
       sigmoid.sampled_loss(odd)
+    with self.assertRaisesRegex(ValueError, 'got 24 for 4 replicas'):
+      sigmoid.own_sampled_loss(odd, 4)
 
 
 if __name__ == '__main__':
