@@ -104,14 +104,14 @@ def _sgd(kind: str, rate: Any) -> optax.GradientTransformation:
   """Return SGD with momentum and a schedule of the learning rate."""
   if kind == CONSTANT:
     return optax.sgd(rate, momentum=MOMENTUM)
-  warmup = round(WARMUP * NUM_STEPS)
+  return optax.sgd(lambda step: rate * falling(step), momentum=MOMENTUM)
+
+
+def falling(step: Any) -> Any:
+  """Return the factor of the rate: a linear warm-up, and drops to a tenth."""
   drops = [round(drop * NUM_STEPS) for drop in DROPS]
-
-  def schedule(step: Any) -> Any:
-    factor = 0.1 ** sum((step >= drop) * 1.0 for drop in drops)
-    return rate * factor * jnp.minimum(1.0, (step + 1) / warmup)
-
-  return optax.sgd(schedule, momentum=MOMENTUM)
+  factor = 0.1 ** sum((step >= drop) * 1.0 for drop in drops)
+  return factor * jnp.minimum(1.0, (step + 1) / round(WARMUP * NUM_STEPS))
 
 
 def _of_period(

@@ -85,6 +85,7 @@ def measure() -> list[dict[str, Any]]:
         'distance': start_distance,
         'ratio': beta_squared * start_distance**2 / sigma_squared,
         'rates': [RATES[b] for b in best],
+        'at_edge': any(b in (0, len(RATES) - 1) for b in best),
         'once': float(pair[0].mean()),
         'always': float(pair[1].mean()),
         'gain': float(pair[0].mean() / pair[1].mean()),
@@ -112,6 +113,9 @@ def claim(found: Sequence[Mapping[str, Any]]) -> Claim:
       least: number(large.min()),
       'largest gain at ratios from 100': number(large.max()),
       'problems': number(len(found)),
+      'of them with a best rate at the edge': number(
+        sum(row['at_edge'] for row in found)
+      ),
     },
     rule=Rule(
       All((at_least(correlation, 0.9), below(most, 1.25), above(least, 2))),
