@@ -14,7 +14,7 @@ from prsgd_jax import models
 from prsgd_jax.data.datasets import load_dataset
 from prsgd_jax.models.classification import classifier
 
-TOTAL_BATCH, NUM_STEPS = 2000, 200
+TOTAL_BATCH, NUM_STEPS = 2000, 240
 SEEDS = tuple(range(8))
 TASK = classifier(models.MLP(10, (50, 50)))
 # Steps over which the rate of the control with a warm-up rises linearly.
