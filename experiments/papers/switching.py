@@ -18,6 +18,7 @@ from experiments.running.flags import config
 from experiments.running.records import records
 import prsgd_jax as pr
 from prsgd_jax.data.datasets import Dataset
+from prsgd_jax.engine.run_state import State
 
 # A period without any average, because no run is as long.
 NEVER = 2**30
@@ -44,7 +45,8 @@ def train_all(
 
   Args:
     run_configs: with algorithms whose only schedule is their `period`, or
-      without a schedule.
+      without a schedule. Those that differ by their seed share the programs and
+      the order of the data of the first seed.
     dataset: the data set that all configs name, or a part of it.
     log_every: steps between records, whose losses are means over these steps.
     eval_every: steps between evaluations, a multiple of `log_every`. The last
@@ -59,11 +61,17 @@ def train_all(
     chosen = []
     for own in (NEVER, 1) if 'period' in run_config.options else (None,):
       options = {**run_config.options, **({'period': own} if own else {})}
-      same = dataclasses.replace(run_config, options=options)
+      # The seed of the first, because compiling takes longest.
+      same = dataclasses.replace(
+        run_config, options=options, seed=run_configs[0].seed
+      )
       if repr(same) not in programs:
         programs[repr(same)] = experiment.assemble(same, dataset, None, network)
       chosen.append(programs[repr(same)])
-    histories.append(_train(parts, period, chosen, log_every, eval_every))
+    seeded = chosen[0]._replace(seed=run_config.seed)
+    histories.append(
+      _train(parts, period, chosen, log_every, eval_every, seeded.first_state())
+    )
   return histories
 
 
@@ -73,13 +81,13 @@ def _train(
   programs: Sequence[Parts],
   log_every: int,
   eval_every: int,
+  state: State,
 ) -> list[records.Record]:
   """Train by the last program at every `period`-th step, else by the first."""
   num_steps = parts.plan.num_steps
   meter, position = parts.meter, parts.meter.init()
   averages = pr.schedules.every(period)
   local, common = programs[0], programs[-1]
-  state = local.first_state()
   history, losses = [], []
   for done in range(1, num_steps + 1):
     program = common if averages(done - 1) else local

@@ -83,18 +83,21 @@ def lenet(setting: Setting) -> Histories:
   """Train LeNet-5; the loss is on the replicas' batches."""
   whole = load_dataset(LENET['dataset'], setting.data_dir)
   chosen = listed(LENET_PERIODS)
-  trained = [
-    switching.train_all(
-      [make_config(a, o, **LENET, seed=seed) for _, a, o in chosen],
-      switching.subset(whole, *LENET_SIZES),
-      log_every=10,
-      eval_every=30,
-      network=NETWORK,
-    )
-    for seed in LENET_SEEDS
-  ]
+  trained = switching.train_all(
+    [
+      make_config(algorithm, options, **LENET, seed=seed)
+      for _, algorithm, options in chosen
+      for seed in LENET_SEEDS
+    ],
+    switching.subset(whole, *LENET_SIZES),
+    log_every=10,
+    eval_every=30,
+    network=NETWORK,
+  )
+  each = len(LENET_SEEDS)
   return {
-    label: [own[i] for own in trained] for i, (label, _, _) in enumerate(chosen)
+    label: trained[i * each : (i + 1) * each]
+    for i, (label, _, _) in enumerate(chosen)
   }
 
 

@@ -223,7 +223,7 @@ def _draw_curves(
 ) -> None:
   """Draw the median over the seeds, because the seeds train or do not."""
   for method, curves in methods.items():
-    values = np.array(curves[-1], float)
+    values = np.nan_to_num(np.array(curves[-1], float), nan=np.inf)
     drawing.curve(ax, steps, np.median(values, axis=0), LOOKS[method])
   drawing.log(ax, 'y')
   ax.set(

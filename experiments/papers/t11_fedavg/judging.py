@@ -41,8 +41,12 @@ def measured(rounds: str, values: Mapping[str, Any]) -> dict[str, Quantity]:
     values: case -> the rounds of each seed; the work grows from case to case.
   """
   means = [float(np.mean(own)) for own in values.values()]
-  found = stats.spearmanr(np.arange(len(means)), stats.rankdata(means))
-  return {rounds: by_case(values), NAME: number(found.statistic)}
+  ranks = stats.rankdata(means)
+  # Equal numbers do not fall, and have no correlation.
+  found = 0.0
+  if np.ptp(ranks):
+    found = stats.spearmanr(np.arange(len(means)), ranks).statistic
+  return {rounds: by_case(values), NAME: number(found)}
 
 
 def rule(rounds: str, cases: Sequence[str]) -> Rule:
