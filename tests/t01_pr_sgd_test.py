@@ -31,7 +31,7 @@ def histories(slowness):
 def verdicts(slowness):
   made = {'SSGD': 10, 'I = 4': 10, 'I = 8': 10, **slowness}
   found = judging.claims(
-    judging.MLP_TASK, histories(made), runs.NETWORK, best=0.4
+    judging.MLP_TASK, histories(made), runs.NETWORK, rates=(0.4, 0.4)
   )
   return [claim.verdict for claim in found]
 
