@@ -24,7 +24,7 @@ from experiments.papers.quantities import by_case, number, of_seeds
 from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
 from experiments.papers.target import Outcome, Setting, Target
-from experiments.tools import styles
+from experiments.tools import drawing, styles
 import prsgd_jax as pr
 from prsgd_jax.science import theory
 
@@ -491,7 +491,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   for axis in (left, right):
     axis.set_yscale('log')
     axis.set_ylabel('mean over t of |∇f(x̄)|²')
-    axis.legend()
+  drawing.legend_below(figure)
 
 
 TARGET = Target(

@@ -221,6 +221,7 @@ def _ratio_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """Draw errors and averages against T, with the slopes of the theory."""
+  figure.set_size_inches(9, 5)
   left, right = figure.subplots(1, 2)
   lengths = np.array(data['lengths'], float)
   looks = styles.variants(
@@ -259,9 +260,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     axes.set_yscale('log')
     axes.set_xlabel('T, steps')
     axes.set_ylabel(what)
-    axes.legend()
-  # Room for the legend.
-  left.set_ylim(top=4 * left.get_ylim()[1])
+  drawing.legend_below(figure)
 
 
 TARGET = Target(
