@@ -45,7 +45,7 @@ class RowsTest(absltest.TestCase):
       ),
       outcome('another (arXiv 0909.00009)', claim('other', claims.STATED)),
     )
-    link = '[t99](results.md#t99_test-cpu)'
+    link = '[t99_test](results.md#t99_test-cpu)'
     self.assertEqual(
       found,
       [

@@ -79,7 +79,7 @@ def _row(paper: str, one: records.Record, claim: Claim) -> dict[str, str]:
   return {
     'paper': paper,
     'claim': claim.text.replace('*', r'\*').replace('_', r'\_'),
-    'study': f'[{name.partition("_")[0]}](results.md#{name}-{scale})',
+    'study': f'[{name}](results.md#{name}-{scale})',
     'verdict, or why not': claim.outcome,
   }
 
