@@ -335,7 +335,7 @@ def _topology_claim(ends: Sequence[Mapping[str, Any]]) -> Claim:
   return Claim(
     text='The sparser the graph, the farther apart are the replicas, and the '
     'flatter is the minimum.',
-    source='the regularizer is tr(H Xi) / 2: ' + STATED + '; the order of the '
+    source=STATED + ': the regularizer is tr(H Xi) / 2; the order of the '
     'graphs: ' + OURS,
     measured=measured,
     rule=Rule(All((*falls, *rises)), All((*ends_only, *rises))),
