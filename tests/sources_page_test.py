@@ -14,7 +14,7 @@ DOCUMENT = Document(
   (Paper('A 2001', '0101.00001'), Paper('B 2002', '0202.00002')),
   (
     Missing('0101.00001', 'too large', 'no hardware'),
-    Missing('0202.00002', 'not yet', 'no study', is_lasting=False),
+    Missing('0202.00002', 'not yet', 'no study'),
   ),
 )
 
@@ -55,20 +55,36 @@ class RowsTest(absltest.TestCase):
       ],
     )
 
-  def test_a_study_replaces_what_was_not_lasting(self):
+  def test_claims_of_a_study_of_two_papers_are_the_first_ones(self):
     found = self.rows(
-      outcome('B (arXiv 0202.00002)', claim('now', claims.RECALLED, 2.0))
+      outcome('0202.00002', claim('later', claims.RECALLED, 2.0)),
+      outcome('0101.00001 and 0202.00002', claim('first', claims.STATED)),
     )
     self.assertEqual(
-      [row[1::2] for row in found],
-      [('now', 'no'), ('too large', 'not attempted: no hardware')],
+      [(row[0], row[1], row[3]) for row in found[:2]],
+      [('A 2001', 'first', 'yes'), ('B 2002', 'later', 'no')],
     )
+    self.assertLen(found, 4)
 
-  def test_a_study_of_two_papers_is_listed_once(self):
+  def test_the_source_of_a_claim_names_its_papers(self):
+    sources_of = {
+      'second': 'arXiv 0202.00002',
+      'both': 'arXiv 0101.00001 and arXiv 0202.00002',
+      'foreign': 'arXiv 0909.00009',
+    }
     found = self.rows(
-      outcome('0101.00001 and 0202.00002', claim('both', claims.STATED))
+      outcome(
+        '0101.00001 and 0202.00002',
+        *(
+          claim(text, f'{claims.STATED}, {source}')
+          for text, source in sources_of.items()
+        ),
+      )
     )
-    self.assertEqual([row[1] for row in found].count('both'), 1)
+    self.assertEqual(
+      [row[:2] for row in found[:-2]],
+      [('A 2001; B 2002', 'both'), ('B 2002', 'second')],
+    )
 
 
 class PageTest(absltest.TestCase):
@@ -87,8 +103,8 @@ class PageTest(absltest.TestCase):
     outcomes = results_page.read(reproduce.RESULTS)
     for document in sources.DOCUMENTS:
       rows = sources_page.rows_of(document, outcomes)
-      for paper in document.papers:
-        self.assertIn(paper.name, [row['paper'] for row in rows])
+      named = {name for row in rows for name in row['paper'].split('; ')}
+      self.assertEqual(named, {paper.name for paper in document.papers})
 
 
 class OriginTest(absltest.TestCase):

@@ -1,7 +1,7 @@
 """The documents whose claims the project set out to reproduce.
 
-A claim belongs to a document if its study names one of the document's papers by
-the arXiv number. What no study has is listed with the reason.
+A claim belongs to a document if its source, or else its study, names one of the
+document's papers by the arXiv number. Claims without a study have a reason.
 """
 
 from typing import NamedTuple
@@ -26,13 +26,11 @@ class Missing(NamedTuple):
     arxiv: the number of its paper.
     text: the claim.
     why: the reason why it was not attempted.
-    is_lasting: whether other studies of the paper leave it missing.
   """
 
   arxiv: str
   text: str
   why: str
-  is_lasting: bool = True
 
 
 class Document(NamedTuple):
@@ -49,7 +47,6 @@ class Document(NamedTuple):
   missing: tuple[Missing, ...] = ()
 
 
-_NO_STUDY = 'no study yet'
 _SPEECH = 'the speech data are not freely available'
 _NOT_RUN = 'written and assembled by the tests (`--scale=full`), not run: no '
 _NOT_RUN += 'accelerator was available'
@@ -78,41 +75,11 @@ DOCUMENTS = (
       Paper('Jain, Kakade, Kidambi, Netrapalli, Sidford 2018', '1610.03774'),
       Paper('Cheng, Li, Zhang 2017 (WP-SGD)', '1708.04801'),
       Paper('Simpson 2015 (parallel dropout, dither)', '1508.07130'),
-      Paper('Povey, Zhang, Khudanpur 2014 (Kaldi)', '1410.7455'),
+      Paper('Povey, Zhang, Khudanpur 2015 (Kaldi)', '1410.7455'),
       Paper('Su, Chen, Xu 2015 (averages in DNN training)', '1507.01239'),
     ),
     (
-      Missing(
-        '1610.03774',
-        'Mini-batches and tail averages divide the variance on least squares.',
-        _NO_STUDY,
-        is_lasting=False,
-      ),
-      Missing(
-        '1708.04801',
-        'Weights by the work of a replica beat equal ones.',
-        _NO_STUDY,
-        is_lasting=False,
-      ),
-      Missing(
-        '1508.07130',
-        'Masks that differ between the replicas regularize better.',
-        _NO_STUDY,
-        is_lasting=False,
-      ),
-      Missing(
-        '1410.7455',
-        'Natural-gradient SGD makes rare averages of parameters work.',
-        _NO_STUDY,
-        is_lasting=False,
-      ),
       Missing('1410.7455', 'Word error rates of large speech models.', _SPEECH),
-      Missing(
-        '1507.01239',
-        'Averages every few mini-batches train deep networks nearly as well.',
-        _NO_STUDY,
-        is_lasting=False,
-      ),
       Missing('1507.01239', 'Word error rates on SWB-300h.', _SPEECH),
     ),
   ),
@@ -163,20 +130,8 @@ DOCUMENTS = (
       ),
       Missing(
         '2306.02913',
-        'D-SGD is average-direction SAM; flatter minima at large batches.',
-        _NO_STUDY,
-        is_lasting=False,
-      ),
-      Missing(
-        '2306.02913',
         'The rows of its table from pretrained weights.',
         'the weights are not available here',
-      ),
-      Missing(
-        '2203.10736',
-        'The gap between test and training loss follows two determinants.',
-        _NO_STUDY,
-        is_lasting=False,
       ),
     ),
   ),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pathlib
 
 from experiments.papers.claims import Claim
-from experiments.papers.sources import DOCUMENTS, Document, Missing
+from experiments.papers.sources import DOCUMENTS, Document, Missing, Paper
 from experiments.running.records import records, writing
 from experiments.tools import tables
 from experiments.tools.tables import Column
@@ -14,9 +14,8 @@ HEAD = """# Claims of the sources
 
 Each claim of the documents that this project set out to reproduce, where it was
 reproduced, and the verdict. A percentage is the fraction of resamplings of the
-seeds with this verdict, where it is below 95%. A claim belongs to a document if
-its study names one of the document's papers. Claims that were derived here, and
-checks of our own, are not listed; {doc}`results` has all of them, with their
+seeds with this verdict, where it is below 95%. Claims that were derived here,
+and checks of our own, are not listed; {doc}`results` has all claims, with their
 rules and numbers.
 """
 COLUMNS = [
@@ -46,27 +45,33 @@ def rows_of(
     document: the source document.
     outcomes: the outcomes of all studies.
   """
-  listed: dict[tuple[str, str], dict[str, str]] = {}
-  judged = set()
-  for paper in document.papers:
-    for one in outcomes:
-      if paper.arxiv not in one['paper']:
-        continue
-      own = [claim for claim in one['claims'] if claim.is_of_papers]
-      for claim in own:
-        row = _row(paper.name, one, claim)
-        # A study of several papers is listed once, with the first of them.
-        if listed.setdefault((row['claim'], row['study']), row) is row:
-          judged.add(paper.arxiv)
+  found = [
+    (papers, one, claim)
+    for one in outcomes
+    for claim in one['claims']
+    if (papers := _papers(document, one, claim))
+  ]
+  found.sort(key=lambda each: document.papers.index(each[0][0]))
   names = {paper.arxiv: paper.name for paper in document.papers}
   return [
-    *listed.values(),
-    *(
-      _missing(names[gap.arxiv], gap)
-      for gap in document.missing
-      if gap.is_lasting or gap.arxiv not in judged
-    ),
+    *(_row(*each) for each in found),
+    *(_missing(names[gap.arxiv], gap) for gap in document.missing),
   ]
+
+
+def _papers(
+  document: Document, one: records.Record, claim: Claim
+) -> list[Paper]:
+  """Return the papers of a document that make a claim.
+
+  They are named in the source of the claim. Without a number there, it is the
+  first paper that its study names.
+  """
+  if not claim.is_of_papers:
+    return []
+  if 'arXiv' in claim.source:
+    return [p for p in document.papers if p.arxiv in claim.source]
+  return [p for p in document.papers if p.arxiv in one['paper']][:1]
 
 
 def _section(document: Document, outcomes: Sequence[records.Record]) -> str:
@@ -74,10 +79,12 @@ def _section(document: Document, outcomes: Sequence[records.Record]) -> str:
   return f'\n## {document.title}\n\n{table}'
 
 
-def _row(paper: str, one: records.Record, claim: Claim) -> dict[str, str]:
+def _row(
+  papers: Sequence[Paper], one: records.Record, claim: Claim
+) -> dict[str, str]:
   name, scale = one['name'], one['scale']
   return {
-    'paper': paper,
+    'paper': '; '.join(paper.name for paper in papers),
     'claim': claim.text.replace('*', r'\*').replace('_', r'\_'),
     'study': f'[{name}](results.md#{name}-{scale})',
     'verdict, or why not': claim.outcome,

@@ -187,7 +187,8 @@ def _exact_claims(exact: Sequence[Mapping[str, Any]]) -> list[Claim]:
     Claim(
       text='One-peer exponential averages exactly in log2 n rounds for '
       'n = 2^k.',
-      source=f'{STATED}: Assran et al. 2019, Ying et al. 2021',
+      source=f'{STATED}: Assran et al. 2019 (arXiv 1811.10792), Ying et al. '
+      '2021 (arXiv 2110.13363)',
       measured={
         left: by_case({k: e['left'] for k, e in powers.items()}),
         before: by_case({k: e['before'] for k, e in powers.items()}),

@@ -26,6 +26,8 @@ from experiments.papers.target import Outcome, Setting, Target
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
 
+KALDI, SWITCHBOARD = 'arXiv 1410.7455', 'arXiv 1507.01239'
+
 SEEDS = (0, 1, 2)
 N, BATCH, HIDDEN, NUM_TRAIN = 8, 16, (32, 32), 4096
 NUM_STEPS, EVERY = 320, 8
@@ -145,7 +147,7 @@ def _single_claim(rows: Mapping[str, Any]) -> Claim:
   loss = 'final training loss'
   return Claim(
     text='NG-SGD improves the convergence of SGD on a single machine.',
-    source=STATED,
+    source=f'{STATED}, {KALDI}',
     measured={
       loss: by_case(
         {local: _ends(rows[local]['one replica']) for local in LOCAL}, 'nats'
@@ -174,7 +176,7 @@ def _few_claim(rows: Mapping[str, Any], local: str) -> Claim:
   return Claim(
     text=f'{local}: averages every few mini-batches train as well as averages '
     'in every step; rare ones do not.',
-    source=STATED,
+    source=f'{STATED}, {SWITCHBOARD}',
     measured={
       relative: by_case(cases),
       'final training loss': by_case(
@@ -206,7 +208,7 @@ def _benefit_claim(rows: Mapping[str, Any]) -> Claim:
   return Claim(
     text='The natural gradient lets rare averages work: it loses less by them '
     'than SGD.',
-    source=STATED,
+    source=f'{STATED}, {KALDI} and {SWITCHBOARD}',
     measured={names[local]: by_case(cost[local]) for local in LOCAL},
     rule=Rule(
       every(below(names['NG-SGD'], Ref(names['SGD']), seeds='each')),
@@ -239,7 +241,8 @@ def _speedup_claim(rows: Mapping[str, Any]) -> Claim:
   return Claim(
     text='Averages every few mini-batches speed up training by more than half '
     'of the number of replicas.',
-    source=STATED + f': 9.3 times with 16 GPUs; half of {N} is our reading',
+    source=f'{STATED}, {SWITCHBOARD}: 9.3 times with 16 GPUs; half of {N} is '
+    'our reading',
     measured={name: by_case(cases), 'replicas': number(N)},
     rule=Rule(
       every(at_least(name, Ref('replicas', '', 0.5)), few),
@@ -268,8 +271,8 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
 TARGET = Target(
   name='t19_natural_gradient',
   title='Averages every few mini-batches, with and without natural gradient',
-  paper='Povey, Zhang, Khudanpur 2015 (arXiv 1410.7455); Su, Chen 2015 (arXiv '
-  '1507.01239)',
+  paper=f'Povey, Zhang, Khudanpur 2015 ({KALDI}); Su, Chen, Xu 2015 '
+  f'({SWITCHBOARD})',
   measure=measure,
   draw=draw,
 )
