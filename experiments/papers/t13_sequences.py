@@ -26,6 +26,7 @@ SEEDS = (0, 1, 2)
 MODERATE = (4, 16)
 PERIODS = (1, *MODERATE, 64)
 METHODS = {'PR-SGD': pr.pr_sgd, 'K-AVG': pr.k_avg}
+PAPERS = {'PR-SGD': 'arXiv 1807.06629', 'K-AVG': 'arXiv 1708.01012'}
 # Steps relative to K-AVG with K = 1 up to which the loss hardly depends on K.
 FLAT = 1.25
 
@@ -155,7 +156,8 @@ def _claim(
   return Claim(
     text=f'{name} trains recurrent networks as well, with an average every few '
     f'steps ({kind}).',
-    source=f'{STATED}: applications to speech and language, without numbers',
+    source=f'{STATED}, {PAPERS[name]}: applications to speech and language, '
+    'without numbers',
     measured={
       relative: _by_period(taken),
       'final loss of the average': _by_period(losses[:, :, -1], 'nats'),
