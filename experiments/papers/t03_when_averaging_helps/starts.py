@@ -182,5 +182,6 @@ def draw(found: Mapping[str, Any], ax: Axes) -> None:
     xlabel='steps',
     ylabel='test error of the mean model, %',
     title='LeNet-5, MNIST',
+    ylim=(1, 120),
   )
-  ax.legend(loc='upper right', bbox_to_anchor=(1, 0.9))
+  ax.legend(loc='lower left')
