@@ -74,12 +74,7 @@ TRAIN = pathlib.Path(__file__).with_name('train.py')
 _LAST_WORDS = 2**12  # bytes to read from the log of a failed run
 
 flags.adopt_module_key_flags(compare)
-flags.DEFINE_multi_string(
-  'grid',
-  [],
-  'Axis of the grid, FLAG=VALUE,VALUE for any flag of train.py, such as '
-  'seed=0,1,2',  # absl ends the sentence
-)
+flags.adopt_module_key_flags(grids)
 flags.DEFINE_integer(
   'jobs', 1, 'Number of runs at a time, >= 0; 0 uses one per GPU.'
 )

@@ -17,6 +17,13 @@ from experiments.running.flags import (
 )
 from experiments.running.records import slugs
 
+flags.DEFINE_multi_string(
+  'grid',
+  [],
+  'Axis of the grid, FLAG=VALUE,VALUE for any flag of train.py, such as '
+  'seed=0,1,2',  # absl ends the sentence
+)
+
 # Flags of train.py that are not settings of a run.
 _NOT_SETTINGS = (
   'algorithm', 'algorithm_options', 'progress', 'data_dir', 'workdir', 'keep',
