@@ -1,4 +1,4 @@
-"""Print the cost of algorithms for a given model and network; train nothing.
+r"""Print the cost of algorithms on a network, or plan which one to use.
 
   python experiments/costs.py --model=resnet20 --dataset=cifar10
 
@@ -9,6 +9,12 @@ scaled to --num_replicas. A preset that does not fit is left out with a note.
 Rounds and bytes are those a training run would send. The modeled time is the
 number of seconds until the last replica finishes, given --step_time and the
 links. Speeds come from --replica_speeds, not from presets; AD-PSGD has its own.
+
+With --plan, it trains short pilots, and prints which run reaches a loss first:
+
+  python experiments/costs.py --plan --target_loss=0.1 --num_replicas=4 \
+    --bandwidth=12.5e6 --latency=1e-3 --run=ssgd --run=pr_sgd \
+    --grid=period=4,16,64 --num_steps=200 --workdir=runs/plan
 """
 
 import pathlib
@@ -31,17 +37,20 @@ import jax
 import jax.numpy as jnp
 
 from experiments import compare
+from experiments.planning import plan_flags, plans, reporting
 from experiments.running.execution import experiment
 from experiments.running.flags import (
   cli,
   config,
   data,
   dotted,
+  grids,
   network,
   run_specs,
+  speed_flags,
   tasks,
 )
-from experiments.running.process import messages
+from experiments.running.process import locks, messages
 from experiments.running.records import units, writing
 from experiments.tools import tables
 from experiments.tools.tables import Column
@@ -51,6 +60,8 @@ from prsgd_jax.engine.train_state import initial_shapes
 FLAGS = flags.FLAGS
 
 flags.adopt_module_key_flags(compare)
+flags.adopt_module_key_flags(grids)
+flags.adopt_module_key_flags(plan_flags)
 flags.DEFINE_enum(
   'sort',
   'given',
@@ -113,7 +124,17 @@ class Start(NamedTuple):
 
 
 def main() -> None:
+  if FLAGS.plan:
+    _plan()
+  else:
+    _costs()
+  cli.check_output()
+
+
+def _costs() -> None:
+  """Print the cost of each run."""
   with cli.one_line_errors(ValueError):
+    plan_flags.check_absent(FLAGS)
     if FLAGS.run:
       made = [(c.label(), c) for c in run_specs.parse_runs(FLAGS.run)]
     else:
@@ -123,7 +144,17 @@ def main() -> None:
   if FLAGS.sort != 'given':
     rows.sort(key=lambda row: row[FLAGS.sort])
   print(FORMATS[FLAGS.format](rows), end='')
-  cli.check_output()
+
+
+def _plan() -> None:
+  """Train the pilots of each run, and print the plan."""
+  speed_flags.apply(FLAGS)
+  with cli.one_line_errors(ValueError, locks.LockError):
+    cli.make_fake_devices(FLAGS.num_devices)
+    plan = plans.from_flags(FLAGS)
+  for text in reporting.warnings(plan):
+    messages.warn(f'warning: {text}')
+  print(reporting.text(plan, FLAGS.format), end='')
 
 
 def _of_presets() -> list[tuple[str, config.RunConfig]]:

@@ -41,7 +41,8 @@ flags.DEFINE_string(
   'workdir',
   None,
   'Directory to write runs to. Required by compare.py and sweep.py. Default: '
-  'runs/<time>-<run> in train.py, runs/reproduce in reproduce.',
+  'runs/<time>-<run> in train.py, runs/reproduce in reproduce, and none in '
+  'costs.py --plan, which then saves no pilots.',
 )
 
 

@@ -31,6 +31,7 @@ _TITLES = {
   'averages': 'Averages',
   'fault_flags': 'Simulated faults',
   'network': 'Modeled time: machines and links',
+  'plan_flags': 'Plan',
   'process_flags': 'Several processes',
   'cli': 'Files',
   'speed_flags': 'Files',

@@ -1,0 +1,1 @@
+"""Choose an algorithm and its interval from short training runs."""
