@@ -193,8 +193,8 @@ class ReportingTest(absltest.TestCase):
 class PilotTest(absltest.TestCase):
   ARGS = (
     '--plan', '--run=k_avg', '--grid=period=2', '--model_options=hidden=4',
-    '--num_steps=6', '--num_replicas=2', '--num_devices=1', '--pilot_every=3', '--noprogress',
-    '--step_time=0.001', '--format=json',
+    '--num_steps=6', '--num_replicas=2', '--num_devices=1',
+    '--pilot_every=3', '--noprogress', '--step_time=0.001', '--format=json',
   )  # fmt: skip
 
   def call(self, *args):
