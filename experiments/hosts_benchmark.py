@@ -30,17 +30,13 @@ if __name__ == '__main__':
   interrupts.end_silently()  # before the other imports, which take seconds
 
 from collections.abc import Sequence
-import os
-import subprocess
-import tempfile
 import time
 
 from absl import flags
 
-from experiments.hosts import directory, measuring
+from experiments.hosts import directory, measuring, simulating
 from experiments.running.flags import cli, process_flags
 from experiments.running.records import writing
-from experiments.tools import virtual_hosts
 from prsgd_jax.engine import processes
 
 FLAGS = flags.FLAGS
@@ -65,7 +61,6 @@ flags.adopt_module_key_flags(directory)
 flags.DEFINE_bool('remeasure', False, 'Measure a rate again whose file exists.')
 flags.adopt_module_key_flags(process_flags)
 
-PORT = 8476
 # Seconds that compilation may take, because the processors may be busy.
 STARTING = 900.0
 
@@ -81,12 +76,7 @@ def main() -> None:
     if processes.count() > 1:
       _measure(rates)
       return
-    reason = virtual_hosts.why_not()
-    if reason is not None:
-      raise ValueError(
-        f'hosts cannot be simulated here ({reason}); start the program on '
-        'real hosts by launch.py --hosts=a,b,c,d'
-      )
+    simulating.check()
     for rate in rates:
       if path_of(rate).exists() and not FLAGS.remeasure:
         print(f'{path_of(rate)} exists; --remeasure measures it again')
@@ -128,66 +118,18 @@ def _simulate(rate: float) -> None:
   """Measure on simulated hosts with links of this rate in Mb/s."""
   print(f'{FLAGS.num_hosts} hosts, {rate:g} Mb/s ...', flush=True)
   begun = time.monotonic()
-  with (
-    tempfile.TemporaryDirectory() as logs,
-    virtual_hosts.network(FLAGS.num_hosts, rate=f'{rate:g}mbit') as hosts,
-  ):
-    started = [
-      _start(host, i, hosts[0].address, rate, pathlib.Path(logs, str(i)))
-      for i, host in enumerate(hosts)
-    ]
-    try:
-      failed = _wait(started, begun + 2 * FLAGS.seconds + STARTING)
-    finally:
-      for process in started:
-        process.kill()
-        process.wait()
-    if failed is not None:
-      last = pathlib.Path(logs, str(failed)).read_text().strip().splitlines()
-      raise ValueError(
-        f'the process on host {failed} failed: {"".join(last[-1:])}'
-      )
+  simulating.run(
+    pathlib.Path(__file__).resolve(),
+    [
+      f'--rates={rate:g}', f'--rounds={FLAGS.rounds}',
+      f'--seconds={FLAGS.seconds}',
+      f'--measurements={path_of(rate).parent}',
+    ],
+    num_hosts=FLAGS.num_hosts,
+    rate=rate,
+    seconds=2 * FLAGS.seconds + STARTING,
+  )  # fmt: skip
   print(f'{path_of(rate)}: {time.monotonic() - begun:.0f} s', flush=True)
-
-
-def _start(
-  host: virtual_hosts.Host,
-  index: int,
-  coordinator: str,
-  rate: float,
-  output: pathlib.Path,
-) -> subprocess.Popen[bytes]:
-  """Start this program on a host; process 0 prints to this terminal."""
-  command = [
-    sys.executable, str(pathlib.Path(__file__).resolve()),
-    f'--coordinator_address={coordinator}:{PORT}', f'--process_id={index}',
-    f'--num_processes={FLAGS.num_hosts}', f'--rates={rate:g}',
-    f'--rounds={FLAGS.rounds}', f'--seconds={FLAGS.seconds}',
-    f'--measurements={path_of(rate).parent}',
-  ]  # fmt: skip
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-  with open(output, 'wb') as file:
-    return subprocess.Popen(
-      host.command(command), env=environment, stdin=subprocess.DEVNULL,
-      stdout=None if index == 0 else file, stderr=file,
-    )  # fmt: skip
-
-
-def _wait(
-  started: Sequence[subprocess.Popen[bytes]], deadline: float
-) -> int | None:
-  """Return the process that failed first; None if all succeeded."""
-  while time.monotonic() < deadline:
-    codes = [process.poll() for process in started]
-    for i, code in enumerate(codes):
-      if code:
-        return i
-    if all(code == 0 for code in codes):
-      return None
-    time.sleep(0.1)
-  raise ValueError(
-    'the measurement took too long; give fewer --rounds or a higher rate'
-  )
 
 
 if __name__ == '__main__':

@@ -101,9 +101,22 @@ def seconds_per_step(measured: Mapping[str, Any], case: Case) -> Spread:
   return Spread(float(median), float(low), float(high))
 
 
+def payload_rate(bits_per_second: float) -> float:
+  """Return the bytes per second of a link without the headers of full frames.
+
+  Args:
+    bits_per_second: rate of the link.
+
+  Example:
+    >>> round(payload_rate(1e8))
+    11955086
+  """
+  return bits_per_second / 8 * PAYLOAD / (PAYLOAD + HEADERS)
+
+
 def network(measured: Mapping[str, Any]) -> pr.ledger.Network:
   """Return the network of the model."""
-  rate = measured['bits_per_second'] / 8 * PAYLOAD / (PAYLOAD + HEADERS)
+  rate = payload_rate(measured['bits_per_second'])
   link = pr.ledger.Link(measured['latency'], rate)
   return pr.ledger.Network(
     links=dict.fromkeys(pr.ledger.TIERS, link),

@@ -112,7 +112,7 @@ def measure(
     warm[case.label] = train(case)
     if processes.is_first():
       print(f'compiled {case.label}', flush=True)
-  latency = _latency(mesh)
+  message = latency(mesh)
   others: list[float] = []
   begun = time.monotonic()
 
@@ -126,13 +126,13 @@ def measure(
     for case in CASES[:: -1 if len(others) % 2 else 1]:
       blocks[case.label].append(train(case))
     lasted = time.monotonic() - round_begun
-    others.append(_others(before, lasted))
+    others.append(share_of_others(before, lasted))
   return {
     'machine': records.machine(),
     'date': time.strftime('%Y-%m-%d', time.gmtime()),
     'hosts': processes.count(),
     'bits_per_second': bits_per_second,
-    'latency': latency,
+    'latency': message,
     'others': others,
     'first': warm,
     'blocks': blocks,
@@ -186,8 +186,15 @@ def _evaluation(
   return evaluate
 
 
-def _others(before: Counters, lasted: float) -> float:
-  """Return the largest share of a machine's processors that others used."""
+def share_of_others(before: Counters, lasted: float) -> float:
+  """Return the largest share of a machine's processors that others used.
+
+  Every process must call it.
+
+  Args:
+    before: counters at the start of the measurement.
+    lasted: seconds of the measurement.
+  """
   after = read_counters()
   own = (BOOT.read_text(), after.busy - before.busy, after.own - before.own)
   machines: dict[str, list[float]] = {}
@@ -200,8 +207,14 @@ def _others(before: Counters, lasted: float) -> float:
   )
 
 
-def _latency(mesh: ReplicaMesh) -> float:
-  """Return the seconds of a message of four bytes to the next host."""
+def latency(mesh: ReplicaMesh) -> float:
+  """Return the seconds of a message of four bytes to the next host.
+
+  Every process must call it.
+
+  Args:
+    mesh: one replica for each process.
+  """
 
   def pass_on(x: Array) -> Array:
     def once(x: Array, _: Any) -> tuple[Array, Any]:
