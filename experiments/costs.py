@@ -151,7 +151,7 @@ def _plan() -> None:
   speed_flags.apply(FLAGS)
   with cli.one_line_errors(ValueError, locks.LockError):
     cli.make_fake_devices(FLAGS.num_devices)
-    plan = plans.from_flags(FLAGS)
+    plan = plans.make(plans.prepare(FLAGS))
   for text in reporting.warnings(plan):
     messages.warn(f'warning: {text}')
   print(reporting.text(plan, FLAGS.format), end='')

@@ -45,7 +45,7 @@ def result(state, seconds, loss=1.0, steps=10):
 
 def plan(goal, *candidates, seeds=(0, 1)):
   return plans.Plan(
-    goal, tuple(choices.order(candidates, goal)), seeds, 0.5, True, 7, 5, 100
+    goal, tuple(choices.order(candidates, goal)), seeds, 0.5, True, 7, 5
   )
 
 

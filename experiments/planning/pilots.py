@@ -216,6 +216,8 @@ def read_or_train(
 ) -> Pilot:
   """Return the pilot in a file if it is enough, else train and write it.
 
+  With several processes, each of them must call it; process 0 writes the file.
+
   Args:
     path: file of the pilot, in an existing directory; None for no file.
     parts: parts of the run.
@@ -237,7 +239,7 @@ def read_or_train(
     if saved is not None and _is_final(saved, parts, is_enough):
       return saved
   pilot = train(parts, examples, every=every, is_enough=is_enough)
-  if path is not None:
+  if path is not None and processes.is_first():
     points = [point._asdict() for point in pilot.points]
     content = {
       'description': description,

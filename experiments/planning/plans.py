@@ -1,6 +1,5 @@
 """Make a plan: measure a step, train the pilots, and judge every run."""
 
-from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import pathlib
@@ -14,10 +13,10 @@ from experiments.planning.choices import Candidate, Goal, Trial
 from experiments.running.execution import experiment
 from experiments.running.execution.parts import Parts
 from experiments.running.flags import data, dotted, grids, network
-from experiments.running.flags.run_config import RunConfig
-from experiments.running.process import locks
+from experiments.running.process import locks, process_zero
 from experiments.running.records import slugs
 from prsgd_jax.data.datasets import Dataset
+from prsgd_jax.engine import processes
 
 # The runs of a plan without --run.
 RUNS = (
@@ -36,8 +35,7 @@ class Plan(NamedTuple):
     step_time: seconds of a step.
     is_measured: whether the step was timed on this machine.
     num_examples: number of training examples of an evaluation.
-    every: steps between two evaluations.
-    num_steps: largest number of steps of a run.
+    every: steps between two evaluations of the first run.
   """
 
   goal: Goal
@@ -47,14 +45,15 @@ class Plan(NamedTuple):
   is_measured: bool
   num_examples: int
   every: int
-  num_steps: int
 
 
 class Study(NamedTuple):
-  """What all pilots share.
+  """What is compared, and what all pilots share.
 
   Attributes:
     values: the parsed flags.
+    points: the runs.
+    seeds: seeds of the pilots.
     dataset: data of the runs.
     examples: training examples of an evaluation.
     goal: the goal.
@@ -63,6 +62,8 @@ class Study(NamedTuple):
   """
 
   values: flags.FlagValues
+  points: tuple[grids.Point, ...]
+  seeds: tuple[int, ...]
   dataset: Dataset
   examples: Any
   goal: Goal
@@ -70,38 +71,66 @@ class Study(NamedTuple):
   workdir: pathlib.Path | None
 
 
-def from_flags(values: flags.FlagValues) -> Plan:
-  """Train the pilots of all runs, and return the plan.
+def prepare(values: flags.FlagValues) -> Study:
+  """Load the data, and measure the time of a step unless a flag gives it.
 
   Args:
     values: the parsed flags.
 
   Raises:
-    ValueError: if a flag is invalid, or the directory has other pilots.
-    LockError: if another process uses the directory.
+    ValueError: if a flag is invalid.
   """
   goal, seeds = plan_flags.goal(values), plan_flags.seeds(values)
   points = candidates(values)
   dataset = data.load(points[0].config, values.data_dir)
-  every = interval(points[0].config, dataset, values)
-  step_time = values.step_time
-  is_measured = not values['step_time'].present
-  if is_measured:
-    step_time = pilots.step_seconds(points[0].config, dataset, every=every)
-  workdir = None if values.workdir is None else pathlib.Path(values.workdir)
-  examples = pilots.training_examples(dataset)
-  study = Study(values, dataset, examples, goal, step_time, workdir)
-  with _held(workdir):
-    judged, num_steps = _judge(study, points, seeds)
+  study = Study(
+    values=values,
+    points=tuple(points),
+    seeds=tuple(seeds),
+    dataset=dataset,
+    examples=pilots.training_examples(dataset),
+    goal=goal,
+    step_time=values.step_time,
+    workdir=None if values.workdir is None else pathlib.Path(values.workdir),
+  )
+  # All of them, so that an error comes before the first measurement.
+  for point in points:
+    assemble(study, point, seeds[0])
+  if values['step_time'].present:
+    return study
+  config = points[0].config
+  every = interval(study, points[0])
+  return study._replace(
+    step_time=pilots.step_seconds(config, dataset, every=every)
+  )
+
+
+def make(study: Study) -> Plan:
+  """Train the pilots of all runs, and judge them.
+
+  With several processes, each of them must call it.
+
+  Args:
+    study: what is compared.
+
+  Raises:
+    ValueError: if the directory has other pilots.
+    LockError: if another process uses the directory.
+  """
+  with contextlib.ExitStack() as held:
+    workdir = study.workdir
+    if workdir is not None:
+      lock = process_zero.held('the lock', lambda: locks.hold(workdir))
+      held.enter_context(lock)
+    found = _judge(study)
   return Plan(
-    goal,
-    tuple(choices.order(judged, goal)),
-    tuple(seeds),
-    step_time,
-    is_measured,
-    pilots.size(examples),
-    every,
-    num_steps,
+    goal=study.goal,
+    candidates=tuple(choices.order(found, study.goal)),
+    seeds=study.seeds,
+    step_time=study.step_time,
+    is_measured=not study.values['step_time'].present,
+    num_examples=pilots.size(study.examples),
+    every=interval(study, study.points[0]),
   )
 
 
@@ -129,43 +158,33 @@ def label(point: grids.Point) -> str:
   return ' '.join([point.config.label(), *settings])
 
 
-def interval(
-  config: RunConfig, dataset: Dataset, values: flags.FlagValues
-) -> int:
-  """Return the steps between two evaluations of the pilots.
+def interval(study: Study, point: grids.Point) -> int:
+  """Return the steps between two evaluations of the pilots of a run.
 
   Args:
-    config: one of the runs.
-    dataset: data of the runs.
-    values: the parsed flags.
+    study: what is compared.
+    point: the run.
   """
-  plan = experiment.build_plan(config, dataset.num_examples)
-  return plan_flags.every(values, plan.num_steps)
+  plan = experiment.build_plan(point.config, study.dataset.num_examples)
+  return plan_flags.every(study.values, plan.num_steps)
 
 
-def _judge(
-  study: Study, points: Sequence[grids.Point], seeds: Sequence[int]
-) -> tuple[list[Candidate], int]:
-  """Return the judged runs, and the largest number of steps."""
-  found, most = [], 0
-  # All runs of the first seed are checked before the first pilot begins.
-  for point in points:
-    most = max(most, assemble(study, point, seeds[0]).plan.num_steps)
+def _judge(study: Study) -> list[Candidate]:
   bar = tqdm.tqdm(
-    total=len(points) * len(seeds),
+    total=len(study.points) * len(study.seeds),
     unit='pilot',
-    disable=not study.values.progress,
+    disable=not (study.values.progress and processes.is_first()),
   )
+  found = []
   with bar:
-    for point in points:
+    for point in study.points:
       results = []
-      for seed in seeds:
+      for seed in study.seeds:
         bar.set_postfix_str(f'{label(point)}, seed {seed}')
-        trial = _trial(study, point, seed)
-        results.append(choices.judge(trial, study.goal))
+        results.append(choices.judge(_trial(study, point, seed), study.goal))
         bar.update()
       found.append(Candidate(label(point), tuple(results)))
-  return found, most
+  return found
 
 
 def _trial(study: Study, point: grids.Point, seed: int) -> Trial:
@@ -180,7 +199,7 @@ def _trial(study: Study, point: grids.Point, seed: int) -> Trial:
       path,
       parts,
       study.examples,
-      every=interval(point.config, study.dataset, study.values),
+      every=interval(study, point),
       is_enough=choices.enough(parts.meter, num_steps, study.goal),
     )
   return Trial(parts.meter, num_steps, pilot)
@@ -190,7 +209,7 @@ def assemble(study: Study, point: grids.Point, seed: int) -> Parts:
   """Return the parts of a run with one seed.
 
   Args:
-    study: what all pilots share.
+    study: what is compared.
     point: the run.
     seed: its seed.
 
@@ -206,13 +225,3 @@ def assemble(study: Study, point: grids.Point, seed: int) -> Parts:
     machines._replace(step_time=study.step_time),
     map_by=study.values.map_by,
   )
-
-
-@contextlib.contextmanager
-def _held(workdir: pathlib.Path | None) -> Iterator[None]:
-  """Lock the directory of the pilots, if there is one."""
-  if workdir is None:
-    yield
-    return
-  with locks.hold(workdir):
-    yield

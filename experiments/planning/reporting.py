@@ -90,15 +90,15 @@ def cells(plan: Plan) -> list[dict[str, str]]:
 
 def _cells(candidate: Candidate, goal: Goal) -> dict[str, str]:
   results = candidate.results
-  loss = _spread([r.loss for r in results], '{:.4g}'.format)
+  loss = spread([r.loss for r in results], '{:.4g}'.format)
   found = {'algorithm': candidate.label, 'loss': loss}
   if candidate.answers(goal):
     return {
       **found,
-      'steps': _spread([r.steps for r in results], '{:.0f}'.format),
-      'rounds': _spread([r.rounds for r in results], '{:.0f}'.format),
-      'sent': _spread([r.bytes_sent for r in results], units.size),
-      'seconds': _spread([r.seconds for r in results], _seconds),
+      'steps': spread([r.steps for r in results], '{:.0f}'.format),
+      'rounds': spread([r.rounds for r in results], '{:.0f}'.format),
+      'sent': spread([r.bytes_sent for r in results], units.size),
+      'seconds': spread([r.seconds for r in results], _seconds),
     }
   missed = [r for r in results if r.state != REACHED]
   states = ', '.join(dict.fromkeys(r.state for r in missed))
@@ -111,7 +111,7 @@ def _cells(candidate: Candidate, goal: Goal) -> dict[str, str]:
   }
 
 
-def _spread(values: Iterable[float], show: Callable[[float], str]) -> str:
+def spread(values: Iterable[float], show: Callable[[float], str]) -> str:
   """Return the mean and the range as text; of equal values, only one."""
   found = list(values)
   if len({show(value) for value in found}) == 1:
@@ -136,10 +136,10 @@ def recommendation(plan: Plan) -> str:
       f'{_seeds(count)}.'
     )
   if goal.target_loss is None:
-    found = _spread([r.loss for r in best.results], '{:.4g}'.format)
+    found = spread([r.loss for r in best.results], '{:.4g}'.format)
     text = f'Use {best.label}: it reaches {_wanted(goal)}, {found}'
   else:
-    found = _spread([r.seconds for r in best.results], _seconds)
+    found = spread([r.seconds for r in best.results], _seconds)
     text = (
       f'Use {best.label}: it is the first to reach {_wanted(goal)}, after '
       f'{found} s of modeled time'
@@ -213,7 +213,7 @@ def _missed(missed: Sequence[Result], goal: Goal) -> str:
   steps = min(result.steps for result in missed)
   if goal.target_loss is None:
     return f'ended within the budget, after {steps} steps; raise --num_steps'
-  lowest = _spread([result.loss for result in missed], '{:.4g}'.format)
+  lowest = spread([result.loss for result in missed], '{:.4g}'.format)
   return (
     f'did not reach a loss of {goal.target_loss:g} in {steps} steps (lowest '
     f'{lowest}), so no time is given; raise --num_steps or --target_loss'
