@@ -224,4 +224,5 @@ def assemble(study: Study, point: grids.Point, seed: int) -> Parts:
     study.values.num_devices,
     machines._replace(step_time=study.step_time),
     map_by=study.values.map_by,
+    block=study.values.block,
   )
