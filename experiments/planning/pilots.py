@@ -30,7 +30,7 @@ from prsgd_jax.engine.run_state import State
 # Training examples on which the averaged model is evaluated, at most.
 EXAMPLES = 2000
 # Repetitions of a timed dispatch, of which the median counts.
-REPEATS = 5
+REPEATS = 15
 # Length of the run whose step is timed, so long that its only average, the
 # last one, is never reached.
 _ENDLESS = 2**20
@@ -155,11 +155,14 @@ def size(examples: Any) -> int:
   return len(jax.tree.leaves(examples)[0])
 
 
-def step_seconds(config: RunConfig, dataset: Dataset, *, every: int) -> float:
-  """Measure the seconds of a gradient and update, without communication.
+def step_timer(
+  config: RunConfig, dataset: Dataset, *, every: int
+) -> Callable[[], float]:
+  """Return a function that measures the seconds of a step.
 
-  Every process trains one replica on one device, all at the same time; the
-  slowest process counts. Only the model, the batch and the optimizer matter.
+  A step is a gradient and an update without communication. Every process trains
+  one replica on one device, all at the same time; the slowest process counts.
+  Only the model, the batch and the optimizer matter.
 
   Args:
     config: one of the runs.
@@ -178,12 +181,17 @@ def step_seconds(config: RunConfig, dataset: Dataset, *, every: int) -> float:
   parts = experiment.assemble(
     alone, dataset, processes.count(), pr.ledger.NETWORK
   )
-  state = parts.first_state()
-  times = []
-  for _ in range(1 + REPEATS):
-    state, lasted, _ = _dispatch(parts, state, every)
-    times.append(lasted / every)
-  return float(np.median(times[1:]))  # because the first one compiles
+  state, _, _ = _dispatch(parts, parts.first_state(), every)  # which compiles
+
+  def measure() -> float:
+    nonlocal state
+    times = []
+    for _ in range(REPEATS):
+      state, lasted, _ = _dispatch(parts, state, every)
+      times.append(lasted / every)
+    return float(np.median(times))
+
+  return measure
 
 
 # Texts in a file for False and True of `Pilot.diverged`.

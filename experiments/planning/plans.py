@@ -1,5 +1,6 @@
 """Make a plan: measure a step, train the pilots, and judge every run."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import pathlib
@@ -98,11 +99,18 @@ def prepare(values: flags.FlagValues) -> Study:
     assemble(study, point, seeds[0])
   if values['step_time'].present:
     return study
-  config = points[0].config
-  every = interval(study, points[0])
-  return study._replace(
-    step_time=pilots.step_seconds(config, dataset, every=every)
-  )
+  return study._replace(step_time=step_timer(points[0], dataset)())
+
+
+def step_timer(point: grids.Point, dataset: Dataset) -> Callable[[], float]:
+  """Return a function that measures the seconds of a step of a run.
+
+  Args:
+    point: the run.
+    dataset: its data.
+  """
+  every = interval(point, dataset)
+  return pilots.step_timer(point.config, dataset, every=every)
 
 
 def make(study: Study) -> Plan:
@@ -130,7 +138,7 @@ def make(study: Study) -> Plan:
     step_time=study.step_time,
     is_measured=not study.values['step_time'].present,
     num_examples=pilots.size(study.examples),
-    every=interval(study, study.points[0]),
+    every=interval(study.points[0], study.dataset),
   )
 
 
@@ -158,15 +166,15 @@ def label(point: grids.Point) -> str:
   return ' '.join([point.config.label(), *settings])
 
 
-def interval(study: Study, point: grids.Point) -> int:
+def interval(point: grids.Point, dataset: Dataset) -> int:
   """Return the steps between two evaluations of the pilots of a run.
 
   Args:
-    study: what is compared.
     point: the run.
+    dataset: its data.
   """
-  plan = experiment.build_plan(point.config, study.dataset.num_examples)
-  return plan_flags.every(study.values, plan.num_steps)
+  plan = experiment.build_plan(point.config, dataset.num_examples)
+  return plan_flags.every(point.flags, plan.num_steps)
 
 
 def _judge(study: Study) -> list[Candidate]:
@@ -199,7 +207,7 @@ def _trial(study: Study, point: grids.Point, seed: int) -> Trial:
       path,
       parts,
       study.examples,
-      every=interval(study, point),
+      every=interval(point, study.dataset),
       is_enough=choices.enough(parts.meter, num_steps, study.goal),
     )
   return Trial(parts.meter, num_steps, pilot)
