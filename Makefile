@@ -9,8 +9,8 @@ SCALE ?= cpu
 PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark gpu \
-  hosts hosts_benchmark replicas_benchmark results reproduce report notebooks \
-  docs browser clean
+  hosts hosts_benchmark replicas_benchmark plan_check results reproduce \
+  report notebooks docs browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (a minute)'
@@ -24,6 +24,7 @@ help:
 	@echo 'make gpu        one GPU: ways to compute replicas, in pieces (MINUTES=9; STATUS=1)'
 	@echo 'make replicas_benchmark  16 to 1024 replicas on one device (2 minutes)'
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
+	@echo 'make plan_check  planned against measured seconds on 4 hosts (root; 15 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 25 minutes)'
 	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
@@ -93,6 +94,9 @@ replicas_benchmark: $(INSTALLED)
 hosts_benchmark: $(INSTALLED)
 	$(BIN)/python experiments/hosts_benchmark.py --measurements=$(RUNS)/hosts
 	$(BIN)/python experiments/hosts_report.py --measurements=$(RUNS)/hosts
+
+plan_check: $(INSTALLED)
+	$(BIN)/python experiments/plan_check.py --flagfile=experiments/presets/plan.flags --results=$(RUNS)/plan_check
 
 results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)

@@ -40,7 +40,7 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
         ))  # fmt: skip
 # Called until their flags are parsed: they take long, or write to the project.
 LONG = ('benchmark', 'docs_algorithms', 'execute_notebooks', 'gpu_benchmark',
-        'hosts_benchmark', 'hosts_report', 'launch',
+        'hosts_benchmark', 'hosts_report', 'launch', 'plan_check',
         'readme', 'replicas_benchmark', 'reproduce', 'results')  # fmt: skip
 preset_runs = costs.preset_runs
 PLACES = {

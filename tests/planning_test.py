@@ -11,13 +11,21 @@ import numpy as np
 import optax
 
 from experiments import costs
-from experiments.planning import choices, pilots, plans, reporting
+from experiments.planning import (
+  checking,
+  choices,
+  pilots,
+  plans,
+  reporting,
+)
 from experiments.planning.choices import Candidate, Goal, Trial
 from experiments.planning.pilots import Pilot, Point
+from experiments.running.records import json_files
 import prsgd_jax as pr
 from prsgd_jax.ledger.network import Link
 from tests import binaries
 
+KEPT = pathlib.Path(costs.__file__).parent / 'results' / 'plan_check'
 SHAPES = pr.base.Replica(params=jax.ShapeDtypeStruct((1000,), np.float32))
 SGD = optax.sgd(0.1)
 N, NUM_STEPS, STEP_TIME, LATENCY, BANDWIDTH = 4, 100, 0.5, 0.25, 1000.0
@@ -188,6 +196,74 @@ class ReportingTest(absltest.TestCase):
     text = json.loads(reporting.text(found, 'json'))
     self.assertEqual(text['runs'][0]['modeled_seconds'], [2.0, 2.0])
     self.assertIn('evaluated every 5 steps on 7 ', text['conditions'])
+
+
+class CheckTest(absltest.TestCase):
+  def candidates(self):
+    return [
+      Candidate(name, (result(state, seconds),) * 2)
+      for name, state, seconds in (
+        ('a', choices.REACHED, 1.0), ('b', choices.REACHED, 2.0),
+        ('c', choices.REACHED, 3.0), ('d', choices.REACHED, 4.0),
+        ('e', choices.ENDED, 5.0),
+      )
+    ]  # fmt: skip
+
+  def test_the_best_the_second_and_the_last_are_trained(self):
+    goal, known = Goal(0.5), self.candidates()
+    self.assertEqual(checking.chosen(plan(goal, *known)), [0, 1, 3])
+    self.assertEqual(checking.chosen(plan(goal, *known[:2])), [0, 1])
+    self.assertEqual(checking.chosen(plan(goal, known[0], known[4])), [0])
+
+  def test_a_disturbed_run_is_trained_again(self):
+    shares = {'a': [0.5, 0.3, 0.4], 'b': [0.01], 'd': [0.9, 0.05]}
+    counts = dict.fromkeys(shares, 0)
+
+    def compiled(study, point, seed):
+      def train():
+        own = shares[point][counts[point] % len(shares[point])]
+        counts[point] += 1
+        return {'others': own, 'steps': 10, 'seconds': 2.0, 'losses': [0.4]}
+
+      del study, seed
+      return train
+
+    study = mock.Mock(points=['a', 'b', 'c', 'd', 'e'], seeds=(0,))
+    with (
+      mock.patch.object(checking, '_compiled', compiled),
+      mock.patch.object(plans, 'label', lambda point: point),
+      mock.patch('builtins.print'),
+    ):
+      rows = checking._train_all(study, plan(Goal(0.5), *self.candidates()))
+    self.assertEqual(counts, {'a': 3, 'b': 1, 'd': 2})
+    found = {row['algorithm']: row['others'] for row in rows}
+    self.assertEqual(found, {'a': 0.3, 'b': 0.01, 'd': 0.05})
+    self.assertEqual([row['planned_seconds'] for row in rows], [1, 2, 4])
+
+  def test_the_page_has_the_error_of_the_plan(self):
+    row = {'seed': 0, 'others': 0.0, 'planned_steps': 10, 'steps': 12}
+    measured = {
+      'machine': {
+        'cpus': 2, 'processor': 'x', 'jax': '0', 'python': '3', 'commit': 'c'
+      },
+      'date': '2026-01-01', 'hosts': 4, 'bits_per_second': 1e8,
+      'latency': 1e-3, 'step_seconds': 2e-3, 'others_at_links': 0.5,
+      'target_loss': 0.5, 'recommendation': 'Use a.', 'plan': [],
+      'runs': [
+        {**row, 'algorithm': 'a', 'planned_seconds': 2.0, 'seconds': 3.0},
+        {**row, 'algorithm': 'b', 'planned_seconds': 4.0, 'seconds': 2.0},
+      ],
+    }  # fmt: skip
+    page = checking.page([measured])
+    self.assertIn('| a | 10 | 12 | 2 | 3 | 1.50 |', page)
+    self.assertIn('The measured order differs from the planned one.', page)
+    self.assertIn('up to 50% of the processors', page)
+
+  def test_the_kept_table_has_the_kept_numbers(self):
+    paths = sorted(KEPT.glob('*.json'), key=lambda path: len(path.name))
+    found = [json_files.read(path, checking.FORM) for path in paths]
+    self.assertNotEmpty(found)
+    self.assertEqual((KEPT / 'table.md').read_text(), checking.page(found))
 
 
 class PilotTest(absltest.TestCase):

@@ -223,8 +223,9 @@ def _conditions(one: Measured) -> str:
     f'**{rate:g} Mb/s**, {one["hosts"]} hosts; a message of 4 bytes takes '
     f'{units.duration(one["latency"])}, and a step without communication '
     f'{units.duration(one["step_seconds"])}. {one["recommendation"]} '
-    f'Measured on {one["date"]} with {machine["cpus"]} {machine["processor"]} '
-    f'cores, JAX {machine["jax"]}, Python {machine["python"]}, commit '
+    f'The measured order {_equals(one)} the planned one. Measured on '
+    f'{one["date"]} with {machine["cpus"]} {machine["processor"]} cores, '
+    f'JAX {machine["jax"]}, Python {machine["python"]}, commit '
     f'{machine["commit"]}.'
   )
   if others > disturbances.DISTURBED:
@@ -232,8 +233,12 @@ def _conditions(one: Measured) -> str:
   return text
 
 
+def _equals(one: Measured) -> str:
+  return 'equals' if is_in_order(one) else 'differs from'
+
+
 def _rows(one: Measured) -> list[dict[str, Any]]:
-  """Return a row for each trained run, in the order of the plan."""
+  """Return a row for each trained algorithm, in the order of the plan."""
   return [
     {
       'algorithm': label,
