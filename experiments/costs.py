@@ -46,6 +46,7 @@ from experiments.running.flags import (
   dotted,
   grids,
   network,
+  process_flags,
   run_specs,
   speed_flags,
   tasks,
@@ -150,6 +151,7 @@ def _plan() -> None:
   """Train the pilots of each run, and print the plan."""
   speed_flags.apply(FLAGS)
   with cli.one_line_errors(ValueError, locks.LockError):
+    process_flags.refuse(FLAGS, '--plan trains in one process')
     cli.make_fake_devices(FLAGS.num_devices)
     plan = plans.make(plans.prepare(FLAGS))
   for text in reporting.warnings(plan):

@@ -303,10 +303,12 @@ class PilotTest(absltest.TestCase):
       ((), 'requires a goal; add --target_loss'),
       (('--target_loss=0',), '--target_loss must be > 0'),
       (('--budget_bytes=nan',), '--budget_bytes must be > 0'),
-      (('--target_loss=1', '--pilot_seeds=0'), 'pilot_seeds must be >= 1'),
+      (('--target_loss=1', '--pilot_seeds=0'), 'pilot_seeds must be 1 to 1000'),
       (('--target_loss=1', '--pilot_every=0'), 'pilot_every must be >= 1'),
       (('--target_loss=1', '--grid=seed=0,1'), 'use --pilot_seeds'),
+      (('--target_loss=1', f'--seed={2**32 - 1}'), 'seed of the last pilot'),
       (('--target_loss=1', '--noplan'), 'no effect without --plan'),
+      (('--target_loss=1', '--num_processes=2'), 'trains in one process'),
     ):
       outcome = self.call(*args)
       self.assertEqual(outcome.code, 1, args)

@@ -5,7 +5,7 @@ import math
 from absl import flags
 
 from experiments.planning.choices import Goal
-from prsgd_jax.checks import check_positive
+from prsgd_jax.checks import check_positive, check_seed
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +35,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
   'pilot_seeds',
   3,
-  'Number of pilots of each run for --plan, >= 1. The first one has --seed, '
+  'Number of pilots of each run for --plan, 1 to 1000. The first has --seed, '
   'and each other one the next seed.',
 )
 flags.DEFINE_integer(
@@ -47,10 +47,11 @@ flags.DEFINE_integer(
 # Flags that have no effect without --plan.
 OWN = (
   'target_loss', 'budget_seconds', 'budget_bytes', 'pilot_seeds',
-  'pilot_every', 'grid', 'workdir',
+  'pilot_every', 'grid',
 )  # fmt: skip
 # Number of evaluations of a pilot, by default.
 _EVALUATIONS = 50
+_MOST_SEEDS = 1000
 
 
 def check_absent(values: flags.FlagValues) -> None:
@@ -93,11 +94,14 @@ def seeds(values: flags.FlagValues) -> list[int]:
     values: the parsed flags.
 
   Raises:
-    ValueError: if their number is not >= 1.
+    ValueError: if their number or a seed is out of range.
   """
-  if values.pilot_seeds < 1:
-    raise ValueError(f'--pilot_seeds must be >= 1, got {values.pilot_seeds}')
-  return [values.seed + i for i in range(values.pilot_seeds)]
+  count = values.pilot_seeds
+  if not 1 <= count <= _MOST_SEEDS:
+    raise ValueError(f'--pilot_seeds must be 1 to {_MOST_SEEDS}, got {count}')
+  check_seed('--seed', values.seed)
+  check_seed('--seed of the last pilot', values.seed + count - 1)
+  return [values.seed + i for i in range(count)]
 
 
 def every(values: flags.FlagValues, num_steps: int) -> int:
