@@ -64,7 +64,7 @@ def measure(values: flags.FlagValues, bits_per_second: float) -> Measured:
   Every process must call it.
 
   Args:
-    values: flags of the plan. The measured links replace those of the flags.
+    values: flags of the plan; the measured links replace the given ones.
     bits_per_second: rate of the links.
 
   Returns:
