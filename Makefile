@@ -96,7 +96,7 @@ hosts_benchmark: $(INSTALLED)
 	$(BIN)/python experiments/hosts_report.py --measurements=$(RUNS)/hosts
 
 plan_check: $(INSTALLED)
-	$(BIN)/python experiments/plan_check.py --flagfile=experiments/presets/plan.flags --results=$(RUNS)/plan_check
+	$(BIN)/python experiments/plan_check.py --flagfile=experiments/presets/plan.flags --plan_results=$(RUNS)/plan_check
 
 results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)

@@ -9,7 +9,7 @@ links and the time of a step, makes the plan, and trains three runs for real
 until the averaged model reaches --target_loss: the recommended one, the second
 and the last that reaches it. It takes a few minutes for each rate.
 
-It writes a file for each rate and table.md to --results. A rate whose file
+It writes a file for each rate and table.md to --plan_results. A rate whose file
 exists is skipped, so that an interrupted check continues.
 """
 
@@ -42,7 +42,9 @@ FLAGS = flags.FLAGS
 flags.adopt_module_key_flags(costs)
 flags.DEFINE_list('link_rates', ['100', '1000'], 'Rates of the links in Mb/s.')
 flags.DEFINE_string(
-  'results', 'runs/plan_check', 'Directory of the measurements and the pilots.'
+  'plan_results',
+  'runs/plan_check',
+  'Directory of the measurements and the pilots of a check.',
 )
 
 # Seconds after which the processes of a rate are ended.
@@ -76,7 +78,7 @@ def path_of(rate: float) -> pathlib.Path:
 
 
 def _results() -> pathlib.Path:
-  return pathlib.Path(FLAGS.results).absolute()
+  return pathlib.Path(FLAGS.plan_results).absolute()
 
 
 def _rate(text: str) -> float:
@@ -98,7 +100,7 @@ def _simulate(rate: float) -> None:
   begun = time.monotonic()
   simulating.run(
     pathlib.Path(__file__).resolve(),
-    [*sys.argv[1:], f'--link_rates={rate:g}', f'--results={_results()}'],
+    [*sys.argv[1:], f'--link_rates={rate:g}', f'--plan_results={_results()}'],
     num_hosts=FLAGS.num_replicas,
     rate=rate,
     seconds=LIMIT,

@@ -65,7 +65,7 @@ def columns(goal: Goal) -> list[Column]:
     goal: the goal of the plan.
   """
   steps = 'steps in the budget' if goal.target_loss is None else 'steps'
-  loss = 'loss' if goal.target_loss is None else 'loss reached'
+  loss = 'loss' if goal.target_loss is None else 'lowest loss'
   return [
     Column('algorithm'),
     Column('steps', steps, is_number=True),
