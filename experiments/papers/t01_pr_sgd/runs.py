@@ -63,7 +63,7 @@ FULL_FIELDS: dict[str, Any] = {
   'checkpoint_every': 980,
 }
 FULL_SEEDS, FULL_EXAMPLES = (0, 1, 2), 50_000
-# The runs of a seed in the order that shows most first; I = 1 is SSGD again.
+# The runs of a seed in the order that shows most first. I = 1 is almost SSGD.
 FULL_ORDER = ('SSGD', 'I = 32', 'I = 4', 'I = 16', 'I = 8', 'I = 1')
 
 SSGD = 'SSGD'
