@@ -30,25 +30,28 @@ if __name__ == '__main__':
   signals.watch()  # before the other imports, which take seconds
   imports.begin()
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 import importlib
 import json
 import os
 import pkgutil
 import time
-from typing import Any
 
 from absl import flags
-from matplotlib.figure import Figure
 
 from experiments import papers
-from experiments.papers import claims, pieces, results_page
+from experiments.papers import keeping, pieces, results_page
 from experiments.papers.pieces import Piece
 from experiments.papers.target import Outcome, Setting, Target
-from experiments.running.flags import cli, network, piece_flags, speed_flags
+from experiments.running.flags import (
+  cli,
+  kept_flags,
+  network,
+  piece_flags,
+  speed_flags,
+)
 from experiments.running.process import budgets, exit_codes
-from experiments.running.records import json_files, records, writing
-from experiments.tools import drawing, figure_files
+from experiments.running.records import json_files, writing
 
 FLAGS = flags.FLAGS
 
@@ -59,6 +62,7 @@ LEAST_MINUTES = 2.0
 
 flags.adopt_module_key_flags(speed_flags)
 flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(kept_flags)
 flags.adopt_module_key_flags(piece_flags)
 flags.DEFINE_list(
   'targets',
@@ -72,12 +76,6 @@ flags.DEFINE_enum(
   ['cpu', 'long', 'full'],
   'Size of the experiments: cpu takes minutes on a CPU; long takes hours on a '
   'CPU; full is the setting of the paper.',
-)
-flags.DEFINE_bool('again', False, 'Repeat targets that are already done.')
-flags.DEFINE_bool(
-  'redraw',
-  False,
-  'Redraw the figures and rewrite RESULTS.md from saved results; run nothing.',
 )
 flags.DEFINE_bool(
   'page_only', False, 'Rewrite RESULTS.md from saved results; run nothing.'
@@ -201,7 +199,7 @@ def _status(targets: list[Target]) -> None:
     figure = _setting(target).workdir / 'so_far.png'
     data = target.draw_so_far(_setting(target))
     if data is not None:
-      draw(target, data, figure)
+      keeping.draw(target, data, figure)
       print(f'figure: {figure}')
 
 
@@ -244,26 +242,10 @@ def _run(target: Target) -> None:
 
 
 def _save(target: Target, outcome: Outcome, seconds: float) -> None:
-  """Save the results of a target, and draw them."""
-  kept = _kept(target)
-  record = {
-    'name': target.name,
-    'title': target.title,
-    'paper': target.paper,
-    'scale': FLAGS.scale,
-    'seconds': round(seconds, 1),
-    'machine': records.machine(),
-    'commit': records.commit(),
-    'seeds': list(outcome.seeds),
-    'claims': [claims.to_json(claim) for claim in outcome.claims],
-    'data': outcome.data,
-  }
-  RESULTS.mkdir(parents=True, exist_ok=True)
-  text = writing.to_json(record)
-  draw(
-    target, writing.with_nan(json.loads(text)['data']), kept.with_suffix('.png')
+  """Save the results of a target, draw them, and print its verdicts."""
+  keeping.save(
+    target, outcome, _kept(target), scale=FLAGS.scale, seconds=seconds
   )
-  writing.write_text(kept, text)
   for claim in outcome.claims:
     print(f'  {claim.verdict}: {claim.text} ({claim.sentence})')
 
@@ -274,21 +256,8 @@ def _redraw(targets: list[Target]) -> None:
     kept = _kept(target)
     if kept.exists():
       figure = kept.with_suffix('.png')
-      draw(target, json.loads(kept.read_text())['data'], figure)
+      keeping.draw(target, json.loads(kept.read_text())['data'], figure)
       print(f'figure: {figure}')
-
-
-def draw(target: Target, data: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Draw the data of a target into a PNG file."""
-  figure_files.save(make_figure(target, data), path)
-
-
-def make_figure(target: Target, data: Mapping[str, Any]) -> Figure:
-  """Return the figure of a target's data, as read back from JSON."""
-  with drawing.look():
-    figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
-    target.draw(data, figure)
-  return figure
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments import reproduce
 from experiments.gpu import figure_runs
-from experiments.papers import pieces, t01_length, t01_long
+from experiments.papers import keeping, pieces, t01_length, t01_long
 from experiments.papers.headline import (
   curves,
   host_times,
@@ -137,7 +137,7 @@ class PiecesTest(parameterized.TestCase):
     self.assertEqual([row['step'] for row in rows], [4, 4])
     self.assertGreater(rows[0]['images_per_second'], 0)
     outcome = target.measure(self.setting('test'))
-    figure = reproduce.make_figure(target, as_kept(outcome.data))
+    figure = keeping.make_figure(target, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
     self.assertLen(outcome.claims, 3)
     (first, *_) = records.read_records(chosen[0].workdir)
@@ -235,7 +235,7 @@ class JudgingTest(parameterized.TestCase):
 
   def test_figures_are_readable(self):
     outcome = t01_long.outcome(made_curves(), ['SSGD, seed 2'], 'made', 1.0)
-    figure = reproduce.make_figure(t01_long.TARGET, as_kept(outcome.data))
+    figure = keeping.make_figure(t01_long.TARGET, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
     self.assertIn('SSGD, seed 2', outcome.claims[0].note)
     lengths = {
@@ -243,7 +243,7 @@ class JudgingTest(parameterized.TestCase):
       for epochs in t01_length.LENGTHS
     }
     outcome = t01_length.outcome(lengths, [], 1.0)
-    figure = reproduce.make_figure(t01_length.TARGET, as_kept(outcome.data))
+    figure = keeping.make_figure(t01_length.TARGET, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
     self.assertEqual([c.verdict for c in outcome.claims], ['partly'])
 

@@ -13,7 +13,13 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from experiments import costs, reproduce
-from experiments.papers import claims, results_page, t09_post_local, target
+from experiments.papers import (
+  claims,
+  keeping,
+  results_page,
+  t09_post_local,
+  target,
+)
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, runs
 from experiments.running.flags import run_config, tasks
@@ -82,7 +88,7 @@ class TargetTest(parameterized.TestCase):
       except DatasetError as error:
         self.skipTest(str(error))
     data = json.loads(json.dumps(outcome.data))
-    reproduce.make_figure(TARGETS[name], data)
+    keeping.make_figure(TARGETS[name], data)
     check_claims(self, outcome)
 
 
@@ -138,7 +144,7 @@ class FullSettingTest(parameterized.TestCase):
     setting = Setting('full', None, pathlib.Path('nowhere'))
     outcome = TARGETS[name].measure(setting)
     data = json.loads(json.dumps(outcome.data))
-    figure = reproduce.make_figure(TARGETS[name], data)
+    figure = keeping.make_figure(TARGETS[name], data)
     self.assertEqual(looks.faults(figure), [])
     check_claims(self, outcome)
     for parts in self.assembled:
@@ -156,7 +162,7 @@ class KeptTest(parameterized.TestCase):
     for path in KEPT:
       with self.subTest(path.name):
         kept = json.loads(path.read_text())
-        figure = reproduce.make_figure(TARGETS[kept['name']], kept['data'])
+        figure = keeping.make_figure(TARGETS[kept['name']], kept['data'])
         self.assertEqual(
           figure_files.digest(figure),
           figure_files.read_digest(path.with_suffix('.png')),

@@ -1,0 +1,63 @@
+"""Save the results of targets, and draw their figures."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.papers import claims
+from experiments.papers.target import Outcome, Target
+from experiments.running.records import records, writing
+from experiments.tools import drawing, figure_files
+
+
+def save(
+  target: Target,
+  outcome: Outcome,
+  path: pathlib.Path,
+  *,
+  scale: str,
+  seconds: float,
+) -> None:
+  """Save the results of a target, and draw them.
+
+  Args:
+    target: the target.
+    outcome: the results of its `measure`.
+    path: JSON file to write; the figure has the suffix `.png`.
+    scale: scale of the results, such as 'cpu'.
+    seconds: time that `measure` took.
+  """
+  record = {
+    'name': target.name,
+    'title': target.title,
+    'paper': target.paper,
+    'scale': scale,
+    'seconds': round(seconds, 1),
+    'machine': records.machine(),
+    'commit': records.commit(),
+    'seeds': list(outcome.seeds),
+    'claims': [claims.to_json(claim) for claim in outcome.claims],
+    'data': outcome.data,
+  }
+  path.parent.mkdir(parents=True, exist_ok=True)
+  text = writing.to_json(record)
+  draw(
+    target, writing.with_nan(json.loads(text)['data']), path.with_suffix('.png')
+  )
+  writing.write_text(path, text)
+
+
+def draw(target: Target, data: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Draw the data of a target into a PNG file."""
+  figure_files.save(make_figure(target, data), path)
+
+
+def make_figure(target: Target, data: Mapping[str, Any]) -> Figure:
+  """Return the figure of a target's data, as read back from JSON."""
+  with drawing.look():
+    figure = Figure(figsize=(9, 4), layout='constrained', dpi=figure_files.DPI)
+    target.draw(data, figure)
+  return figure
