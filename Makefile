@@ -10,7 +10,7 @@ PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark gpu \
   hosts hosts_benchmark replicas_benchmark plan_check results reproduce \
-  report notebooks docs browser clean
+  gallery report notebooks docs browser clean
 
 help:
 	@echo 'make demo       train on 8 replicas, compare the algorithms (a minute)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 25 minutes)'
 	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
+	@echo 'make gallery    small experiments, a figure and three sentences each (DATA_DIR=...)'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
 	@echo 'make docs       the documentation site, in docs/_build/html'
@@ -103,6 +104,9 @@ results: $(INSTALLED)
 
 reproduce: $(INSTALLED)
 	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR) --scale=$(SCALE) $(PIECES)
+
+gallery: $(INSTALLED)
+	$(BIN)/python -m experiments.make_gallery --data_dir=$(DATA_DIR)
 
 report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html

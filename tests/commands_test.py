@@ -41,7 +41,7 @@ DOCS = ('README.md', 'BUILD_NOTES.md', 'experiments/README.md',
 # Called until their flags are parsed: they take long, or write to the project.
 LONG = ('benchmark', 'benchmark_blocks', 'docs_algorithms',
         'execute_notebooks', 'gpu_benchmark', 'hosts_benchmark',
-        'hosts_report', 'launch', 'plan_check', 'readme',
+        'hosts_report', 'launch', 'make_gallery', 'plan_check', 'readme',
         'replicas_benchmark', 'reproduce', 'results')  # fmt: skip
 preset_runs = costs.preset_runs
 PLACES = {
