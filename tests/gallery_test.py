@@ -6,17 +6,29 @@ import re
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+import jax
 import numpy as np
 import optax
 
 from experiments import make_gallery
-from experiments.gallery import comparing, digits, page
+from experiments.gallery import (
+  comparing,
+  digits,
+  g2_drift,
+  g3_unlike_data,
+  g4_topology,
+  page,
+  presets,
+)
 from experiments.papers import keeping, results_page
-from experiments.tools import drawing, figure_files
+from experiments.running.flags import algorithm_flags
+from experiments.tools import drawing, figure_files, readme
 import prsgd_jax as pr
+from prsgd_jax.data.datasets import load_dataset
 from tests import binaries, looks
 
 ENTRIES = make_gallery.all_entries()
+KEY = jax.random.key(0, impl='threefry2x32')
 
 
 def scaled(data):
@@ -28,7 +40,9 @@ def scaled(data):
       return {k: other(v) for k, v in value.items()}
     if isinstance(value, list):
       return [other(v) for v in value]
-    return value * float(np.exp(rng.normal())) if 0 < value < 1e9 else value
+    if isinstance(value, str) or value <= 0:
+      return value
+    return value * float(np.exp(rng.normal()))
 
   return {
     key: other(value) if isinstance(value, dict) else copy.deepcopy(value)
@@ -103,6 +117,88 @@ class MomentumBuffersTest(absltest.TestCase):
     self.assertEqual(ratios, ['8', '8', '8', '0.25', '2'])
 
 
+class DriftTest(absltest.TestCase):
+  def test_every_preset_of_one_algorithm_is_a_run(self):
+    found = presets.on_digits()
+    names = map(algorithm_flags.find, readme.names())  # of second names, too
+    self.assertContainsSubset(names, found)
+    muon = presets.make(
+      found['muloco'], partition='dirichlet', dirichlet_alpha=1.0, seed=3
+    )
+    self.assertEqual(muon.optimizer, 'muon')
+    self.assertEqual((muon.partition, muon.seed), ('dirichlet', 3))
+    self.assertEqual(presets.make(found['k_avg']).options, {'period': 16})
+
+  def test_drift_by_hand(self):
+    params = {'a': np.array([[3.0], [5.0]]), 'b': np.array([[[0.0]], [[6.0]]])}
+    # The average is (4, 3), at a distance of (1, 3) from both replicas.
+    np.testing.assert_allclose(g2_drift._spread(params), 10**0.5 / 5, rtol=1e-6)
+
+  def test_algorithms_are_counted_by_their_drift(self):
+    still, back, away = [0.0, 0.0], [0.0, 2.0], [1.0, 2.0]
+    drifts = {
+      'ssgd': still, 'k_avg': back, 'one_shot_averaging': away,
+      'd_psgd': away, 'gradient_tracking': away,
+    }  # fmt: skip
+    data = {'drifts': {name: [x] * 3 for name, x in drifts.items()}}
+    first = g2_drift.sentences(data)[0]
+    self.assertEqual(re.findall(r'\d+', first), ['5', '1', '1', '3', '2'])
+
+
+class UnlikeDataTest(absltest.TestCase):
+  def test_the_best_rate_is_by_all_seeds(self):
+    losses = np.ones((1, 3, 1, 3))
+    losses[0, 1], losses[0, 2] = 0.5, (0.1, 1.0, 2.0)
+    data = {
+      'losses': {'SCAFFOLD': losses.tolist()}, 'alphas': [1.0],
+      'periods': [4],
+    }  # fmt: skip
+    found = g3_unlike_data.at_best(data, 'SCAFFOLD', 1.0, 4)
+    np.testing.assert_array_equal(found, [0.5] * 3)
+
+  def test_replicas_draw_from_their_shards(self):
+    dataset = load_dataset('digits', binaries.digits_dir())
+    labels = dataset.train['label']
+    shards = [np.flatnonzero(labels == c)[:20] for c in range(2)]
+    own = digits.problem(dataset, shards)
+    params = {
+      f'Dense_{i}': {'kernel': np.zeros(shape), 'bias': np.zeros(shape[1])}
+      for i, shape in enumerate(((64, digits.HIDDEN), (digits.HIDDEN, 10)))
+    }
+    params['Dense_1']['bias'][1] = 50
+    zero, one = (own.loss_fn(params, 0, i, KEY) for i in range(2))
+    np.testing.assert_allclose([zero, one], [50, 0], atol=1e-3)
+
+
+class TopologyTest(parameterized.TestCase):
+  @parameterized.parameters(*g4_topology.BIASED)
+  def test_a_step_leaves_the_fixed_point(self, name):
+    rng = np.random.default_rng(0)
+    root, g = rng.normal(size=(3, 2, 2)), rng.normal(size=(3, 2, 4))
+    h = root @ root.transpose(0, 2, 1) + np.eye(2)
+    w = np.array([[0.5, 0.3, 0.2], [0.3, 0.6, 0.1], [0.2, 0.1, 0.7]])
+    x = g4_topology.fixed_point(name, w, 0.1, h, g)
+    step = np.stack([0.1 * (h[i] @ x[i] - g[i]) for i in range(3)])
+    mixed = np.einsum('ij,jdc->idc', w, x)
+    after = mixed - step
+    if name == 'diffusion':
+      after = mixed - np.einsum('ij,jdc->idc', w, step)
+    np.testing.assert_allclose(after, x, atol=1e-12)
+    self.assertGreater(g4_topology.bias(x, h, g), 0.01)
+    # With like data, all replicas are at the optimum.
+    same = [np.stack([v[0]] * 3) for v in (h, g)]
+    like = g4_topology.fixed_point(name, w, 0.1, *same)
+    self.assertLess(g4_topology.bias(like, *same), 1e-12)
+
+  def test_the_saved_biases_are_the_solved_ones(self):
+    path = make_gallery.RESULTS / 'g4_topology.json'
+    data = json.loads(path.read_text())['data']
+    for name, graphs in data['solved'].items():
+      for graph, solved in graphs.items():
+        seen = data['measured'][name][graph]
+        np.testing.assert_allclose(seen, solved, rtol=1e-3)
+
+
 class ComparingTest(absltest.TestCase):
   def test_interval_is_students_of_the_logarithms(self):
     found = comparing.ratio([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
@@ -120,7 +216,7 @@ class ComparingTest(absltest.TestCase):
 
 class DigitsTest(absltest.TestCase):
   def test_losses_are_by_axis_and_a_diverged_run_is_guessing(self):
-    own = digits.problem(binaries.digits_dir())
+    own = digits.problem(load_dataset('digits', binaries.digits_dir()))
     grid = {'scale': (1.0, 1e30), 'rate': (0.0, 0.1, 0.2)}
     found = digits.final_losses(
       own,

@@ -10,7 +10,7 @@ from experiments.papers import classifying
 from experiments.papers.simulation import simulate
 import prsgd_jax as pr
 from prsgd_jax import models
-from prsgd_jax.data.datasets import load_dataset
+from prsgd_jax.data.datasets import Dataset
 
 NUM_REPLICAS, BATCH_SIZE, HIDDEN = 8, 16, 32
 # The loss of equal probabilities for ten classes. A larger loss, or none,
@@ -18,11 +18,19 @@ NUM_REPLICAS, BATCH_SIZE, HIDDEN = 8, 16, 32
 GUESSING = float(np.log(10))
 
 
-def problem(data_dir: str | None) -> classifying.Problem:
-  """Return the problem of an MLP 64-32-10 on the digits."""
-  dataset = load_dataset('digits', data_dir)
+def problem(
+  dataset: Dataset, shards: Sequence[np.ndarray] | None = None
+) -> classifying.Problem:
+  """Return the problem of an MLP 64-32-10 on the digits.
+
+  Args:
+    dataset: the digits.
+    shards: rows of the examples of each replica. Default: all examples.
+  """
   model = models.MLP(dataset.num_classes, hidden=(HIDDEN,))
-  return classifying.problem(model, dataset, batch_size=BATCH_SIZE)
+  return classifying.problem(
+    model, dataset, batch_size=BATCH_SIZE, shards=shards
+  )
 
 
 def final_losses(

@@ -14,6 +14,7 @@ from experiments.papers import classifying
 from experiments.papers.target import Outcome, Setting, Target
 from experiments.tools import drawing, styles
 import prsgd_jax as pr
+from prsgd_jax.data.datasets import load_dataset
 
 SEEDS = (0, 1, 2, 3, 4)
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
@@ -35,7 +36,7 @@ Make = Callable[..., pr.base.ReplicaTransformation]
 
 def measure(setting: Setting) -> Outcome:
   """Train by every order, treatment of the buffers, rate and period."""
-  own = digits.problem(setting.data_dir)
+  own = digits.problem(load_dataset('digits', setting.data_dir))
   grid = {'rate': RATES, 'period': PERIODS}
   losses = {
     order: {

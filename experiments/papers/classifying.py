@@ -1,6 +1,6 @@
 """Small classifiers for `simulate`, and a period that is an argument."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -35,6 +35,7 @@ def problem(
   batch_size: int,
   num_train: int | None = None,
   num_observed: int | None = None,
+  shards: Sequence[np.ndarray] | None = None,
 ) -> Problem:
   """Return the problem of a classifier of images.
 
@@ -44,6 +45,8 @@ def problem(
     batch_size: examples per replica and step.
     num_train: the number of training examples, the first ones [all].
     num_observed: the number of training and of test examples observed [all].
+    shards: rows of the training examples of each replica. They are cut to the
+      smallest size. Default: each replica draws from all examples.
   """
   statistics = augmentation.channel_statistics(dataset.train['image'])
   task = classification.classifier(model)
@@ -56,15 +59,19 @@ def problem(
     }
 
   examples = first(dataset.train, num_train)
-  size = len(examples['label'])
+  size, rows = len(examples['label']), None
+  if shards is not None:
+    size = min(map(len, shards))
+    rows = jnp.asarray([shard[:size] for shard in shards])
   seen = jax.tree.map(lambda x: x[:num_observed], examples)
   unseen = first(dataset.test, num_observed)
 
   def loss_fn(
     params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
   ) -> jax.Array:
-    del step, replica
+    del step
     row = jax.random.randint(key, (batch_size,), 0, size)
+    row = row if rows is None else rows[replica, row]
     batch = jax.tree.map(lambda x: x[row], examples)
     return task.loss_fn(params, {}, batch, key)[0]
 

@@ -1,0 +1,185 @@
+"""G3: unlike data, rare averages, and corrections of the drift."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+import numpy as np
+import optax
+
+from experiments.gallery import comparing, digits
+from experiments.gallery.entry import Entry
+from experiments.papers import classifying
+from experiments.papers.target import Outcome, Setting, Target
+from experiments.tools import drawing, styles
+import prsgd_jax as pr
+from prsgd_jax.data import samplers
+from prsgd_jax.data.datasets import load_dataset
+
+SEEDS = (0, 1, 2, 3)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+PERIODS = (1, 4, 16, 64)
+ALPHAS = (0.1, 1.0, 100.0)
+NUM_STEPS = 512
+
+
+def _local(rate: jax.Array, period: jax.Array) -> pr.base.ReplicaTransformation:
+  return pr.k_avg(optax.sgd(rate), period=classifying.every(period))
+
+
+def _scaffold(
+  rate: jax.Array, period: jax.Array
+) -> pr.base.ReplicaTransformation:
+  return pr.scaffold(
+    optax.sgd(rate),
+    period=classifying.every(period),
+    learning_rate=lambda step: rate,
+  )
+
+
+def _k_gt(rate: jax.Array, period: jax.Array) -> pr.base.ReplicaTransformation:
+  return pr.k_gt(
+    optax.sgd(rate),
+    period=classifying.every(period),
+    learning_rate=lambda step: rate,
+    mixing=pr.graphs.ring(),
+  )
+
+
+METHODS: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
+  'local SGD': _local,
+  'SCAFFOLD': _scaffold,
+  'gradient tracking on a ring': _k_gt,
+}
+LOOKS = {
+  'local SGD': styles.method('k_avg'),
+  'SCAFFOLD': styles.method('scaffold'),
+  'gradient tracking on a ring': styles.method('k_gt'),
+}
+# The settings of the sentences.
+UNLIKE, ALIKE, LONG = 0.1, 100.0, 64
+
+
+def measure(setting: Setting) -> Outcome:
+  """Train by every method, rate, period and likeness of the data."""
+  dataset = load_dataset('digits', setting.data_dir)
+  grid = {'rate': RATES, 'period': PERIODS}
+  losses: dict[str, Any] = {name: [] for name in METHODS}
+  for alpha in ALPHAS:
+    found: dict[str, list[np.ndarray]] = {name: [] for name in METHODS}
+    for seed in SEEDS:
+      shards = samplers.dirichlet_shards(
+        dataset.train['label'], digits.NUM_REPLICAS, alpha=alpha, seed=seed
+      )
+      own = digits.problem(dataset, shards)
+      for name, make in METHODS.items():
+        ends = digits.final_losses(own, make, grid, (seed,), NUM_STEPS)
+        found[name].append(ends[..., 0])
+    for name, of_seeds in found.items():
+      losses[name].append(np.stack(of_seeds, axis=-1).tolist())
+  data = {
+    'losses': losses,  # by method: [alphas, rates, periods, seeds]
+    'alphas': ALPHAS,
+    'rates': RATES,
+    'periods': PERIODS,
+  }
+  return Outcome((), data, SEEDS)
+
+
+def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
+  """Compare the methods where the data are most and least unlike."""
+
+  def over(one: tuple[str, int], other: tuple[str, int], alpha: float) -> str:
+    ends = (at_best(data, name, alpha, period) for name, period in (one, other))
+    return str(comparing.ratio(*ends))
+
+  local, scaffold, tracking = METHODS
+  once = local, 1
+  long = {name: (name, LONG) for name in METHODS}
+  return (
+    f'At alpha = {UNLIKE:g}, local SGD with I = {LONG} ends at '
+    f'{over(long[local], once, UNLIKE)} the loss with I = 1; with like data '
+    f'(alpha = {ALIKE:g}) it is {over(long[local], once, ALIKE)}.',
+    f'At I = {LONG}, SCAFFOLD ends at '
+    f'{over(long[scaffold], long[local], UNLIKE)} the loss of local SGD on '
+    f'unlike data, and at {over(long[scaffold], long[local], ALIKE)} on like '
+    'data.',
+    f'At I = {LONG} on unlike data, gradient tracking on a ring ends at '
+    f'{over(long[tracking], long[local], UNLIKE)} the loss of local SGD and '
+    f'{over(long[tracking], long[scaffold], UNLIKE)} the loss of SCAFFOLD.',
+  )
+
+
+def at_best(
+  data: Mapping[str, Any], name: str, alpha: float, period: int
+) -> np.ndarray:
+  """Return the losses `[seeds]` of a method at its best rate."""
+  losses = _of_rates(data, name, alpha, period)
+  return losses[comparing.best(losses)]
+
+
+def _of_rates(
+  data: Mapping[str, Any], name: str, alpha: float, period: int
+) -> np.ndarray:
+  """Return the losses `[rates, seeds]` of a method."""
+  own = np.array(data['losses'][name][data['alphas'].index(alpha)])
+  return own[:, data['periods'].index(period)]
+
+
+def _is_at_edge(
+  data: Mapping[str, Any], name: str, alpha: float, period: int
+) -> bool:
+  losses = _of_rates(data, name, alpha, period)
+  return comparing.best(losses) in (0, len(losses) - 1)
+
+
+def setting_of(data: Mapping[str, Any]) -> str:
+  """Describe the runs."""
+  rates = ', '.join(map(str, data['rates']))
+  return (
+    f'MLP 64-{digits.HIDDEN}-10 on the digits, {digits.NUM_REPLICAS} replicas '
+    f'with batches of {digits.BATCH_SIZE}, SGD without momentum, {NUM_STEPS} '
+    'steps. A seed also draws the classes of each replica. Loss: training loss '
+    f'of the average at the end, over all data, at the best of the rates '
+    f'{rates}. A hollow marker: the best rate is at the edge of these, so that '
+    'a wider grid could reach a lower loss.'
+  )
+
+
+def draw(data: Mapping[str, Any], figure: Figure) -> None:
+  """Draw the loss at the best rate by period, a panel for each alpha."""
+  figure.set_size_inches(drawing.WIDTH, 4)
+  periods = data['periods']
+  panels = figure.subplots(1, len(data['alphas']), sharey=True)
+  for axis, alpha in zip(panels, data['alphas'], strict=True):
+    for name in data['losses']:
+      ends = [at_best(data, name, alpha, period) for period in periods]
+      drawing.seeds(axis, periods, np.transpose(ends), LOOKS[name], label=name)
+      edge = [_is_at_edge(data, name, alpha, period) for period in periods]
+      axis.plot(
+        np.array(periods)[edge],
+        np.mean(ends, axis=1)[edge],
+        **LOOKS[name]._replace(linestyle='none')._asdict(),
+        mfc='white',
+      )
+    axis.set(xscale='log', yscale='log', title=f'alpha = {alpha:g}')
+    axis.set_xticks(periods, [str(period) for period in periods])
+    axis.minorticks_off()
+    axis.set_xlabel('I, steps between averages')
+  panels[0].set_ylabel('training loss at the best rate, nats')
+  drawing.legend_below(figure)
+
+
+ENTRY = Entry(
+  target=Target(
+    name='g3_unlike_data',
+    title='Unlike data and rare averages: when does a correction pay?',
+    paper='Karimireddy et al. 2020 (arXiv 1910.06378); Hsu, Qi, Brown 2019 '
+    '(arXiv 1909.06335)',
+    measure=measure,
+    draw=draw,
+  ),
+  setting=setting_of,
+  sentences=sentences,
+)
