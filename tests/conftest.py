@@ -12,6 +12,7 @@ the usual pieces, or with JAX 0.12, a hundred or two), and a process that has
 none left dies of a segmentation fault.
 """
 
+import gc
 from importlib import metadata
 import itertools
 import os
@@ -31,6 +32,10 @@ if metadata.version('jaxlib').startswith('0.10.'):  # later ones reject it
 
 import jax
 import pytest
+
+# A collection walks through all that JAX keeps; with the usual numbers, a fifth
+# of the time of the tests of algorithms.
+gc.set_threshold(200_000, 20, 100)
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
