@@ -41,7 +41,7 @@ def measure(setting: Setting) -> Outcome:
     ]
     drifts[algorithm] = [drift(run, dataset) for run in runs]
     optimizers[algorithm] = _optimizer(runs[0])
-    jax.clear_caches()  # because each algorithm has a program of its own
+    jax.clear_caches()  # because no algorithm has the program of another
   data = {'drifts': drifts, 'optimizers': optimizers, 'steps': NUM_STEPS}
   return Outcome((), data, SEEDS)
 

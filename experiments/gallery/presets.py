@@ -26,7 +26,7 @@ def make(path: pathlib.Path, **fields: Any) -> run_config.RunConfig:
 
   Args:
     path: the preset.
-    **fields: flags of train.py that replace those of the preset.
+    **fields: flags of train.py, in place of the flags in the preset.
 
   Raises:
     ValueError: if the run is invalid.

@@ -207,8 +207,8 @@ def _engine(case: Case, size: Size) -> Callable[[], Any]:
 def cost(case: Case, size: Size) -> dict[str, float]:
   """Return what one step costs at least.
 
-  The operations are those of the gradients of all replicas, counted by XLA in
-  the program of one replica before it is optimized.
+  XLA counts the operations of the gradients in the program of one replica,
+  before it is optimized.
 
   Returns:
     `flops`, floating-point operations of a step.

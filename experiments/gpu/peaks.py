@@ -1,8 +1,8 @@
 """The limits of a device, measured: products of matrices, and copies.
 
 The peak is what a large product of square matrices reaches in the same type and
-with JAX's default precision, so float32 may use TF32 units. The bandwidth is
-that of the memory, measured by x <- a x on a large array: a read and a write.
+with JAX's default precision, so float32 may use TF32 units. The bandwidth
+of the memory is measured by x <- a x on a large array: a read and a write.
 """
 
 import functools

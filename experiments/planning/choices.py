@@ -1,7 +1,7 @@
 """Decide which run reaches a goal first, from pilots and the ledger.
 
-The steps to a loss are those of the pilots. Nothing is fitted or extrapolated.
-Rounds, bytes and seconds at these steps are those of the ledger. The averaged
+Pilots measure the steps to a loss. Nothing is fitted or extrapolated. The
+ledger counts rounds, bytes and seconds at these steps. The averaged
 model exists only after a round, so a run that reaches the loss between two
 rounds counts up to the next one.
 """

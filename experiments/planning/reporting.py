@@ -234,7 +234,7 @@ def conditions(plan: Plan) -> str:
   return (
     f'Steps and losses are measured in pilots with {seeds}, evaluated every '
     f'{plan.every} steps on {plan.num_examples} training examples. Nothing is '
-    'extrapolated. Time and bytes are those of the ledger at these steps, '
+    'extrapolated. The ledger counts time and bytes at these steps, '
     f'up to the end of a round; a step takes {units.duration(plan.step_time)} '
     f'({source}).'
   )

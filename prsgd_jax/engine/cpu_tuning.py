@@ -13,7 +13,7 @@ import jax
 # Parameters of glibc's mallopt and their values.
 _HEAP = (
   (-8, 1),  # M_ARENA_MAX: all threads share one heap
-  (-4, 0),  # M_MMAP_MAX: no array has memory mapped for it alone
+  (-4, 0),  # M_MMAP_MAX: arrays lie in the heap, also large ones
   (-1, 2**31 - 1),  # M_TRIM_THRESHOLD: free memory stays in the process
 )
 _SETTING = '--xla_disable_hlo_passes'
