@@ -3,7 +3,8 @@
 `values` describes the data of a run (shared, sharded, skewed, streamed), which
 `pr.trainer` accepts. `pipelines` describes data that does not fit in memory,
 which `reading` reads from `sources` in one of the `orders`. `samplers` computes
-the rows of a batch on the device. `augmentation` changes images there.
+the rows of a batch on the device, `gathering` reads them, and `augmentation`
+changes images there.
 `datasets` loads arrays by name.
 """
 

@@ -20,7 +20,7 @@ from prsgd_jax.checks import (
   check_positive_int,
   check_seed,
 )
-from prsgd_jax.data import samplers
+from prsgd_jax.data import gathering, samplers
 from prsgd_jax.data.held import Held
 from prsgd_jax.data.samplers import BatchFn, Sampler, Transform
 from prsgd_jax.tracing.caller_functions import BATCH, check_signature
@@ -391,7 +391,7 @@ def _sampled(
 
   def make(num_replicas: int) -> BatchFn:
     found = sampler(num_replicas)
-    return samplers.gather(found, num_replicas, transform)
+    return gathering.gather(found, num_replicas, transform)
 
   n = _num_examples(arrays)
   held = (*held, Held(transform))

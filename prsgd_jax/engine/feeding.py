@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from prsgd_jax.checks import check_positive_int
-from prsgd_jax.data.samplers import BatchFn, Sampler, Transform, gather
+from prsgd_jax.data.gathering import gather
+from prsgd_jax.data.samplers import BatchFn, Sampler, Transform
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
 from prsgd_jax.tree_types import describe, difference, is_array
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from prsgd_jax.base import Array, ArrayTree, Context, ReplicaTransformation
 from prsgd_jax.checks import check_num_steps
-from prsgd_jax.data.samplers import BatchFn, Gather, Transform
+from prsgd_jax.data.gathering import Gather
+from prsgd_jax.data.samplers import BatchFn, Transform
 from prsgd_jax.engine import in_flight
 from prsgd_jax.engine.engine_checks import check_setting
 from prsgd_jax.engine.replica_mesh import ReplicaMesh
