@@ -89,13 +89,20 @@ class PiecesTest(parameterized.TestCase):
       [
         ('t01_length-long', 'SSGD, seed 0'),
         ('t01_length-long', 'I = 32, seed 0'),
-        ('t01_long-long', 'SSGD, seed 0'),
-        ('t01_long-long', 'I = 32, seed 0'),
-        ('t01_long-long', 'I = 4, seed 0'),
+        ('t01_length-long', 'SSGD, seed 0'),
+        ('t01_length-long', 'I = 32, seed 0'),
+        ('t01_length-long', 'SSGD, seed 0'),
       ],
     )
     self.assertLen({p.workdir for p in found}, len(found))
-    self.assertEqual(found[2].num_steps, 58_500)
+    steps = [195 * epochs for epochs in (75, 75, 20, 20, 40, 40)]
+    self.assertEqual([p.num_steps for p in found[:6]], steps)
+    longest = [p for p in found if p.num_steps == 58_500]
+    self.assertEqual(
+      [p.name for p in longest[:3]],
+      ['SSGD, seed 0', 'I = 32, seed 0', 'I = 4, seed 0'],
+    )
+    self.assertLess(found.index(longest[6]), 29)
 
   def test_full_setting_runs_a_seed_after_the_other(self):
     found = pieces.in_order(pr_sgd_runs.pieces(self.setting('full')))
@@ -237,7 +244,7 @@ class JudgingTest(parameterized.TestCase):
     outcome = t01_long.outcome(made_curves(), ['SSGD, seed 2'], 'made', 1.0)
     figure = keeping.make_figure(t01_long.TARGET, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
-    self.assertIn('SSGD, seed 2', outcome.claims[0].note)
+    self.assertIn('SSGD, seed 2 is not', outcome.claims[0].note)
     lengths = {
       str(epochs): made_curves(**{'I = 32': {'accuracy': 0.9 - 0.5 / epochs}})
       for epochs in t01_length.LENGTHS
@@ -246,6 +253,17 @@ class JudgingTest(parameterized.TestCase):
     figure = keeping.make_figure(t01_length.TARGET, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
     self.assertEqual([c.verdict for c in outcome.claims], ['partly'])
+    (claim,) = outcome.claims
+    self.assertLen(claim.measured, len(t01_length.LENGTHS))
+    first = claim.measured['lost to SSGD after 20 epochs'].cases['I = 32']
+    self.assertAlmostEqual(first.value, 100 * 0.5 / 20)
+    self.assertLen(first.seeds, 2)
+    del lengths['300'], lengths['150'], lengths['75']['I = 32']
+    (claim,) = t01_length.outcome(lengths, ['a', 'b'], 1.0).claims
+    self.assertEqual(claim.note, '2 runs are not finished yet.')
+    self.assertIn('after 75 epochs', claim.sentence)
+    self.assertEqual(claim.verdict, 'no')  # equal gaps, and no I = 32
+    self.assertEmpty(t01_length.outcome({'20': lengths['20']}, [], 1).claims)
 
   def test_speedup_is_that_of_the_model(self):
     claim = next(
@@ -283,7 +301,7 @@ class ProgramTest(absltest.TestCase):
       )
       self.assertEqual(list(pathlib.Path(root).iterdir()), [])
     self.assertEqual(outcome.code, 0, outcome.err)
-    self.assertIn('0 of 34 pieces finished', outcome.out)
+    self.assertIn('0 of 60 pieces finished', outcome.out)
 
   def test_a_spent_budget_ends_with_the_code_of_more_to_do(self):
     with (

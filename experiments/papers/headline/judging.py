@@ -55,7 +55,7 @@ def judge(
     setting: the network, the data and the length of the runs.
     missing: names of the pieces that are not finished.
   """
-  note = f'Not finished yet: {", ".join(missing)}.' if missing else ''
+  note = unfinished(missing)
   found = []
   moderate = [m for m in MODERATE if numbers.paired(curves, m, SSGD)]
   if moderate:
@@ -84,7 +84,7 @@ def _flat(
     'neither does the test accuracy.',
     source=FIGURE,
     measured={
-      LOST: _against(curves, _lost, 'points'),
+      LOST: _against(curves, lost, 'points'),
       RELATIVE: _against(curves, lambda a, b: _ratio(a, b, 'step')),
       ACCURACY: _each(curves, numbers.accuracy, '%'),
       'accuracy with mean statistics': _each(
@@ -140,7 +140,7 @@ def _one_shot(curves: Curves, setting: str) -> Claim:
     text='One average at the end loses more than half a point of accuracy.',
     source=OURS,
     measured={
-      LOST: _against(curves, _lost, 'points', [ONE_SHOT]),
+      LOST: _against(curves, lost, 'points', [ONE_SHOT]),
       ACCURACY: _each(curves, numbers.accuracy, '%', [SSGD, ONE_SHOT]),
     },
     rule=Rule(every(above(LOST, GAP), [ONE_SHOT])),
@@ -188,7 +188,16 @@ def _statistics(curves: Curves, trained: Sequence[str], setting: str) -> Claim:
   )
 
 
-def _lost(own: Curve, reference: Curve) -> float:
+def unfinished(missing: Sequence[str]) -> str:
+  """Return a note on the pieces that are not finished; '' without any."""
+  if not missing:
+    return ''
+  runs = f'{len(missing)} runs are' if len(missing) > 1 else f'{missing[0]} is'
+  return f'{runs} not finished yet.'
+
+
+def lost(own: Curve, reference: Curve) -> float:
+  """Return the test accuracy that a curve loses to a reference, in points."""
   return numbers.accuracy(reference) - numbers.accuracy(own)
 
 
