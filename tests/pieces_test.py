@@ -10,11 +10,18 @@ import numpy as np
 
 from experiments import reproduce
 from experiments.gpu import figure_runs
-from experiments.papers import keeping, pieces, t01_length, t01_long
+from experiments.papers import (
+  keeping,
+  pieces,
+  quantities,
+  t01_length,
+  t01_long,
+)
 from experiments.papers.headline import (
   curves,
   host_times,
   judging,
+  page,
   small_images,
 )
 from experiments.papers.headline import (
@@ -264,6 +271,42 @@ class JudgingTest(parameterized.TestCase):
     self.assertIn('after 75 epochs', claim.sentence)
     self.assertEqual(claim.verdict, 'no')  # equal gaps, and no I = 32
     self.assertEmpty(t01_length.outcome({'20': lengths['20']}, [], 1).claims)
+
+  def test_page_has_the_figures_with_tables_and_sources(self):
+    outcomes = [
+      {
+        'name': name,
+        'scale': 'long',
+        'title': name,
+        'seconds': 5400.0,
+        'machine': {'cpus': 2, 'device': 'cpu', 'jax': '0'},
+        'commit': 'abc',
+        **outcome._asdict(),
+      }
+      for name, outcome in {
+        't01_long': t01_long.outcome(made_curves(), ['a'], 'made', 1.5),
+        't01_length': t01_length.outcome(
+          {'20': made_curves(**{'I = 8': {'accuracy': 0.8}})}, [], 1.5
+        ),
+      }.items()
+    ]
+    text = ' '.join(page.format_page(outcomes).split())
+    self.assertIn('reproduce/t01_long-long.png)', text)
+    # 58,500 steps without and with averages: modeled, and measured on hosts.
+    times = host_times.read()
+    measured = 58500 * (times.step + times.round / 4) / 3600
+    self.assertIn(
+      '| PR-SGD, I = 4 | 2 | 90 (90 to 90) | 0.1 (0.1 to 0.1) | 1 (1 to 1) | '
+      f'14625 | 14.625 | 0.1828 | {quantities.of_seeds([measured])} |',
+      text,
+    )
+    self.assertIn(
+      '--scale=long`: Seeds 0, 1 at most, 2 cpu cores, JAX 0, commit abc, 1.5 '
+      'hours. Runs that are not finished yet: 1.',
+      text,
+    )
+    self.assertIn('| PR-SGD, I = 8 | 10 (10 to 10) |', text)
+    self.assertIn('Not run yet: `python -m experiments.reproduce --t', text)
 
   def test_speedup_is_that_of_the_model(self):
     claim = next(

@@ -6,6 +6,7 @@ from typing import get_args
 
 from experiments.papers import claims, resampling, sources_page
 from experiments.papers.claims import Claim
+from experiments.papers.headline import page as headline_page
 from experiments.papers.rules import Verdict
 from experiments.papers.target import Target
 from experiments.running.records import json_files, records, writing
@@ -67,6 +68,7 @@ def write(
   # An installed copy has no documentation.
   if page == PAGE and sources_page.PAGE.parent.is_dir():
     sources_page.write(outcomes)
+    headline_page.write(outcomes)
   return page
 
 

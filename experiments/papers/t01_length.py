@@ -150,7 +150,7 @@ def gaps_of(curves: Curves, label: str) -> dict[str, list[float]]:
     return own['train_loss'][-1] / reference['train_loss'][-1]
 
   return {
-    'accuracy': [judging.lost(*pair) for pair in pairs],
+    'accuracy': [numbers.lost(*pair) for pair in pairs],
     'loss': [loss(*pair) for pair in pairs],
   }
 
@@ -210,7 +210,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
         [int(epochs) for epochs in at],
         [np.mean(seeds) for seeds in values],
         looks[label],
-        label=f'PR-SGD, {label}',
+        label=runs.title(label),
         low=[min(seeds) for seeds in values],
         high=[max(seeds) for seeds in values],
       )

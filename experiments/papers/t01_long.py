@@ -82,7 +82,12 @@ def outcome(
     hours: time that the curves took.
   """
   times = host_times.read()
-  data = {'curves': found, 'host_times': times._asdict(), 'hours': hours}
+  data = {
+    'curves': found,
+    'host_times': times._asdict(),
+    'hours': hours,
+    'missing': len(missing),
+  }
   seeds = sorted({int(seed) for own in found.values() for seed in own})
   return Outcome(judging.judge(found, times, text, missing), data, seeds)
 

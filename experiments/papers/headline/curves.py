@@ -98,6 +98,23 @@ def when_at_loss(own: Curve, reference: Curve, of: Sequence[float]) -> float:
   return speed.when_reached(of, own['train_loss'], target)
 
 
+def lost(own: Curve, reference: Curve) -> float:
+  """Return the test accuracy that a curve loses to a reference, in points."""
+  return accuracy(reference) - accuracy(own)
+
+
+def relative(own: Curve, reference: Curve, of: str) -> float:
+  """Return what a curve needs to the loss of SSGD, relative to SSGD.
+
+  Args:
+    own: the curve.
+    reference: the curve of SSGD.
+    of: what to compare, such as 'step' or 'modeled_seconds'.
+  """
+  ours = when_at_loss(own, reference, own[of])
+  return ours / when_at_loss(reference, reference, reference[of])
+
+
 def host_seconds(own: Curve, times: HostTimes) -> list[float]:
   """Return the seconds at each evaluation, by measured times of hosts."""
   steps, rounds = np.array(own['step']), np.array(own['rounds'])

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.papers.headline.setting import CURVES, ONE_SHOT, SSGD
+from experiments.papers.headline.setting import CURVES, title
 from experiments.tools import drawing, styles
 
 _ESTIMATED = {
@@ -45,25 +45,20 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
       / 3600
     ),
   }
-  for row, (name, title) in zip(axes, _ESTIMATED.items(), strict=False):
-    for axis, (text, position) in zip(row, along.items(), strict=True):
+  for row, (name, text) in zip(axes, _ESTIMATED.items(), strict=False):
+    for axis, (along_text, position) in zip(row, along.items(), strict=True):
       _panel(axis, curves, labels, looks, position, name)
-      axis.set_xlabel(text)
-    row[0].set_ylabel(f'{title}\n(statistics estimated again)')
+      axis.set_xlabel(along_text)
+    row[0].set_ylabel(f'{text}\n(statistics estimated again)')
   epochs = along['epochs of all replicas together']
-  for axis, (name, title) in zip(axes[2], _MEAN.items(), strict=False):
+  for axis, (name, text) in zip(axes[2], _MEAN.items(), strict=False):
     _panel(axis, curves, labels, looks, epochs, name)
-    axis.set_ylabel(f'{title}\n(mean statistics)')
+    axis.set_ylabel(f'{text}\n(mean statistics)')
   _panel(axes[2][2], curves, labels, looks, epochs, 'consensus_distance')
   axes[2][2].set_ylabel('squared distance of the\nreplicas from their average')
   for axis in axes[2]:
     axis.set_xlabel('epochs of all replicas together')
   drawing.legend_below(figure)
-
-
-def _shown(label: str) -> str:
-  """Return the name of a curve in the legend."""
-  return label if label in (SSGD, ONE_SHOT) else f'PR-SGD, {label}'
 
 
 def _panel(
@@ -85,5 +80,5 @@ def _panel(
     if name == 'consensus_distance':
       values = np.where(values > 0, values, np.nan)
     at = position(runs[0])[:length]
-    drawing.seeds(axis, at, values, looks[label], label=_shown(label))
+    drawing.seeds(axis, at, values, looks[label], label=title(label))
   drawing.log(axis, 'y')

@@ -84,8 +84,8 @@ def _flat(
     'neither does the test accuracy.',
     source=FIGURE,
     measured={
-      LOST: _against(curves, lost, 'points'),
-      RELATIVE: _against(curves, lambda a, b: _ratio(a, b, 'step')),
+      LOST: _against(curves, numbers.lost, 'points'),
+      RELATIVE: _against(curves, lambda a, b: numbers.relative(a, b, 'step')),
       ACCURACY: _each(curves, numbers.accuracy, '%'),
       'accuracy with mean statistics': _each(
         curves,
@@ -123,7 +123,10 @@ def _faster(curves: Curves, moderate: Sequence[str], setting: str) -> Claim:
     source=FIGURE,
     measured={
       MODELED: _against(
-        curves, lambda a, b: 1 / _ratio(a, b, 'modeled_seconds'), '', moderate
+        curves,
+        lambda a, b: 1 / numbers.relative(a, b, 'modeled_seconds'),
+        '',
+        moderate,
       ),
       POSSIBLE: _against(curves, _possible, '', moderate),
     },
@@ -140,7 +143,7 @@ def _one_shot(curves: Curves, setting: str) -> Claim:
     text='One average at the end loses more than half a point of accuracy.',
     source=OURS,
     measured={
-      LOST: _against(curves, lost, 'points', [ONE_SHOT]),
+      LOST: _against(curves, numbers.lost, 'points', [ONE_SHOT]),
       ACCURACY: _each(curves, numbers.accuracy, '%', [SSGD, ONE_SHOT]),
     },
     rule=Rule(every(above(LOST, GAP), [ONE_SHOT])),
@@ -194,17 +197,6 @@ def unfinished(missing: Sequence[str]) -> str:
     return ''
   runs = f'{len(missing)} runs are' if len(missing) > 1 else f'{missing[0]} is'
   return f'{runs} not finished yet.'
-
-
-def lost(own: Curve, reference: Curve) -> float:
-  """Return the test accuracy that a curve loses to a reference, in points."""
-  return numbers.accuracy(reference) - numbers.accuracy(own)
-
-
-def _ratio(own: Curve, reference: Curve, of: str) -> float:
-  """Return the cost of SSGD's loss relative to SSGD's own."""
-  ours = numbers.when_at_loss(own, reference, own[of])
-  return ours / numbers.when_at_loss(reference, reference, reference[of])
 
 
 def _possible(own: Curve, reference: Curve) -> float:

@@ -88,6 +88,16 @@ TINY: dict[str, Any] = {
 }
 
 
+def title(label: str) -> str:
+  """Return the name of a curve in a legend or a table.
+
+  Example:
+    >>> title('I = 4'), title('SSGD')
+    ('PR-SGD, I = 4', 'SSGD')
+  """
+  return label if label in (SSGD, ONE_SHOT) else f'PR-SGD, {label}'
+
+
 def small(
   setting: Setting,
   labels: Sequence[str],

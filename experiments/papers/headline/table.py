@@ -1,0 +1,88 @@
+"""The headline figure as a table, from the saved results only."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.papers import quantities
+from experiments.papers.headline import curves as numbers
+from experiments.papers.headline import setting
+from experiments.papers.headline.curves import Curve, Curves
+from experiments.papers.headline.host_times import HostTimes
+from experiments.running.records import records
+from experiments.tools import tables
+from experiments.tools.tables import Column
+
+
+def of_curves(data: Mapping[str, Any]) -> str:
+  """Return a Markdown table with a row for each curve.
+
+  Args:
+    data: data of the outcome of `t01_long` or `t01_long_resnet20`.
+  """
+  curves: Curves = data['curves']
+  times = HostTimes(**data['host_times'])
+  rate = f'{times.bits_per_second / 1e6:g} Mb/s'
+
+  def hours(own: Curve) -> float:
+    return numbers.host_seconds(own, times)[-1] / 3600
+
+  def row(label: str) -> dict[str, str]:
+    runs = numbers.by_seed(curves, label)
+    of_seeds = {
+      'test accuracy, %': [numbers.accuracy(own) for own in runs],
+      'training loss': [own['train_loss'][-1] for own in runs],
+      'steps to the loss of SSGD': [
+        numbers.relative(*pair, 'step')
+        for pair in numbers.paired(curves, label, setting.SSGD)
+      ],
+      # These are equal for all seeds.
+      'averages': [runs[0]['rounds'][-1]],
+      'sent by a replica, GB': [runs[0]['bytes_sent'][-1] / 1e9],
+      'modeled hours': [runs[0]['modeled_seconds'][-1] / 3600],
+      f'measured hours at {rate}': [hours(runs[0])],
+    }
+    shown = {k: str(quantities.of_seeds(x)) for k, x in of_seeds.items() if x}
+    return {'curve': setting.title(label), 'seeds': str(len(runs)), **shown}
+
+  rows = [row(label) for label in numbers.labels(curves, setting.CURVES)]
+  names = dict.fromkeys(name for row in rows for name in row)
+  return tables.markdown(rows, [Column(name) for name in names])
+
+
+def of_lengths(data: Mapping[str, Any]) -> str:
+  """Return a Markdown table of the accuracy lost to SSGD, in points.
+
+  Args:
+    data: data of the outcome of `t01_length`.
+  """
+  gaps = data['gaps']
+  lengths = sorted({epochs for own in gaps.values() for epochs in own}, key=int)
+  rows = [
+    {
+      'accuracy lost to SSGD, points': setting.title(label),
+      **{
+        f'{epochs} epochs': str(quantities.of_seeds(own[epochs]['accuracy']))
+        for epochs in lengths
+        if epochs in own
+      },
+    }
+    for label, own in gaps.items()
+  ]
+  heads = ['accuracy lost to SSGD, points', *(f'{e} epochs' for e in lengths)]
+  return tables.markdown(rows, [Column(name) for name in heads])
+
+
+def source(outcome: records.Record) -> str:
+  """Return the seeds, machine, commit and hours of an outcome.
+
+  Args:
+    outcome: one of `results_page.read`.
+  """
+  machine, missing = outcome['machine'], outcome['data']['missing']
+  waiting = f' Runs that are not finished yet: {missing}.' if missing else ''
+  return (
+    f'Seeds {", ".join(map(str, outcome["seeds"]))} at most, '
+    f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
+    f'commit {outcome["commit"]}, {outcome["seconds"] / 3600:.1f} hours.'
+    f'{waiting}'
+  )
