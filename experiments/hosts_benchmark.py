@@ -5,7 +5,9 @@ r"""Measure the seconds and bytes of algorithms on several hosts.
 By default it simulates four hosts on this machine, with links of 10, 100 and
 1000 Mb/s; this requires Linux and root. It takes about three minutes for each
 rate, and writes one file for each. A rate whose file exists is skipped, so that
-an interrupted measurement continues; --remeasure measures it again.
+an interrupted measurement continues; --remeasure measures it again. With
+--workload=resnet8 it measures a step and a round of a network of the headline
+figure.
 
 On real hosts, start it by launch.py, and pass the rate of their links:
 
@@ -35,6 +37,7 @@ import time
 from absl import flags
 
 from experiments.hosts import directory, measuring, simulating
+from experiments.hosts.cases import WORKLOADS
 from experiments.running.flags import cli, process_flags
 from experiments.running.records import writing
 from prsgd_jax.engine import processes
@@ -46,6 +49,13 @@ flags.DEFINE_list(
   ['10', '100', '1000'],
   'Rates of the links in Mb/s. On real hosts, one rate: of the links between '
   'them.',
+)
+flags.DEFINE_enum(
+  'workload',
+  'mlp',
+  list(WORKLOADS),
+  'What to train: mlp, a perceptron with 301,066 parameters, by all '
+  'algorithms; resnet8 or resnet20, a network of the headline figure, by two.',
 )
 flags.DEFINE_integer('num_hosts', 4, 'Number of simulated hosts, an even one.')
 flags.DEFINE_integer(
@@ -86,7 +96,8 @@ def main() -> None:
 
 def path_of(rate: float) -> pathlib.Path:
   """Return the file of a rate in Mb/s."""
-  return pathlib.Path(FLAGS.measurements).absolute() / f'{rate:g}mbit.json'
+  name = f'{rate:g}mbit{WORKLOADS[FLAGS.workload].suffix}.json'
+  return pathlib.Path(FLAGS.measurements).absolute() / name
 
 
 def _rate(text: str) -> float:
@@ -106,7 +117,10 @@ def _measure(rates: Sequence[float]) -> None:
       f'--rates must be one rate on real hosts, got {",".join(FLAGS.rates)}'
     )
   found = measuring.measure(
-    1e6 * rates[0], seconds=FLAGS.seconds, rounds=FLAGS.rounds
+    WORKLOADS[FLAGS.workload],
+    1e6 * rates[0],
+    seconds=FLAGS.seconds,
+    rounds=FLAGS.rounds,
   )
   if processes.is_first():
     path = path_of(rates[0])
@@ -122,7 +136,7 @@ def _simulate(rate: float) -> None:
     pathlib.Path(__file__).resolve(),
     [
       f'--rates={rate:g}', f'--rounds={FLAGS.rounds}',
-      f'--seconds={FLAGS.seconds}',
+      f'--seconds={FLAGS.seconds}', f'--workload={FLAGS.workload}',
       f'--measurements={path_of(rate).parent}',
     ],
     num_hosts=FLAGS.num_hosts,

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import tempfile
-from unittest import mock
 
 from absl.testing import absltest
 import jax
@@ -11,7 +10,9 @@ import numpy as np
 
 from experiments import hosts_report
 from experiments.hosts import cases, comparing, measuring
+from experiments.papers import t01_long, t01_long_resnet20, target
 from experiments.tools import disturbances, figure_files
+from prsgd_jax import models
 from tests import looks
 
 KEPT = pathlib.Path(hosts_report.__file__).parent / 'results' / 'hosts'
@@ -94,7 +95,7 @@ class ComparingTest(absltest.TestCase):
 
   def test_files_are_read_by_rate_and_damaged_ones_named(self):
     root = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    with self.assertRaisesRegex(ValueError, 'make hosts_benchmark makes them'):
+    with self.assertRaisesRegex(ValueError, 'hosts_benchmark.py makes them'):
       comparing.read(root)
     for megabits in (1000, 10):
       made = measurement(megabits, [1.6] * 3, [0] * 3)
@@ -129,7 +130,7 @@ class ComparingTest(absltest.TestCase):
 
 class MeasuringTest(absltest.TestCase):
   def test_model_has_the_size_that_it_says(self):
-    leaves = jax.tree.leaves(cases.shapes().params)
+    leaves = jax.tree.leaves(cases.PERCEPTRON.shapes().params)
     self.assertEqual(4 * sum(x.size for x in leaves), PARAMETER_BYTES)
 
   def test_periods_divide_the_block(self):
@@ -138,10 +139,29 @@ class MeasuringTest(absltest.TestCase):
       self.assertEqual(comparing.MODELED % case.period, 0)
     self.assertLen({case.label for case in cases.CASES}, len(cases.CASES))
 
-  @mock.patch.object(cases, 'HIDDEN', (4,))
-  @mock.patch.object(measuring, 'CASES', cases.CASES[:2])
+  def test_networks_of_the_headline_figure_have_their_sizes(self):
+    setting = target.Setting('long', None, pathlib.Path())
+    for study, workload, options, size in (
+      (t01_long, cases.RESNET8, {'blocks_per_stage': '1'}, 75_290),
+      (t01_long_resnet20, cases.RESNET20, {}, 269_722),
+    ):
+      piece = study.pieces(setting)[0]
+      self.assertEqual(piece.config.model, 'resnet20')
+      self.assertEqual(piece.config.model_options, options)
+      self.assertEqual(piece.config.batch_size, workload.batch_size)
+      leaves = jax.tree.leaves(workload.shapes().params)
+      self.assertEqual(sum(x.size for x in leaves), size)
+
+  def test_images_are_enlarged(self):
+    images = cases.RESNET8.enlarge(np.arange(64.0).reshape(1, 8, 8, 1))
+    self.assertEqual(images.shape, (1, 16, 16, 3))
+    self.assertEqual(images[0, 15, 14, 1], 63)
+
   def test_one_process_measures_itself(self):
-    found = measuring.measure(1e9, seconds=0.0, rounds=5)
+    small = cases.PERCEPTRON._replace(
+      model=models.MLP(10, hidden=(4,)), cases=cases.CASES[:2]
+    )
+    found = measuring.measure(small, 1e9, seconds=0.0, rounds=5)
     found = json.loads(json.dumps(found))
     self.assertEqual((found['hosts'], len(found['others'])), (1, 3))
     for case in cases.CASES[:2]:

@@ -40,6 +40,7 @@ LONG = [
   for name, target in reproduce.all_targets().items()
   if 'long' in target.scales
 ]
+TIMES = host_times.HostTimes(0.5, 2.0, 1e8, 4)
 
 
 def made_curve(*, accuracy=0.9, loss=0.1, slow=1.0, epochs=300, period=1):
@@ -222,7 +223,7 @@ class PiecesTest(parameterized.TestCase):
 
 class JudgingTest(parameterized.TestCase):
   def verdicts(self, found):
-    outcome = t01_long.outcome(found, [], 'made', 1.0)
+    outcome = t01_long.outcome(found, [], 'made', 1.0, TIMES)
     return {claim.text[:20]: claim.verdict for claim in outcome.claims}
 
   def test_equal_curves_are_flat_and_each_bar_can_be_missed(self):
@@ -244,11 +245,13 @@ class JudgingTest(parameterized.TestCase):
   def test_nothing_is_judged_without_ssgd(self):
     found = made_curves()
     del found[runs.SSGD], found[runs.AVERAGED]
-    self.assertLen(judging.judge(found, host_times.read(), '', ['SSGD']), 1)
-    self.assertEmpty(judging.judge({}, host_times.read(), '', []))
+    self.assertLen(judging.judge(found, TIMES, '', ['SSGD']), 1)
+    self.assertEmpty(judging.judge({}, TIMES, '', []))
 
   def test_figures_are_readable(self):
-    outcome = t01_long.outcome(made_curves(), ['SSGD, seed 2'], 'made', 1.0)
+    outcome = t01_long.outcome(
+      made_curves(), ['SSGD, seed 2'], 'made', 1.0, TIMES
+    )
     figure = keeping.make_figure(t01_long.TARGET, as_kept(outcome.data))
     self.assertEqual(looks.faults(figure), [])
     self.assertIn('SSGD, seed 2 is not', outcome.claims[0].note)
@@ -284,7 +287,7 @@ class JudgingTest(parameterized.TestCase):
         **outcome._asdict(),
       }
       for name, outcome in {
-        't01_long': t01_long.outcome(made_curves(), ['a'], 'made', 1.5),
+        't01_long': t01_long.outcome(made_curves(), ['a'], 'made', 1.5, TIMES),
         't01_length': t01_length.outcome(
           {'20': made_curves(**{'I = 8': {'accuracy': 0.8}})}, [], 1.5
         ),
@@ -293,8 +296,7 @@ class JudgingTest(parameterized.TestCase):
     text = ' '.join(page.format_page(outcomes).split())
     self.assertIn('reproduce/t01_long-long.png)', text)
     # 58,500 steps without and with averages: modeled, and measured on hosts.
-    times = host_times.read()
-    measured = 58500 * (times.step + times.round / 4) / 3600
+    measured = 58500 * (TIMES.step + TIMES.round / 4) / 3600
     self.assertIn(
       '| PR-SGD, I = 4 | 2 | 90 (90 to 90) | 0.1 (0.1 to 0.1) | 1 (1 to 1) | '
       f'14625 | 14.625 | 0.1828 | {quantities.of_seeds([measured])} |',
@@ -311,16 +313,15 @@ class JudgingTest(parameterized.TestCase):
   def test_speedup_is_that_of_the_model(self):
     claim = next(
       c
-      for c in t01_long.outcome(made_curves(), [], 'made', 1.0).claims
+      for c in t01_long.outcome(made_curves(), [], 'made', 1.0, TIMES).claims
       if judging.MODELED in c.measured
     )
     value = claim.measured[judging.MODELED].cases['I = 4'].value
     self.assertAlmostEqual(value, 0.015 / (0.01 + 0.005 / 4), places=3)
 
   def test_measured_times_of_a_step_and_a_round(self):
-    times = host_times.HostTimes(0.5, 2.0, 1e8, 4)
     own = {'step': [4.0, 8.0], 'rounds': [1.0, 2.0]}
-    self.assertEqual(curves.host_seconds(own, times), [4.0, 8.0])
+    self.assertEqual(curves.host_seconds(own, TIMES), [4.0, 8.0])
     kept = host_times.read()
     self.assertLess(kept.step, kept.round)
     with self.assertRaisesRegex(ValueError, 'no measurement at 1 bits'):

@@ -1,7 +1,10 @@
-"""The algorithms that are measured on several hosts, their model and data."""
+"""The algorithms that are measured on several hosts, their models and data."""
 
+from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 import numpy as np
 import optax
@@ -61,30 +64,90 @@ CASES = (
 )
 
 
-def task() -> Task:
-  """Return the model and its loss."""
-  return classifier(models.MLP(10, hidden=HIDDEN))
+class Workload(NamedTuple):
+  """A model and data to train by some cases.
+
+  Attributes:
+    name: value of --workload.
+    model: the model.
+    enlarge: function that enlarges the images of the digits.
+    batch_size: examples of a replica in a step.
+    cases: the cases; the first one never communicates.
+    tested: whether to evaluate the averaged model after each block.
+  """
+
+  name: str
+  model: nn.Module
+  enlarge: Callable[[np.ndarray], np.ndarray]
+  batch_size: int
+  cases: tuple[Case, ...]
+  tested: bool
+
+  @property
+  def suffix(self) -> str:
+    """Suffix of the names of its files of measurements."""
+    return '' if self.name == 'mlp' else f'-{self.name}'
+
+  @property
+  def command(self) -> str:
+    """Command that measures it."""
+    option = '' if self.name == 'mlp' else f' --workload={self.name}'
+    return f'python experiments/hosts_benchmark.py{option}'
+
+  def task(self) -> Task:
+    """Return the model and its loss."""
+    return classifier(self.model)
+
+  def data(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the normalized training and test images of the digits."""
+    digits = load_dataset('digits')
+    mean, deviation = augmentation.channel_statistics(digits.train['image'])
+
+    def normalized(split: Any) -> dict[str, np.ndarray]:
+      image = augmentation.normalize(split['image'], mean, deviation)
+      return {**split, 'image': self.enlarge(np.asarray(image))}
+
+    return normalized(digits.train), normalized(digits.test)
+
+  def start(self) -> tuple[Any, Any]:
+    """Return the first parameters and model state."""
+    images = {'image': self.enlarge(np.zeros((1, 8, 8, 1), np.float32))}
+    return jax.jit(self.task().init)(jax.random.key(SEED), images)
+
+  def shapes(self) -> pr.base.Replica:
+    """Return the shapes of one replica, for the ledger."""
+    params, model_state = jax.eval_shape(self.start)
+    return pr.base.Replica(params=params, model_state=model_state)
 
 
-def data() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """Return the normalized training and test images of the digits."""
-  digits = load_dataset('digits')
-  mean, deviation = augmentation.channel_statistics(digits.train['image'])
-
-  def normalized(split: Any) -> dict[str, np.ndarray]:
-    image = augmentation.normalize(split['image'], mean, deviation)
-    return {**split, 'image': np.asarray(image)}
-
-  return normalized(digits.train), normalized(digits.test)
+def _as_photographs(images: np.ndarray, size: int) -> np.ndarray:
+  """Return square images of a number of pixels, with three channels."""
+  factor = size // images.shape[1]
+  larger = images.repeat(factor, axis=1).repeat(factor, axis=2)
+  return np.broadcast_to(larger, (len(images), size, size, 3))
 
 
-def start() -> tuple[Any, Any]:
-  """Return the first parameters and model state."""
-  images = {'image': np.zeros((1, 8, 8, 1), np.float32)}
-  return jax.jit(task().init)(jax.random.key(SEED), images)
-
-
-def shapes() -> pr.base.Replica:
-  """Return the shapes of one replica, for the ledger."""
-  params, model_state = jax.eval_shape(start)
-  return pr.base.Replica(params=params, model_state=model_state)
+PERCEPTRON = Workload(
+  name='mlp',
+  model=models.MLP(10, hidden=HIDDEN),
+  enlarge=lambda images: images,
+  batch_size=BATCH_SIZE,
+  cases=CASES,
+  tested=True,
+)
+# The networks of the headline figure. The images have the shape of its own
+# ones, because times depend on shapes only.
+RESNET8 = Workload(
+  name='resnet8',
+  model=models.ResNet20(10, blocks_per_stage=1),
+  enlarge=functools.partial(_as_photographs, size=16),
+  batch_size=32,
+  cases=CASES[:2],
+  tested=False,
+)
+RESNET20 = RESNET8._replace(
+  name='resnet20',
+  model=models.ResNet20(10),
+  enlarge=functools.partial(_as_photographs, size=32),
+)
+WORKLOADS = {x.name: x for x in (PERCEPTRON, RESNET8, RESNET20)}

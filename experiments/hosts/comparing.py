@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.hosts import cases
-from experiments.hosts.cases import CASES, Case
+from experiments.hosts.cases import CASES, PERCEPTRON, Case, Workload
 from experiments.running.records import json_files
 from experiments.tools import disturbances
 import prsgd_jax as pr
@@ -76,16 +75,23 @@ class Row(NamedTuple):
   to_target: tuple[int, float] | None
 
 
-def read(directory: pathlib.Path) -> list[dict[str, Any]]:
+def read(
+  directory: pathlib.Path, workload: Workload = PERCEPTRON
+) -> list[dict[str, Any]]:
   """Return the measurements in a directory, by rising rate.
+
+  Args:
+    directory: files of hosts_benchmark.py.
+    workload: what was trained. Default: the perceptron.
 
   Raises:
     ValueError: if there are none, or a file is damaged.
   """
-  found = [json_files.read(p, _FORM) for p in directory.glob('*mbit.json')]
+  files = directory.glob(f'*mbit{workload.suffix}.json')
+  found = [json_files.read(path, _FORM) for path in files]
   if not found:
     raise ValueError(
-      f'{directory} has no measurements; make hosts_benchmark makes them'
+      f'{directory} has no measurements; {workload.command} makes them'
     )
   return sorted(found, key=lambda measured: measured['bits_per_second'])
 
@@ -166,7 +172,7 @@ def _row(
   packets = sum(block['packets'] for block in blocks)
   modeled = pr.ledger.account(
     case.algorithm,
-    cases.shapes(),
+    PERCEPTRON.shapes(),
     measured['hosts'],
     MODELED,
     network(measured),

@@ -15,8 +15,7 @@ import jax
 from jax import lax
 import numpy as np
 
-from experiments.hosts import cases
-from experiments.hosts.cases import CASES, Case
+from experiments.hosts.cases import SEED, Case, Workload
 from experiments.running.records import records
 from experiments.tools import disturbances
 import prsgd_jax as pr
@@ -70,11 +69,12 @@ def read_counters() -> Counters:
 
 
 def measure(
-  bits_per_second: float, *, seconds: float, rounds: int
+  workload: Workload, bits_per_second: float, *, seconds: float, rounds: int
 ) -> dict[str, Any]:
   """Measure all cases; every process must call it.
 
   Args:
+    workload: model, data and cases.
     bits_per_second: rate of the links.
     seconds: time after which no round begins, except the first three.
     rounds: largest number of rounds.
@@ -83,32 +83,33 @@ def measure(
     The measurements, of JSON types, equal in every process.
   """
   slow = bits_per_second < SLOW
-  arrays, test = cases.data()
-  data = pr.shared(arrays, batch_size=cases.BATCH_SIZE, seed=cases.SEED)
-  task, point = cases.task(), cases.start()
+  tested = workload.tested and not slow
+  arrays, test = workload.data()
+  data = pr.shared(arrays, batch_size=workload.batch_size, seed=SEED)
+  task, point = workload.task(), workload.start()
   trainers = {
     case.label: pr.trainer(
       case.algorithm,
       task.loss_fn,
       num_replicas=processes.count(),
     )
-    for case in CASES
+    for case in workload.cases
   }
-  states = {n: t.init(*point, seed=cases.SEED) for n, t in trainers.items()}
-  blocks: dict[str, list[Any]] = {case.label: [] for case in CASES}
-  mesh = trainers[CASES[0].label].mesh
+  states = {n: t.init(*point, seed=SEED) for n, t in trainers.items()}
+  blocks: dict[str, list[Any]] = {case.label: [] for case in workload.cases}
+  mesh = trainers[workload.cases[0].label].mesh
   evaluate = _evaluation(mesh, task, test)
 
   def train(case: Case) -> dict[str, Any]:
     steps = max(SHORT, case.period) if slow else BLOCK
     trainer, name = trainers[case.label], case.label
     states[name], found = _block(trainer, states[name], data, steps)
-    if not slow:
+    if tested:
       found |= evaluate(states[name])
     return found
 
   warm = {}
-  for case in CASES:
+  for case in workload.cases:
     warm[case.label] = train(case)
     if processes.is_first():
       print(f'compiled {case.label}', flush=True)
@@ -123,7 +124,7 @@ def measure(
   while processes.agree('the next round', goes_on()):
     before, round_begun = read_counters(), time.monotonic()
     # The order alternates, because a case may slow down the next one.
-    for case in CASES[:: -1 if len(others) % 2 else 1]:
+    for case in workload.cases[:: -1 if len(others) % 2 else 1]:
       blocks[case.label].append(train(case))
     lasted = time.monotonic() - round_begun
     others.append(share_of_others(before, lasted))

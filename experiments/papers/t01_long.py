@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.hosts.cases import RESNET8, Workload
 from experiments.papers.headline import (
   curves,
   drawing_curves,
@@ -42,22 +43,29 @@ def measure(setting: Setting) -> Outcome:
   return judged(pieces(setting), TEXT)
 
 
-def judged(chosen: Sequence[Piece], text: str) -> Outcome:
+def judged(
+  chosen: Sequence[Piece], text: str, workload: Workload = RESNET8
+) -> Outcome:
   """Return the outcome of the finished pieces.
 
   Args:
     chosen: all pieces of the target.
     text: the setting of the runs.
+    workload: the network of the measured times. Default: ResNet-8.
   """
   found, missing = curves.read(chosen)
-  return outcome(found, missing, text, curves.hours(chosen))
+  times = host_times.read(workload)
+  return outcome(found, missing, text, curves.hours(chosen), times)
 
 
-def so_far(chosen: Sequence[Piece]) -> dict[str, Any] | None:
+def so_far(
+  chosen: Sequence[Piece], workload: Workload = RESNET8
+) -> dict[str, Any] | None:
   """Return the data of the figure of unfinished curves, None without any.
 
   Args:
     chosen: all pieces of the target.
+    workload: the network of the measured times. Default: ResNet-8.
   """
   found, _ = curves.read(chosen, only_finished=False)
   begun = {
@@ -67,11 +75,15 @@ def so_far(chosen: Sequence[Piece]) -> dict[str, Any] | None:
   shown = {label: own for label, own in begun.items() if own}
   if not shown:
     return None
-  return {'curves': shown, 'host_times': host_times.read()._asdict()}
+  return {'curves': shown, 'host_times': host_times.read(workload)._asdict()}
 
 
 def outcome(
-  found: curves.Curves, missing: Sequence[str], text: str, hours: float
+  found: curves.Curves,
+  missing: Sequence[str],
+  text: str,
+  hours: float,
+  times: host_times.HostTimes,
 ) -> Outcome:
   """Return the outcome of some curves.
 
@@ -80,8 +92,8 @@ def outcome(
     missing: names of the pieces that are not among them.
     text: the setting of the runs.
     hours: time that the curves took.
+    times: measured times of the network.
   """
-  times = host_times.read()
   data = {
     'curves': found,
     'host_times': times._asdict(),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from experiments.hosts.cases import RESNET20
 from experiments.papers import t01_long
 from experiments.papers.headline import drawing_curves
 from experiments.papers.headline import setting as runs
@@ -25,7 +26,7 @@ def pieces(setting: Setting) -> Sequence[Piece]:
 
 def measure(setting: Setting) -> Outcome:
   """Judge the finished curves; train nothing."""
-  return t01_long.judged(pieces(setting), TEXT)
+  return t01_long.judged(pieces(setting), TEXT, RESNET20)
 
 
 TARGET = Target(
@@ -37,5 +38,5 @@ TARGET = Target(
   scales=('long',),
   pieces=pieces,
   judges_part=True,
-  draw_so_far=lambda setting: t01_long.so_far(pieces(setting)),
+  draw_so_far=lambda setting: t01_long.so_far(pieces(setting), RESNET20),
 )

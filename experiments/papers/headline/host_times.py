@@ -1,20 +1,18 @@
 """The measured seconds of a step and of a round on four hosts.
 
-They come from the kept measurements of hosts_benchmark.py, in which four hosts
-train a perceptron of 301,066 parameters (1.2 MB). ResNet-20 has 269,722, and
-ResNet-8 75,290.
+They come from the kept measurements of hosts_benchmark.py with the networks of
+the headline figure.
 """
 
 import pathlib
 from typing import NamedTuple
 
 from experiments.hosts import comparing
-from experiments.hosts.cases import CASES
+from experiments.hosts.cases import RESNET8, Workload
 
 MEASUREMENTS = pathlib.Path(__file__).parents[2] / 'results' / 'hosts'
 # Rate of the links in bits per second.
 RATE = 100e6
-_WITHOUT, _SSGD = CASES[:2]
 
 
 class HostTimes(NamedTuple):
@@ -24,7 +22,7 @@ class HostTimes(NamedTuple):
     step: seconds of a step without communication.
     round: seconds that an average of all replicas adds.
     bits_per_second: rate of the links.
-    hosts: number of hosts.
+    hosts: number of hosts, with one replica each.
   """
 
   step: float
@@ -34,23 +32,27 @@ class HostTimes(NamedTuple):
 
 
 def read(
-  directory: pathlib.Path = MEASUREMENTS, rate: float = RATE
+  workload: Workload = RESNET8,
+  directory: pathlib.Path = MEASUREMENTS,
+  rate: float = RATE,
 ) -> HostTimes:
   """Read the times at one rate of the links.
 
   Args:
+    workload: the network. Default: the one of run A.
     directory: files of hosts_benchmark.py.
     rate: bits per second. Default: 100 Mb/s.
 
   Raises:
     ValueError: if there is no measurement at this rate, or a file is damaged.
   """
-  for found in comparing.read(directory):
+  for found in comparing.read(directory, workload):
     if found['bits_per_second'] == rate:
-      step = comparing.seconds_per_step(found, _WITHOUT).median
-      whole = comparing.seconds_per_step(found, _SSGD).median
+      without, ssgd = workload.cases[:2]
+      step = comparing.seconds_per_step(found, without).median
+      whole = comparing.seconds_per_step(found, ssgd).median
       return HostTimes(step, whole - step, rate, found['hosts'])
   raise ValueError(
-    f'{directory} has no measurement at {rate:g} bits per second; make '
-    'hosts_benchmark makes them'
+    f'{directory} has no measurement at {rate:g} bits per second; '
+    f'{workload.command} makes them'
   )

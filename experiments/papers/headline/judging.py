@@ -107,9 +107,9 @@ def _flat(
     rule=Rule(every(equal, moderate), some(equal, moderate)),
     setting=f'{setting} The loss is that of the averaged model on 5,000 '
     'training images, with batch statistics estimated again. Steps count to '
-    'the lowest loss that SSGD has after 60% of its run. Measured times are '
-    f'those of {times.hosts} hosts that train a perceptron of 301,066 '
-    f'parameters: {1e3 * times.step:.3g} ms for a step and '
+    'the lowest loss that SSGD has after 60% of its run. Measured times '
+    f'are of this network on {times.hosts} simulated hosts that share the '
+    f'cores of one machine: {1e3 * times.step:.3g} ms for a step and '
     f'{1e3 * times.round:.3g} ms for an average.',
     note=' '.join(filter(None, (_OUR_BARS, note))),
   )
