@@ -147,7 +147,7 @@ class MeasuringTest(absltest.TestCase):
     ):
       piece = study.pieces(setting)[0]
       self.assertEqual(piece.config.model, 'resnet20')
-      self.assertEqual(piece.config.model_options, options)
+      self.assertEqual(piece.config.model_options or {}, options)
       self.assertEqual(piece.config.batch_size, workload.batch_size)
       leaves = jax.tree.leaves(workload.shapes().params)
       self.assertEqual(sum(x.size for x in leaves), size)
