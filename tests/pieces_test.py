@@ -14,6 +14,7 @@ from experiments.papers import (
   keeping,
   pieces,
   quantities,
+  results_page,
   t01_length,
   t01_long,
 )
@@ -309,6 +310,10 @@ class JudgingTest(parameterized.TestCase):
     )
     self.assertIn('| PR-SGD, I = 8 | 10 (10 to 10) |', text)
     self.assertIn('Not run yet: `python -m experiments.reproduce --t', text)
+
+  def test_page_is_of_the_saved_results(self):
+    text = page.format_page(results_page.read(reproduce.RESULTS))
+    self.assertEqual(page.PAGE.read_text(), text)
 
   def test_speedup_is_that_of_the_model(self):
     claim = next(

@@ -1,4 +1,4 @@
-"""Write the tables of algorithms and of claims in the README.
+"""Write the tables of algorithms, of the headline and of claims in the README.
 
 python experiments/tools/readme.py
 """
@@ -15,6 +15,7 @@ import re
 from typing import get_args
 
 from experiments.papers import results_page
+from experiments.papers.headline import table as headline_table
 from experiments.papers.rules import Verdict
 from experiments.running.flags import algorithm_flags
 from experiments.running.records import writing
@@ -52,11 +53,14 @@ def with_tables(text: str) -> str:
     text: of the README.
   """
   text = _between(text, 'algorithms', format_algorithms())
+  text = _between(text, 'headline', format_headline())
   return _between(text, 'claims', format_claims())
 
 
 def _between(text: str, mark: str, table: str) -> str:
   begin, end = (f'<!-- {mark}: {word} -->\n' for word in ('begin', 'end'))
+  if begin not in text:
+    return text
   before, _, rest = text.partition(begin)
   _, _, after = rest.partition(end)
   return before + begin + table + end + after
@@ -72,6 +76,16 @@ def format_algorithms() -> str:
     for title, found in links.items()
   ]
   return tables.markdown(rows, [Column(name) for name in rows[0]])
+
+
+def format_headline() -> str:
+  """Return the table of the headline figure, and what made it."""
+  outcomes = results_page.read(RESULTS)
+  found = [one for one in outcomes if one['name'] == 't01_long']
+  return ''.join(
+    f'{headline_table.of_curves(one["data"])}\n{headline_table.source(one)}\n'
+    for one in found
+  )
 
 
 def format_claims() -> str:

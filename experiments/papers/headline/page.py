@@ -11,11 +11,12 @@ from experiments.running.records import records, writing
 PAGE = pathlib.Path(__file__).parents[3] / 'docs' / 'headline.md'
 HEAD = """# The headline figure
 
-PR-SGD with a moderate interval I trains as well as synchronous SGD (SSGD) by
-epochs, and faster by time. This is the figure of Yu, Yang, Zhu 2019 (arXiv
-1807.06629). The paper trains ResNet-20 for 300 epochs. Here one study keeps the
-300 epochs and shrinks the network, and another one keeps the network and
-shortens the schedule. A third study compares lengths, which the paper does not.
+By the figure of Yu, Yang, Zhu 2019 (arXiv 1807.06629), PR-SGD with a moderate
+interval I trains as well as synchronous SGD (SSGD) against epochs, and faster
+against time. The paper trains ResNet-20 for 300 epochs. Here one study keeps
+the 300 epochs and shrinks the network. Another one compares lengths of the run,
+which the paper does not. A third one keeps the network and shortens the
+schedule.
 
 `make reproduce SCALE=long DATA_DIR=data` runs them piece by piece. It writes
 this page and the figures each time a curve is finished. Numbers over several
