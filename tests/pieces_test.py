@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments import reproduce
 from experiments.gpu import figure_runs
+from experiments.hosts import cases
 from experiments.papers import (
   keeping,
   pieces,
@@ -228,17 +229,21 @@ class JudgingTest(parameterized.TestCase):
     return {claim.text[:20]: claim.verdict for claim in outcome.claims}
 
   def test_equal_curves_are_flat_and_each_bar_can_be_missed(self):
-    good = self.verdicts(made_curves())
+    failed = {runs.ONE_SHOT: {'accuracy': 0.5}}
+    good = self.verdicts(made_curves(**failed))
     self.assertEqual(good['Training loss agains'], 'yes')
-    self.assertEqual(good['One average at the e'], 'no')
-    self.assertEqual(good['The mean of the batc'], 'no')
-    late = self.verdicts(made_curves(**{'I = 32': {'slow': 1.5}}))
+    # The control must fail.
+    equal = self.verdicts(made_curves())
+    self.assertEqual(equal['Training loss agains'], 'partly')
+    self.assertEqual(equal['One average at the e'], 'no')
+    # The statistics cost accuracy after the drop, too.
+    self.assertEqual(equal['The mean of the batc'], 'no')
+    late = self.verdicts(made_curves(**failed, **{'I = 32': {'slow': 1.5}}))
     self.assertEqual(late['Training loss agains'], 'partly')
     worse = {m: {'accuracy': 0.894} for m in runs.MODERATE}
     self.assertEqual(
       self.verdicts(made_curves(**worse))['Training loss agains'], 'no'
     )
-    failed = {runs.ONE_SHOT: {'accuracy': 0.5}}
     self.assertEqual(
       self.verdicts(made_curves(**failed))['One average at the e'], 'yes'
     )
@@ -328,7 +333,10 @@ class JudgingTest(parameterized.TestCase):
     own = {'step': [4.0, 8.0], 'rounds': [1.0, 2.0]}
     self.assertEqual(curves.host_seconds(own, TIMES), [4.0, 8.0])
     kept = host_times.read()
-    self.assertLess(kept.step, kept.round)
+    self.assertEqual((kept.hosts, kept.bits_per_second), (8, 1e8))
+    larger = host_times.read(cases.RESNET20)
+    self.assertGreater(larger.step, kept.step)
+    self.assertGreater(larger.round, kept.round)
     with self.assertRaisesRegex(ValueError, 'no measurement at 1 bits'):
       host_times.read(rate=1)
 

@@ -23,6 +23,9 @@ NAMES = (
   'modeled_seconds',
 )
 _DIGITS = 6
+# Part of a run before the first drop of the rate. At the drop, the loss of all
+# curves falls, so that the time to a lower loss would show little.
+BEFORE_DROPS = 0.45
 
 # Name -> its value at each evaluation.
 Curve = dict[str, list[float]]
@@ -86,7 +89,7 @@ def accuracy(own: Curve, name: str = 'test_accuracy') -> float:
 def when_at_loss(own: Curve, reference: Curve, of: Sequence[float]) -> float:
   """Return where a curve reaches the loss of a reference.
 
-  The loss is the lowest one that the reference has after `speed.SHARE` of its
+  The loss is the lowest one that the reference has at `BEFORE_DROPS` of its
   length.
 
   Args:
@@ -94,7 +97,7 @@ def when_at_loss(own: Curve, reference: Curve, of: Sequence[float]) -> float:
     reference: the curve of synchronous SGD.
     of: positions of `own`, such as its steps.
   """
-  target = speed.target_loss(reference['train_loss'])
+  target = speed.target_loss(reference['train_loss'], BEFORE_DROPS)
   return speed.when_reached(of, own['train_loss'], target)
 
 

@@ -49,6 +49,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     for axis, (along_text, position) in zip(row, along.items(), strict=True):
       _panel(axis, curves, labels, looks, position, name)
       axis.set_xlabel(along_text)
+      axis.locator_params(axis='x', nbins=3)
     row[0].set_ylabel(f'{text}\n(statistics estimated again)')
   epochs = along['epochs of all replicas together']
   for axis, (name, text) in zip(axes[2], _MEAN.items(), strict=False):
