@@ -7,6 +7,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -17,13 +18,15 @@ from experiments.gallery import (
   g2_drift,
   g3_unlike_data,
   g4_topology,
+  g5_batch_statistics,
   page,
   presets,
 )
-from experiments.papers import keeping, results_page
+from experiments.papers import images, keeping, results_page
 from experiments.running.flags import algorithm_flags
 from experiments.tools import drawing, figure_files, readme
 import prsgd_jax as pr
+from prsgd_jax.data import values
 from prsgd_jax.data.datasets import load_dataset
 from tests import binaries, looks
 
@@ -199,6 +202,69 @@ class TopologyTest(parameterized.TestCase):
         np.testing.assert_allclose(seen, solved, rtol=1e-3)
 
 
+class BatchStatisticsTest(absltest.TestCase):
+  def test_averages_that_include_the_statistics_leave_their_mean(self):
+    def loss_fn(params, model_state, batch, key):
+      del key
+      seen = params * batch.mean()
+      moved = 0.9 * model_state['mean'] + 0.1 * seen
+      return jnp.square(params - batch).mean(), ({'mean': moved}, {})
+
+    def eval_fn(params, model_state, batch):
+      far = jnp.abs(batch - params * model_state['mean'])
+      return {'accuracy': jnp.clip(1 - far, 0, 1)}
+
+    def draw_batch(data, step, replica, key):
+      return data[replica] + jax.random.normal(key, (4,)) / 8
+
+    offsets = np.array([0.1, 0.6], np.float32)
+    data = values.drawn(offsets, draw_batch)
+    test = np.linspace(0, 0.1, 5, dtype=np.float32)
+    found = []
+    for fields in (('params',), ('params', 'model_state')):
+      average = pr.sync(pr.mixing.mean(), fields)
+      trainer = pr.trainer(
+        pr.k_avg(optax.sgd(0.1), period=4, average=average),
+        loss_fn, num_replicas=2, eval_fn=eval_fn, num_devices=1,
+      )  # fmt: skip
+      state = trainer.init(np.float32(1), {'mean': np.float32(0)}, seed=0)
+      state, _ = trainer.run(state, data, 8)
+      found.append((trainer, state))
+    errors = g5_batch_statistics.errors(*found[0], data, test)
+    trainer, state = found[1]
+    want = 100 * (1 - trainer.evaluate(state, test)['accuracy'])
+    np.testing.assert_allclose(errors[1], want, rtol=1e-5)
+    # The replicas have the average, and there each has the mean statistics.
+    each = trainer.evaluate_replicas(state, test)['accuracy']
+    np.testing.assert_allclose(100 * (1 - each), [want] * 2, rtol=1e-5)
+    self.assertGreater(errors[0] - want, 0.1)
+    self.assertGreater(abs(errors[2] - want), 0.1)
+
+  def test_replicas_draw_from_their_rows(self):
+    examples = images.Examples(jnp.zeros((6, 1)), jnp.arange(6))
+    rows = jnp.array([[0, 2, 4], [1, 3, 5]])
+    for replica in range(2):
+      batch = g5_batch_statistics.draw_batch((examples, rows), 0, replica, KEY)
+      self.assertCountEqual(
+        np.unique(batch['label']), np.asarray(rows[replica])
+      )
+
+  def test_differences_are_from_averaged_statistics(self):
+    errors = np.ones((3, 2, 5, 2, 3)) * [[[10.0]]]
+    errors[0] += 3  # one replica's own, everywhere
+    errors[2, 0, 2, 1] -= 0.25  # re-estimated, with like data
+    errors[2, 1, -1] -= [[4.0], [0.5]]  # with unlike data and the longest I
+    data = {
+      'errors': dict(
+        zip(g5_batch_statistics.TREATMENTS, errors.tolist(), strict=True)
+      ),
+      'alphas': [100.0, 1.0], 'periods': [1, 4, 16, 64, 256],
+    }  # fmt: skip
+    found = ' '.join(ENTRIES['g5_batch_statistics'].sentences(data))
+    points = re.findall(r'(-?[\d.]+) points', found)
+    self.assertEqual(points, ['3', '3', '3', '3', '0.25', '-4', '-0.5'])
+
+
 class ComparingTest(absltest.TestCase):
   def test_interval_is_students_of_the_logarithms(self):
     found = comparing.ratio([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
@@ -207,9 +273,20 @@ class ComparingTest(absltest.TestCase):
     np.testing.assert_allclose(found, [2, 2 / width, 2 * width], rtol=1e-3)
     self.assertIn('no order is shown', str(found))
 
+  def test_interval_of_differences_is_students(self):
+    found = comparing.difference([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
+    width = 4.303 * np.std([0, 1, 3], ddof=1) / 3**0.5
+    mean = 4 / 3
+    np.testing.assert_allclose(
+      found, [mean, mean - width, mean + width], rtol=1e-3
+    )
+    self.assertIn('no order is shown', str(found))
+
   def test_two_seeds_are_too_few(self):
     with self.assertRaisesRegex(ValueError, 'at least 3 seeds'):
       comparing.ratio([1.0, 2.0], [1.0, 2.0])
+    with self.assertRaisesRegex(ValueError, 'at least 3 seeds'):
+      comparing.difference([1.0, 2.0], [1.0, 2.0])
     with self.assertRaisesRegex(ValueError, 'positive'):
       comparing.ratio([1.0, 2.0, 0.0], [1.0, 2.0, 1.0])
 

@@ -1,4 +1,4 @@
-"""Ratios of methods over seeds, with intervals, in words."""
+"""Ratios and differences of methods over seeds, with intervals, in words."""
 
 from typing import Any, NamedTuple
 
@@ -36,6 +36,33 @@ class Ratio(NamedTuple):
     return f'{shown(self.value)} times ({ends}{unclear})'
 
 
+class Difference(NamedTuple):
+  """A mean of differences in percentage points, with an interval.
+
+  Attributes:
+    value: mean over the seeds.
+    low: lower end of the interval.
+    high: upper end of the interval.
+  """
+
+  value: float
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    """Return the difference in words; an interval around 0 shows no order.
+
+    Example:
+      >>> str(Difference(2.5, 2.0, 3.1))
+      '2.5 points (2 to 3.1)'
+      >>> str(Difference(0.1, -0.2, 0.4))
+      '0.1 points (-0.2 to 0.4, so no order is shown)'
+    """
+    unclear = ', so no order is shown' if self.low <= 0 <= self.high else ''
+    ends = f'{shown(self.low)} to {shown(self.high)}'
+    return f'{shown(self.value)} points ({ends}{unclear})'
+
+
 def ratio(ones: Any, others: Any) -> Ratio:
   """Compare two methods by their values of equal seeds.
 
@@ -52,18 +79,49 @@ def ratio(ones: Any, others: Any) -> Ratio:
     >>> str(ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0]))
     '2 times (2 to 2)'
   """
+  ones, others = _pairs(ones, others)
+  if not (np.minimum(ones, others) > 0).all():
+    raise ValueError('expected positive values')
+  return Ratio(*map(float, np.exp(_interval(np.log(ones / others)))))
+
+
+def difference(ones: Any, others: Any) -> Difference:
+  """Subtract the values of a method from those of another, by equal seeds.
+
+  The interval is Student's and has a confidence of 95%.
+
+  Args:
+    ones: [seeds], values of one method, in %.
+    others: [seeds], values of the method to subtract, in %.
+
+  Raises:
+    ValueError: if there are fewer than three seeds.
+
+  Example:
+    >>> str(difference([3.0, 4.0, 5.0], [1.0, 2.0, 3.0]))
+    '2 points (2 to 2)'
+  """
+  ones, others = _pairs(ones, others)
+  return Difference(*_interval(ones - others))
+
+
+def _pairs(ones: Any, others: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Return the values of two methods as arrays, if there are enough."""
   ones, others = np.asarray(ones, float), np.asarray(others, float)
   if ones.ndim != 1 or ones.shape != others.shape or len(ones) < 3:
     raise ValueError(
       'expected the values of at least 3 seeds for each method, got shapes '
       f'{ones.shape} and {others.shape}'
     )
-  if not (np.minimum(ones, others) > 0).all():
-    raise ValueError('expected positive values')
-  logs = np.log(ones / others)
-  width = stats.t.ppf((1 + LEVEL) / 2, len(logs) - 1) * stats.sem(logs)
-  mean = logs.mean()
-  return Ratio(*map(float, np.exp([mean, mean - width, mean + width])))
+  return ones, others
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+  """Return mean, lower and upper end of Student's interval."""
+  mean = float(values.mean())
+  quantile = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)
+  width = float(quantile * stats.sem(values))
+  return mean, mean - width, mean + width
 
 
 def shown(value: float) -> str:

@@ -52,11 +52,11 @@ class Network:
 def load(
   setting: Setting, name: str, num_train: int | None = None
 ) -> tuple[Examples, Examples]:
-  """Load training and test images; images of MNIST are reduced to 14 x 14.
+  """Load training and test images; 28 x 28 pixels are reduced to 14 x 14.
 
   Args:
     setting: its `data_dir` has the data.
-    name: 'mnist' or 'digits'.
+    name: 'mnist', 'fashion_mnist' or 'digits'.
     num_train: the number of training images, the first ones [all].
 
   Raises:
