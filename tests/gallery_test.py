@@ -15,10 +15,12 @@ from experiments import make_gallery
 from experiments.gallery import (
   comparing,
   digits,
+  few_digits,
   g2_drift,
   g3_unlike_data,
   g4_topology,
   g5_batch_statistics,
+  g7_generalization,
   page,
   presets,
 )
@@ -263,6 +265,73 @@ class BatchStatisticsTest(absltest.TestCase):
     found = ' '.join(ENTRIES['g5_batch_statistics'].sentences(data))
     points = re.findall(r'(-?[\d.]+) points', found)
     self.assertEqual(points, ['3', '3', '3', '3', '0.25', '-4', '-0.5'])
+
+
+class GeneralizationTest(parameterized.TestCase):
+  @parameterized.parameters('drops', 'cosine')
+  def test_intervals_of_qsr_grow_as_the_rate_falls(self, name):
+    decay = g7_generalization.DECAYS[name]
+    steps = np.arange(g7_generalization.NUM_STEPS)
+    fires = g7_generalization.schedule_of('QSR', 1.0, decay)(steps)
+    ends = np.append(0, np.flatnonzero(fires) + 1)
+    rates = decay(ends[:-1], len(steps))
+    wanted = np.maximum(
+      g7_generalization.BASE_PERIOD, np.floor(rates**-2 * (1 + 1e-6))
+    )
+    np.testing.assert_array_equal(np.diff(ends)[:-1], wanted[:-1])
+    self.assertEqual(ends[-1], len(steps))
+    self.assertGreater(len(set(wanted)), 1)
+
+  def test_post_local_sgd_switches_at_the_first_drop(self):
+    steps = np.arange(g7_generalization.NUM_STEPS)
+    rates = g7_generalization.step_decay(steps, len(steps))
+    fires = g7_generalization.schedule_of('post-local SGD', 16, None)(steps)
+    np.testing.assert_array_equal(rates[fires & (steps % 16 != 15)], 1)
+    self.assertTrue(fires[rates == 1].all())
+    np.testing.assert_allclose(sorted(set(rates)), [0.01, 0.1, 1])
+
+  def test_settings_are_not_chosen_by_the_test_examples(self):
+    values = np.ones((2, 2, 3))
+    values[1, 0] = 0.5
+    own = {
+      'validation_error': values.tolist(),
+      'test_error': np.arange(12.0).reshape(2, 2, 3).tolist(),
+    }
+    data = {'measured': {'drops': {'QSR': own}}}
+    self.assertEqual(g7_generalization.best(data, 'drops', 'QSR'), (1, 0))
+    at_best = g7_generalization.at_best(data, 'drops', 'QSR', 'test_error')
+    np.testing.assert_array_equal(at_best, [6, 7, 8])
+    by_rate = g7_generalization.by_rate(data, 'drops', 'QSR', 'test_error')
+    np.testing.assert_array_equal(by_rate, [[6, 7, 8], [3, 4, 5]])
+
+
+class FewDigitsTest(absltest.TestCase):
+  def test_splits_share_no_example(self):
+    dataset = load_dataset('digits', binaries.digits_dir())
+    parts = few_digits.split(dataset, 0)
+    sizes = [len(part['label']) for part in parts.values()]
+    total = len(dataset.train['label']) + len(dataset.test['label'])
+    self.assertEqual(sizes, [256, 512, total - 768])
+    both = np.concatenate([part['image'] for part in parts.values()])
+    both = both.reshape(total, -1)
+    every = [dataset.train['image'], dataset.test['image']]
+    every = np.concatenate(every).reshape(total, -1)
+    np.testing.assert_array_equal(
+      both[np.lexsort(both.T)], every[np.lexsort(every.T)]
+    )
+
+  def test_shifts_move_a_pixel_to_its_neighbors(self):
+    image = np.zeros((1, 3, 3, 1), np.uint8)
+    image[0, 1, 1] = 7
+    found = few_digits.shifts(image)[:, 0, :, :, 0]
+    places = [tuple(np.argwhere(x == 7)[0]) for x in found]
+    self.assertLen(set(places), 9)
+    np.testing.assert_array_equal(found.sum((1, 2)), 7)
+
+  def test_a_diverged_run_guesses(self):
+    good, bad = {'a': np.ones(2)}, {'a': np.array([1, np.nan])}
+    self.assertIs(few_digits.finite_or_zero(good), good)
+    np.testing.assert_array_equal(few_digits.finite_or_zero(bad)['a'], [0, 0])
 
 
 class ComparingTest(absltest.TestCase):
