@@ -230,24 +230,30 @@ def by_rate(
 def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
   """Compare the methods at their best settings."""
 
-  def over(one: str, other: str, decay: str, name: str = 'test_error') -> str:
-    ends = (at_best(data, decay, method, name) for method in (one, other))
+  def error(one: str, other: str, decay: str) -> str:
+    names = one, other
+    ends = (at_best(data, decay, name, 'test_error') for name in names)
+    return str(comparing.difference(*ends))
+
+  def sharpness(one: str) -> str:
+    names = one, ssgd
+    ends = (at_best(data, 'cosine', name, 'sharpness') for name in names)
     return str(comparing.ratio(*ends))
 
   ssgd, local, post, qsr = OPTIONS
-  sharper = over(local, ssgd, 'cosine', 'sharpness')
+  large = NUM_REPLICAS * BATCH_SIZE
   return (
-    f'With drops of the rate, post-local SGD ends at '
-    f'{over(post, ssgd, "drops")} the test error of SSGD and '
-    f'{over(post, local, "drops")} the test error of local SGD throughout.',
-    f'With a cosine decay, QSR ends at {over(qsr, ssgd, "cosine")} the test '
-    f'error of SSGD and {over(qsr, local, "cosine")} the test error of local '
-    'SGD throughout.',
-    f'SSGD with batches of {SMALL_BATCH} ends at '
-    f'{over(SMALL, ssgd, "cosine")} the test error of SSGD with batches of '
-    f'{NUM_REPLICAS * BATCH_SIZE}; local SGD throughout ends at '
-    f'{over(local, ssgd, "cosine")} this error, and at {sharper} the sharpness '
-    '(cosine decay).',
+    'With drops of the rate, post-local SGD changes the test error of SSGD by '
+    f'{error(post, ssgd, "drops")}, and the error of local SGD throughout by '
+    f'{error(post, local, "drops")}.',
+    'With a cosine decay, QSR changes the test error of SSGD by '
+    f'{error(qsr, ssgd, "cosine")}, and the error of local SGD throughout by '
+    f'{error(qsr, local, "cosine")}.',
+    f'With a cosine decay, QSR ends at {sharpness(qsr)} and local SGD '
+    f'throughout at {sharpness(local)} the sharpness of SSGD; batches of '
+    f'{SMALL_BATCH} instead of {large} change the test error of SSGD by '
+    f'{error(SMALL, ssgd, "cosine")}, and with drops by '
+    f'{error(SMALL, ssgd, "drops")}.',
   )
 
 
