@@ -106,6 +106,10 @@ def d2(
   It is unstable if an eigenvalue of W is below -1/3. For an even number of
   replicas, the ring with equal weights has an eigenvalue of exactly -1/3.
 
+  The correction adds up rounding errors: after 2500 steps with exact gradients,
+  the replicas are up to 3% from the optimum in float32, and 1.5e-9% in float64
+  (docs/gallery.md).
+
   Args:
     local: an optimizer for every replica, or a stage that takes its local step.
     mixing: W, symmetric and doubly stochastic, with eigenvalues > -1/3. The
