@@ -18,7 +18,7 @@ from prsgd_jax.data import samplers
 from prsgd_jax.data.datasets import load_dataset
 
 SEEDS = (0, 1, 2, 3)
-RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+RATES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 PERIODS = (1, 4, 16, 64)
 ALPHAS = (0.1, 1.0, 100.0)
 NUM_STEPS = 512
