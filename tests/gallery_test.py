@@ -349,7 +349,6 @@ class ComparingTest(absltest.TestCase):
     np.testing.assert_allclose(
       found, [mean, mean - width, mean + width], rtol=1e-3
     )
-
     self.assertIn('no order is shown', str(found))
 
   def test_two_seeds_are_too_few(self):
