@@ -114,7 +114,10 @@ def map_runs(
   draw_fn = jax.vmap(batch_fn, in_axes=(None, None, 0, 0))
   index = jnp.arange(num_replicas, dtype=jnp.int32)
 
-  def run(setting: Array, seed: Array, arrays: ArrayTree) -> ArrayTree:
+  def run(
+    setting: Array, seed: Array, own: ArrayTree, arrays: ArrayTree
+  ) -> ArrayTree:
+    begin = own if callable(start) else start
     algorithm = make(setting)
     check_setting('map_runs', mesh, algorithm)
 
@@ -128,10 +131,6 @@ def map_runs(
       output = algorithm.output(state.replica(), state.algorithm_state)
       return state, observe(output.params)
 
-    root = jax.random.key(seed, impl='threefry2x32')
-    begin = start
-    if callable(start):
-      begin = start(jax.random.fold_in(root, num_steps))
     check_arrays(params=begin, model_state=model_state)
     point = (begin, model_state)
     if not per_replica:
@@ -140,12 +139,37 @@ def map_runs(
     state = create_block(algorithm, num_replicas, seed, point)
     return lax.scan(stretch, state, length=num_steps // every)[1]
 
+  chosen = jnp.asarray(roots, jnp.uint32)
+  begins = _begins(start, chosen, num_steps) if callable(start) else ()
   found = completing(_mapped(run), functions=2)(
     jnp.asarray(rates, float),
-    jnp.asarray(roots, jnp.uint32),
+    chosen,
+    begins,
     jax.tree.map(jnp.asarray, data.arrays),
   )
   return jax.tree.map(lambda x: jax.device_get(x)[0], found)
+
+
+def _begins(
+  start: Callable[[Array], ArrayTree], seeds: Array, num_steps: int
+) -> ArrayTree:
+  """Return the start of every seed, leaves `[S, ...]`.
+
+  It is a program of its own because the initializers of a network take longer
+  to compile than a step, and calls that share them then compile them once.
+  """
+
+  def begin(seed: Array, number: Array) -> ArrayTree:
+    root = jax.random.key(seed, impl='threefry2x32')
+    return start(jax.random.fold_in(root, number))
+
+  # An argument, so that the program does not depend on the number of steps.
+  number = jnp.asarray(num_steps, jnp.uint32)
+  over_seeds = jax.vmap(begin, in_axes=(0, None))
+  found: ArrayTree = jax.jit(over_seeds, compiler_options=_compiler_options())(
+    seeds, number
+  )
+  return found
 
 
 def _copies(num_replicas: int, x: Array) -> Array:
@@ -162,8 +186,8 @@ def _check_axis(num_replicas: int, x: Array) -> None:
 
 def _mapped(run: Callable[..., ArrayTree]) -> Callable[..., ArrayTree]:
   """Map a run over settings and seeds, on one device with all replicas."""
-  over_seeds = jax.vmap(run, in_axes=(None, 0, None))
-  over_all = jax.vmap(over_seeds, in_axes=(0, None, None))
+  over_seeds = jax.vmap(run, in_axes=(None, 0, 0, None))
+  over_all = jax.vmap(over_seeds, in_axes=(0, None, None, None))
   alone: Callable[..., Any] = jax.vmap(
     over_all, in_axes=None, axis_name=AXIS_NAME, axis_size=1
   )
