@@ -6,6 +6,8 @@
   python -m experiments.reproduce --scale=long --status
   python -m experiments.reproduce --redraw
 
+At the scale cpu, --at_once=2 targets run at a time, each in a process.
+
 Each target is a module of experiments/papers. It writes a JSON file of results
 and a PNG figure to experiments/results/reproduce/. A target with a JSON file is
 skipped unless --again is given. RESULTS.md and docs/claims.md are written from
@@ -40,7 +42,7 @@ import time
 from absl import flags
 
 from experiments import papers
-from experiments.papers import keeping, pieces, results_page
+from experiments.papers import keeping, pieces, results_page, side_by_side
 from experiments.papers.pieces import Piece
 from experiments.papers.target import Outcome, Setting, Target
 from experiments.running.flags import (
@@ -50,7 +52,7 @@ from experiments.running.flags import (
   piece_flags,
   speed_flags,
 )
-from experiments.running.process import budgets, exit_codes
+from experiments.running.process import budgets, exit_codes, locks
 from experiments.running.records import json_files, writing
 
 FLAGS = flags.FLAGS
@@ -76,6 +78,13 @@ flags.DEFINE_enum(
   ['cpu', 'long', 'full'],
   'Size of the experiments: cpu takes minutes on a CPU; long takes hours on a '
   'CPU; full is the setting of the paper.',
+)
+flags.DEFINE_integer(
+  'at_once',
+  2,
+  'Targets to run at a time at --scale=cpu, each in a process, >= 1. Most of a '
+  'target uses one core.',
+  lower_bound=1,
 )
 flags.DEFINE_bool(
   'page_only', False, 'Rewrite RESULTS.md from saved results; run nothing.'
@@ -160,11 +169,28 @@ def _run_all(targets: list[Target], left: Callable[[], float]) -> bool:
 
   if not pieces.run_all(_pieces(targets), FLAGS.data_dir, left, judge):
     return False
+  waiting = [t for t in targets if FLAGS.again or not _kept(t).exists()]
+  if FLAGS.scale == 'cpu' and min(FLAGS.at_once, len(waiting)) > 1:
+    _run_side_by_side(waiting)
+    return True
   for target in targets:
     if left() < budgets.LEAST:
       return False
     _run(target)
   return True
+
+
+def _run_side_by_side(targets: list[Target]) -> None:
+  """Run targets as processes, which save their results."""
+  workdirs = {target.name: _setting(target).workdir for target in targets}
+  arguments = [f'--workdir={FLAGS.workdir}'] if FLAGS.workdir else []
+  arguments += [f'--data_dir={FLAGS.data_dir}'] if FLAGS.data_dir else []
+  arguments += speed_flags.given(FLAGS)
+  program = pathlib.Path(__file__).resolve()
+  with cli.one_line_errors(locks.LockError):
+    failed = side_by_side.run_all(workdirs, program, arguments, FLAGS.at_once)
+  if failed:
+    cli.fail(f'{len(failed)} of {len(targets)} targets failed: {failed[0]}')
 
 
 def _num_devices() -> int:
@@ -236,15 +262,26 @@ def _run(target: Target) -> None:
     print(f'{target.name}: already done, saved in {kept}')
     return
   print(f'{target.name}: {target.title}', flush=True)
-  begun = time.monotonic()
+  begun, worked = time.monotonic(), time.process_time()
   outcome = target.measure(_setting(target))
-  _save(target, outcome, time.monotonic() - begun)
+  worked = time.process_time() - worked
+  _save(target, outcome, time.monotonic() - begun, worked)
 
 
-def _save(target: Target, outcome: Outcome, seconds: float) -> None:
+def _save(
+  target: Target,
+  outcome: Outcome,
+  seconds: float,
+  cpu_seconds: float | None = None,
+) -> None:
   """Save the results of a target, draw them, and print its verdicts."""
   keeping.save(
-    target, outcome, _kept(target), scale=FLAGS.scale, seconds=seconds
+    target,
+    outcome,
+    _kept(target),
+    scale=FLAGS.scale,
+    seconds=seconds,
+    cpu_seconds=cpu_seconds,
   )
   for claim in outcome.claims:
     print(f'  {claim.verdict}: {claim.text} ({claim.sentence})')

@@ -381,7 +381,7 @@ class ProgramTest(absltest.TestCase):
       mock.patch.object(reproduce, '_run'),
       mock.patch.object(reproduce.results_page, 'write'),
     ):
-      outcome = binaries.call(reproduce, '--again')
+      outcome = binaries.call(reproduce, '--again', '--at_once=1')
     self.assertEqual(outcome.code, 0, outcome.err)
     self.assertEmpty(run_all.call_args.args[0])
 

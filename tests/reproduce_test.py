@@ -23,6 +23,7 @@ from experiments.papers import (
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, runs
 from experiments.running.flags import run_config, tasks
+from experiments.running.process import exit_codes, jobs
 from experiments.running.records import records, writing
 from experiments.tools import drawing, figure_files
 import prsgd_jax as pr
@@ -150,6 +151,49 @@ class FullSettingTest(parameterized.TestCase):
     for parts in self.assembled:
       self.assertNotEqual(parts.config.model, 'mlp')
       self.assertGreaterEqual(parts.plan.num_steps, 1000)
+
+
+class SideBySideTest(parameterized.TestCase):
+  def run_two(self, root, code):
+    """Run two targets with processes that print and end with a code."""
+    started = []
+
+    def run_jobs(waiting, *, at_once, on_end, **settings):
+      del settings
+      self.assertEqual(at_once, 2)
+      for job in waiting:
+        job.log.parent.mkdir(parents=True)
+        started.append(job.command()[2:])
+        job.log.write_text(f'ran {job.name}\n')
+        on_end(job, code)
+
+    with (
+      mock.patch.object(jobs, 'run_all', run_jobs),
+      mock.patch.object(results_page, 'write'),
+      mock.patch.object(reproduce, '_run', side_effect=AssertionError),
+    ):
+      names = '--targets=t07_heterogeneous,t10_topologies'
+      flags = ('--again', f'--workdir={root}', '--notune_cpu')
+      return started, binaries.call(reproduce, names, *flags)
+
+  def test_each_target_is_a_process_that_runs_only_it(self):
+    with tempfile.TemporaryDirectory() as root:
+      started, outcome = self.run_two(root, 0)
+      self.assertEqual(outcome.code, 0, outcome.err)
+      self.assertIn('ran t07_heterogeneous\nran t10_topologies', outcome.out)
+      shared = (f'--workdir={root}', '--notune_cpu')
+      for name, given in zip(('t07_heterogeneous', 't10_topologies'), started):
+        self.assertContainsSubset((f'--targets={name}', *shared), given)
+        # Otherwise the process would start processes, or do nothing.
+        self.assertContainsSubset(('--at_once=1', '--again'), given)
+
+  def test_a_failed_target_is_named_and_is_an_error(self):
+    with tempfile.TemporaryDirectory() as root:
+      _, outcome = self.run_two(root, 3)
+      log = pathlib.Path(root, 't07_heterogeneous-cpu', 'log.txt')
+    self.assertEqual(outcome.code, exit_codes.ERROR)
+    why = f't07_heterogeneous ended with exit code 3; see {log}'
+    self.assertIn(f'2 of 2 targets failed: {why}', outcome.err)
 
 
 class KeptTest(parameterized.TestCase):

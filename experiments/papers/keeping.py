@@ -20,6 +20,7 @@ def save(
   *,
   scale: str,
   seconds: float,
+  cpu_seconds: float | None = None,
 ) -> None:
   """Save the results of a target, and draw them.
 
@@ -29,6 +30,8 @@ def save(
     path: JSON file to write; the figure has the suffix `.png`.
     scale: scale of the results, such as 'cpu'.
     seconds: time that `measure` took.
+    cpu_seconds: CPU time of its process, which depends less on other work of
+      the machine. Default: not recorded.
   """
   record = {
     'name': target.name,
@@ -36,6 +39,7 @@ def save(
     'paper': target.paper,
     'scale': scale,
     'seconds': round(seconds, 1),
+    **({} if cpu_seconds is None else {'cpu_seconds': round(cpu_seconds, 1)}),
     'machine': records.machine(),
     'commit': records.commit(),
     'seeds': list(outcome.seeds),

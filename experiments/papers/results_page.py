@@ -174,11 +174,19 @@ def _section(outcome: records.Record, figures: pathlib.Path) -> str:
     f'![{outcome["title"]}]({figure})\n\n'
     f'{_table(("", "claim", "derived or our own", "reproduced"), summary)}\n'
     f'`python -m experiments.reproduce --targets={outcome["name"]} '
-    f'--scale={outcome["scale"]}`: {outcome["seconds"]:.0f} s, '
+    f'--scale={outcome["scale"]}`: {_time(outcome)}, '
     f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
     f'seeds {", ".join(map(str, seeds))} at most, commit '
     f'{outcome["commit"]}.\n{judged}'
   )
+
+
+def _time(outcome: records.Record) -> str:
+  taken = f'{outcome["seconds"]:.0f} s'
+  # Results of earlier versions do not have it.
+  if 'cpu_seconds' in outcome:
+    taken += f' ({outcome["cpu_seconds"]:.0f} s of CPU time)'
+  return taken
 
 
 def _claim(index: int, claim: Claim) -> str:
