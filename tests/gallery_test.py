@@ -143,11 +143,11 @@ class DriftTest(absltest.TestCase):
     still, back, away = [0.0, 0.0], [0.0, 2.0], [1.0, 2.0]
     drifts = {
       'ssgd': still, 'k_avg': back, 'one_shot_averaging': away,
-      'd_psgd': away, 'gradient_tracking': away,
+      'd_psgd': away, 'qg_dsgdm': away, 'choco_sgd': away,
     }  # fmt: skip
     data = {'drifts': {name: [x] * 3 for name, x in drifts.items()}}
     first = g2_drift.sentences(data)[0]
-    self.assertEqual(re.findall(r'\d+', first), ['5', '1', '1', '3', '2'])
+    self.assertEqual(re.findall(r'\d+', first), ['6', '1', '1', '4', '2'])
 
 
 class UnlikeDataTest(absltest.TestCase):

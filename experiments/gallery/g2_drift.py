@@ -102,8 +102,8 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'{over("k_avg", "one_shot_averaging")} the drift '
     'of replicas that are never averaged.',
     f'D-PSGD on a ring drifts {over("d_psgd", "k_avg")} as far as local SGD at '
-    f'its peak, and gradient tracking {over("gradient_tracking", "d_psgd")} as '
-    'far as D-PSGD.',
+    f'its peak; quasi-global momentum drifts {over("qg_dsgdm", "d_psgd")} as '
+    f'far as D-PSGD, and CHOCO-SGD {over("choco_sgd", "d_psgd")}.',
   )
 
 
@@ -119,7 +119,8 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'with batches of 16), but with unlike data (Dirichlet, alpha = {ALPHA}), '
     f'in the last {WINDOW} of {data["steps"]} steps. Drift: root of the mean '
     'squared distance from the average, in % of the norm of the average. '
-    f'The optimizer is {usual}; exceptions are {exceptions}.'
+    f'The optimizer is {usual}; exceptions are {exceptions}. The drift grows '
+    'with the rate, so only algorithms with equal optimizers are compared.'
   )
 
 
