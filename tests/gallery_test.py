@@ -264,7 +264,8 @@ class BatchStatisticsTest(absltest.TestCase):
     }  # fmt: skip
     found = ' '.join(ENTRIES['g5_batch_statistics'].sentences(data))
     points = re.findall(r'(-?[\d.]+) points', found)
-    self.assertEqual(points, ['3', '3', '3', '3', '0.25', '-4', '-0.5'])
+    self.assertEqual(points, ['3', '3', '3', '3', '-0.25', '-4', '-0.5'])
+    self.assertIn('most at I = 16 after the drop, by -0.25 points', found)
 
 
 class GeneralizationTest(parameterized.TestCase):

@@ -160,6 +160,7 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
   before, after = range(len(POINTS))
   short, long = data['periods'][0], data['periods'][-1]
   alike, unlike = data['alphas']
+  widest, point = largest_change(data, alike)
 
   def beyond(one: str, alpha: float, period: int, point: int) -> str:
     ends = (at(data, name, alpha, period)[point] for name in (one, AVERAGED))
@@ -173,9 +174,10 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'With unlike data (alpha = {unlike:g}), they add '
     f'{beyond(OWN, unlike, short, after)} at I = {short} and '
     f'{beyond(OWN, unlike, long, after)} at I = {long}, both after the drop.',
-    'Compared with averaged statistics, re-estimated ones change the error by '
-    f'at most {largest_difference(data, alike):.2f} points with like data; '
-    f'with unlike data and I = {long}, they change it by '
+    'Compared with averaged statistics, re-estimated ones change the error '
+    f'with like data most at I = {widest} {POINTS[point]}, by '
+    f'{beyond(ESTIMATED, alike, widest, point)}; with unlike data and '
+    f'I = {long}, they change it by '
     f'{beyond(ESTIMATED, unlike, long, before)} before the drop, and by '
     f'{beyond(ESTIMATED, unlike, long, after)} after it.',
   )
@@ -189,15 +191,18 @@ def at(
   return np.array(own[data['periods'].index(period)])
 
 
-def largest_difference(data: Mapping[str, Any], alpha: float) -> float:
-  """Return the largest mean difference by re-estimation, in points.
+def largest_change(data: Mapping[str, Any], alpha: float) -> tuple[int, int]:
+  """Return the period and the point at which re-estimation changes most.
 
-  It is the largest of all periods and both points of the schedule, of the
-  absolute mean over the seeds.
+  There the absolute mean change over the seeds is largest.
   """
   place = data['alphas'].index(alpha)
-  one, other = (np.array(data['errors'][n][place]) for n in TREATMENTS[1:])
-  return float(np.abs((one - other).mean(axis=-1)).max())
+  one, other = (
+    np.array(data['errors'][name][place]) for name in (ESTIMATED, AVERAGED)
+  )
+  changes = np.abs((one - other).mean(axis=-1))
+  period, point = np.unravel_index(changes.argmax(), changes.shape)
+  return data['periods'][period], int(point)
 
 
 def setting_of(data: Mapping[str, Any]) -> str:
