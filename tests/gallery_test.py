@@ -230,17 +230,16 @@ class BatchStatisticsTest(absltest.TestCase):
         loss_fn, num_replicas=2, eval_fn=eval_fn, num_devices=1,
       )  # fmt: skip
       state = trainer.init(np.float32(1), {'mean': np.float32(0)}, seed=0)
-      state, _ = trainer.run(state, data, 8)
-      found.append((trainer, state))
+      found.append((trainer, trainer.run(state, data, 8)[0]))
+    own, included = (state.model_state['mean'] for _, state in found)
+    np.testing.assert_allclose(included, [own.mean()] * 2, rtol=1e-5)
     errors = g5_batch_statistics.errors(*found[0], data, test)
-    trainer, state = found[1]
-    want = 100 * (1 - trainer.evaluate(state, test)['accuracy'])
-    np.testing.assert_allclose(errors[1], want, rtol=1e-5)
-    # The replicas have the average, and there each has the mean statistics.
-    each = trainer.evaluate_replicas(state, test)['accuracy']
-    np.testing.assert_allclose(100 * (1 - each), [want] * 2, rtol=1e-5)
-    self.assertGreater(errors[0] - want, 0.1)
-    self.assertGreater(abs(errors[2] - want), 0.1)
+    params = found[0][1].params.mean()
+    for error, means in zip(errors, (own, included)):
+      far = np.abs(test - params * means[:, None]).mean()
+      np.testing.assert_allclose(error, 100 * far, rtol=1e-4)
+    self.assertGreater(abs(errors[0] - errors[1]), 0.1)
+    self.assertGreater(abs(errors[2] - errors[1]), 0.1)
 
   def test_replicas_draw_from_their_rows(self):
     examples = images.Examples(jnp.zeros((6, 1)), jnp.arange(6))
