@@ -26,7 +26,7 @@ help:
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make plan_check  planned against measured seconds on 4 hosts (root; 15 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
-	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 25 minutes)'
+	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
 	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
 	@echo 'make gallery    small experiments, a figure and three sentences each (DATA_DIR=...)'
 	@echo 'make report     an HTML page of all reproductions'
