@@ -37,17 +37,19 @@ class Ratio(NamedTuple):
 
 
 class Difference(NamedTuple):
-  """A mean of differences in percentage points, with an interval.
+  """A mean of differences, with an interval.
 
   Attributes:
     value: mean over the seeds.
     low: lower end of the interval.
     high: upper end of the interval.
+    unit: 'points' or another unit.
   """
 
   value: float
   low: float
   high: float
+  unit: str = 'points'
 
   def __str__(self) -> str:
     """Return the difference in words; an interval around 0 shows no order.
@@ -58,9 +60,25 @@ class Difference(NamedTuple):
       >>> str(Difference(0.1, -0.2, 0.4))
       '0.1 points (-0.2 to 0.4, so no order is shown)'
     """
+    return f'{shown(self.value)} {self.unit} {self._ends(self.low, self.high)}'
+
+  def higher_or_lower(self) -> str:
+    """Return the difference in words, without a sign.
+
+    Example:
+      >>> Difference(-0.25, -0.3, -0.2, 'nats').higher_or_lower()
+      '0.25 nats lower (0.2 to 0.3)'
+      >>> Difference(0.1, -0.1, 0.3, 'nats').higher_or_lower()
+      '0.1 nats higher (-0.1 to 0.3, so no order is shown)'
+    """
+    word, ends = 'higher', (self.low, self.high)
+    if self.value < 0:
+      word, ends = 'lower', (-self.high, -self.low)
+    return f'{shown(abs(self.value))} {self.unit} {word} {self._ends(*ends)}'
+
+  def _ends(self, low: float, high: float) -> str:
     unclear = ', so no order is shown' if self.low <= 0 <= self.high else ''
-    ends = f'{shown(self.low)} to {shown(self.high)}'
-    return f'{shown(self.value)} points ({ends}{unclear})'
+    return f'({shown(low)} to {shown(high)}{unclear})'
 
 
 def ratio(ones: Any, others: Any) -> Ratio:
@@ -85,14 +103,15 @@ def ratio(ones: Any, others: Any) -> Ratio:
   return Ratio(*map(float, np.exp(_interval(np.log(ones / others)))))
 
 
-def difference(ones: Any, others: Any) -> Difference:
+def difference(ones: Any, others: Any, unit: str = 'points') -> Difference:
   """Subtract the values of a method from those of another, by equal seeds.
 
   The interval is Student's and has a confidence of 95%.
 
   Args:
-    ones: [seeds], values of one method, in %.
-    others: [seeds], values of the method to subtract, in %.
+    ones: [seeds], values of one method, such as percentages.
+    others: [seeds], values of the method to subtract.
+    unit: unit of the difference. Default: percentage points.
 
   Raises:
     ValueError: if there are fewer than three seeds.
@@ -102,7 +121,7 @@ def difference(ones: Any, others: Any) -> Difference:
     '2 points (2 to 2)'
   """
   ones, others = _pairs(ones, others)
-  return Difference(*_interval(ones - others))
+  return Difference(*_interval(ones - others), unit)
 
 
 def _pairs(ones: Any, others: Any) -> tuple[np.ndarray, np.ndarray]:

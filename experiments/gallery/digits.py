@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from experiments.gallery import grids
 from experiments.papers import classifying
-from experiments.papers.simulation import simulate
 import prsgd_jax as pr
 from prsgd_jax import models
 from prsgd_jax.data.datasets import Dataset
@@ -53,22 +51,14 @@ def final_losses(
   Returns:
     Training loss of the average after the last step, `[*axes, seeds]`.
   """
-  axes = np.meshgrid(*grid.values(), indexing='ij')
-  flat = {k: jnp.asarray(x.ravel()) for k, x in zip(grid, axes, strict=True)}
-
-  def of_place(place: jax.Array) -> pr.base.ReplicaTransformation:
-    return make(**{k: x[place.astype(int)] for k, x in flat.items()})
-
-  found = simulate(
-    of_place,
-    range(axes[0].size),
+  return grids.final_losses(
+    make,
+    grid,
     seeds,
     loss_fn=own.loss_fn,
     start=own.start,
+    observe=lambda params: own.observe(params)['loss'],
     num_replicas=NUM_REPLICAS,
     num_steps=num_steps,
-    observe=lambda params: own.observe(params)['loss'],
-    every=num_steps,
-  )[:, :, 0]
-  finite = np.nan_to_num(found, nan=GUESSING, posinf=GUESSING)
-  return np.minimum(finite, GUESSING).reshape(*axes[0].shape, len(seeds))
+    ceiling=GUESSING,
+  )
