@@ -356,8 +356,12 @@ def made(
 def _call(
   flag: str, given: str, make: Callable[..., Any], *args: Any, **keywords: Any
 ) -> Any:
+  signature = inspect.signature(make)
   try:
-    inspect.signature(make).bind(*args, **keywords)
+    # An unknown keyword first, because Python 3.12 names a missing argument
+    # instead if both are wrong.
+    signature.bind_partial(*args, **keywords)
+    signature.bind(*args, **keywords)
   except TypeError as error:
     raise ValueError(f'--{flag}={given}: {error}') from None
   return make(*args, **keywords)
