@@ -40,6 +40,39 @@ class ClassifierTest(absltest.TestCase):
     accuracy = (logits.argmax(1) == label).mean()
     np.testing.assert_allclose(metrics['accuracy'], accuracy, rtol=1e-6)
 
+  def test_an_empty_model_state_may_be_left_out(self):
+    task = classifier(Linear())
+    params, model_state = task.init(self.key, self.batch)
+    self.assertEqual(model_state, {})
+    found = {}
+    for state in ((), {}, None):
+      loss, (after, _) = task.loss_fn(params, state, self.batch, self.key)
+      self.assertIs(type(after), type(state))  # as the engine expects
+      values = task.eval_fn(params, state, self.batch)
+      found[repr(state)] = float(loss), float(values['loss'].mean())
+    self.assertLen(set(found.values()), 1)
+
+  def test_a_missing_model_state_is_named(self):
+    class Normalized(nn.Module):
+      @nn.compact
+      def __call__(self, x, *, train):
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
+
+    task = classifier(Normalized())
+    params, model_state = task.init(self.key, self.batch)
+    self.assertIn('batch_stats', model_state)
+    for state, message in (
+      (
+        (),
+        r'^Normalized has a model_state.*trainer.init\(params, model_state\)$',
+      ),
+      ([np.ones(1)], '^model_state of Normalized must be a dict, .*got .*$'),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        task.loss_fn(params, state, self.batch, self.key)
+      with self.assertRaisesRegex(ValueError, message):
+        task.eval_fn(params, state, self.batch)
+
   def test_weight_decay_is_coupled_l2_and_not_in_the_reported_loss(self):
     plain, decayed = (
       classifier(Linear()),

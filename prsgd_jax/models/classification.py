@@ -1,15 +1,17 @@
 """Classifiers: a flax module as pure functions that the engine calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import inspect
 from typing import Any, NamedTuple
 
+from flax import errors
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from prsgd_jax.base import Array, ArrayTree
+from prsgd_jax.tree_types import describe
 
 Batch = dict[str, Array]
 
@@ -97,13 +99,17 @@ def cross_entropy(
   def loss_fn(
     params: ArrayTree, model_state: ArrayTree, batch: Batch, key: Array
   ) -> Any:
-    logits, model_state = model.apply(
-      {'params': params, **model_state},
+    logits, new_state = _apply(
+      model,
+      params,
+      model_state,
       inputs(batch),
-      **mode(model, train=True),
-      mutable=list(model_state),
+      train=True,
+      mutable=list(model_state or ()),
       rngs={'dropout': key},
     )
+    # An empty state keeps its type, because the engine expects equal types.
+    model_state = new_state if model_state else model_state
     logits = jnp.asarray(logits)
     values = _values(logits, labels(batch))
     loss = penalized = values['loss'].mean()
@@ -118,8 +124,7 @@ def cross_entropy(
   def eval_fn(
     params: ArrayTree, model_state: ArrayTree, batch: Batch
   ) -> dict[str, Array]:
-    variables = {'params': params, **model_state}
-    logits = model.apply(variables, inputs(batch), **mode(model, train=False))
+    logits = _apply(model, params, model_state, inputs(batch), train=False)
     return _values(jnp.asarray(logits), labels(batch))
 
   return Task(init, loss_fn, eval_fn)
@@ -134,6 +139,36 @@ def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
   """
   has = 'train' in inspect.signature(type(model).__call__).parameters
   return {'train': train} if has else {}
+
+
+def _apply(
+  model: nn.Module,
+  params: ArrayTree,
+  model_state: ArrayTree,
+  x: Array,
+  *,
+  train: bool,
+  **options: Any,
+) -> Any:
+  """Apply a module; an empty model state, (), has no collections.
+
+  Raises:
+    ValueError: if the state is not a dict, or lacks a collection.
+  """
+  if isinstance(model_state, Mapping) or not jax.tree.leaves(model_state):
+    variables = {'params': params, **dict(model_state or {})}
+  else:
+    raise ValueError(
+      f'model_state of {type(model).__name__} must be a dict, as returned by '
+      f'init, got {describe(model_state)}'
+    )
+  try:
+    return model.apply(variables, x, **mode(model, train=train), **options)
+  except errors.ScopeCollectionNotFound:
+    raise ValueError(
+      f'{type(model).__name__} has a model_state, such as batch statistics; '
+      'pass both results of init, as in trainer.init(params, model_state)'
+    ) from None
 
 
 def _smooth(logits: Array, labels: Array, smoothing: float) -> Array:
