@@ -103,7 +103,7 @@ def ratio(ones: Any, others: Any) -> Ratio:
   return Ratio(*map(float, np.exp(_interval(np.log(ones / others)))))
 
 
-def difference(ones: Any, others: Any, unit: str = 'points') -> Difference:
+def difference(ones: Any, others: Any, *, unit: str = 'points') -> Difference:
   """Subtract the values of a method from those of another, by equal seeds.
 
   The interval is Student's and has a confidence of 95%.

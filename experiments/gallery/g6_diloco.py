@@ -110,7 +110,8 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     return float(data['bytes'][run][place])
 
   def than(ones: np.ndarray, others: np.ndarray) -> str:
-    return comparing.difference(ones, others, 'nats').higher_or_lower()
+    found = comparing.difference(ones, others, unit='nats')
+    return found.higher_or_lower()
 
   def beside(run: str, period: int) -> str:
     """Compare with DiLoCo at the bytes of the run."""
