@@ -231,9 +231,10 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
   """Compare the methods at their best settings."""
 
   def error(one: str, other: str, decay: str) -> str:
-    names = one, other
-    ends = (at_best(data, decay, name, 'test_error') for name in names)
-    return str(comparing.difference(*ends))
+    ones, others = (
+      at_best(data, decay, name, 'test_error') for name in (one, other)
+    )
+    return str(comparing.difference(ones, others))
 
   def sharpness(one: str) -> str:
     names = one, ssgd
