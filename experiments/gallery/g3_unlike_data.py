@@ -1,6 +1,7 @@
 """G3: unlike data, rare averages, and corrections of the drift."""
 
 from collections.abc import Callable, Mapping
+import itertools
 from typing import Any
 
 import jax
@@ -137,13 +138,21 @@ def _is_at_edge(
 def setting_of(data: Mapping[str, Any]) -> str:
   """Describe the runs."""
   rates = ', '.join(map(str, data['rates']))
+  cases = itertools.product(data['losses'], data['alphas'], data['periods'])
+  at_edge = any(_is_at_edge(data, *case) for case in cases)
   return (
     f'MLP 64-{digits.HIDDEN}-10 on the digits, {digits.NUM_REPLICAS} replicas '
     f'with batches of {digits.BATCH_SIZE}, SGD without momentum, {NUM_STEPS} '
     'steps. A seed also draws the classes of each replica. Loss: training loss '
     f'of the average at the end, over all data, at the best of the rates '
-    f'{rates}. A hollow marker: the best rate is at the edge of these, so that '
-    'a wider grid could reach a lower loss.'
+    f'{rates}. Near the largest stable rate, rounding changes a run, so that '
+    'the same seeds may show another order in a program with other rates. '
+    + (
+      'A hollow marker: the best rate is at the edge of these, so that a wider '
+      'grid could reach a lower loss.'
+      if at_edge
+      else 'No best rate is at the edge of the grid.'
+    )
   )
 
 
