@@ -5,6 +5,7 @@ import jax
 import numpy as np
 
 from experiments.papers import (
+  images,
   t14_least_squares,
   t15_average_direction_sam,
   t16_unequal_work,
@@ -98,15 +99,57 @@ class DualityTest(absltest.TestCase):
 
 class ParallelDropoutTest(absltest.TestCase):
   def test_masks_are_own_and_examples_shared(self):
-    index = np.arange(3)
-    for own in (True, False):
-      keys = t18_parallel_dropout.keys_of(own, KEY, 5, index)
-      examples, masks = (
-        {tuple(k) for k in np.asarray(jax.random.key_data(x))}
-        for x in (keys.batch, keys.loss)
+    keys = t18_parallel_dropout.keys_of(KEY, 5, np.arange(3))
+    examples, masks = (
+      {tuple(k) for k in np.asarray(jax.random.key_data(x))}
+      for x in (keys.batch, keys.loss)
+    )
+    self.assertLen(examples, 1)
+    self.assertLen(masks, 3)
+
+  def test_a_batch_has_own_examples_only_in_batch_sgd(self):
+    examples = images.Examples(np.arange(90).reshape(30, 3), np.arange(30))
+    for name, distinct in (
+      (t18_parallel_dropout.PARALLEL, 1), (t18_parallel_dropout.BATCH, 8),
+    ):  # fmt: skip
+      method = t18_parallel_dropout.METHODS[name]
+      batch = t18_parallel_dropout.draw_batch(method, examples, KEY)
+      self.assertEqual(batch['image'].shape, (8, 3))
+      self.assertLen(set(np.array(batch['label']).tolist()), distinct)
+
+  def test_mean_over_masks(self):
+    rng = np.random.default_rng(0)
+    params = {
+      f'Dense_{i}': {
+        'kernel': rng.normal(size=(2, *shape)), 'bias': np.ones((2, shape[1])),
+      }
+      for i, shape in enumerate(((5, 4), (4, 3)))
+    }  # fmt: skip
+    batch = {'image': rng.normal(size=(6, 5)), 'label': np.arange(6) % 3}
+    strengths = np.array([[0.0, 0.0], [0.0, 0.5]])
+    found = t18_parallel_dropout.mean_losses(params, batch, KEY, strengths)
+    for r, strength in enumerate(strengths):
+      own = jax.tree.map(lambda x: x[r], params)  # noqa: B023
+      want = np.mean(
+        [
+          t18_parallel_dropout.loss(
+            own, {k: v[m] for k, v in batch.items()}, key, strength
+          )
+          for m, key in enumerate(jax.random.split(KEY, 6))
+        ]
       )
-      self.assertLen(examples, 3 if own else 1)
-      self.assertLen(masks, 3)
+      np.testing.assert_allclose(found[r], want, rtol=1e-5)
+
+  def test_the_rate_is_chosen_on_validation_images(self):
+    count = len(t18_parallel_dropout.RATES)
+    shape = (count, 2, 1, len(t18_parallel_dropout.REGULARIZERS))
+    rising = np.broadcast_to(
+      np.arange(count, dtype=float)[:, None, None, None], shape
+    )
+    found = {'validation': 9 - rising, 'test': rising}
+    best = t18_parallel_dropout._best(found, -1)['dither']
+    self.assertEqual(best['rate'], t18_parallel_dropout.RATES[-1])
+    self.assertEqual(best['error'], [count - 1.0] * 2)
 
   def test_loss_by_hand(self):
     rng = np.random.default_rng(0)
