@@ -76,7 +76,7 @@ DOCUMENTS = (
       Paper('Cheng, Li, Zhang 2017 (WP-SGD)', '1708.04801'),
       Paper('Simpson 2015 (parallel dropout, dither)', '1508.07130'),
       Paper('Povey, Zhang, Khudanpur 2015 (Kaldi)', '1410.7455'),
-      Paper('Su, Chen, Xu 2015 (averages in DNN training)', '1507.01239'),
+      Paper('Su, Chen 2015 (averages in DNN training)', '1507.01239'),
     ),
     (
       Missing('1410.7455', 'Word error rates of large speech models.', _SPEECH),
