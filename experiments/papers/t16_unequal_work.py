@@ -45,7 +45,7 @@ WORK: dict[str, tuple[int, ...]] = {
 UNEQUAL = tuple(WORK)[1:]
 # Distances of the start from the optimum, in label noises per coordinate.
 DISTANCES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-NEAR, FAR = ('0', '0.03'), ('3', '10')
+NEAR = ('0', '0.03')
 ERRORS, TOLERANCE, NEARLY_BEST = 4.0, 0.02, 1.25
 
 Make = Callable[[Sequence[int]], pr.base.ReplicaTransformation]
@@ -61,7 +61,9 @@ LOOKS = {
   'equal weights': styles.method('k_avg'),
   'WP-SGD': styles.method('wp_sgd'),
   'weights by steps': styles.method('weighted_averaging'),
+  'fastest only': styles.method('one_shot_averaging'),
 }
+SIMPLE = ('weights by steps', 'fastest only')
 
 
 def measure(setting: Setting) -> Outcome:
@@ -73,8 +75,9 @@ def measure(setting: Setting) -> Outcome:
   ]
   claims = [
     _exact_claim(rows),
-    _far_claim(rows),
+    _smaller_claim(rows),
     _near_claim(rows),
+    _simple_claim(rows),
     _best_claim(rows),
   ]
   return Outcome(claims, {'rows': rows}, SEEDS)
@@ -132,10 +135,12 @@ def _constant(
 
 def weights(steps: Sequence[int]) -> dict[str, np.ndarray]:
   """Return the weights of every method for the numbers of steps."""
+  fastest = np.array(steps) == max(steps)
   return {
     'equal weights': np.full(len(steps), 1 / len(steps)),
     'WP-SGD': delay_weights(steps, contraction=CONTRACTION),
     'weights by steps': np.array(steps) / sum(steps),
+    'fastest only': fastest / fastest.sum(),
   }
 
 
@@ -230,23 +235,22 @@ def _exact_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
   )
 
 
-def _far_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
-  unequal = [row for row in rows if row['work'] in UNEQUAL]
-  names = {d: f'gain from distance {d}' for d in FAR}
-  wins = [above(name, 1, seeds='each') for name in names.values()]
+def _smaller_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
+  gains = {
+    f'{row["work"]}, distance {distance}': gain
+    for row in rows
+    if row['work'] in UNEQUAL
+    for distance, gain in _gains(row).items()
+  }
   return Claim(
     text='With unequal work, WP-SGD has a smaller error than equal weights.',
-    source=STATED + ', without the condition that the start is far',
-    measured={
-      name: by_case({row['work']: _gains(row)[d] for row in unequal})
-      for d, name in names.items()
-    },
-    rule=Rule(
-      every(All(tuple(wins))),
-      some(All(tuple(above(name, 1) for name in names.values()))),
-    ),
-    setting='The gain is the risk of equal weights over that of WP-SGD; '
-    'distances in label noises per coordinate. ' + _setting(),
+    source=STATED + '; its abstract has no condition on the start',
+    measured={'gain': by_case(gains)},
+    rule=Rule(every(above('gain', 1, seeds='each')), some(above('gain', 1))),
+    setting='The gain is the risk of equal weights over the risk of WP-SGD; '
+    'distances of the start in label noises per coordinate. ' + _setting(),
+    note='An earlier rule judged the distances 3 and 10 only, with the verdict '
+    'yes.',
   )
 
 
@@ -285,15 +289,55 @@ def crossing(found: Mapping[str, Any]) -> float:
   return float(np.sqrt(max(0.0, more) / less))
 
 
+def _exact_risks(
+  row: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Return exact risks by method, [distances]."""
+  squares = np.array(DISTANCES) ** 2
+  return {
+    n: squares * row['exact'][n]['bias'] + row['exact'][n]['variance']
+    for n in names
+  }
+
+
+def _simple_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
+  shown: dict[str, dict[str, float]] = {name: {} for name in SIMPLE}
+  for row in rows:
+    if row['work'] in UNEQUAL:
+      risks = _exact_risks(row, ('WP-SGD', *SIMPLE))
+      for name in SIMPLE:
+        ratios = risks[name] / risks['WP-SGD']
+        for distance, ratio in zip(DISTANCES, ratios, strict=True):
+          case = f'{row["work"]}, distance {distance:g}'
+          shown[name][case] = float(ratio)
+  titles = {name: f'{name}: risk over WP-SGD' for name in SIMPLE}
+  wins = tuple(above(title, 1) for title in titles.values())
+  far = [
+    f'{shown["fastest only"][f"{work}, distance {DISTANCES[-1]:g}"]:.2f}'
+    for work in UNEQUAL
+  ]
+  return Claim(
+    text='WP-SGD has a smaller error than two simpler means: with weights by '
+    'the numbers of steps, and of the fastest replicas only.',
+    source=OURS,
+    measured={titles[name]: by_case(shown[name]) for name in SIMPLE},
+    rule=Rule(every(All(wins)), some(All(wins))),
+    setting='Exact risks. ' + _setting(),
+    note='The paper compares with equal weights. From a far start, slow '
+    'replicas are best left out: the mean of the fastest replicas only has '
+    f'{", ".join(far)} of the risk of WP-SGD from distance '
+    f'{DISTANCES[-1]:g} ({", ".join(UNEQUAL)}).',
+  )
+
+
 def _best_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
   unequal = [row for row in rows if row['work'] in UNEQUAL]
   shown: dict[str, dict[str, float]] = {name: {} for name in LOOKS}
   for row in unequal:
-    for distance, least in zip(DISTANCES, row['exact']['best'], strict=True):
-      for name in LOOKS:
-        own = row['exact'][name]
-        risk = distance**2 * own['bias'] + own['variance']
-        shown[name][f'{row["work"]}, distance {distance:g}'] = risk / least
+    for name, risks in _exact_risks(row, tuple(LOOKS)).items():
+      ratios = risks / np.array(row['exact']['best'])
+      for distance, ratio in zip(DISTANCES, ratios, strict=True):
+        shown[name][f'{row["work"]}, distance {distance:g}'] = float(ratio)
   titles = {name: f'{name}: risk over the least' for name in LOOKS}
   near = at_most(titles['WP-SGD'], NEARLY_BEST)
   return Claim(
@@ -315,9 +359,9 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   distances = np.array(DISTANCES)
   for axis, row in zip(figure.subplots(1, len(rows)), rows, strict=True):
     best = np.array(row['exact']['best'])
+    exact_risks = _exact_risks(row, tuple(LOOKS))
     for name, style in LOOKS.items():
-      own = row['exact'][name]
-      exact_risk = distances**2 * own['bias'] + own['variance']
+      exact_risk = exact_risks[name]
       if name in METHODS:
         seen = np.array([_at(row['measured'][name], d) for d in DISTANCES])
         drawing.spread(
@@ -335,7 +379,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     drawing.zero_and_log(axis, 'x', 0.1)
     axis.set(xlabel='distance of the start', title=row['work'])
     drawing.log(axis, 'y')
-  figure.axes[0].set_ylabel('risk over that of the best weights')
+  figure.axes[0].set_ylabel('risk over the least risk')
   drawing.legend_below(figure)
 
 
