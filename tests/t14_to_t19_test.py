@@ -25,17 +25,26 @@ class LeastSquaresTest(absltest.TestCase):
       t14_least_squares.exponent(sizes, values), [-1, 1]
     )
 
-  def test_summary_is_over_what_is_there(self):
-    risks = np.full((2, 2, 3, 1, 16), np.nan)
-    risks[..., 0, :, :] = np.arange(16)
-    for i, groups in ((1, 4), (2, 1)):
-      risks[..., i, :, :groups] = np.arange(groups)
-    # The means of two seeds differ by 2.
-    risks[1] += 2
-    found = t14_least_squares._summary(risks)['bias']
-    self.assertEqual(found['N = 1']['seeds'], [7.5, 9.5])
-    self.assertEqual(found['N = 16']['seeds'], [0.0, 2.0])
-    self.assertAlmostEqual(found['N = 16']['error'], 1.0)
+  def test_summary_is_over_copies_and_groups(self):
+    # [rates, seeds, points, parts, copies, groups]; two seeds differ by 2.
+    risks = np.zeros((1, 2, 1, 2, 2, 8))
+    risks[0, :, 0, 0] = np.arange(16).reshape(2, 8)
+    risks[0, 1] += 2
+    found = t14_least_squares._summary({1: risks, 16: risks[..., :1]}, 0, -1)
+    self.assertEqual(found['bias']['N = 1']['seeds'], [7.5, 9.5])
+    self.assertEqual(found['bias']['N = 16']['seeds'], [4.0, 6.0])
+    self.assertEqual(found['variance']['N = 1']['seeds'], [0.0, 2.0])
+    want = np.std([0, 8, 2, 10], ddof=1) / 2
+    self.assertAlmostEqual(found['bias']['N = 16']['error'], want)
+
+  def test_before_the_tail_the_output_is_the_last_iterate(self):
+    tail, last = (
+      t14_least_squares._risks((0.05,), 1, 2, 8, first, 2) for first in (4, 8)
+    )
+    for n in t14_least_squares.REPLICAS:
+      for point, equal in ((1, True), (3, False)):
+        same = np.array_equal(tail[n][:, :, point], last[n][:, :, point])
+        self.assertEqual(same, equal)
 
 
 class AverageDirectionTest(absltest.TestCase):
@@ -65,6 +74,11 @@ class UnequalWorkTest(parameterized.TestCase):
     found = t16_unequal_work.weights(t16_unequal_work.WORK['equal'])
     for weights in found.values():
       np.testing.assert_allclose(weights, 1 / 8)
+
+  def test_only_the_fastest_have_weight(self):
+    steps = t16_unequal_work.WORK['half at half speed']
+    found = t16_unequal_work.weights(steps)['fastest only']
+    np.testing.assert_allclose(found, [1 / 4] * 4 + [0] * 4)
 
 
 class DualityTest(absltest.TestCase):
