@@ -74,8 +74,9 @@ class AveragedDirectionTest(parameterized.TestCase):
       seed=3,
     )
     np.testing.assert_allclose(got.turn, 6 * d**2 + d**4)
-    drawn = np.random.default_rng(3).normal(size=(50, 2))
-    e = drawn @ [-d, d] / 2**0.5
+    rng = np.random.default_rng(3)
+    halves = [list(module.orthogonal_gaussians(rng, 25, 2)) for _ in range(2)]
+    e = np.concatenate(halves) @ [-d, d] / 2**0.5
     sam = np.mean([(1 + e) ** 4, (1 - e) ** 4]) - 1
     np.testing.assert_allclose(got.ratio, got.turn / sam)
     self.assertAlmostEqual(got.cosine, 1)
@@ -84,6 +85,32 @@ class AveragedDirectionTest(parameterized.TestCase):
     got = measure(lambda x, batch, key: x**2, np.ones((3, 2)))
     self.assertEqual((got.turn, got.spread), (0, 0))
     self.assertTrue(np.isnan(got.cosine))
+
+  def test_coefficients_are_gaussian_and_orthogonal(self):
+    rng = np.random.default_rng(0)
+    drawn = np.array(list(module.orthogonal_gaussians(rng, 3998, 4)))
+    self.assertEqual(drawn.shape, (3998, 4))
+    products = drawn[:4] @ drawn[:4].T
+    np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-12)
+    np.testing.assert_allclose(drawn.mean(axis=0), 0, atol=0.06)
+    # Five standard errors of independent draws would be 0.11; this is a third.
+    np.testing.assert_allclose(drawn.T @ drawn / 3998, np.eye(4), atol=0.04)
+    # E x^4 = 3 of a Gaussian, within five standard errors.
+    np.testing.assert_allclose((drawn**4).mean(axis=0), 3, atol=0.8)
+
+  def test_ceiling_is_the_cosine_that_the_noise_of_the_pairs_leaves(self):
+    _, _, traced = self.cubic()
+    points = np.random.default_rng(1).normal(size=(5, 4))
+    found = [
+      measure(traced, points, num_pairs=6, seed=seed) for seed in range(25)
+    ]
+    # On a cubic, both turns are equal but for the noise.
+    cosines = np.mean([f.cosine for f in found])
+    typical = found[0]._replace(halves=np.mean([f.halves for f in found]))
+    self.assertLess(cosines, 0.97)
+    self.assertAlmostEqual(typical.ceiling, cosines, delta=0.03)
+    self.assertTrue(np.isnan(found[0]._replace(halves=-0.1).ceiling))
+    self.assertTrue(np.isnan(measure(traced, points, num_pairs=1).halves))
 
   def test_refuses_no_pairs(self):
     with self.assertRaisesRegex(ValueError, 'num_pairs must be an integer'):

@@ -52,7 +52,7 @@ class AverageDirectionTest(absltest.TestCase):
     params = {'a': np.array([[0.0, 0.0], [2.0, 4.0]]), 'b': np.ones((2, 3))}
     self.assertEqual(t15_average_direction_sam._spread(params), 5.0)
     rows = [
-      {'method': 'ring', 'batch': 1, 'rate': rate, 'accuracy': accuracy}
+      {'method': 'ring', 'batch': 1, 'rate': rate, 'chosen_by': accuracy}
       for rate, accuracy in ((0.1, [9, 9]), (0.2, [8, 11]), (0.4, [np.nan, 20]))
     ]
     best = t15_average_direction_sam.best(rows, 'ring', 1)

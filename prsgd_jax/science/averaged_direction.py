@@ -30,6 +30,8 @@ class AveragedDirection(NamedTuple):
     turn: |delta|.
     gradient: |grad L(w_a)|.
     spread: (1/N) sum_j |w_j - w_a|^2.
+    halves: cosine of the SAM turns by two independent halves of the pairs; nan
+      with one pair, or if one of the turns is 0.
   """
 
   cosine: float
@@ -37,6 +39,18 @@ class AveragedDirection(NamedTuple):
   turn: float
   gradient: float
   spread: float
+  halves: float
+
+  @property
+  def ceiling(self) -> float:
+    """The cosine that turns in one direction would have, at most 1.
+
+    The noise of the pairs lowers `cosine`, and halves of the pairs measure it.
+    nan if `halves` is negative, because the pairs are then too few.
+    """
+    if not self.halves >= 0:
+      return math.nan
+    return math.sqrt(2 * self.halves / (1 + self.halves))
 
 
 def averaged_direction(
@@ -54,7 +68,9 @@ def averaged_direction(
   The covariance of e is Xi = (1/N) sum_j (w_j - w_a)(w_j - w_a)'. Both turns
   have the term grad tr(H(w) Xi) / 2 at w_a, and differ from the fourth
   derivative of L on. E grad L(w_a + e) is a mean over pairs e and -e, in which
-  the term H e cancels.
+  the term H e cancels. The e are Gaussian combinations of the w_j - w_a. Their
+  coefficients are orthogonal in blocks of N, because their covariance then is
+  closer to Xi than with independent ones.
 
   Args:
     grad_fn: the gradient of the loss, `(params, batch, key) -> gradients`.
@@ -92,12 +108,14 @@ def averaged_direction(
   spread = float((deviations**2).sum() / size)
   rng = np.random.default_rng(seed)
 
-  def moved() -> Iterator[np.ndarray]:
-    for _ in range(pairs):
-      if isotropic:
-        e = (spread / mean.size) ** 0.5 * rng.normal(size=mean.size)
-      else:
-        e = rng.normal(size=size) @ deviations / size**0.5
+  def moved(count: int) -> Iterator[np.ndarray]:
+    if isotropic:
+      scale = (spread / mean.size) ** 0.5
+      steps = (scale * rng.normal(size=mean.size) for _ in range(count))
+    else:
+      drawn = orthogonal_gaussians(rng, count, size)
+      steps = (z @ deviations / size**0.5 for z in drawn)
+    for e in steps:
       yield from (mean + e, mean - e)
 
   def mean_gradient(vectors: Iterator[np.ndarray], count: int) -> np.ndarray:
@@ -110,12 +128,41 @@ def averaged_direction(
 
   g = mean_gradient(iter([mean]), 1)
   delta = mean_gradient(iter(flat), size) - g
-  sam = mean_gradient(moved(), 2 * pairs) - g
+  counts = [n for n in (pairs - pairs // 2, pairs // 2) if n]
+  halves = [mean_gradient(moved(n), 2 * n) - g for n in counts]
+  sam = np.average(halves, axis=0, weights=counts)
   norm, other = float(np.linalg.norm(delta)), float(np.linalg.norm(sam))
   return AveragedDirection(
-    cosine=float(delta @ sam) / (norm * other) if norm * other else math.nan,
+    cosine=_cosine(delta, sam),
     ratio=norm / other if other else math.nan,
     turn=norm,
     gradient=float(np.linalg.norm(g)),
     spread=spread,
+    halves=_cosine(*halves) if len(halves) == 2 else math.nan,
   )
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+  norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+  return float(one @ other) / norms if norms else math.nan
+
+
+def orthogonal_gaussians(
+  rng: np.random.Generator, count: int, size: int
+) -> Iterator[np.ndarray]:
+  """Yield Gaussian vectors, float64[size], orthogonal in blocks of `size`.
+
+  Each is N(0, I): its direction is uniform, and its length has the distribution
+  of a Gaussian vector's.
+
+  Args:
+    rng: generator of the draws.
+    count: number of vectors.
+    size: length of each of them.
+  """
+  for begin in range(0, count, size):
+    directions, upper = np.linalg.qr(rng.normal(size=(size, size)))
+    # The signs, because QR alone does not give uniform directions.
+    directions *= np.sign(np.diag(upper))
+    lengths = np.sqrt(rng.chisquare(size, size=size))
+    yield from (lengths[:, None] * directions.T)[: count - begin]
