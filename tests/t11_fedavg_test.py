@@ -1,25 +1,60 @@
 """Tests of `experiments/papers/t11_fedavg`."""
 
 from absl.testing import absltest, parameterized
+import jax
 import numpy as np
 
 from experiments.papers.t11_fedavg import cnn, judging, softmax
 
 
-class UnlikeOrderTest(absltest.TestCase):
-  def test_clients_have_few_classes_and_all_examples_are_dealt(self):
-    labels = np.random.default_rng(3).permutation(np.repeat(np.arange(10), 40))
-    order = softmax.unlike_order(labels, 20)
-    np.testing.assert_array_equal(np.sort(order), np.arange(400))
-    # Shards of 20 are of one class each.
-    for own in labels[order].reshape(20, 20):
-      self.assertLessEqual(len(np.unique(own)), softmax.SHARDS)
+class ClientsTest(parameterized.TestCase):
+  @parameterized.parameters(True, False)
+  def test_clients_have_few_classes_and_all_examples_are_dealt(self, like):
+    number = softmax.CLIENTS * softmax.OWN
+    labels = np.arange(number) * 7 % 10
+    shards = jax.numpy.asarray(softmax.in_shards(labels, like=like))
+    own = softmax.own_order()
+    found = [
+      np.stack([
+        softmax.places(shards, softmax.deal(jax.random.key(seed)), k, own[k])
+        for k in range(softmax.CLIENTS)
+      ])
+      for seed in (0, 1)
+    ]  # fmt: skip
+    for places in found:
+      np.testing.assert_array_equal(np.sort(places.ravel()), np.arange(number))
+      classes = [len(np.unique(labels[client])) for client in places]
+      # Shards of 100 are of one class each.
+      self.assertLessEqual(max(classes), 10 if like else softmax.SHARDS)
+      self.assertGreaterEqual(min(classes), 10 if like else 1)
+    self.assertTrue((found[0] != found[1]).any())
+
+  def test_no_gradient_changes_what_is_dealt(self):
+    shards = jax.numpy.asarray(softmax.in_shards(np.arange(4000), like=True))
+
+    def loss(dealt):
+      return softmax.places(shards, dealt, 3, np.arange(5)).sum() * 1.0
+
+    dealt = softmax.deal(jax.random.key(0))
+    np.testing.assert_array_equal(jax.grad(loss)(dealt), 0)
 
   def test_updates_of_a_round(self):
     self.assertEqual([w.updates for w in softmax.WORKS], [1, 4, 10, 40])
 
 
 class JudgingTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ([20, 22, 21, 23, 19], 'yes'),
+    ([20, 22, 40, 39, 19], 'partly'),  # fewer rounds on average only
+  )
+  def test_rounds_fall_for_most_seeds(self, last, verdict):
+    cases = ('u = 1', 'u = 10', 'u = 40')
+    rounds = dict(zip(cases, ([34] * 5, [32] * 5, last), strict=True))
+    found = judging.rule('rounds', cases).verdict(
+      judging.measured('rounds', rounds)
+    )
+    self.assertEqual(found, verdict)
+
   @parameterized.parameters(
     (cnn.PAPER['like'], 'yes'),
     (cnn.PAPER['unlike'], 'yes'),  # the paper's own row rises once

@@ -1,10 +1,12 @@
 """The rule that decides whether rounds fall with the work of a client.
 
-It is taken from Table 2 of McMahan et al. 2017. There, the CNN with unlike data
-needs 483, 600, 350 and 229 rounds as the work u grows. These rise once, and
-have a rank correlation of -0.8 with u. The paper counts them as falling, so
-this rule does, too: the most work needs the fewest rounds, and the correlation
-is at most -0.8.
+It is taken from Table 2 of McMahan et al. 2017, recalled and not verified.
+There, the CNN with unlike data needs 483, 600, 350 and 229 rounds as the work u
+grows. These rise once, and have a rank correlation of -0.8 with u. The paper
+counts them as falling, so this rule does, too: the most work needs the fewest
+rounds, and the correlation is at most -0.8. The paper has one run of each. With
+several seeds, the most work must also need fewer rounds than the least work for
+most pairs of seeds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +22,17 @@ from experiments.papers.conditions import (
   at_most,
   below,
   every,
+  mostly,
 )
 from experiments.papers.quantities import Quantity, by_case, number
 from experiments.papers.rules import Rule
 
-# The rank correlation of the paper's own row. A billionth is for rounding.
+# The rank correlation of the recalled row. A billionth is for rounding.
 CORRELATION = -0.8 + 1e-9
 NAME = 'rank correlation of work and rounds'
 SETTING = (
-  "By this rule the paper's own rows with like and unlike data are yes: 626, "
-  '65, 34, 20 and 483, 600, 350, 229.'
+  'By this rule, the rows of the paper with like and unlike data are yes: 626, '
+  '65, 34, 20 and 483, 600, 350, 229 (recalled, not verified).'
 )
 
 
@@ -52,7 +55,5 @@ def measured(rounds: str, values: Mapping[str, Any]) -> dict[str, Quantity]:
 def rule(rounds: str, cases: Sequence[str]) -> Rule:
   """Return the rule that rounds fall from the first case to the last."""
   fewest = every(at_least(rounds, Ref(rounds, cases[-1])))
-  return Rule(
-    All((fewest, at_most(NAME, CORRELATION))),
-    below(Ref(rounds, cases[-1]), Ref(rounds, cases[0])),
-  )
+  fewer = below(Ref(rounds, cases[-1]), Ref(rounds, cases[0]))
+  return Rule(All((fewest, at_most(NAME, CORRELATION), mostly(fewer))), fewer)

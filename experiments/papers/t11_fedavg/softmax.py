@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 from matplotlib.figure import Figure
 import numpy as np
@@ -21,8 +22,7 @@ from experiments.tools import drawing, styles
 import prsgd_jax as pr
 
 CLIENTS, OWN = 20, 200  # K and n_k: n = K n_k
-PARTICIPATION = 0.25
-SHARDS = 2  # per client with unlike data, each of one class
+SHARDS = 2  # per client, each of one class with unlike data
 SEEDS = (0, 1, 2, 3, 4)
 # Each about 3 times the one before; every E and B has the best of them.
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -30,17 +30,15 @@ ACCURACY = 0.85
 
 
 class Work(NamedTuple):
-  """The work of a client in a round, and the number of rounds.
+  """The work of a client in a round.
 
   Attributes:
     epochs: E.
     batch: B; all examples of a client are the paper's infinity.
-    rounds: of the run.
   """
 
   epochs: int
   batch: int
-  rounds: int
 
   @property
   def updates(self) -> int:
@@ -49,84 +47,137 @@ class Work(NamedTuple):
 
 
 # The first is FedSGD.
-WORKS = (
-  Work(1, OWN, 200),
-  Work(4, OWN, 80),
-  Work(1, 20, 60),
-  Work(2, 10, 40),
-)
-PARTITIONS = ('like', 'unlike')
-# Other runs, done once.
-TRIED = {
-  'like': '',
-  'unlike': 'With C = 0.5, 10 clients in a round, the rounds do not always '
-  'fall either: 16.7, 12.1, 20.8 and 18.6.',
+WORKS = (Work(1, OWN), Work(4, OWN), Work(1, 20), Work(2, 10))
+
+
+class Case(NamedTuple):
+  """Data and clients of a table of rounds.
+
+  Attributes:
+    like: whether all clients have data of all classes.
+    participation: C.
+    rounds: rounds of the run of each work, about twice those to the accuracy.
+  """
+
+  like: bool
+  participation: float
+  rounds: tuple[int, ...]
+
+
+CASES = {
+  'like': Case(like=True, participation=0.25, rounds=(60, 20, 12, 8)),
+  'unlike': Case(like=False, participation=0.25, rounds=(100, 60, 60, 60)),
+  'unlike, C = 0.5': Case(
+    like=False, participation=0.5, rounds=(60, 40, 40, 40)
+  ),
 }
+PARTITIONS = ('like', 'unlike')
 
 
 def measure(setting: Setting) -> Outcome:
   """Train with all E and B, on clients with like and with unlike data."""
   train, test = images.load(setting, 'mnist', CLIENTS * OWN)
-  orders = {
-    'like': np.arange(CLIENTS * OWN),
-    'unlike': unlike_order(np.asarray(train.label), CLIENTS),
-  }
   found = {
     name: [
-      _train(images.Examples(*(x[order] for x in train)), test, work)
-      for work in WORKS
+      _train(train, test, case, work, rounds)
+      for work, rounds in zip(WORKS, case.rounds, strict=True)
     ]
-    for name, order in orders.items()
+    for name, case in CASES.items()
   }
   works = [{**work._asdict(), 'updates': work.updates} for work in WORKS]
   data = {'rates': RATES, 'target': ACCURACY, 'works': works, 'found': found}
-  claims = [*(_rounds_claim(found, name) for name in PARTITIONS), _gain(found)]
+  claims = [*(_rounds_claim(found, name) for name in CASES), _gain(found)]
   return Outcome(claims, data, SEEDS)
 
 
-def unlike_order(labels: np.ndarray, num_clients: int) -> np.ndarray:
-  """Return the places of the examples, client after client.
+def in_shards(labels: np.ndarray, *, like: bool) -> np.ndarray:
+  """Return the places of the examples of each shard, int[K SHARDS, ...].
 
-  Examples are sorted by label and cut into shards. Every client gets `SHARDS`
-  random shards, and has its examples in random order.
+  Args:
+    labels: the classes, int[n].
+    like: whether a shard has all classes; otherwise the shards are cut from the
+      examples sorted by label.
   """
+  order = np.argsort(labels, kind='stable')
+  if like:
+    order = np.arange(len(labels))
+  return order.reshape(CLIENTS * SHARDS, -1)
+
+
+def deal(key: jax.Array) -> jax.Array:
+  """Deal the shards to the clients at random, float[K SHARDS].
+
+  They are floats because they are parameters of a run, which no gradient
+  changes. So every seed has its own clients in one compiled program.
+  """
+  return jax.random.permutation(key, CLIENTS * SHARDS).astype(float)
+
+
+def own_order() -> np.ndarray:
+  """Return a random order of the examples of each client, int[K, n_k]."""
   rng = np.random.default_rng(0)
-  shards = np.split(np.argsort(labels, kind='stable'), num_clients * SHARDS)
-  dealt = np.array(shards)[rng.permutation(len(shards))]
-  own = dealt.reshape(num_clients, -1)
-  return rng.permuted(own, axis=1).ravel()
+  return rng.permuted(np.tile(np.arange(OWN), (CLIENTS, 1)), axis=1)
+
+
+def places(
+  shards: jax.Array, dealt: jax.Array, client: jax.Array, own: jax.Array
+) -> jax.Array:
+  """Return the places of some examples of a client.
+
+  Args:
+    shards: as `in_shards` returns.
+    dealt: as `deal` returns.
+    client: number of the client.
+    own: numbers of its examples, int[B], in [0, n_k).
+  """
+  size = shards.shape[1]
+  shard = dealt[client * SHARDS + own // size]
+  return shards[jnp.round(shard).astype(int), own % size]
 
 
 def _train(
-  examples: images.Examples, test: images.Examples, work: Work
+  examples: images.Examples,
+  test: images.Examples,
+  case: Case,
+  work: Work,
+  num_rounds: int,
 ) -> dict[str, Any]:
   """Measure rounds to the accuracy for all rates and seeds; keep one curve."""
   network = images.Network()
   batches = OWN // work.batch
   held = test.rows(slice(2000))
+  shards = jnp.asarray(in_shards(np.asarray(examples.label), like=case.like))
+  order = jnp.asarray(own_order())
+
+  def start(key: jax.Array) -> dict[str, Any]:
+    one, other = jax.random.split(key)
+    return {'model': network.start(examples)(one), 'dealt': deal(other)}
 
   def loss_fn(
     params: Any, step: jax.Array, replica: jax.Array, key: jax.Array
   ) -> jax.Array:
     del key
     # The order of a client's examples is the same in every epoch.
-    first = replica * OWN + step % batches * work.batch
-    return network.loss(params, examples.rows(first + jnp.arange(work.batch)))
+    first = step % batches * work.batch
+    own = lax.dynamic_slice(order[replica], (first,), (work.batch,))
+    dealt = lax.stop_gradient(params['dealt'])
+    rows = examples.rows(places(shards, dealt, replica, own))
+    return network.loss(params['model'], rows)
 
   accuracy = simulate(
     lambda rate: pr.fedavg(
-      optax.sgd(rate), period=work.updates, participation=PARTICIPATION
+      optax.sgd(rate), period=work.updates, participation=case.participation
     ),
     RATES,
     SEEDS,
     loss_fn=loss_fn,
-    start=network.start(examples),
+    start=start,
     num_replicas=CLIENTS,
-    num_steps=work.rounds * work.updates,
-    observe=lambda x: network.accuracy(images.mean_of(x), held),
+    num_steps=num_rounds * work.updates,
+    observe=lambda x: network.accuracy(images.mean_of(x['model']), held),
     every=work.updates,
   )
-  rounds = np.arange(1, work.rounds + 1)
+  rounds = np.arange(1, num_rounds + 1)
   # As in the paper: the curve made monotone, with lines between the rounds.
   reached = np.array(
     [
@@ -160,7 +211,8 @@ def _rounds_claim(
     case for case, own in cases.items() if own['best'] in (0, len(RATES) - 1)
   ]
   return Claim(
-    text=f'Rounds to a test accuracy fall with u = E n / (K B) ({name} data).',
+    text='Rounds to a test accuracy fall with u = E n / (K B) '
+    f'({data_of(name)}).',
     source=STATED,
     measured={
       **judging.measured(
@@ -173,10 +225,21 @@ def _rounds_claim(
     rule=judging.rule(rounds, tuple(cases)),
     setting='The first is FedSGD. Every E and B has its best rate of '
     f'{", ".join(map(str, RATES))}. {CLIENTS} clients with {OWN} images each, '
-    f'C = {PARTICIPATION:g}. {judging.SETTING}'
+    f'C = {CASES[name].participation:g}. The clients of a seed have random '
+    f'shards, {SHARDS} each. {judging.SETTING}'
     + (f' At the edge of the rates: {"; ".join(edges)}.' if edges else ''),
-    note=TRIED[name],
   )
+
+
+def data_of(name: str) -> str:
+  """Return a key of `CASES` in words.
+
+  Example:
+    >>> data_of('unlike, C = 0.5')
+    'unlike data, C = 0.5'
+  """
+  kind, *rest = name.split(',')
+  return ','.join([f'{kind} data', *rest])
 
 
 def _case(work: Work) -> str:
@@ -238,11 +301,11 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   limits = np.array([axis.get_ylim() for axis in panels])
   for axis in panels:
     axis.set_ylim(limits.min(), limits.max())
-  for name, dash in zip(PARTITIONS, ('-', '--'), strict=True):
+  for name, dash in zip(CASES, ('-', '--', ':'), strict=True):
     reached = np.array([_reached(own) for own in data['found'][name]])
     shown = np.where(np.isfinite(reached), reached, np.nan)
     style = styles.method('fedavg')._replace(linestyle=dash)
-    label = f'{name} data'
+    label = data_of(name)
     hollow = dash != '-'
     drawing.spread(last, updates, shown, style, label=label, hollow=hollow)
   last.set_xscale('log')
