@@ -20,7 +20,7 @@ from experiments.papers.conditions import (
   every,
   within,
 )
-from experiments.papers.quantities import by_case
+from experiments.papers.quantities import Quantity, by_case
 from experiments.papers.rules import Rule
 from experiments.papers.simulation import simulate
 from experiments.papers.target import Outcome, Setting, Target
@@ -38,18 +38,31 @@ ORDERS: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
   'A': pr.d_psgd,
   'C': pr.diffusion,
 }
+ONE_PEER = 'one-peer exponential'
 GRAPHS: dict[str, Callable[[], pr.mixing.Mixing]] = {
   'ring': pr.graphs.ring,
   'random matching': pr.graphs.random_matching,
   'full': pr.mixing.mean,
   'random neighbor': pr.graphs.random_neighbor,
   'exponential': pr.graphs.exponential,
-  'one-peer exponential': pr.graphs.one_peer_exponential,
+  ONE_PEER: pr.graphs.one_peer_exponential,
 }
 CHECKED = ('ring', 'random matching', 'full')
-SIZES = (2, 4, 8, 16, 64, 3, 6, 24)
+DECAY_ROUNDS = 12
+# Besides N, which is one of the decays.
+POWERS, OTHERS = (8, 64), (3, 6, 24)
 # Squared distance relative to the start that counts as rounding in float64.
 EXACT = 1e-24
+LEFT, BEFORE = 'squared distance left', 'left one round before'
+IS_EXACT = Rule(
+  every(All((below(LEFT, EXACT), above(BEFORE, 1e-6)))),
+  every(below(LEFT, EXACT)),
+)
+_RELATIVE = 'Distances are relative to the squared distance at the start.'
+_EXACT_SETTING = (
+  f'{_RELATIVE} One round before, the average must not be exact, because '
+  'otherwise the check would be too weak.'
+)
 
 
 def measure(setting: Setting) -> Outcome:
@@ -60,12 +73,19 @@ def measure(setting: Setting) -> Outcome:
       name: {order: _variance(name, order) for order in ORDERS}
       for name in GRAPHS
     }
-    decays = {name: _decay(make(), N, 12) for name, make in GRAPHS.items()}
-    exact = [_exactness(n) for n in SIZES]
-  data = {'variances': variances, 'decays': decays, 'exact': exact}
+    decays = {
+      name: _decay(make(), N, DECAY_ROUNDS) for name, make in GRAPHS.items()
+    }
+    exact = [_after(N, math.ceil(math.log2(N)), decays[ONE_PEER])]
+    exact += [_one_peer(n) for n in (*POWERS, *OTHERS)]
+    base = [_base(n) for n in OTHERS]
+  data = {
+    'variances': variances, 'decays': decays, 'exact': exact, 'base': base,
+  }  # fmt: skip
   claims = [
     *(_variance_claim(variances, order) for order in ORDERS),
     *_exact_claims(exact),
+    _base_claim(base),
   ]
   return Outcome(claims, data, SEEDS)
 
@@ -146,11 +166,25 @@ def _decay(mixing: pr.mixing.Mixing, n: int, rounds: int) -> list[float]:
   return [1.0, *(distances / before).mean(axis=0).tolist()]
 
 
-def _exactness(n: int) -> dict[str, Any]:
+def _one_peer(n: int) -> dict[str, Any]:
   """Measure what one-peer exponential leaves after ceil(log2 n) rounds."""
   rounds = math.ceil(math.log2(n))
-  left = _decay(pr.graphs.one_peer_exponential(), n, rounds)
-  return {'n': n, 'rounds': rounds, 'left': left[-1], 'before': left[-2]}
+  decay = _decay(pr.graphs.one_peer_exponential(), n, rounds)
+  return _after(n, rounds, decay)
+
+
+def _base(n: int) -> dict[str, Any]:
+  """Measure what the Base-2 graph leaves after all of its rounds."""
+  mixing = pr.graphs.base_graph(1)
+  rounds = len(mixing.matrices(n))
+  return _after(n, rounds, _decay(mixing, n, rounds))
+
+
+def _after(n: int, rounds: int, decay: Sequence[float]) -> dict[str, Any]:
+  """Return what is left after some rounds, and one round before."""
+  return {
+    'n': n, 'rounds': rounds, 'left': decay[rounds], 'before': decay[rounds - 1]
+  }  # fmt: skip
 
 
 def _variance_claim(variances: Mapping[str, Any], order: str) -> Claim:
@@ -179,35 +213,46 @@ def _variance_claim(variances: Mapping[str, Any], order: str) -> Claim:
 
 
 def _exact_claims(exact: Sequence[Mapping[str, Any]]) -> list[Claim]:
-  powers = {f'n = {e["n"]}': e for e in exact if e['n'] == 2 ** e['rounds']}
-  others = {f'n = {e["n"]}': e for e in exact if e['n'] != 2 ** e['rounds']}
-  left, before = 'squared distance left', 'left one round before'
-  done = below(left, EXACT)
+  powers = [e for e in exact if e['n'] == 2 ** e['rounds']]
+  others = [e for e in exact if e['n'] != 2 ** e['rounds']]
   return [
     Claim(
       text='One-peer exponential averages exactly in log2 n rounds for '
       'n = 2^k.',
       source=f'{STATED}: Assran et al. 2019 (arXiv 1811.10792), Ying et al. '
       '2021 (arXiv 2110.13363)',
-      measured={
-        left: by_case({k: e['left'] for k, e in powers.items()}),
-        before: by_case({k: e['before'] for k, e in powers.items()}),
-      },
-      rule=Rule(every(All((done, above(before, 1e-6)))), every(done)),
-      setting='Relative to the squared distance at the start. One round '
-      'before, the average must not be exact, because otherwise the check '
-      'would be too weak.',
+      measured=_left_by_size(powers),
+      rule=IS_EXACT,
+      setting=_EXACT_SETTING,
     ),
     Claim(
       text='For other n it does not average exactly.',
       source=OURS,
-      measured={left: by_case({k: e['left'] for k, e in others.items()})},
-      rule=Rule(every(above(left, 1e-6))),
-      setting='After ceil(log2 n) rounds.',
-      note='Base-(k+1) graphs average exactly for any n; they are not built '
-      'here.',
+      measured=_left_by_size(others),
+      rule=Rule(every(above(LEFT, 1e-6))),
+      setting=f'After ceil(log2 n) rounds. {_RELATIVE}',
     ),
   ]
+
+
+def _left_by_size(found: Sequence[Mapping[str, Any]]) -> dict[str, Quantity]:
+  """Return the distances and the rounds by the number of replicas."""
+  names = {LEFT: 'left', BEFORE: 'before', 'rounds': 'rounds'}
+  return {
+    title: by_case({f'n = {e["n"]}': e[name] for e in found})
+    for title, name in names.items()
+  }
+
+
+def _base_claim(base: Sequence[Mapping[str, Any]]) -> Claim:
+  return Claim(
+    text='Base-(k+1) graphs average exactly for any n.',
+    source=f'{STATED}: Takezawa et al. 2023 (arXiv 2305.11420)',
+    measured=_left_by_size(base),
+    rule=IS_EXACT,
+    setting=f'k = 1, so that a replica has one neighbor in a round; after all '
+    f'rounds of the graph. {_EXACT_SETTING}',
+  )
 
 
 def draw(data: Mapping[str, Any], figure: Figure) -> None:
@@ -258,7 +303,8 @@ TARGET = Target(
   name='t10_topologies',
   title='Consensus variance of gossip, and graphs that average exactly',
   paper='Lian et al. 2017 (arXiv 1705.09056), Zhang et al. 2021 (arXiv '
-  '2112.01433), Ying et al. 2021 (arXiv 2110.13363)',
+  '2112.01433), Ying et al. 2021 (arXiv 2110.13363), Takezawa et al. 2023 '
+  '(arXiv 2305.11420)',
   measure=measure,
   draw=draw,
 )
