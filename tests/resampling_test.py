@@ -56,5 +56,17 @@ class VerdictsTest(absltest.TestCase):
     )
 
 
+class PercentagesTest(absltest.TestCase):
+  def test_their_sum_is_100(self):
+    for shares, whole in (
+      ((0.545, 0.455), (55, 45)),
+      ((0.335, 0.335, 0.33), (34, 33, 33)),
+      ((0.29, 0.71), (29, 71)),
+      ((1.0,), (100,)),
+    ):
+      found = resampling.percentages(dict(zip(('yes', 'partly', 'no'), shares)))
+      self.assertEqual(tuple(found.values()), whole)
+
+
 if __name__ == '__main__':
   absltest.main()

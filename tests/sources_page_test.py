@@ -62,7 +62,10 @@ class RowsTest(absltest.TestCase):
     )
     self.assertEqual(
       [(row[0], row[1], row[3]) for row in found[:2]],
-      [('A 2001', 'first', 'yes'), ('B 2002', 'later', 'no')],
+      [
+        ('A 2001', 'first', 'yes'),
+        ('B 2002', 'later (recalled, not verified)', 'no'),
+      ],
     )
     self.assertLen(found, 4)
 
@@ -119,6 +122,17 @@ class OriginTest(absltest.TestCase):
       ('a control of our own', False),
     ):
       self.assertIs(claim('x', source).is_of_papers, expected, source)
+
+  def test_what_is_recalled_is_marked(self):
+    for source, caveat in (
+      (claims.STATED, ''),
+      (claims.RECALLED, ' (recalled, not verified)'),
+      (
+        f'{claims.STATED}; the constant: {claims.RECALLED}',
+        ' (in part recalled, not verified)',
+      ),
+    ):
+      self.assertEqual(claim('x', source).caveat, caveat)
 
   def test_a_verdict_that_depends_on_the_seeds_says_so(self):
     sure = claim('x', claims.STATED, [0.1, 0.2, 0.3])

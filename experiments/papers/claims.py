@@ -49,6 +49,18 @@ class Claim(NamedTuple):
     return self.source.startswith((STATED, 'stated in', RECALLED))
 
   @property
+  def caveat(self) -> str:
+    """A remark for tables if the statement is recalled, entirely or partly."""
+    if self.source.startswith('recalled'):
+      return ' (recalled, not verified)'
+    return ' (in part recalled, not verified)' if self.is_recalled else ''
+
+  @property
+  def is_recalled(self) -> bool:
+    """Whether the statement, or a part of it, is recalled from a paper."""
+    return 'recalled' in self.source
+
+  @property
   def num_seeds(self) -> int:
     """The largest number of seeds of a measured number; 0 without seeds."""
     found = (m for q in self.measured.values() for m in q.cases.values())
@@ -62,9 +74,10 @@ class Claim(NamedTuple):
   def outcome(self) -> str:
     """The verdict, with its fraction if other seeds may change it."""
     shares = self.resampled() or {self.verdict: 1.0}
-    share = shares.get(self.verdict, 0.0)
-    sure = share >= resampling.SURE
-    return self.verdict if sure else f'{self.verdict} ({share:.0%})'
+    if shares.get(self.verdict, 0.0) >= resampling.SURE:
+      return self.verdict
+    share = resampling.percentages(shares).get(self.verdict, 0)
+    return f'{self.verdict} ({share}%)'
 
   def tables(self) -> list[Table]:
     """Return the measured numbers as small tables of text."""

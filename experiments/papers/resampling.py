@@ -67,6 +67,27 @@ def verdicts(
   }
 
 
+def percentages(shares: Mapping[Verdict, float]) -> dict[Verdict, int]:
+  """Return shares in whole percent, whose sum is 100.
+
+  All are rounded down, and the largest fractions are then rounded up.
+
+  Args:
+    shares: the fraction of each verdict, with the sum 1.
+
+  Example:
+    >>> percentages({'yes': 0.545, 'partly': 0.455})
+    {'yes': 55, 'partly': 45}
+  """
+  # Rounded because 100 times a share of 200 draws may be just below a half.
+  exact = {v: round(100 * share, 6) for v, share in shares.items()}
+  whole = {v: math.floor(x) for v, x in exact.items()}
+  missing = round(sum(exact.values())) - sum(whole.values())
+  by_fraction = sorted(exact, key=lambda v: whole[v] - exact[v])
+  up = by_fraction[:missing]
+  return {v: n + (v in up) for v, n in whole.items()}
+
+
 def _drawn(measured: Measured, drawn: Mapping[int, np.ndarray]) -> Measured:
   return {
     name: Quantity(

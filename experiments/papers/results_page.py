@@ -162,7 +162,12 @@ def _anchor(outcome: records.Record) -> str:
 def _section(outcome: records.Record, figures: pathlib.Path) -> str:
   machine, seeds = outcome['machine'], outcome['seeds']
   summary = [
-    (str(i), claim.text, '' if claim.is_of_papers else 'yes', claim.outcome)
+    (
+      str(i),
+      claim.text + claim.caveat,
+      '' if claim.is_of_papers else 'yes',
+      claim.outcome,
+    )
     for i, claim in enumerate(outcome['claims'], 1)
   ]
   figure = figures / f'{outcome["name"]}-{outcome["scale"]}.png'
@@ -208,7 +213,8 @@ def _seeds(claim: Claim) -> str:
   shares = claim.resampled()
   told = f' {claim.num_seeds} seeds'
   if shares and shares.get(claim.verdict, 0.0) < resampling.SURE:
-    listed = ', '.join(f'{v} {share:.0%}' for v, share in shares.items())
+    whole = resampling.percentages(shares)
+    listed = ', '.join(f'{v} {share}%' for v, share in whole.items())
     told += f'; the verdict depends on them, resampled: {listed}'
   return told + '.'
 

@@ -16,7 +16,8 @@ Each claim of the documents that this project set out to reproduce, where it was
 reproduced, and the verdict. A percentage is the fraction of resamplings of the
 seeds with this verdict, where it is below 95%. Claims that were derived here,
 and checks of our own, are not listed; {doc}`results` has all claims, with their
-rules and numbers.
+rules and numbers. A claim that is marked as recalled was written down from
+memory, so that the paper may state it otherwise.
 """
 COLUMNS = [
   Column(name) for name in ('paper', 'claim', 'study', 'verdict, or why not')
@@ -85,7 +86,7 @@ def _row(
   name, scale = one['name'], one['scale']
   return {
     'paper': '; '.join(paper.name for paper in papers),
-    'claim': claim.text.replace('*', r'\*').replace('_', r'\_'),
+    'claim': claim.text.replace('*', r'\*').replace('_', r'\_') + claim.caveat,
     'study': f'[{name}](results.md#{name}-{scale})',
     'verdict, or why not': claim.outcome,
   }

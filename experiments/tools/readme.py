@@ -100,7 +100,10 @@ def format_claims() -> str:
   row = {
     'studies': len(outcomes),
     'claims of the papers': counted(
-      [c.verdict for c in claims if c.is_of_papers]
+      [c.verdict for c in claims if c.is_of_papers and not c.is_recalled]
+    ),
+    'recalled, not verified': counted(
+      [c.verdict for c in claims if c.is_recalled]
     ),
     'derived here, or our own': counted(
       [c.verdict for c in claims if not c.is_of_papers]
