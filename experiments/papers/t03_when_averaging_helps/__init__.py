@@ -31,7 +31,7 @@ def _measure(setting: Setting) -> Outcome:
     *variance_law.claims(law),
     *two_optima.claims(optima),
     least_squares.claim(regression),
-    *starts.claims(lenet),
+    starts.claim(lenet),
   ]
   data = {
     'law': law,
