@@ -53,7 +53,8 @@ def dual_weights(weights: Array, inputs: Array, others: Array) -> np.ndarray:
 
   Reference:
     Feng, Zhang, Tu 2023, Activity-weight duality in feed-forward neural
-    networks reveals two co-determinants for generalization (arXiv 2203.10736).
+    networks reveals two co-determinants for generalization (Nature Machine
+    Intelligence; preprint by Feng and Tu, arXiv 2203.10736).
     Not verified: the number of the equation, and its choice among the weights
     with this property.
   """
@@ -79,7 +80,7 @@ def determinants(hessian: Array, changes: Array) -> Determinants:
     ([3.0, 1.0], [4.0, 1.0], 6.5)
 
   Reference:
-    Feng, Zhang, Tu 2023 (arXiv 2203.10736), the decomposition of the
+    Feng, Zhang, Tu 2023, as for `dual_weights`, the decomposition of the
     generalization loss. Not verified: the number of the equation.
   """
   matrix = np.asarray(hessian, np.float64)
