@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 RUNS ?= runs
 # cpu (20 minutes), long (hours on a CPU) or full (the papers' own settings).
 SCALE ?= cpu
+AGAIN_FLAG := $(if $(AGAIN),--again)
 PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
 
 .PHONY: help install demo test lint wheel faults long_runs benchmark gpu \
@@ -28,6 +29,7 @@ help:
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
 	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
 	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
+	@echo '                AGAIN=1 replaces kept results'
 	@echo 'make gallery    small experiments, a figure and three sentences each (DATA_DIR=...)'
 	@echo 'make report     an HTML page of all reproductions'
 	@echo 'make notebooks  run the notebooks, write their outputs (2 minutes)'
@@ -103,10 +105,10 @@ results: $(INSTALLED)
 	$(BIN)/python experiments/tools/results.py --data_dir=$(DATA_DIR)
 
 reproduce: $(INSTALLED)
-	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR) --scale=$(SCALE) $(PIECES)
+	$(BIN)/python -m experiments.reproduce --data_dir=$(DATA_DIR) --scale=$(SCALE) $(AGAIN_FLAG) $(PIECES)
 
 gallery: $(INSTALLED)
-	$(BIN)/python -m experiments.make_gallery --data_dir=$(DATA_DIR)
+	$(BIN)/python -m experiments.make_gallery --data_dir=$(DATA_DIR) $(AGAIN_FLAG)
 
 report: $(INSTALLED)
 	$(BIN)/python experiments/report.py --reproductions --output=$(RUNS)/report.html

@@ -348,8 +348,8 @@ def _speedup_claim(
     setting='Every replica has its own examples, so the f_i differ. The '
     'deviation is measured from the geometric mean of the error times '
     'sqrt(NT). Longer intervals have N = 16, its learning rate, and T = '
-    f'{LENGTHS[0]}. Without averages, the error is that of the mean of the '
-    'replicas.',
+    f'{LENGTHS[0]}. Without averages, the error of the mean of the replicas '
+    'counts.',
     note='With replicas that draw from one pool, never averaging passes this '
     'test, because the noise of the mean does not depend on averages.',
   )

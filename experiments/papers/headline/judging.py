@@ -110,8 +110,8 @@ def _flat(
       ),
     },
     rule=Rule(yes, some(equal, moderate)),
-    setting=f'{setting} The loss is that of the averaged model on 5,000 '
-    'training images, with batch statistics estimated again. Steps count to '
+    setting=f'{setting} Losses are of the averaged model on 5,000 training '
+    'images, with batch statistics estimated again. Steps count to '
     'the lowest loss that SSGD has in 45% of its run, before the first drop. '
     f'Measured times are of this network on {times.hosts} simulated hosts '
     f'that share the cores of one machine: {1e3 * times.step:.3g} ms for a '
