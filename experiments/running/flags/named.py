@@ -358,12 +358,20 @@ def _call(
 ) -> Any:
   signature = inspect.signature(make)
   try:
-    # An unknown keyword first, because Python 3.12 names a missing argument
-    # instead if both are wrong.
-    signature.bind_partial(*args, **keywords)
-    signature.bind(*args, **keywords)
+    bound = signature.bind_partial(*args, **keywords).arguments
   except TypeError as error:
     raise ValueError(f'--{flag}={given}: {error}') from None
+  # Not by `bind`, because its words depend on the version of Python.
+  required = (
+    p.name
+    for p in signature.parameters.values()
+    if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+  )
+  for name in required:
+    if name not in bound:
+      raise ValueError(
+        f'--{flag}={given}: missing a required argument: {name!r}'
+      )
   return make(*args, **keywords)
 
 
