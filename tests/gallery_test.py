@@ -13,6 +13,7 @@ import optax
 
 from experiments import make_gallery
 from experiments.gallery import (
+  characters,
   comparing,
   digits,
   few_digits,
@@ -21,6 +22,11 @@ from experiments.gallery import (
   g4_topology,
   g5_batch_statistics,
   g7_generalization,
+  diloco_kin,
+  g2_drift,
+  g3_unlike_data,
+  g4_topology,
+  g6_diloco,
   page,
   presets,
 )
@@ -334,7 +340,77 @@ class FewDigitsTest(absltest.TestCase):
     np.testing.assert_array_equal(few_digits.finite_or_zero(bad)['a'], [0, 0])
 
 
+class DilocoTest(absltest.TestCase):
+  def data(self):
+    """Losses of three seeds at momenta 0.6 and 0.9 and three rates."""
+    losses = np.full((2, 2, 3, 3), [3.0, 3.1, 3.2])
+    losses[0, 1, 0] -= 1  # the lowest mean, at the lowest rate
+    losses[0, 0, 2, 0] = 1  # the lowest loss of a seed
+    losses[1, 0, 1] -= 0.5
+    return {
+      'losses': {'DiLoCo': losses.tolist()}, 'bytes': {'DiLoCo': [4.0, 1.0]},
+      'momenta': {'DiLoCo': [0.6, 0.9]}, 'rates': {'DiLoCo': [1, 3, 10]},
+    }  # fmt: skip
+
+  def test_the_best_setting_is_by_all_seeds(self):
+    found = g6_diloco.best(self.data(), 'DiLoCo')
+    np.testing.assert_allclose(found.losses, [[2, 2.1, 2.2], [2.5, 2.6, 2.7]])
+    np.testing.assert_array_equal(found.momenta, [0.9, 0.6])
+    np.testing.assert_array_equal(found.rates, [1, 3])
+    np.testing.assert_array_equal(found.at_edge, [0, 1])
+
+  def test_losses_are_interpolated_in_the_logarithm_of_the_bytes(self):
+    data = self.data()
+    for sent, expected in ((1, 2.5), (2, 2.25), (4, 2)):
+      found = g6_diloco.at_bytes(data, 'DiLoCo', sent)
+      np.testing.assert_allclose(found, [expected + x for x in (0, 0.1, 0.2)])
+
+  def test_bytes_are_those_of_the_ledger(self):
+    def sent(label, period):
+      own = diloco_kin.METHODS[label]._replace(periods=(period,))
+      return diloco_kin.megabytes(own, num_replicas=4)[0]
+
+    few = sent(diloco_kin.LOCAL, 16)
+    np.testing.assert_allclose(sent(diloco_kin.SYNCHRONOUS, 1), 16 * few)
+    self.assertEqual(sent(diloco_kin.LARGE, 16), few)
+    # 3 messages of 4 bits instead of 1.5 of 32: H = 4 sends as H = 16.
+    coded = sent(diloco_kin.STREAMING, 4)
+    np.testing.assert_allclose(coded, few, rtol=0.02)
+
+  def test_muon_is_for_the_matrices_of_the_hidden_layers(self):
+    params = jax.eval_shape(characters.problem(1).start, KEY)
+    found = diloco_kin.hidden_matrices(params)
+    chosen = jax.tree_util.tree_leaves_with_path(
+      found, is_leaf=lambda x: isinstance(x, optax.contrib.MuonDimensionNumbers)
+    )
+    names = {
+      jax.tree_util.keystr(path, simple=True, separator='/')
+      for path, _ in chosen
+    }
+    attention = 'MultiHeadDotProductAttention_0'
+    self.assertEqual(
+      names,
+      {f'{attention}/{x}/kernel' for x in ('key', 'out', 'query', 'value')}
+      | {'Dense_0/kernel', 'Dense_1/kernel'},
+    )
+
+  def test_frequencies_of_characters_are_better_than_guessing(self):
+    self.assertBetween(characters.unigram_loss(), 3.2, 3.4)
+    self.assertLess(characters.unigram_loss(), characters.GUESSING)
+
+
 class ComparingTest(absltest.TestCase):
+  def test_differences_in_words(self):
+    found = comparing.difference([3.0, 3.1, 3.2], [2.0, 2.0, 2.3])
+    width = 4.303 * np.std([1, 1.1, 0.9], ddof=1) / 3**0.5
+    np.testing.assert_allclose(found, [1, 1 - width, 1 + width], rtol=1e-3)
+    self.assertIn('1 nats higher (0.75 to 1.2)', str(found))
+    self.assertIn('1 nats lower', str(comparing.difference([1] * 3, [2] * 3)))
+    same = str(comparing.difference([1.0, 2.0, 3.0], [1.1, 1.9, 3.0]))
+    self.assertIn('so no order is shown', same)
+    with self.assertRaisesRegex(ValueError, 'at least 3 seeds'):
+      comparing.difference([2.0, 4.0], [2.0, 4.0])
+
   def test_interval_is_students_of_the_logarithms(self):
     found = comparing.ratio([1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
     # 4.303 is Student's quantile of two degrees of freedom, as in its tables.
