@@ -51,7 +51,7 @@ def scaled(data):
       return {k: other(v) for k, v in value.items()}
     if isinstance(value, list):
       return [other(v) for v in value]
-    if isinstance(value, str) or value <= 0:
+    if not isinstance(value, float) or value <= 0:
       return value
     return value * float(np.exp(rng.normal()))
 
