@@ -108,7 +108,7 @@ def deal(key: jax.Array) -> jax.Array:
   """Deal the shards to the clients at random, float[K SHARDS].
 
   They are floats because they are parameters of a run, which no gradient
-  changes. So every seed has its own clients in one compiled program.
+  changes. So runs of one compiled program have different clients.
   """
   return jax.random.permutation(key, CLIENTS * SHARDS).astype(float)
 
@@ -225,8 +225,8 @@ def _rounds_claim(
     rule=judging.rule(rounds, tuple(cases)),
     setting='The first is FedSGD. Every E and B has its best rate of '
     f'{", ".join(map(str, RATES))}. {CLIENTS} clients with {OWN} images each, '
-    f'C = {CASES[name].participation:g}. The clients of a seed have random '
-    f'shards, {SHARDS} each. {judging.SETTING}'
+    f'C = {CASES[name].participation:g}. Every run deals shards at random, '
+    f'{SHARDS} to each client. {judging.SETTING}'
     + (f' At the edge of the rates: {"; ".join(edges)}.' if edges else ''),
   )
 
