@@ -3,7 +3,7 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from experiments.papers.t01_pr_sgd import judging, mlp, runs
+from experiments.papers.t01_pr_sgd import judging, mlp, runs, tuned
 
 SECONDS = {'SSGD': 2.0, 'I = 1': 2.0}  # a local step takes 1 s, an average 1 s
 POINTS = 40
@@ -63,6 +63,55 @@ class JudgingTest(parameterized.TestCase):
       [m.value for m in longest.values()], [1, mlp.FIELDS['num_steps']]
     )
     self.assertEqual(claim.verdict, 'yes')
+
+  def test_intervals_are_compared_with_the_shortest_one(self):
+    # I = 1 misses the loss of SSGD, which is no effect of the interval.
+    made = histories({'SSGD': 5, 'I = 1': 50, 'I = 4': 50, 'I = 8': 100})
+    cost = {
+      label: judging.relative_cost(made, label, 'epoch', 0.45, judging.UNIT)
+      for label in made
+      if label != runs.SSGD
+    }
+    self.assertEqual(np.mean(cost['I = 1']), 1)
+    longest = judging._longest({k: list(own) for k, own in cost.items()})
+    self.assertEqual(longest, (4, (4, 4), None))
+
+
+class TunedTest(absltest.TestCase):
+  def claim(self, fast):
+    """The claim if SSGD falls fastest at rate 0.4, by the slowness there."""
+    slow = {'0.2': 20, '0.4': fast, '0.8': 40}
+    ours = {'0.4': 30, '0.2': 10, '0.1': 20}
+    by_rate = {
+      rate: histories({'SSGD': slow.get(rate, 20), 'I = 4': own, 'I = 8': 90})
+      for rate, own in ours.items()
+    }
+    synchronous = {
+      rate: histories({'SSGD': own})['SSGD'] for rate, own in slow.items()
+    }
+    synchronous['0.1'] = by_rate['0.1']['SSGD']
+    return tuned.claim(mlp.Trained(by_rate, synchronous))
+
+  def test_each_method_has_its_fastest_rate(self):
+    claim = self.claim(fast=10)
+    best = {k: m.value for k, m in claim.measured['best rate'].cases.items()}
+    self.assertEqual(best, {'SSGD': 0.4, 'I = 4': 0.2, 'I = 8': 0.4})
+    speedup = claim.measured['speedup over SSGD at its best rate'].cases
+    self.assertAlmostEqual(speedup['I = 4'].value, 2 / 1.25)
+    self.assertEqual(speedup['I = 8'].value, 0)  # it never has the loss
+    self.assertEqual(claim.verdict, 'partly')
+    self.assertIn('edge of their rates: I = 8.', claim.setting)
+
+  def test_a_tuned_reference_may_be_faster(self):
+    self.assertEqual(self.claim(fast=5).verdict, 'no')
+
+  def test_the_losses_of_all_runs_are_kept(self):
+    made = histories({'SSGD': 5, 'I = 4': 50})
+    alone = {'0.4': made['SSGD'], '0.8': made['SSGD']}
+    kept = tuned.curves(mlp.Trained({'0.4': made}, alone))
+    self.assertEqual([*kept['0.4']], ['SSGD', 'I = 4'])
+    self.assertEqual([*kept['0.8']], ['SSGD'])
+    self.assertLen(kept['0.8']['SSGD'][0], POINTS)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ At a much lower rate even one average at the end passes.
 
 import numpy as np
 
-from experiments.papers.t01_pr_sgd import figure, judging, mlp, runs
+from experiments.papers.t01_pr_sgd import figure, judging, mlp, runs, tuned
 from experiments.papers.target import Outcome, Setting, Target
 
 
@@ -25,7 +25,8 @@ def _measure(setting: Setting) -> Outcome:
       )
     ]
     return Outcome(claims, {'tasks': tasks}, seeds)
-  by_rate = mlp.train(setting)
+  trained = mlp.train(setting)
+  by_rate = trained.by_rate
   best = next(iter(by_rate))
   # The MLP comes first because its rate is tuned.
   tasks = {
@@ -35,17 +36,21 @@ def _measure(setting: Setting) -> Outcome:
   relative = {
     rate: {
       label: judging.relative_cost(
-        histories, label, 'epoch', judging.SHARE_BEFORE_DROPS
+        histories,
+        label,
+        'epoch',
+        judging.SHARE_BEFORE_DROPS,
+        judging.UNIT,
       ).tolist()
       for label in histories
       if label != runs.SSGD
     }
     for rate, histories in by_rate.items()
   }
-  # At the best rate, and at the next one. At the lowest one all pass.
-  tuned = [
+  # At the best rate and at those next to it. At the lowest one all pass.
+  at_rates = [
     claim
-    for rate in list(by_rate)[:2]
+    for rate in list(by_rate)[: tuned.PLACE + 1]
     for claim in judging.claims(
       judging.MLP_TASK,
       by_rate[rate],
@@ -55,7 +60,8 @@ def _measure(setting: Setting) -> Outcome:
     )
   ]
   claims = [
-    *tuned,
+    *at_rates,
+    tuned.claim(trained),
     judging.rates_claim(relative),
     *judging.claims(
       judging.LENET_TASK, tasks[judging.LENET_TASK], runs.NETWORK
@@ -69,7 +75,12 @@ def _measure(setting: Setting) -> Outcome:
     }
     for rate, own in relative.items()
   }
-  data = {'tasks': tasks, 'relative': shown}
+  data = {
+    'tasks': tasks,
+    'relative': shown,
+    'relative_to': judging.UNIT,
+    'losses': tuned.curves(trained),
+  }
   return Outcome(claims, data, mlp.SEEDS)
 
 

@@ -42,12 +42,13 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
           f'training loss, nats\n({loss})' if y == 'loss' else ERROR_OF_AVERAGE
         )
   if relative:
-    _draw_rates(axes[-1], relative)
+    # Results of earlier versions were relative to SSGD.
+    _draw_rates(axes[-1], relative, data.get('relative_to', SSGD))
   drawing.legend_below(figure)
 
 
 def _draw_rates(
-  axes: Sequence[Axes], relative: Mapping[str, Mapping[str, Any]]
+  axes: Sequence[Axes], relative: Mapping[str, Mapping[str, Any]], unit: str
 ) -> None:
   """Draw the epochs against the interval, and the flat intervals, by rate."""
   left, right = axes
@@ -66,13 +67,13 @@ def _draw_rates(
   left.set_xticks(ticks, [str(tick) for tick in ticks])
   left.minorticks_off()
   left.set_xlabel('I, steps between averages')
-  left.set_ylabel('epochs relative to SSGD')
+  left.set_ylabel(f'epochs relative to {unit}')
   right.set_xscale('log')
   right.set_xticks([float(rate) for rate in relative], list(relative))
   right.minorticks_off()
   added = drawing.zero_and_log(right, 'y', 1)
   right.set_xlabel(f'learning rate ({added})')
-  right.set_ylabel(f'longest I up to {FLAT:g} times\nthe epochs of SSGD')
+  right.set_ylabel(f'longest I up to {FLAT:g} times\nthe epochs of {unit}')
   for axis in axes:
     axis.set_title('MLP, digits')
 

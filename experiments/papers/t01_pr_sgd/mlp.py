@@ -1,7 +1,7 @@
 """The MLP of T1, with the best rate of synchronous SGD and with lower ones."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,18 +25,30 @@ FIELDS: dict[str, Any] = {
   'batch_size': 16,
   'num_steps': 640,
 }
-# SSGD has the best of them, and PR-SGD the same one. The others of PR-SGD are
-# lower by these factors.
-RATES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-FACTORS = (1.0, 0.25, 0.0625)
+# All are tried for SSGD. PR-SGD has its best one, and those that are lower by
+# these numbers of places, of which each halves the rate.
+RATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+PLACES = (0, 1, 2, 4)
 # Fractions of the run at which the rate falls to a tenth, as in the paper.
 DROPS = (150 / 300, 225 / 300)
 SEEDS, EVERY = (0, 1, 2, 3, 4), 16
 ONE_SHOT = 'one average'
 
 
-def train(setting: Setting) -> dict[str, Histories]:
-  """Train an MLP; return its histories by rate, first the best one of SSGD."""
+class Trained(NamedTuple):
+  """The histories of the MLP.
+
+  Attributes:
+    by_rate: all runs, by rate; first the best rate of SSGD.
+    synchronous: SSGD only, with every rate of `RATES`.
+  """
+
+  by_rate: dict[str, Histories]
+  synchronous: dict[str, list[list[records.Record]]]
+
+
+def train(setting: Setting) -> Trained:
+  """Train an MLP with SSGD at all rates, and with PR-SGD at some of them."""
   digits = load_dataset(FIELDS['dataset'], setting.data_dir)
   problem = classifying.problem(
     models.MLP(digits.num_classes), digits, batch_size=FIELDS['batch_size']
@@ -61,31 +73,36 @@ def train(setting: Setting) -> dict[str, Histories]:
   best = int(synchronous['loss'][:, :, -1].mean(axis=1).argmin())
   never = (ONE_SHOT, 'pr_sgd', {'period': FIELDS['num_steps']})
   listed = [*runs.listed(), never]
-  pairs = [(f, o['period']) for f in FACTORS for _, _, o in listed[1:]]
-  factors, periods = (jnp.asarray(v) for v in zip(*pairs, strict=True))
-  lower = run(lambda factor: pr.ssgd(_dropping(RATES[best] * factor)), FACTORS)
+  spent = [_spent(setting, *one[1:]) for one in listed]
+  alone = [_records(spent[0], _at(synchronous, k)) for k in range(len(RATES))]
+  # If the best is near the lowest, fewer rates are left.
+  chosen = list(dict.fromkeys(max(best - place, 0) for place in PLACES))
+  pairs = [(RATES[k], o['period']) for k in chosen for _, _, o in listed[1:]]
+  rates, periods = (jnp.asarray(v) for v in zip(*pairs, strict=True))
   averaged = run(
     lambda i: pr.pr_sgd(
-      _dropping(RATES[best] * factors[i.astype(int)]),
+      _dropping(rates[i.astype(int)]),
       period=classifying.every(periods[i.astype(int)]),
     ),
     range(len(pairs)),
   )
-  spent = [_spent(setting, *one[1:]) for one in listed]
-  histories: dict[str, Histories] = {}
-  for k, factor in enumerate(FACTORS):
-    each = len(listed) - 1
-    found = {
-      name: np.concatenate(
-        [lower[name][k : k + 1], averaged[name][k * each : (k + 1) * each]]
-      )
-      for name in averaged
-    }
-    histories[f'{RATES[best] * factor:g}'] = {
-      label: _records(at, {name: of[i] for name, of in found.items()})
-      for i, ((label, _, _), at) in enumerate(zip(listed, spent, strict=True))
-    }
-  return histories
+  each = len(listed) - 1
+  by_rate: dict[str, Histories] = {}
+  for place, k in enumerate(chosen):
+    own: Histories = {runs.SSGD: alone[k]}
+    for i, ((label, _, _), at) in enumerate(
+      zip(listed[1:], spent[1:], strict=True)
+    ):
+      own[label] = _records(at, _at(averaged, place * each + i))
+    by_rate[f'{RATES[k]:g}'] = own
+  return Trained(
+    by_rate, {f'{r:g}': own for r, own in zip(RATES, alone, strict=True)}
+  )
+
+
+def _at(found: Mapping[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+  """Return the observations of one of the settings."""
+  return {name: of[index] for name, of in found.items()}
 
 
 def _dropping(rate: Any) -> optax.GradientTransformation:
