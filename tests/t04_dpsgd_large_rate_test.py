@@ -3,6 +3,7 @@
 from absl.testing import absltest, parameterized
 import numpy as np
 
+from experiments.papers import quantities
 from experiments.papers.t04_dpsgd_large_rate import mnist, trace, window
 
 SEEDS = len(mnist.SEEDS)
@@ -26,8 +27,39 @@ def verdicts(**trained):
 
 
 class WindowTest(parameterized.TestCase):
-  def test_counts_are_means_over_the_seeds(self):
-    self.assertEqual(window.trained(losses(3)).mean(), 3)
+  def test_counts_are_shown_as_counts(self):
+    found = window._counts({'rate 1.5': losses(3)})
+    self.assertEqual(found.cases['rate 1.5'].value, 3)
+    (table,) = quantities.tables({'SSGD: trained': found})
+    self.assertEqual(table.head, ('case', 'SSGD: trained, seeds'))
+    self.assertEqual(table.rows, [('rate 1.5', '3 of 8')])
+
+  @parameterized.parameters(
+    ({'warm': 0, 'noise': 2}, 'yes'),
+    ({'warm': 7, 'noise': 0}, 'partly'),
+    ({'warm': 7, 'noise': 3}, 'no'),
+  )
+  def test_remedies_of_ssgd(self, trained, verdict):
+    made = {
+      'SSGD': 0,
+      mnist.WARMED: trained['warm'],
+      mnist.NOISY: trained['noise'],
+      mnist.RING: SEEDS,
+    }
+    ends = {
+      f'rate {rate:g}': {name: losses(n) for name, n in made.items()}
+      for rate in window.RATES
+    }
+    self.assertEqual(window._remedies_claim(ends).verdict, verdict)
+
+  def test_failure_is_told_as_it_is(self):
+    ends = {'SSGD': losses(0), mnist.WARMED: losses(7)}
+    told = window._told('rate 1.25', ends)
+    self.assertIn('2.30 to 2.30 nats in 8 of 8 seeds', told)
+    self.assertIn('diverges in 0;', told)
+    self.assertIn('trains with 7.', told)
+    ends['SSGD'] = np.full(SEEDS, np.inf)
+    self.assertIn('diverges in 8;', window._told('rate 1.25', ends))
 
   @parameterized.parameters((0, 'yes'), (2, 'yes'), (3, 'partly'), (8, 'no'))
   def test_ssgd_must_fail(self, ssgd, verdict):
@@ -41,6 +73,16 @@ class WindowTest(parameterized.TestCase):
 
 
 class TraceTest(absltest.TestCase):
+  def test_each_seed_must_dip_before_the_last_quarter(self):
+    count = trace.TRACE_STEPS // trace.EVERY
+
+    def run(at):
+      return [{'alpha_e': 0.1 if k == at else 1.0} for k in range(count)]
+
+    for steps, verdict in (((3, 3, 3), 'yes'), ((3, 3, count - 2), 'no')):
+      claim = trace._step_claim({'n = 5': [run(at) for at in steps]}, '')
+      self.assertEqual(claim.verdict, verdict)
+
   def points(self, rough, calm):
     loss = [2.0] * 3 + [0.2] * 3
     return [

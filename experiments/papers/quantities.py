@@ -8,6 +8,8 @@ import numpy as np
 
 # Significant digits of a value, and of the ends of its range.
 DIGITS, SPREAD_DIGITS = 4, 3
+# Unit of a number of seeds for which something holds; see `count`.
+SEEDS = 'seeds'
 # Whole numbers from which only significant digits are shown.
 _LARGE = 1e7
 # JSON has no infinity.
@@ -75,6 +77,25 @@ def of_seeds(values: Any, value: float | None = None) -> Measurement:
   """
   seeds = tuple(float(v) for v in np.asarray(values, float))
   return Measurement(float(np.mean(seeds) if value is None else value), seeds)
+
+
+def count(holds: Any) -> Measurement:
+  """Return the number of seeds for which something holds.
+
+  Its quantity has the unit `SEEDS`, so that it is shown as what it is, and not
+  as a mean with a range. Its seeds are 0 or the number of seeds, because the
+  count is then their mean, also when they are drawn again.
+
+  Args:
+    holds: [seeds], whether it holds.
+
+  Example:
+    >>> m = count([True, False, True])
+    >>> m.value, m.seeds
+    (2.0, (3.0, 0.0, 3.0))
+  """
+  flags = np.asarray(holds, bool)
+  return of_seeds(flags * float(flags.size))
 
 
 def number(value: Any, unit: str = '') -> Quantity:
@@ -147,7 +168,7 @@ def tables(measured: Measured) -> list[Table]:
 
 
 def _list(quantities: Measured) -> Table:
-  rows = [(n, str(q.cases['']), q.unit) for n, q in quantities.items()]
+  rows = [(n, _cell(q, ''), q.unit) for n, q in quantities.items()]
   return Table(('quantity', 'value', 'unit'), [*rows])
 
 
@@ -157,12 +178,17 @@ def _crossed(quantities: Measured) -> Table:
   cases = dict.fromkeys(case for q in longest for case in q.cases)
   head = [n + (f', {q.unit}' if q.unit else '') for n, q in quantities.items()]
 
-  def cell(quantity: Quantity, case: str) -> str:
-    found = quantity.cases.get(case)
-    return '' if found is None else str(found)
-
-  rows = [(c, *(cell(q, c) for q in quantities.values())) for c in cases]
+  rows = [(c, *(_cell(q, c) for q in quantities.values())) for c in cases]
   return Table(('case', *head), rows)
+
+
+def _cell(quantity: Quantity, case: str) -> str:
+  found = quantity.cases.get(case)
+  if found is None:
+    return ''
+  if quantity.unit == SEEDS and found.seeds:
+    return f'{_shown(found.value)} of {len(found.seeds)}'
+  return str(found)
 
 
 def to_json(measured: Measured) -> dict[str, Any]:

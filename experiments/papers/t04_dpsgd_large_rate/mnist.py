@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import optax
 
@@ -19,11 +20,15 @@ SEEDS = tuple(range(8))
 TASK = classifier(models.MLP(10, (50, 50)))
 # Steps over which the rate of the control with a warm-up rises linearly.
 WARMUP = 60
+# Standard deviation of the noise that the control with constant noise adds to
+# the parameters before the gradient. It is our choice, and was not tuned.
+NOISE = 0.01
 
 Make = Callable[[jax.Array], pr.base.ReplicaTransformation]
 
 RING = 'DPSGD, ring'
 PAIRS = 'DPSGD, random pairs'
+WARMED, NOISY = 'SSGD, warm-up', 'SSGD, constant noise'
 
 
 def _warmed_up(rate: jax.Array) -> optax.GradientTransformation:
@@ -43,15 +48,17 @@ METHODS: dict[str, Make] = {
     optax.sgd(rate), mixing=pr.graphs.ring()
   ),
   'PR-SGD, I = 4': lambda rate: pr.pr_sgd(optax.sgd(rate), period=4),
-  'SSGD, warm-up': lambda rate: pr.ssgd(_warmed_up(rate)),
+  WARMED: lambda rate: pr.ssgd(_warmed_up(rate)),
+  NOISY: lambda rate: pr.ssgd(optax.sgd(rate)),
 }
 CONTROLS = tuple(METHODS)[3:]
 # The colors and markers of the algorithms.
 LOOKS = {
-  **styles.variants('ssgd', ('SSGD', 'SSGD, warm-up')),
+  **styles.variants('ssgd', ('SSGD', WARMED)),
   **styles.variants('d_psgd', (RING, PAIRS, 'W = J, order A')),
   'ring, order C': styles.method('diffusion'),
   'PR-SGD, I = 4': styles.method('pr_sgd'),
+  NOISY: styles.method('ssgd')._replace(marker='x', linestyle=':'),
 }
 
 
@@ -92,6 +99,12 @@ def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
   return TASK.loss_fn(params, {}, batch, key)[0]
 
 
+def noisy(params: Any, key: jax.Array) -> Any:
+  """Add independent Gaussian noise to all parameters."""
+  flat, unflatten = ravel_pytree(params)
+  return unflatten(flat + NOISE * jax.random.normal(key, flat.shape))
+
+
 def train(
   pixels: Pixels,
   method: str,
@@ -109,7 +122,9 @@ def train(
     params: Any, step: Any, replica: Any, key: jax.Array
   ) -> jax.Array:
     del step, replica
-    batch_key, _ = jax.random.split(key)
+    batch_key, noise_key = jax.random.split(key)
+    if method == NOISY:
+      params = noisy(params, noise_key)
     return loss(
       params, pixels.draw(batch_key, TOTAL_BATCH // num_replicas), key
     )
