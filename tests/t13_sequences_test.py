@@ -27,14 +27,20 @@ class ClaimTest(absltest.TestCase):
       'test_accuracy': np.full((4, 3, points), 0.9),
     }
     reference = [fall.tolist()] * 3
-    return sequences._claim(
-      sequences.CONSTANT, 'K-AVG', 0.1, curves, reference
-    ).verdict
+    claim = sequences._claim(
+      sequences.CONSTANT, 'K-AVG', sequences.RATES[0], curves, reference
+    )
+    self.assertFalse(claim.is_of_papers)
+    self.assertIn('(at the edge)', claim.setting)
+    return claim.verdict
 
   def test_moderate_periods_must_be_flat(self):
     self.assertEqual(self.verdict([1, 1, 1, 0.3]), 'yes')
     self.assertEqual(self.verdict([1, 1, 0.3, 0.3]), 'partly')
     self.assertEqual(self.verdict([1, 0.3, 0.3, 0.3]), 'no')
+
+  def test_a_task_that_the_longest_period_solves_is_no_test(self):
+    self.assertEqual(self.verdict([1, 1, 1, 1]), 'no')
 
 
 if __name__ == '__main__':
