@@ -1,6 +1,8 @@
 """Tests of `experiments/papers/t04_dpsgd_large_rate`: counts and phases."""
 
 from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.papers import quantities
@@ -24,6 +26,16 @@ def verdicts(**trained):
     for name in mnist.METHODS
   }
   return [claim.verdict for claim in window.claims(curves)]
+
+
+class NoiseTest(absltest.TestCase):
+  def test_constant_noise_has_its_deviation_in_all_parameters(self):
+    params = {'a': jnp.ones((100, 50)), 'b': jnp.zeros(50)}
+    moved = mnist.noisy(params, jax.random.key(0, impl='threefry2x32'))
+    self.assertAlmostEqual(float(moved['a'].mean()), 1, delta=1e-3)
+    for name, own in moved.items():
+      deviation = float((own - params[name]).std())
+      self.assertAlmostEqual(deviation / mnist.NOISE, 1, delta=0.3)
 
 
 class WindowTest(parameterized.TestCase):

@@ -14,5 +14,11 @@ class SecondsToTest(absltest.TestCase):
     self.assertEqual(found.tolist(), [1, np.inf, 0.5])
 
 
+class SpeedupTest(absltest.TestCase):
+  def test_has_the_ratio_of_the_means_and_of_each_seed(self):
+    found = heterogeneous._speedup(np.array([4.0, 2.0]), np.array([2.0, 2.0]))
+    self.assertEqual(found, (1.5, (2, 1), None))
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -71,6 +71,14 @@ class JudgingTest(parameterized.TestCase):
     found = judging.rule('rounds', cases).verdict(measured)
     self.assertEqual(found, verdict)
 
+  def test_gains_have_the_seeds_of_the_rounds(self):
+    first = np.array([100.0, 80.0])
+    gains = [
+      softmax._gain_over(first, np.array(own)) for own in ([50, 20], [10, 40])
+    ]
+    self.assertEqual(gains[0], (180 / 70, (2, 4), None))
+    self.assertEqual(softmax._largest(gains), (3.6, (10, 4), None))
+
 
 if __name__ == '__main__':
   absltest.main()

@@ -23,7 +23,9 @@ tables. Numbers over several seeds are means, with their range in parentheses.
 Claims that the papers make are counted apart from those that were derived here
 and from checks of our own. A percentage after a verdict is the fraction of 200
 resamplings of the seeds with the same verdict, where it is below 95%: other
-seeds may change such a verdict.
+seeds may change such a verdict. Fewer than three seeds cannot be resampled,
+which is printed after the verdict. A claim has no seeds if its numbers are
+exact, or means or extremes over the seeds.
 
 """
 
@@ -166,7 +168,7 @@ def _section(outcome: records.Record, figures: pathlib.Path) -> str:
       str(i),
       claim.text + claim.caveat,
       '' if claim.is_of_papers else 'yes',
-      claim.outcome,
+      _outcome(claim),
     )
     for i, claim in enumerate(outcome['claims'], 1)
   ]
@@ -197,13 +199,20 @@ def _time(outcome: records.Record) -> str:
 def _claim(index: int, claim: Claim) -> str:
   """Return a claim with its rule and its numbers."""
   parts = [
-    f'**{index}. {claim.outcome}**: {_plain(claim.text)} '
+    f'**{index}. {_outcome(claim)}**: {_plain(claim.text)} '
     f'*({_plain(claim.source)})*',
     f'Rule: {_plain(claim.sentence)}.{_seeds(claim)}',
     *(_table(*table).rstrip() for table in claim.tables()),
     *(_plain(text) for text in (claim.setting, claim.note) if text),
   ]
   return '\n' + '\n\n'.join(parts) + '\n'
+
+
+def _outcome(claim: Claim) -> str:
+  """Return the verdict, with the number of seeds if they are too few."""
+  few = ('no seeds', 'one seed', 'two seeds')[: resampling.FEWEST_SEEDS]
+  known = claim.num_seeds
+  return claim.outcome + (f' ({few[known]})' if known < len(few) else '')
 
 
 def _seeds(claim: Claim) -> str:

@@ -96,6 +96,11 @@ DOCUMENTS = (
       Missing('1903.05133', 'ImageNet-1K.', 'the data are not available here'),
       Missing(
         '1708.01012',
+        'More local steps, K > 1, train better than K = 1 at equal samples.',
+        '`t05_hier_avg` compares K = 8 and K = 32, and has no K = 1',
+      ),
+      Missing(
+        '1708.01012',
         'K-AVG on 128 GPUs beats asynchronous SGD by time and accuracy.',
         'needs the hardware; the ledger models no parameter server',
       ),
@@ -132,6 +137,12 @@ DOCUMENTS = (
         '2306.02913',
         'The rows of its table from pretrained weights.',
         'the weights are not available here',
+      ),
+      Missing(
+        '2306.02913',
+        'Its averaged direction smooths the gradient, and evaluates the '
+        'uncertainty of the posterior.',
+        'no study measures either of them',
       ),
     ),
   ),
