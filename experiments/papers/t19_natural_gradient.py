@@ -1,7 +1,7 @@
 """T19: averages every few mini-batches, with Kaldi's natural gradient."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from matplotlib.figure import Figure
@@ -71,8 +71,9 @@ TOLD = {
 def measure(setting: Setting) -> Outcome:
   """Train with and without natural gradient, and with and without averages."""
   train, test = images.load(setting, 'mnist', NUM_TRAIN)
+  evaluate = evaluators(train, test)
   rows = {
-    local: {kind: _run(train, test, local, kind) for kind in PERIODS}
+    local: {kind: _run(train, evaluate, local, kind) for kind in PERIODS}
     for local in LOCAL
   }
   claims = [
@@ -85,8 +86,41 @@ def measure(setting: Setting) -> Outcome:
   return Outcome(claims, {'rows': rows}, SEEDS)
 
 
+class Evaluators(NamedTuple):
+  """Functions of parameters [A, B, ...] with results [A, B].
+
+  Attributes:
+    loss: training loss of all examples, nats.
+    accuracy: fraction of correct labels of test images.
+  """
+
+  loss: Callable[[Any], np.ndarray]
+  accuracy: Callable[[Any], np.ndarray]
+
+
+def evaluators(train: images.Examples, test: images.Examples) -> Evaluators:
+  """Return the functions that evaluate all runs, so that each compiles once."""
+  network = images.Network(HIDDEN)
+
+  def over(
+    fn: Callable[[Any, dict[str, jax.Array]], jax.Array],
+    batch: dict[str, jax.Array],
+  ) -> Callable[[Any], np.ndarray]:
+    mapped = jax.jit(
+      lambda params, batch: jax.lax.map(
+        jax.vmap(lambda p: fn(p, batch)), params
+      )
+    )
+    return lambda params: np.array(mapped(params, batch))
+
+  return Evaluators(
+    over(network.loss, train.rows(slice(None))),
+    over(network.accuracy, test.rows(slice(2000))),
+  )
+
+
 def _run(
-  train: images.Examples, test: images.Examples, local: str, kind: str
+  train: images.Examples, evaluate: Evaluators, local: str, kind: str
 ) -> dict[str, Any]:
   """Return the curves of the best rate, by seed."""
   network = images.Network(HIDDEN)
@@ -108,26 +142,17 @@ def _run(
     observe=images.mean_of,
     every=EVERY,
   )
-  everything, tested = train.rows(slice(None)), test.rows(slice(2000))
-  losses = _along(lambda p: network.loss(p, everything))
-  accuracies = _along(lambda p: network.accuracy(p, tested))
-  ends = losses(jax.tree.map(lambda x: x[:, :, -1], found)).mean(axis=1)
+  ends = evaluate.loss(jax.tree.map(lambda x: x[:, :, -1], found)).mean(axis=1)
   # NaN, of a run that diverged, is no minimum.
   best = int(np.nan_to_num(ends, nan=np.inf).argmin())
   own = jax.tree.map(lambda x: x[best], found)
   last = jax.tree.map(lambda x: x[:, -1:], own)
   return {
     'rate': RATES[best],
-    'loss': losses(own).tolist(),
-    'accuracy': (100 * accuracies(last)[:, 0]).tolist(),
+    'loss': evaluate.loss(own).tolist(),
+    'accuracy': (100 * evaluate.accuracy(last)[:, 0]).tolist(),
     'loss by rate': ends.tolist(),
   }
-
-
-def _along(fn: Callable[[Any], jax.Array]) -> Callable[[Any], np.ndarray]:
-  """Map a function of parameters over two leading axes, the first in turn."""
-  mapped = jax.jit(lambda params: jax.lax.map(jax.vmap(fn), params))
-  return lambda params: np.array(mapped(params))
 
 
 def _ends(row: Mapping[str, Any]) -> np.ndarray:
