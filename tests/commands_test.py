@@ -83,7 +83,7 @@ def in_makefile():
   found = re.findall(r'\$\(BIN\)/(python (?:experiments|-m experi).*)', text)
   names = {
     '$(RUNS)': 'runs', '$(DATA_DIR)': 'data', '$(SCALE)': 'cpu',
-    '$(PIECES)': '',
+    '$(PIECES)': '', '$(AGAIN_FLAG)': '--again',
   }  # fmt: skip
   for name, value in names.items():
     found = [command.replace(name, value) for command in found]
