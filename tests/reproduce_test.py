@@ -262,7 +262,7 @@ class KeptTest(parameterized.TestCase):
     bars = 0
     for line in results_page.PAGE.read_text().splitlines():
       found = len(re.findall(r'(?<!\\)\|', line)) * line.startswith('|')
-      self.assertIn(found, (bars, 0) if bars else range(12), line)
+      self.assertIn(found, (bars, 0) if bars else range(13), line)
       bars = found
 
   def test_every_setting_is_kept_or_named_as_not_run(self):

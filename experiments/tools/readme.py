@@ -30,18 +30,18 @@ FAMILIES = {
   'averaging': 'Averages of all replicas',
   'hierarchical': 'Averages inside groups and between them',
   'decentralized': 'Gossip on a graph',
-  'exact': 'Gossip that is exact on unlike data',
-  'relay': 'Sums along a tree',
+  'exact': 'Gossip and relays that are exact on unlike data',
+  'relay': 'Gossip and relays that are exact on unlike data',
   'outer': 'Momentum of whole rounds',
   'diloco': 'Outer optimizers',
   'delayed': 'Outer optimizers that do not wait',
   'robust': 'Outer optimizers for unreliable replicas',
-  'streaming': 'Outer optimizers, a fragment at a time',
+  'streaming': 'Outer optimizers that do not wait',
   'elastic': 'Elastic forces',
   'federated': 'Federated averaging',
   'compressed': 'Quantized and sparse messages',
   'sparse': 'Few entries, frequencies or directions',
-  'dion': 'Orthonormal updates of low rank',
+  'dion': 'Few entries, frequencies or directions',
   'corrected': 'Corrections of the average or of the steps',
 }
 
@@ -79,11 +79,11 @@ def format_algorithms() -> str:
 
 
 def format_headline() -> str:
-  """Return the table of the headline figure, and what made it."""
+  """Return the table of the gap over the length of the run, and its source."""
   outcomes = results_page.read(RESULTS)
-  found = [one for one in outcomes if one['name'] == 't01_long']
+  found = [one for one in outcomes if one['name'] == 't01_length']
   return ''.join(
-    f'{headline_table.of_curves(one["data"])}\n{headline_table.source(one)}\n'
+    f'{headline_table.of_lengths(one["data"])}\n{headline_table.source(one)}\n'
     for one in found
   )
 

@@ -80,8 +80,10 @@ def source(outcome: records.Record) -> str:
   """
   machine, missing = outcome['machine'], outcome['data']['missing']
   waiting = f' Runs that are not finished yet: {missing}.' if missing else ''
+  seeds = ', '.join(map(str, outcome['seeds']))
+  named = f'Seeds {seeds} at most' if ',' in seeds else f'Seed {seeds}'
   return (
-    f'Seeds {", ".join(map(str, outcome["seeds"]))} at most, '
+    f'{named}, '
     f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
     f'commit {outcome["commit"]}, {outcome["seconds"] / 3600:.1f} hours.'
     f'{waiting}'
