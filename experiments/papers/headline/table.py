@@ -66,10 +66,15 @@ def of_lengths(data: Mapping[str, Any]) -> str:
         if epochs in own
       },
     }
-    for label, own in gaps.items()
+    for label, own in sorted(gaps.items(), key=_interval)
   ]
   heads = ['accuracy lost to SSGD, points', *(f'{e} epochs' for e in lengths)]
   return tables.markdown(rows, [Column(name) for name in heads])
+
+
+def _interval(gap: tuple[str, Any]) -> int:
+  """Return I of a label such as 'I = 4'."""
+  return int(gap[0].removeprefix('I = '))
 
 
 def source(outcome: records.Record) -> str:
