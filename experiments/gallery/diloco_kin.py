@@ -110,6 +110,7 @@ METHODS = {
     lambda period, tx, mu: pr.muloco(
       tx, period=period, outer_momentum=MOMENTA[0]
     ),
+    momenta=MOMENTA[:1],
     rates=HIGHER_RATES,
     muon=True,
     one_program=True,

@@ -135,8 +135,8 @@ PERCEPTRON = Workload(
   cases=CASES,
   tested=True,
 )
-# The networks of the headline figure. The images have the shape of its own
-# ones, because times depend on shapes only.
+# The networks of the headline figure. The images have the same shape,
+# because times depend on shapes only.
 RESNET8 = Workload(
   name='resnet8',
   model=models.ResNet20(10, blocks_per_stage=1),

@@ -333,7 +333,7 @@ def _batch_claim(rows: Mapping[str, Any], epochs: Mapping[str, Any]) -> Claim:
     'eighth of the steps and of the gradients. Equal steps: as many '
     f'gradients, of {N} times as many examples. {_setting()}',
     note='The abstract calls the results substantially better than what is '
-    'possible with batch SGD. Equal epochs alone do not show this, because '
+    'possible with batch SGD. Equal epochs do not show this, because '
     f'batch SGD then has fewer steps. {_edges(shown, list(shown))}',
   )
 

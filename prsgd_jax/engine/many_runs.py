@@ -155,7 +155,7 @@ def _begins(
 ) -> ArrayTree:
   """Return the start of every seed, leaves `[S, ...]`.
 
-  It is a program of its own because the initializers of a network take longer
+  It is a separate program because the initializers of a network take longer
   to compile than a step, and calls that share them then compile them once.
   """
 

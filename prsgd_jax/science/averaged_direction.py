@@ -162,7 +162,7 @@ def orthogonal_gaussians(
   """
   for begin in range(0, count, size):
     directions, upper = np.linalg.qr(rng.normal(size=(size, size)))
-    # The signs, because QR alone does not give uniform directions.
+    # The signs, because QR itself does not give uniform directions.
     directions *= np.sign(np.diag(upper))
     lengths = np.sqrt(rng.chisquare(size, size=size))
     yield from (lengths[:, None] * directions.T)[: count - begin]
