@@ -9,6 +9,7 @@ import optax
 
 import prsgd_jax as pr
 from prsgd_jax.engine import many_runs
+from prsgd_jax.models import Transformer
 
 N, T = 4, 6
 ARRAYS = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
@@ -74,6 +75,36 @@ class MapRunsTest(parameterized.TestCase):
     state, _ = trainer.run(state, DATA, 1)
     np.testing.assert_allclose(found[0, 0, 0], state.params, rtol=1e-6)
 
+  def test_attention_has_many_axes(self):
+    # jaxlib 0.10.1 multiplied no arrays of nine axes on a CPU.
+    net = Transformer(5, max_length=32, width=32, num_blocks=1, num_heads=4)
+    text = np.random.default_rng(1).integers(0, 5, (8, 33))
+
+    def start(key):
+      return net.init(key, text[:1, :-1], train=False)['params']
+
+    def of_text(params, model_state, batch, key):
+      del key
+      logits = net.apply({'params': params}, batch[:, :-1], train=True)
+      cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+      return cross_entropy(logits, batch[:, 1:]).mean(), (model_state, {})
+
+    def last(params):
+      return params['Dense_2']['bias']
+
+    data = pr.shared(text, batch_size=2, seed=0)
+    found = run(
+      (0.1, 0.3), (0, 7), loss_fn=of_text, data=data, start=start,
+      model_state=(), every=T, observe=last,
+    )  # fmt: skip
+    self.assertEqual(found.shape, (2, 2, 1, N, 5))
+    key = jax.random.fold_in(jax.random.key(7, impl='threefry2x32'), T)
+    trainer = pr.trainer(make(0.3), of_text, num_replicas=N, num_devices=1)
+    state, _ = trainer.run(trainer.init(start(key), seed=7), data, T)
+    np.testing.assert_allclose(
+      found[1, 1, 0], last(state.params), rtol=1e-5, atol=1e-6
+    )
+
   def test_replicas_cannot_be_joined_in_the_loss(self):
     def joined(params, model_state, batch, key):
       loss, rest = loss_fn(params, model_state, batch, key)
@@ -93,6 +124,7 @@ class MapRunsTest(parameterized.TestCase):
     ({'seeds': [-1]}, r'seeds must be an integer in 0 .. 2\*\*32 - 1, got -1'),
     ({'seeds': 3}, 'seeds must be a list of numbers, got 3'),
     ({'settings': 0.1}, 'settings must be a list of numbers, got 0.1'),
+    ({'settings': []}, r'settings must be a list of numbers, got \[\]'),
   )
   def test_slips_are_one_line(self, change, wanted):
     with self.assertRaisesRegex(ValueError, wanted):

@@ -102,7 +102,7 @@ def map_runs(
   check_signature('make(setting)', make)
   check_signature('observe(params)', observe)
   rates = np.asarray(settings, float)
-  if rates.ndim != 1:
+  if rates.ndim != 1 or not rates.size:
     raise ValueError(
       f'settings must be a list of numbers, got {describe(settings)}'
     )
@@ -185,11 +185,26 @@ def _check_axis(num_replicas: int, x: Array) -> None:
 
 
 def _mapped(run: Callable[..., ArrayTree]) -> Callable[..., ArrayTree]:
-  """Map a run over settings and seeds, on one device with all replicas."""
-  over_seeds = jax.vmap(run, in_axes=(None, 0, 0, None))
-  over_all = jax.vmap(over_seeds, in_axes=(0, None, None, None))
+  """Map a run over settings and seeds, on one device with all replicas.
+
+  A setting and a seed share one axis: YNNPACK, which multiplies on a CPU,
+  refuses products of more than 8 axes. Those of attention have 5, and the
+  replicas and the device add 2.
+  """
+
+  def over_pairs(
+    rates: Array, seeds: Array, begins: ArrayTree, arrays: ArrayTree
+  ) -> ArrayTree:
+    shape = (len(rates), len(seeds))
+    of_seeds = jax.tree.map(
+      lambda x: jnp.concatenate([x] * len(rates)), (seeds, begins)
+    )
+    over_all = jax.vmap(run, in_axes=(0, 0, 0, None))
+    found = over_all(jnp.repeat(rates, len(seeds)), *of_seeds, arrays)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+
   alone: Callable[..., Any] = jax.vmap(
-    over_all, in_axes=None, axis_name=AXIS_NAME, axis_size=1
+    over_pairs, in_axes=None, axis_name=AXIS_NAME, axis_size=1
   )
   return jax.jit(alone, compiler_options=_compiler_options())
 
