@@ -1,4 +1,4 @@
-"""Puts the programs into the wheel, where their name hides nobody's.
+"""Put the programs into the wheel, where their name hides nobody's.
 
 A wheel has `experiments/` in `prsgd_jax/_programs/experiments`, because a
 top-level package of that name would hide a user's own folder.
@@ -15,7 +15,7 @@ PATTERNS = ('*.py', '*.flags', '*.j2', '*.sbatch', '*.sh', '*.yaml')
 
 
 class BuildWithPrograms(build_py):
-  """Copies `experiments/` without its results and notebooks."""
+  """Copy `experiments/` without its results and notebooks."""
 
   def run(self) -> None:
     super().run()

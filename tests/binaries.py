@@ -1,4 +1,4 @@
-"""Calls the binaries of `experiments` within the tests' own process."""
+"""Call the binaries of `experiments` within the tests' own process."""
 
 import contextlib
 import functools

@@ -49,7 +49,7 @@ class ClusterFilesTest(parameterized.TestCase):
     self.log = self.root / 'log'
 
   def call(self, name, *args, code=0, **variables):
-    """Returns the exit code and the lines that the stand-ins wrote."""
+    """Return the exit code and the lines that the stand-ins wrote."""
     self.log.write_text('')
     stands_in = {'srun': SRUN, 'scontrol': SCONTROL, 'gcloud': GCLOUD,
                  '.venv/bin/python': PYTHON}  # fmt: skip

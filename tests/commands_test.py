@@ -209,13 +209,13 @@ class CommandsTest(parameterized.TestCase):
     self.assertEqual(outcome.code, 0, f'{command}\n{outcome.err}')
 
   def parsed(self, binary, *args):
-    """Calls a program up to its `main`."""
+    """Call a program up to its `main`."""
     stub = functools.wraps(binary.main)(lambda *arguments: None)
     with mock.patch.object(binary, 'main', stub):
       return binaries.call(binary, *args)
 
   def prepare(self):
-    """Makes the small data sets that commands take to be there."""
+    """Make the small data sets that commands take to be there."""
     for name in ('mnist', 'fashion_mnist', 'cifar10'):
       outcome = binaries.call(prepare_data, name, '--data_dir=data')
       self.assertEqual(outcome.code, 0, outcome.err)

@@ -61,7 +61,7 @@ def changes(value, place=()):
 
 
 def remove(path):
-  """Removes what a damage put in a file's place."""
+  """Remove what a damage put in a file's place."""
   if path.is_dir():
     path.rmdir()
   else:

@@ -30,7 +30,7 @@ def read(name):
 
 
 def includes(text):
-  """(file, object, first line) of the sources that a page shows."""
+  """Return (file, object, first line) of the sources that a page shows."""
   return re.findall(
     r'```{literalinclude} (\S+)\n:language: python\n:pyobject: (\w+)\n'
     r':start-at: (.+)\n:dedent: 2\n```',
@@ -39,7 +39,7 @@ def includes(text):
 
 
 def body(path, function):
-  """(docstring, source behind it) of a function in a file."""
+  """Return (docstring, source behind it) of a function in a file."""
   source = path.read_text()
   (node,) = [
     node

@@ -1,4 +1,4 @@
-"""Restores every algorithm from N replicas on D devices onto N' on D'.
+"""Restore every algorithm from N replicas on D devices onto N' on D'.
 
     python -m tests.elastic_matrix [--quick] [ROW ...]
 

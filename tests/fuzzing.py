@@ -6,7 +6,7 @@ import hypothesis
 
 
 def search(examples):
-  """Returns settings for a number of examples, the same ones in every run.
+  """Return settings for a number of examples, the same ones in every run.
 
   A long search for others: FUZZ_EXAMPLES=2000 pytest tests/random_*_test.py
   """

@@ -1,4 +1,4 @@
-"""Runs an algorithm of the library on a problem of `reference`.
+"""Run an algorithm of the library on a problem of `reference`.
 
 The parameters are a tree of two leaves, of which the oracle knows the
 concatenation: x = (w, b).
@@ -221,7 +221,7 @@ class Run(NamedTuple):
 
 
 def run_problem(algorithm, problem, num_devices=2, seed=0):
-  """Runs an algorithm on a problem, step by step, in float64."""
+  """Run an algorithm on a problem, step by step, in float64."""
   with jax.enable_x64(True):
     engine = make_engine(algorithm, problem.num_replicas, num_devices)
     mesh = engine.mesh

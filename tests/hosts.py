@@ -1,4 +1,4 @@
-"""Runs every row of the law table in several processes, and compares them.
+"""Run every row of the law table in several processes, and compare them.
 
   make hosts
 
@@ -41,7 +41,7 @@ def rows_of(layout, rows):
 
 
 def run(layout, rows, directory):
-  """Runs the rows on a layout; returns its failure as lines."""
+  """Run the rows on a layout; return its failure as lines."""
   begun = time.monotonic()
   saved = ','.join(row for row in rows if row in KINDS)
   # Of the other rows, which have other settings, only the steps are compared.
@@ -75,7 +75,7 @@ def differences(layout, rows, directory, whole):
 
 
 def check(rows, root):
-  """Runs and compares all layouts; returns (lines, rows without sums)."""
+  """Run and compare all layouts; return (lines, rows without sums)."""
   directories = {layout: root / str(layout) for layout in (WHOLE, *SPLIT)}
   with futures.ThreadPoolExecutor(2) as pool:  # one process leaves a core idle
     failures = pool.map(

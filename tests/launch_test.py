@@ -52,7 +52,7 @@ class LaunchTest(parameterized.TestCase):
     self.enterContext(mock.patch.object(jobs, 'visible_gpus', return_value=[]))
 
   def launch(self, *command, **given):
-    """Returns the exit code and the lines of stdout and stderr."""
+    """Return the exit code and the lines of stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     settings = {'num_processes': 2, 'grace_seconds': 0.2, **given}
     code = 0

@@ -130,7 +130,7 @@ class LocalUpdateTest(parameterized.TestCase):
 
 
 def _schedule(count):
-  """Tells the step it was read at: gamma = 1 + step."""
+  """The step it was read at: gamma = 1 + step."""
   return 1.0 + count
 
 

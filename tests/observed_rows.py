@@ -95,7 +95,7 @@ def inputs():
 def observe(
   name, *, map_by='pmap', directory=None, read=False, lower=False, **placement
 ):
-  """Runs a row for T steps, and returns everything that a user can read.
+  """Run a row for T steps, and return everything that a user can read.
 
   Args:
     name: name of the row.
@@ -160,7 +160,7 @@ def readings(trainer, state, examples):
 
 
 def check_own_rows(state):
-  """Raises AssertionError unless a process holds its own replicas."""
+  """Raise AssertionError unless a process holds its own replicas."""
   mesh, params = state.mesh, state.on_devices.params
   own = mesh.rows(params)['b']
   replicas = mesh.local_replicas
@@ -168,7 +168,7 @@ def check_own_rows(state):
 
 
 def check_traced(mesh):
-  """Raises AssertionError unless a traced function has all devices."""
+  """Raise AssertionError unless a traced function has all devices."""
   gather = mesh.map(lambda x: lax.all_gather(x, AXIS_NAME))
   found = jax.eval_shape(gather, mesh.replicate(np.zeros(3)))
   shape = (len(mesh.local_devices), mesh.num_devices, 3)
@@ -176,7 +176,7 @@ def check_traced(mesh):
 
 
 def check_resumed(trainer, directory, point, data, seen):
-  """Raises AssertionError unless a restored run ends as the whole one."""
+  """Raise AssertionError unless a restored run ends as the whole one."""
   state = trainer.restore(directory, trainer.init(*point, seed=4))
   check_equal(flat('middle/state', gathered(state)), seen)
   state, metrics = trainer.run(state, data, HALF)

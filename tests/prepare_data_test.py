@@ -77,7 +77,7 @@ def rows(split):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-  """Serves a directory and counts the requests."""
+  """Serve a directory and count the requests."""
 
   def do_GET(self):
     self.server.requests.append(self.path)
@@ -94,7 +94,7 @@ class PrepareDataTestCase(parameterized.TestCase):
     self.data_dir = self.tmp / 'data'
 
   def publish(self, name):
-    """Makes a small archive the official one; returns its files and splits."""
+    """Make a small archive the official one; return its files and splits."""
     plain, splits = make_cifar10() if name == 'cifar10' else make_idx()
     packed = pack(name, plain)
     official = archives.ARCHIVES[name]
@@ -116,13 +116,13 @@ class PrepareDataTestCase(parameterized.TestCase):
     return path
 
   def run_main(self, *args):
-    """Runs the script in this process: (exit code, stdout, stderr)."""
+    """Run the script in this process: (exit code, stdout, stderr)."""
     return binaries.call(
       prepare_data, f'--data_dir={self.data_dir}', *map(str, args)
     )
 
   def assert_fails(self, args, *fragments):
-    """Asserts one line on stderr, which holds all fragments; nothing made."""
+    """Assert one line on stderr, which holds all fragments; nothing made."""
     before = storage.find_prepared(str(args[0]) if args else '', self.data_dir)
     code, _, err = self.run_main(*args)
     self.assertNotIn(code, (0, None))
@@ -325,7 +325,7 @@ class DownloadTest(PrepareDataTestCase):
   """Downloads, from a server of the test's own."""
 
   def serve(self, name, files):
-    """Serves files in place of the official server."""
+    """Serve files in place of the official server."""
     root = self.write(files, 'served')
     server = http.server.ThreadingHTTPServer(
       ('127.0.0.1', 0), functools.partial(Handler, directory=root)

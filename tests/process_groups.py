@@ -41,7 +41,7 @@ class GroupError(Exception):
 
 
 def run(layout, directory, *, pmap=(), shard_map=(), seconds, options=()):
-  """Runs rows in a group of processes, which write to a directory.
+  """Run rows in a group of processes, which write to a directory.
 
   Args:
     layout: processes and devices.

@@ -23,11 +23,11 @@ SEEN = ('params', *REMEMBERED)
 
 
 class Gradient(NamedTuple):
-  """Takes the gradient at `params`."""
+  """Take the gradient at `params`."""
 
 
 class Local(NamedTuple):
-  """Takes a step of SGD with momentum."""
+  """Take a step of SGD with momentum."""
 
   rate: float
   momentum: float
@@ -50,7 +50,7 @@ class Sync(NamedTuple):
 
 
 class At(NamedTuple):
-  """Runs the body at steps congruent to `phase`."""
+  """Run the body at steps congruent to `phase`."""
 
   period: int
   phase: int
@@ -58,7 +58,7 @@ class At(NamedTuple):
 
 
 class Where(NamedTuple):
-  """Runs the body on replicas with (replica + step) % modulus < less."""
+  """Run the body on replicas with (replica + step) % modulus < less."""
 
   modulus: int
   less: int
@@ -66,7 +66,7 @@ class Where(NamedTuple):
 
 
 class IfFar(NamedTuple):
-  """Runs the body if a parameter of any replica is beyond a bound."""
+  """Run the body if a parameter of any replica is beyond a bound."""
 
   bound: float
   body: tuple
@@ -162,7 +162,7 @@ def _stages(n, sync, depth):
 
 @st.composite
 def cases(draw):
-  """Draws a `Case`."""
+  """Draw a `Case`."""
   n = draw(st.sampled_from([1, 2, 3, 4, 6, 8]))
   local = draw(st.builds(Local, st.sampled_from([0.05, 0.3]), UNIT))
   before, after = draw(_stages(n, True, 2)), draw(_stages(n, True, 2))
@@ -390,7 +390,7 @@ class _Machine:
 
 
 def interpret(case, problem, num_steps):
-  """Runs a case: registers after each step, and the machine at the end."""
+  """Run a case: registers after each step, and the machine at the end."""
   machine = _Machine(case, problem)
   seen = []
   for step in range(num_steps):

@@ -124,7 +124,7 @@ class RandomFlagsTest(absltest.TestCase):
     cls.addClassCleanup(resource.setrlimit, resource.RLIMIT_AS, (soft, hard))
 
   def check(self, binary, args):
-    """Raises if the program does, or refuses in another way than one line."""
+    """Raise unless the program works, or refuses in one line."""
     with (
       tempfile.TemporaryDirectory() as root,
       mock.patch.object(runs, 'execute', side_effect=SystemExit(0)),

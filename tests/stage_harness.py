@@ -1,4 +1,4 @@
-"""Runs single stages on a loss whose gradient is the batch."""
+"""Run single stages on a loss whose gradient is the batch."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Writes the generated parts of the documentation's pages of algorithms.
+"""Write the generated parts of the documentation's pages of algorithms.
 
   python experiments/tools/docs_algorithms.py
 
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def read_data() -> dict[str, Any]:
-  """Returns the kept costs, sentences on the figures, and training losses."""
+  """Return the kept costs, sentences on the figures, and training losses."""
   return json.loads(DATA.read_text())
 
 
@@ -109,7 +109,7 @@ def _shown_entries(name: str) -> Entries:
 
 
 def shown_settings(name: str) -> dict[str, str]:
-  """Returns the algorithm's own settings in the left panel."""
+  """Return the algorithm's own settings in the left panel."""
   own = docs_costs.own_settings(name)
   changed = SHOWN.get(name, {'period': SHOWN_PERIOD})
   return {flag: changed.get(flag, value) for flag, value in own.items()}
@@ -142,7 +142,7 @@ def _train_all() -> dict[str, dict[str, list[float]]]:
 
 
 def _train(run: str) -> dict[str, list[float]]:
-  """Returns steps and training losses of a preset, which runs unless it did.
+  """Return steps and training losses of a preset, which runs unless it did.
 
   Raises:
     ValueError: if it does not end.
@@ -169,7 +169,7 @@ def _train(run: str) -> dict[str, list[float]]:
 
 
 def with_blocks(name: str, text: str, data: Mapping[str, Any]) -> str:
-  """Returns the page of an algorithm with its generated parts written again.
+  """Return the page of an algorithm with its generated parts written again.
 
   Args:
     name: of the algorithm.
@@ -185,7 +185,7 @@ def with_blocks(name: str, text: str, data: Mapping[str, Any]) -> str:
 
 
 def with_index(text: str, data: Mapping[str, Any]) -> str:
-  """Returns the index of the algorithms with its table written again."""
+  """Return the index of the algorithms with its table written again."""
   return _between(text, 'table', _format_index(_costs(data)))
 
 
@@ -205,7 +205,7 @@ def _between(text: str, mark: str, inside: str) -> str:
 
 
 def _format_figure(name: str, sentences: Sequence[str]) -> str:
-  """Returns the figure and its caption."""
+  """Return the figure and its caption."""
   shown, own = shown_settings(name), docs_costs.own_settings(name)
   changed = {k: v for k, v in shown.items() if own[k] != v}
   with_changed = f', with {_format_options(changed)}' if changed else ''
@@ -224,7 +224,7 @@ def _format_figure(name: str, sentences: Sequence[str]) -> str:
 
 
 def _explain(entries: Entries) -> list[str]:
-  """Returns a sentence for each kind of mark in the left panel."""
+  """Return a sentence for each kind of mark in the left panel."""
   work = [e.active for e in entries if isinstance(e, pr.base.Work)]
   sent = [e for e in entries if isinstance(e, pr.base.Traffic) and e.bytes_sent]
   drawn = [e for e in sent if e.fires is not None and e.fires.any()]
@@ -245,7 +245,7 @@ def _format_options(options: Mapping[str, str]) -> str:
 
 
 def _format_costs(name: str, costs: Mapping[str, list[Message]]) -> str:
-  """Returns a table of the messages of a step, as the ledger counts them."""
+  """Return a table of the messages of a step, as the ledger counts them."""
   own = docs_costs.own_settings(name)
   with_own = f' ({_format_options(own)})' if own else ''
   sent, most = (docs_costs.bytes_per_step(costs[n]) for n in (name, 'ssgd'))
@@ -277,7 +277,7 @@ def _format_message(sent: Message) -> dict[str, str]:
 
 
 def format_size(size: float) -> str:
-  """Returns bytes in units of a thousand.
+  """Return bytes in units of a thousand.
 
   Example:
     >>> format_size(7e6), format_size(0)
@@ -296,7 +296,7 @@ def _format_share(share: float) -> str:
 
 
 def _format_index(costs: Mapping[str, list[Message]]) -> str:
-  """Returns a table for each family, and the tree of the pages."""
+  """Return a table for each family, and the tree of the pages."""
   most = docs_costs.bytes_per_step(costs['ssgd'])
   families: dict[str, list[dict[str, str]]] = {}
   for name in readme.names():

@@ -44,7 +44,7 @@ class Message(NamedTuple):
 
 
 def preset(name: str) -> str:
-  """Returns the preset of an algorithm; a second name has the first one's.
+  """Return the preset of an algorithm; a second name has the first one's.
 
   Example:
     >>> preset('local_sgd')
@@ -54,14 +54,14 @@ def preset(name: str) -> str:
 
 
 def settings(name: str) -> dict[str, str]:
-  """Returns flag -> value of the preset of an algorithm."""
+  """Return flag -> value of the preset of an algorithm."""
   lines = (PRESETS / f'{preset(name)}.flags').read_text().splitlines()
   pairs = [x[2:].partition('=') for x in lines if x.startswith('--')]
   return {flag: value.replace(',', '+') for flag, _, value in pairs}
 
 
 def own_settings(name: str) -> dict[str, str]:
-  """Returns the settings of the preset that are the algorithm's own.
+  """Return the settings of the preset that are the algorithm's own.
 
   Example:
     >>> own_settings('choco_sgd')['mixing']
@@ -74,7 +74,7 @@ def own_settings(name: str) -> dict[str, str]:
 def entries(
   name: str, options: Mapping[str, str], num_steps: int
 ) -> tuple[pr.base.Work | pr.base.Traffic, ...]:
-  """Returns the ledger's entries of a run with a million parameters.
+  """Return the ledger's entries of a run with a million parameters.
 
   Args:
     name: of the algorithm.
@@ -101,12 +101,12 @@ def _parse(flag: str, value: str) -> Any:
 
 
 def kind(sent: pr.base.Traffic) -> str:
-  """Returns which replicas a message joins: all, a group, or neighbors."""
+  """Return which replicas a message joins: all, a group, or neighbors."""
   return {'global': 'all', 'group': 'group'}.get(sent.tier, 'neighbors')
 
 
 def messages(name: str) -> list[Message]:
-  """Returns what the replicas send in a run of the preset.
+  """Return what the replicas send in a run of the preset.
 
   Example:
     >>> messages('k_avg')
@@ -125,15 +125,15 @@ def messages(name: str) -> list[Message]:
 
 
 def bytes_per_step(sent: Sequence[Message]) -> float:
-  """Returns bytes that a replica sends in a step, the scheduled ones."""
+  """Return bytes that a replica sends in a step, the scheduled ones."""
   return sum(m.bytes_sent * (m.rounds or 0) for m in sent) / NUM_STEPS
 
 
 def from_json(kept: Sequence[Mapping[str, Any]]) -> list[Message]:
-  """Returns the messages of a list of objects."""
+  """Return the messages of a list of objects."""
   return [Message(**each) for each in kept]
 
 
 def to_json(sent: Sequence[Message]) -> list[dict[str, Any]]:
-  """Returns the messages as objects."""
+  """Return the messages as objects."""
   return [each._asdict() for each in sent]

@@ -68,7 +68,7 @@ def draw(
   num_replicas: int,
   curves: Sequence[Curve],
 ) -> None:
-  """Draws the two panels side by side to a file.
+  """Draw the two panels side by side to a file.
 
   Args:
     path: of the SVG file.
@@ -90,7 +90,7 @@ def draw(
 
 
 def _shorten(text: str) -> str:
-  """Returns an SVG that looks the same, with less in it."""
+  """Return an SVG that looks the same, with less in it."""
   # A tenth of a point is enough, and the same on every machine.
   text = re.sub(r'(\d+\.\d)\d+(?=[^<>]*>)', r'\1', text)
   text = re.sub(r' transform="rotate\(-0 [^"]*"', '', text)
@@ -123,7 +123,7 @@ def _draw_messages(
 
 
 def _draw_dots(axis: Axes, mask: np.ndarray, color: str, width: float) -> None:
-  """Draws round ends of lines without a length, smaller files than markers."""
+  """Draw round ends of lines without a length, smaller files than markers."""
   steps, replicas = np.nonzero(mask)
   x, y = (np.repeat(v, 3).astype(float) for v in (steps + 1, replicas))
   x[2::3] = np.nan
@@ -131,12 +131,12 @@ def _draw_dots(axis: Axes, mask: np.ndarray, color: str, width: float) -> None:
 
 
 def is_late(sent: pr.base.Traffic) -> bool:
-  """Returns whether nobody waits for a message, so that it may come late."""
+  """Return whether nobody waits for a message, so that it may come late."""
   return isinstance(sent.waits, int) and sent.waits == 1
 
 
 def lines_of(sent: pr.base.Traffic, num_replicas: int) -> list[Line]:
-  """Returns ((x, x), (y, y)) of the lines of all rounds of a stage.
+  """Return ((x, x), (y, y)) of the lines of all rounds of a stage.
 
   A bar is beside a step, across the replicas that average. A line to a neighbor
   runs from the sender's row to the receiver's. Random neighbors are
@@ -172,7 +172,7 @@ def lines_of(sent: pr.base.Traffic, num_replicas: int) -> list[Line]:
 def _draw_lines(
   axis: Axes, lines: Sequence[Line], found: str, late: bool
 ) -> None:
-  """Draws the lines of one kind as one path, which keeps the file small."""
+  """Draw the lines of one kind as one path, which keeps the file small."""
   x = [v for along, _ in lines for v in (*along, np.nan)]
   y = [v for _, across in lines for v in (*across, np.nan)]
   width = 0.7 if found == 'neighbors' else 2
@@ -207,7 +207,7 @@ def _links(
 
 
 def wrapped(name: str) -> str:
-  """Returns a name that fits into the legend, on two lines if it is long.
+  """Return a name that fits into the legend, on two lines if it is long.
 
   Example:
     >>> wrapped('natural_gradient_averaging')

@@ -1,4 +1,4 @@
-"""Lists the phrases in prose that words.txt advises against.
+"""List the phrases in prose that words.txt advises against.
 
   python experiments/tools/words.py
 
@@ -41,7 +41,7 @@ class Phrase(NamedTuple):
 
 
 def read_list(text: str) -> list[Phrase]:
-  """Reads lines `pattern -> advice`.
+  """Read lines `pattern -> advice`.
 
   Raises:
     ValueError: if a line has no advice, or its pattern is malformed.
@@ -67,7 +67,7 @@ def read_list(text: str) -> list[Phrase]:
 
 
 def prose(name: str, text: str) -> Iterator[tuple[int, str]]:
-  """Yields the lines of a file that people read, with their numbers."""
+  """Yield the lines of a file that people read, with their numbers."""
   if not name.endswith('.py'):
     yield from enumerate(text.splitlines(), 1)
     return
@@ -77,7 +77,7 @@ def prose(name: str, text: str) -> Iterator[tuple[int, str]]:
 
 
 def find(name: str, text: str, phrases: list[Phrase]) -> Iterator[str]:
-  """Yields a line for each phrase in a file: where, what, what to write.
+  """Yield a line for each phrase in a file: where, what, what to write.
 
   Example:
     >>> list(find('a.md', 'and whilst', read_list('whilst -> while')))

@@ -83,7 +83,7 @@ class Learners:
     self.x[i] = self.x[i] - self.gamma * self.v[i]
 
   def average(self, members):
-    """Replaces x of the members by their mean, and does what buffers says."""
+    """Replace x of the members by their mean, and do what buffers says."""
     x = sum(self.x[j] for j in members) / len(members)
     v = sum(self.v[j] for j in members) / len(members)
     for j in members:

@@ -44,7 +44,7 @@ THEORY = 'theory'
 
 
 def build_plan(config: RunConfig, num_examples: int) -> Plan:
-  """Builds what does not depend on the data but for its size.
+  """Build what does not depend on the data but for its size.
 
   Raises:
     ValueError: from the algorithm's factory.
@@ -97,7 +97,7 @@ def build_plan(config: RunConfig, num_examples: int) -> Plan:
 
 
 def _check_theory(config: RunConfig) -> None:
-  """Raises ValueError if the learning rate is not left to the theory."""
+  """Raise ValueError if the learning rate is not left to the theory."""
   others = {
     'learning_rate_drops': config.learning_rate_drops,
     'warmup_epochs': config.warmup_epochs,
@@ -299,7 +299,7 @@ def with_own_speeds(
 def _check_epochs(
   config: RunConfig, working_share: Callable[[], float]
 ) -> None:
-  """Raises ValueError if epochs are counted and not all replicas work."""
+  """Raise ValueError if epochs are counted and not all replicas work."""
   lengths = {
     'num_epochs': config.num_steps is None,
     'learning_rate_drops': config.learning_rate_drops,

@@ -39,7 +39,7 @@ class NonFinite(ValueError):
 
 
 def check_params(workdir: pathlib.Path, parts: Parts, state: State) -> None:
-  """Raises NonFinite unless the parameters of all replicas are finite."""
+  """Raise NonFinite unless the parameters of all replicas are finite."""
   # Looked at on the devices, because a flag is less to fetch than a model.
   finite = state.mesh.gather(_finite_replicas(state.on_devices.params))
   if not _enough(parts, finite):
@@ -68,7 +68,7 @@ def check_loss(
   first: int,
   metrics: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """Returns the metrics, in which a replica that is left out is inactive.
+  """Return the metrics, in which a replica that is left out is inactive.
 
   Raises:
     NonFinite: at the first step at which a loss is not finite.
@@ -94,7 +94,7 @@ def first_cause(
   restore: Callable[[], tuple[State, int]],
   error: NonFinite,
 ) -> NonFinite:
-  """Returns the error that names the first replica and step, if it is found.
+  """Return the error that names the first replica and step, if it is found.
 
   After an average all replicas are not finite. So the steps since the newest
   checkpoint run again, with a check of each replica.

@@ -24,7 +24,7 @@ class Intervals(NamedTuple):
     return found
 
   def check(self) -> None:
-    """Raises ValueError unless all are positive multiples of `log_every`."""
+    """Raise ValueError unless all are positive multiples of `log_every`."""
     if self.log_every < 1:
       raise ValueError(f'--log_every must be >= 1, got {self.log_every}')
     for name, value in self._asdict().items():

@@ -11,7 +11,7 @@ _FORM = (
 
 
 def from_flags(values: flags.FlagValues) -> Retention:
-  """Returns the rules that --keep names.
+  """Return the rules that --keep names.
 
   Without a number or all, the newest checkpoint and the matches of the rules
   stay.
@@ -24,7 +24,7 @@ def from_flags(values: flags.FlagValues) -> Retention:
 
 
 def parse(text: str, eval_every: int, checkpoint_every: int) -> Retention:
-  """Returns the rules of a text.
+  """Return the rules of a text.
 
   Args:
     text: terms joined by commas.
@@ -64,7 +64,7 @@ def parse(text: str, eval_every: int, checkpoint_every: int) -> Retention:
 
 
 def _check_once(text: str) -> None:
-  """Raises ValueError if a later term would replace an earlier one."""
+  """Raise ValueError if a later term would replace an earlier one."""
   names = [term.partition(':')[0] for term in text.split(',')]
   counts = sum(name == 'all' or _is_count(name) for name in names)
   if counts > 1 or names.count('every') > 1:

@@ -179,7 +179,7 @@ def run(
 def _check(
   algorithm: object, num_steps: object, label: object, settings: object
 ) -> None:
-  """Raises ValueError if an argument is none that a run can be kept by."""
+  """Raise ValueError if an argument is none that a run can be kept by."""
   if not isinstance(algorithm, pr.base.ReplicaTransformation):
     raise ValueError(
       'algorithm must be one of prsgd_jax, such as pr.pr_sgd(tx, period=4), '
@@ -248,7 +248,7 @@ def _splits(data: Any, test_data: Any) -> tuple[Any, Any]:
 
 
 def _check_same_examples(train: Any, test: Any) -> None:
-  """Raises ValueError unless both splits are of examples of one shape."""
+  """Raise ValueError unless both splits are of examples of one shape."""
   if test is None:
     return
   one, other = (

@@ -82,20 +82,20 @@ class Parts(NamedTuple):
     return mesh if self.block is None else f'{mesh} by {_BY[self.block]}'
 
   def epoch(self, gradients: int) -> float:
-    """Returns the passes over the data in that many gradients."""
+    """Return the passes over the data in that many gradients."""
     examples = gradients * self.batch_size
     if isinstance(self.data, Pipeline):
       return examples / self.data.num_examples
     return examples / len(jax.tree.leaves(self.data.arrays)[0])
 
   def example(self) -> Any:
-    """Returns a batch of one example, as it is before the transform."""
+    """Return a batch of one example, as it is before the transform."""
     if isinstance(self.data, Pipeline):
       return self.data.example()
     return jax.tree.map(lambda x: x[:1], self.data.arrays)
 
   def first_state(self) -> State:
-    """Puts the first state of the run on the devices."""
+    """Put the first state of the run on the devices."""
     example = jax.tree.map(jnp.asarray, self.example())
     key = jax.random.key(self.seed, impl='threefry2x32')
     point = jax.jit(self.init, compiler_options=quick())(key, example)
@@ -103,7 +103,7 @@ class Parts(NamedTuple):
 
 
 def quick() -> dict[str, bool | str] | None:
-  """Returns options of the compiler for a program that runs once.
+  """Return options of the compiler for a program that runs once.
 
   A third of the time or less, ResNet-20 on JAX 0.12 a tenth. The values are the
   same bits, because the level decides how the compiler vectorizes and not in
@@ -133,7 +133,7 @@ def chosen_block(
 
 
 def check_data(data: Resident | Pipeline, num_replicas: int) -> None:
-  """Raises ValueError unless the data have a batch for every replica.
+  """Raise ValueError unless the data have a batch for every replica.
 
   The trainer would, too, but not before the directory of the run is made.
   """
@@ -144,7 +144,7 @@ def check_data(data: Resident | Pipeline, num_replicas: int) -> None:
 
 
 def point_shapes(init: Callable[..., Any], arrays: Any) -> tuple[Any, Any]:
-  """Returns (params, model_state) of one replica, as shapes."""
+  """Return (params, model_state) of one replica, as shapes."""
 
   def example(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)

@@ -58,7 +58,7 @@ def stall_seconds_from_flags(values: flags.FlagValues) -> float:
 def hold(
   workdir: pathlib.Path,
 ) -> contextlib.AbstractContextManager[None]:
-  """Has the directory of a run for this process, before it is opened.
+  """Hold the directory of a run for this process, before it is opened.
 
   Raises:
     LockError: when entered, if another process has it.
@@ -80,7 +80,7 @@ def open_workdir(
   resume: bool,
   may_change: Collection[str] = (),
 ) -> None:
-  """Makes the directory of a run, or finds the one to resume.
+  """Make the directory of a run, or find the one to resume.
 
   Args:
     parts: of the run.
@@ -118,7 +118,7 @@ def open_workdir(
 
 
 def describe(parts: Parts, intervals: Intervals) -> records.Record:
-  """Returns what is kept of a run to compare it by.
+  """Return what is kept of a run to compare it by.
 
   With `log_every`, over which the losses of its records are means, and the
   network on which their time is modeled. A resumed run may have another
@@ -144,7 +144,7 @@ def execute(
   survivors: Sequence[int] | None = None,
   age: Callable[[], float] | None = None,
 ) -> records.Record:
-  """Trains to the end of a run, from its newest checkpoint if it has one.
+  """Train to the end of a run, from its newest checkpoint if it has one.
 
   A signal, if the program watches for them, ends it with a checkpoint at the
   next dispatch boundary.

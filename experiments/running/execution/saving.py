@@ -20,7 +20,7 @@ _COMMON = (NonFinite, signals.Stopped)
 
 
 class Saver:
-  """Saves the states of a run, one after the other.
+  """Save the states of a run, one after the other.
 
   An error of a save is raised by the next call. As a context, it waits for the
   last save.
@@ -38,7 +38,7 @@ class Saver:
     self._warned = False
 
   def measured(self, step: int, measures: Mapping[str, Any]) -> None:
-    """Notes the means of a record, for a checkpoint of its step.
+    """Note the means of a record, for a checkpoint of its step.
 
     Args:
       step: of the record.
@@ -52,7 +52,7 @@ class Saver:
     self._measures = step, numbers
 
   def save(self, state: State, notes: Mapping[str, Any]) -> None:
-    """Saves a state whose parameters are all finite; a thread writes it.
+    """Save a state whose parameters are all finite; a thread writes it.
 
     Args:
       state: of the run; it may be used up meanwhile.
@@ -79,7 +79,7 @@ class Saver:
     )
 
   def wait(self) -> None:
-    """Waits until the save before is done, and raises its error.
+    """Wait until the save before is done, and raise its error.
 
     Raises:
       CheckpointError, OSError: if a checkpoint or file cannot be written.
@@ -89,7 +89,7 @@ class Saver:
       pending.result()
 
   def poll(self) -> None:
-    """Raises the error of the save before, if it has failed by now.
+    """Raise the error of the save before, if it has failed by now.
 
     Several processes would not see it at the same time, so they wait for it.
 

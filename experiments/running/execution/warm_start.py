@@ -34,7 +34,7 @@ class Start(NamedTuple):
 def plan(
   parts: Parts, workdir: pathlib.Path | None, values: flags.FlagValues
 ) -> tuple[Parts, Start | None]:
-  """Finds where a run starts from, and notes that in its description.
+  """Find where a run starts from, and note that in its description.
 
   Args:
     parts: of the run.
@@ -89,7 +89,7 @@ def _start(found: records.Record) -> Start:
 
 
 def first_state(parts: Parts, start: Start | None) -> State:
-  """Returns the first state of a run, from where `plan` found.
+  """Return the first state of a run, from where `plan` found.
 
   Raises:
     CheckpointError: if the checkpoint is damaged, or another one for process 0.
