@@ -24,7 +24,6 @@ if __name__ == '__main__':
 
 import importlib
 import pkgutil
-import time
 
 from absl import flags
 
@@ -102,10 +101,7 @@ def _run(entry: Entry) -> None:
     return
   print(f'{target.name}: {target.title}', flush=True)
   workdir = pathlib.Path(FLAGS.workdir or 'runs/gallery') / target.name
-  begun = time.monotonic()
-  outcome = target.measure(Setting('cpu', FLAGS.data_dir, workdir))
-  seconds = time.monotonic() - begun
-  keeping.save(target, outcome, kept, scale='cpu', seconds=seconds)
+  keeping.measure(target, Setting('cpu', FLAGS.data_dir, workdir), kept)
   for sentence in entry.sentences(_data(entry)):
     print(f'  {sentence}')
 

@@ -37,7 +37,6 @@ import importlib
 import json
 import os
 import pkgutil
-import time
 
 from absl import flags
 
@@ -249,7 +248,14 @@ def _judge_part(target: Target) -> None:
   data = json.loads(writing.to_json(outcome.data))
   if kept.exists() and json.loads(kept.read_text())['data'] == data:
     return
-  _save(target, outcome, 3600 * outcome.data['hours'])
+  keeping.save(
+    target,
+    outcome,
+    kept,
+    scale=FLAGS.scale,
+    seconds=3600 * outcome.data['hours'],
+  )
+  _print_verdicts(outcome)
 
 
 def _run(target: Target) -> None:
@@ -262,27 +268,10 @@ def _run(target: Target) -> None:
     print(f'{target.name}: already done, saved in {kept}')
     return
   print(f'{target.name}: {target.title}', flush=True)
-  begun, worked = time.monotonic(), time.process_time()
-  outcome = target.measure(_setting(target))
-  worked = time.process_time() - worked
-  _save(target, outcome, time.monotonic() - begun, worked)
+  _print_verdicts(keeping.measure(target, _setting(target), kept))
 
 
-def _save(
-  target: Target,
-  outcome: Outcome,
-  seconds: float,
-  cpu_seconds: float | None = None,
-) -> None:
-  """Save the results of a target, draw them, and print its verdicts."""
-  keeping.save(
-    target,
-    outcome,
-    _kept(target),
-    scale=FLAGS.scale,
-    seconds=seconds,
-    cpu_seconds=cpu_seconds,
-  )
+def _print_verdicts(outcome: Outcome) -> None:
   for claim in outcome.claims:
     print(f'  {claim.verdict}: {claim.text} ({claim.sentence})')
 

@@ -52,8 +52,8 @@ def _section(outcome: records.Record, entry: Entry) -> str:
     ' '.join(entry.sentences(data)),
     f'{entry.setting(data)} Seeds {seeds}.',
     f'`python -m experiments.make_gallery --entries={name} --again`: '
-    f'{outcome["seconds"]:.0f} s, {machine["cpus"]} {machine["device"]} cores, '
-    f'JAX {machine["jax"]}, commit {outcome["commit"]}.',
+    f'{results_page.time_of(outcome)}, {machine["cpus"]} {machine["device"]} '
+    f'cores, JAX {machine["jax"]}, commit {outcome["commit"]}.',
   )
   body = '\n\n'.join(_filled(text) for text in paragraphs)
   figure = f'../experiments/results/gallery/{name}.png'

@@ -3,14 +3,36 @@
 from collections.abc import Mapping
 import json
 import pathlib
+import time
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from experiments.papers import claims
-from experiments.papers.target import Outcome, Target
+from experiments.papers.target import Outcome, Setting, Target
 from experiments.running.records import records, writing
 from experiments.tools import drawing, figure_files
+
+
+def measure(target: Target, setting: Setting, path: pathlib.Path) -> Outcome:
+  """Measure a target, and save and draw its results with the time it took.
+
+  Args:
+    target: the target.
+    setting: where and at what scale to measure it.
+    path: as in `save`.
+  """
+  begun, worked = time.monotonic(), time.process_time()
+  outcome = target.measure(setting)
+  save(
+    target,
+    outcome,
+    path,
+    scale=setting.scale,
+    seconds=time.monotonic() - begun,
+    cpu_seconds=time.process_time() - worked,
+  )
+  return outcome
 
 
 def save(

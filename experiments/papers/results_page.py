@@ -181,14 +181,15 @@ def _section(outcome: records.Record, figures: pathlib.Path) -> str:
     f'![{outcome["title"]}]({figure})\n\n'
     f'{_table(("", "claim", "derived or our own", "reproduced"), summary)}\n'
     f'`python -m experiments.reproduce --targets={outcome["name"]} '
-    f'--scale={outcome["scale"]}`: {_time(outcome)}, '
+    f'--scale={outcome["scale"]}`: {time_of(outcome)}, '
     f'{machine["cpus"]} {machine["device"]} cores, JAX {machine["jax"]}, '
     f'seeds {", ".join(map(str, seeds))} at most, commit '
     f'{outcome["commit"]}.\n{judged}'
   )
 
 
-def _time(outcome: records.Record) -> str:
+def time_of(outcome: records.Record) -> str:
+  """Return the wall time of a run, and its CPU time if it is known."""
   taken = f'{outcome["seconds"]:.0f} s'
   # Results of earlier versions do not have it.
   if 'cpu_seconds' in outcome:
