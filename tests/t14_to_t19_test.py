@@ -7,12 +7,12 @@ import numpy as np
 from experiments.papers import (
   images,
   t14_least_squares,
-  t15_average_direction_sam,
   t16_unequal_work,
   t17_duality,
   t18_parallel_dropout,
   t19_natural_gradient,
 )
+from experiments.papers.t15_average_direction_sam import minima
 
 KEY = jax.random.key(0, impl='threefry2x32')
 
@@ -50,12 +50,12 @@ class LeastSquaresTest(absltest.TestCase):
 class AverageDirectionTest(absltest.TestCase):
   def test_spread_and_best_rate(self):
     params = {'a': np.array([[0.0, 0.0], [2.0, 4.0]]), 'b': np.ones((2, 3))}
-    self.assertEqual(t15_average_direction_sam._spread(params), 5.0)
+    self.assertEqual(minima._spread(params), 5.0)
     rows = [
       {'method': 'ring', 'batch': 1, 'rate': rate, 'chosen_by': accuracy}
       for rate, accuracy in ((0.1, [9, 9]), (0.2, [8, 11]), (0.4, [np.nan, 20]))
     ]
-    best = t15_average_direction_sam.best(rows, 'ring', 1)
+    best = minima.best(rows, 'ring', 1)
     self.assertEqual(best['rate'], 0.2)
 
 

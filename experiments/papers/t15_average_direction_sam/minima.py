@@ -1,20 +1,17 @@
-"""T15: D-SGD as average-direction SAM, sharpness and test error by topology."""
+"""The minima that the methods find: sharpness, spread and test accuracy."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 import numpy as np
-import optax
 
 from experiments.papers import images
 from experiments.papers.claims import OURS, STATED, Claim
 from experiments.papers.conditions import (
   All,
   Order,
-  Ref,
   above,
   at_least,
   every,
@@ -22,27 +19,22 @@ from experiments.papers.conditions import (
 )
 from experiments.papers.quantities import Measurement, Quantity, by_case
 from experiments.papers.rules import Rule
-from experiments.papers.simulation import simulate
-from experiments.papers.target import Outcome, Setting, Target
-from experiments.tools import drawing, styles
-import prsgd_jax as pr
-from prsgd_jax.science import averaged_direction, landscape
+from experiments.papers.t15_average_direction_sam import training
+from experiments.papers.t15_average_direction_sam.training import (
+  GRAPHS,
+  LOOKS,
+  METHODS,
+  NUM_CHOOSING,
+  NUM_LANDSCAPE,
+  OBSERVED,
+  RATES,
+  SEEDS,
+)
+from experiments.tools import drawing
+from prsgd_jax.science import landscape
 
-SEEDS = (0, 1, 2)
-N, HIDDEN = 16, (50, 50)
-NUM_TRAIN, NUM_LANDSCAPE = 4096, 1024
-NUM_CHOOSING = 4096  # training images that choose the rates
-# Total batch -> learning rates, in proportion to its root; steps.
-RATES = {128: (0.05, 0.1, 0.2), 2048: (0.2, 0.4, 0.8)}
-STEPS = {128: 1200, 2048: 320}
-# Points of a run with its parameters, and those with the direction of SAM.
-OBSERVED, POINTS = 40, 8
 # The spread varies from step to step, so that it is a mean over these points.
 LAST = OBSERVED // 4
-# Pairs of Gaussian steps. The own direction has more because its rule has a
-# threshold close to 1.
-PAIRS = {'own': 96, 'isotropic': 32}
-ALIGNED, SHARE = 0.9, 0.9
 # Smallest ratio of the effects at two batches that is only partly kept.
 KEPT = 0.8
 # Another run, done once.
@@ -51,76 +43,9 @@ TRIED = (
   'ratios at the middle rates were 0.89 (full), 0.92 (exponential) and 0.89 '
   '(ring), and above 1.1 at the other rates.'
 )
-# From no spread of the replicas to the largest.
-METHODS: dict[str, Callable[..., pr.base.ReplicaTransformation]] = {
-  'SSGD': lambda rate: pr.ssgd(optax.sgd(rate)),
-  'full': lambda rate: pr.d_psgd(optax.sgd(rate), mixing=pr.mixing.mean()),
-  'exponential': lambda rate: pr.d_psgd(
-    optax.sgd(rate), mixing=pr.graphs.exponential()
-  ),
-  'ring': lambda rate: pr.d_psgd(optax.sgd(rate), mixing=pr.graphs.ring()),
-}
-GRAPHS = tuple(METHODS)[1:]
-LOOKS = {
-  'SSGD': styles.method('ssgd'),
-  **styles.variants('d_psgd', GRAPHS),
-}
 
 
-def measure(setting: Setting) -> Outcome:
-  """Train by every method, batch and rate; look at ends and at the ring."""
-  train, test = images.load(setting, 'mnist', NUM_TRAIN + NUM_CHOOSING)
-  choosing = images.Examples(*(x[NUM_TRAIN:] for x in train))
-  train = images.Examples(*(x[:NUM_TRAIN] for x in train))
-  network = images.Network(HIDDEN)
-  ends: list[dict[str, Any]] = []
-  turns: list[dict[str, Any]] = []
-  for batch in RATES:
-    for method in METHODS:
-      points = _train(network, train, method, batch)
-      splits = (train, choosing, test)
-      ends += _ends(network, splits, points, method, batch)
-      if method == 'ring':
-        turns += _turns(network, train, points, batch)
-  claims = [
-    _direction_claim(turns),
-    _control_claim(turns),
-    _flatter_claim(ends),
-    _spread_claim(ends),
-    _topology_claim(ends),
-    _batch_claim(ends),
-    _accuracy_claim(ends),
-  ]
-  return Outcome(claims, {'ends': ends, 'turns': turns}, SEEDS)
-
-
-def _train(
-  network: images.Network, train: images.Examples, method: str, batch: int
-) -> Any:
-  """Return parameters along the runs, leaves [rates, seeds, points, N, ...]."""
-
-  def loss_fn(p: Any, step: Any, replica: Any, key: jax.Array) -> jax.Array:
-    del step, replica
-    return network.loss(p, train.draw(key, batch // N))
-
-  return simulate(
-    METHODS[method],
-    RATES[batch],
-    SEEDS,
-    loss_fn=loss_fn,
-    start=network.start(train),
-    num_replicas=N,
-    num_steps=STEPS[batch],
-    observe=lambda params: params,
-    every=STEPS[batch] // OBSERVED,
-  )
-
-
-def _at(points: Any, *index: int) -> Any:
-  return jax.tree.map(lambda x: x[index], points)
-
-
-def _ends(
+def measure(
   network: images.Network,
   splits: Sequence[images.Examples],
   points: Any,
@@ -138,14 +63,14 @@ def _ends(
   """
   train, choosing, test = splits
   grad_fn = jax.grad(lambda p, rows, key: network.loss(p, rows))
-  seen, key = train.rows(slice(NUM_LANDSCAPE)), _key()
+  seen, key = train.rows(slice(NUM_LANDSCAPE)), training.key()
   found = []
   for k, rate in enumerate(RATES[batch]):
     row: dict[str, Any] = {'method': method, 'batch': batch, 'rate': rate}
     names = ('sharpness', 'chosen_by', 'accuracy', 'loss', 'spread')
     values: dict[str, list[float]] = {name: [] for name in names}
     for s in range(len(SEEDS)):
-      params = _at(points, k, s, -1)
+      params = training.at(points, k, s, -1)
       mean = images.mean_of(params)
       curved = landscape.curvature(grad_fn, mean, seen, key, tolerance=0.05)
       values['sharpness'].append(curved.sharpness)
@@ -153,14 +78,10 @@ def _ends(
         share = float(network.accuracy(mean, held.rows(slice(None))))
         values[name].append(100 * share)
       values['loss'].append(float(network.loss(mean, train.rows(slice(None)))))
-      last = [_spread(_at(points, k, s, i)) for i in range(-LAST, 0)]
+      last = [_spread(training.at(points, k, s, i)) for i in range(-LAST, 0)]
       values['spread'].append(float(np.mean(last)))
     found.append({**row, **values})
   return found
-
-
-def _key() -> jax.Array:
-  return jax.random.key(0, impl='threefry2x32')
 
 
 def _spread(params: Any) -> float:
@@ -173,123 +94,15 @@ def _spread(params: Any) -> float:
   )
 
 
-def _turns(
-  network: images.Network, train: images.Examples, points: Any, batch: int
-) -> list[dict[str, Any]]:
-  """Compare the turn of the mean gradient with SAM, at the middle rate."""
-  grad_fn = jax.grad(lambda p, rows, key: network.loss(p, rows))
-  seen, middle = train.rows(slice(NUM_LANDSCAPE)), len(RATES[batch]) // 2
-  found = []
-  for i in range(POINTS):
-    row: dict[str, Any] = {
-      'batch': batch,
-      'rate': RATES[batch][middle],
-      'step': (i + 1) * STEPS[batch] // POINTS,
-    }
-    for name, pairs in PAIRS.items():
-      turned = [
-        averaged_direction.averaged_direction(
-          grad_fn,
-          _at(points, middle, s, (i + 1) * OBSERVED // POINTS - 1),
-          seen,
-          _key(),
-          num_pairs=pairs,
-          isotropic=name == 'isotropic',
-        )
-        for s in range(len(SEEDS))
-      ]
-      row[name] = [t.cosine for t in turned]
-      row[f'{name}_ceiling'] = [t.ceiling for t in turned]
-      row[f'{name}_ratio'] = [t.ratio for t in turned]
-    row['turn'] = [t.turn / t.gradient for t in turned]
-    found.append(row)
-  return found
-
-
-def _turn_case(row: Mapping[str, Any]) -> str:
-  return f'batch {row["batch"]}, step {row["step"]}'
-
-
-def _turn_setting() -> str:
-  where = ' and '.join(
-    f'total batch {b} at rate {r[len(r) // 2]:g}' for b, r in RATES.items()
-  )
-  return (
-    f'Ring of {N}, {where}; L on {NUM_LANDSCAPE} training images, SAM by '
-    f'{PAIRS["own"]} antithetic pairs of Gaussian steps, by '
-    f'{PAIRS["isotropic"]} with isotropic noise. The noise of the pairs lowers '
-    'a cosine of 1 to the ceiling, which two halves of the pairs give; the '
-    f'rule judges the cosine over its ceiling. {_network()}'
-  )
-
-
-def _network() -> str:
-  return (
-    f'MLP 196-{"-".join(map(str, HIDDEN))}-10 on {NUM_TRAIN} images of MNIST '
-    'at 14 x 14, drawn with replacement; no momentum.'
-  )
-
-
-def _over_ceiling(row: Mapping[str, Any], name: str) -> np.ndarray:
-  """Return the cosines of the seeds at a point, over their ceilings."""
-  return np.array(row[name]) / np.array(row[f'{name}_ceiling'], float)
-
-
-def _direction_claim(turns: Sequence[Mapping[str, Any]]) -> Claim:
-  share = f'share of points with cosine over ceiling of at least {ALIGNED:g}'
-  by_batch = {
-    f'batch {b}': np.mean(
-      [_over_ceiling(t, 'own') >= ALIGNED for t in turns if t['batch'] == b],
-      axis=0,
-    )
-    for b in RATES
-  }
-  return Claim(
-    text='The mean gradient of D-SGD deviates from the gradient at the mean '
-    'model in the direction of average-direction SAM, whose perturbations have '
-    'the covariance of the replicas.',
-    source=STATED,
-    measured={
-      share: by_case(by_batch),
-      'cosine': by_case({_turn_case(t): t['own'] for t in turns}),
-      'ceiling': by_case({_turn_case(t): t['own_ceiling'] for t in turns}),
-      'norm of the deviation over the norm for SAM': by_case(
-        {_turn_case(t): t['own_ratio'] for t in turns}
-      ),
-      'norm of the deviation over the norm of the gradient': by_case(
-        {_turn_case(t): t['turn'] for t in turns}
-      ),
-    },
-    rule=Rule(every(at_least(share, SHARE)), every(above(share, 0.5))),
-    setting=_turn_setting(),
-  )
-
-
-def _control_claim(turns: Sequence[Mapping[str, Any]]) -> Claim:
-  own = 'median cosine over ceiling'
-  other = f'{own} with isotropic noise'
-
-  def medians(name: str) -> Quantity:
-    return by_case(
-      {
-        f'batch {b}': np.median(
-          [_over_ceiling(t, name) for t in turns if t['batch'] == b], axis=0
-        )
-        for b in RATES
-      }
-    )
-
-  return Claim(
-    text='The covariance matters: isotropic perturbations of equal size point '
-    'in another direction.',
-    source=OURS,
-    measured={own: medians('own'), other: medians('isotropic')},
-    rule=Rule(
-      every(All((above(own, Ref(other), seeds='all'), above(own, ALIGNED)))),
-      every(above(own, Ref(other))),
-    ),
-    setting=_turn_setting(),
-  )
+def claims(ends: Sequence[Mapping[str, Any]]) -> list[Claim]:
+  """Judge sharpness, spread and test accuracy by method, rate and batch."""
+  return [
+    _flatter_claim(ends),
+    _spread_claim(ends),
+    _topology_claim(ends),
+    _batch_claim(ends),
+    _accuracy_claim(ends),
+  ]
 
 
 def _by_method(
@@ -311,15 +124,10 @@ def _ratio(ends: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
   }
 
 
-def _runs() -> str:
-  steps = ', '.join(f'{n} steps at batch {b}' for b, n in STEPS.items())
-  return f'{N} workers; {steps}. {_network()}'
-
-
 def _setting() -> str:
   return (
     'The sharpness is the largest eigenvalue of the Hessian of the mean model '
-    f'on {NUM_LANDSCAPE} training images. {_runs()}'
+    f'on {NUM_LANDSCAPE} training images. {training.in_words()}'
   )
 
 
@@ -378,7 +186,7 @@ def _spread_claim(ends: Sequence[Mapping[str, Any]]) -> Claim:
     measured=measured,
     rule=Rule(All(tuple(rises)), All(tuple(two_only))),
     setting='The spread is (1/n) sum_j |w_j - w_a|^2, a mean over '
-    f'{LAST} points of the last quarter of a run. {_runs()}',
+    f'{LAST} points of the last quarter of a run. {training.in_words()}',
   )
 
 
@@ -445,7 +253,10 @@ def _accuracy_claim(ends: Sequence[Mapping[str, Any]]) -> Claim:
     for m, row in top.items():
       case = f'{m}, batch {batch}'
       accuracy[case], rates[case] = row['accuracy'], row['rate']
-      if row['rate'] in (min(RATES[batch]), max(RATES[batch])):
+      if row['rate'] in (
+        min(RATES[batch]),
+        max(RATES[batch]),
+      ):
         at_edge.append(f'{case}: {row["rate"]:g}')
       if m != 'SSGD':
         gains[case] = np.array(row['accuracy']) - top['SSGD']['accuracy']
@@ -468,7 +279,7 @@ def _accuracy_claim(ends: Sequence[Mapping[str, Any]]) -> Claim:
     ),
     setting=f'Each method at its best of the rates {grid}, by the accuracy on '
     f'{NUM_CHOOSING} other training images. Best rates at an edge of the grid: '
-    f'{"; ".join(at_edge) or "none"}. {_runs()}',
+    f'{"; ".join(at_edge) or "none"}. {training.in_words()}',
     note=f'{_both_gains(gains)} The paper compares at one rate per batch and '
     'finds up to 5 points on CIFAR-10 from pretrained weights.',
   )
@@ -488,16 +299,11 @@ def _both_gains(gains: Mapping[str, Any]) -> str:
   )
 
 
-def draw(data: Mapping[str, Any], figure: Figure) -> None:
-  """Draw cosines along the run, and sharpness and test error by rate."""
-  figure.set_size_inches(drawing.WIDTH, 4.2)
-  left, middle, right = figure.subplots(1, 3)
-  _draw_cosines(data['turns'], left)
+def draw(ends: Sequence[Mapping[str, Any]], middle: Axes, right: Axes) -> None:
+  """Draw the sharpness and the test error by learning rate."""
   for batch in RATES:
     for method, style in LOOKS.items():
-      rows = [
-        r for r in data['ends'] if (r['method'], r['batch']) == (method, batch)
-      ]
+      rows = [r for r in ends if (r['method'], r['batch']) == (method, batch)]
       rates = [r['rate'] for r in rows]
       dash = '-' if batch == max(RATES) else '--'
       style = style._replace(linestyle=dash)
@@ -512,35 +318,3 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   drawing.log(middle, 'y')
   middle.set(ylabel='largest eigenvalue', title='sharpness of the mean model')
   right.set(ylabel='test error of the mean model, %', title='generalization')
-  drawing.legend_below(figure)
-
-
-def _draw_cosines(turns: Sequence[Mapping[str, Any]], axis: Axes) -> None:
-  names = {
-    (batch, name): f'{told}, batch {batch}'
-    for batch in RATES
-    for name, told in (('own', 'own covariance'), ('isotropic', 'isotropic'))
-  }
-  # Other colors, because the methods in the next panels have their own.
-  colors = styles.categories(('blue', '-', 'green', '--', 'pink', 'sky'))
-  chosen = ('blue', 'pink', 'green', 'sky')
-  looks = dict(zip(names.values(), (colors[c] for c in chosen), strict=True))
-  for (batch, name), label in names.items():
-    rows = [t for t in turns if t['batch'] == batch]
-    share = [t['step'] / STEPS[batch] for t in rows]
-    cosines = np.array([t[name] for t in rows]).T
-    drawing.seeds(axis, share, cosines, looks[label], label=label)
-  axis.set(
-    xlabel='fraction of the run',
-    ylabel='cosine with average-direction SAM',
-    title=f'ring, n = {N}',
-  )
-
-
-TARGET = Target(
-  name='t15_average_direction_sam',
-  title='D-SGD as average-direction SAM: direction, sharpness, test error',
-  paper='Zhu, He, Chen, Song, Tao 2023 (arXiv 2306.02913)',
-  measure=measure,
-  draw=draw,
-)
