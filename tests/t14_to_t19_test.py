@@ -6,12 +6,12 @@ import numpy as np
 
 from experiments.papers import (
   images,
-  t14_least_squares,
   t16_unequal_work,
   t17_duality,
   t18_parallel_dropout,
   t19_natural_gradient,
 )
+from experiments.papers.t14_least_squares import judging, runs
 from experiments.papers.t15_average_direction_sam import minima
 
 KEY = jax.random.key(0, impl='threefry2x32')
@@ -21,16 +21,14 @@ class LeastSquaresTest(absltest.TestCase):
   def test_exponent_of_a_power(self):
     sizes = (1, 4, 16)
     values = np.array([[3.0, 1.0], [0.75, 4.0], [0.1875, 16.0]])
-    np.testing.assert_allclose(
-      t14_least_squares.exponent(sizes, values), [-1, 1]
-    )
+    np.testing.assert_allclose(judging.exponent(sizes, values), [-1, 1])
 
   def test_summary_is_over_copies_and_groups(self):
     # [rates, seeds, points, parts, copies, groups]; two seeds differ by 2.
     risks = np.zeros((1, 2, 1, 2, 2, 8))
     risks[0, :, 0, 0] = np.arange(16).reshape(2, 8)
     risks[0, 1] += 2
-    found = t14_least_squares._summary({1: risks, 16: risks[..., :1]}, 0, -1)
+    found = runs.summarize({1: risks, 16: risks[..., :1]}, 0, -1)
     self.assertEqual(found['bias']['N = 1']['seeds'], [7.5, 9.5])
     self.assertEqual(found['bias']['N = 16']['seeds'], [4.0, 6.0])
     self.assertEqual(found['variance']['N = 1']['seeds'], [0.0, 2.0])
@@ -39,9 +37,9 @@ class LeastSquaresTest(absltest.TestCase):
 
   def test_before_the_tail_the_output_is_the_last_iterate(self):
     tail, last = (
-      t14_least_squares._risks((0.05,), 1, 2, 8, first, 2) for first in (4, 8)
+      runs.simulated_risks((0.05,), 1, 2, 8, first, 2) for first in (4, 8)
     )
-    for n in t14_least_squares.REPLICAS:
+    for n in runs.REPLICAS:
       for point, equal in ((1, True), (3, False)):
         same = np.array_equal(tail[n][:, :, point], last[n][:, :, point])
         self.assertEqual(same, equal)
