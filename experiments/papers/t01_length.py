@@ -195,14 +195,15 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """Draw the gap in accuracy and in training loss against the length."""
   figure.set_size_inches(drawing.WIDTH, 4)
   axes = figure.subplots(1, 2)
-  looks = styles.looks(dict.fromkeys(data['gaps'], 'pr_sgd'))
-  lengths = sorted({int(e) for own in data['gaps'].values() for e in own})
+  gaps = numbers.by_interval(data['gaps'])
+  looks = styles.looks(dict.fromkeys(gaps, 'pr_sgd'))
+  lengths = sorted({int(e) for own in gaps.values() for e in own})
   titles = {
     'accuracy': 'test accuracy lost to SSGD, points',
     'loss': 'training loss relative to SSGD',
   }
   for axis, (name, title) in zip(axes, titles.items(), strict=True):
-    for label, own in data['gaps'].items():
+    for label, own in gaps.items():
       at = sorted(own, key=int)
       values = [own[epochs][name] for epochs in at]
       drawing.curve(

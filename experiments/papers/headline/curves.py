@@ -1,6 +1,7 @@
 """The records of the runs as curves, and numbers of curves."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +32,7 @@ BEFORE_DROPS = 0.45
 Curve = dict[str, list[float]]
 # Curve -> seed as text -> values, of JSON types.
 Curves = dict[str, dict[str, Curve]]
+T = TypeVar('T')
 
 
 def read(
@@ -146,3 +148,10 @@ def by_seed(curves: Curves, label: str) -> list[Curve]:
 def labels(curves: Curves, wanted: Mapping[str, object]) -> list[str]:
   """Return the labels that are measured, in the order of `wanted`."""
   return [label for label in wanted if label in curves]
+
+
+def by_interval(of_labels: Mapping[str, T]) -> dict[str, T]:
+  """Return the values of labels such as 'I = 4' in the order of I."""
+  return dict(
+    sorted(of_labels.items(), key=lambda x: int(x[0].removeprefix('I = ')))
+  )

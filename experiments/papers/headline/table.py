@@ -55,7 +55,7 @@ def of_lengths(data: Mapping[str, Any]) -> str:
   Args:
     data: data of the outcome of `t01_length`.
   """
-  gaps = data['gaps']
+  gaps = numbers.by_interval(data['gaps'])
   lengths = sorted({epochs for own in gaps.values() for epochs in own}, key=int)
   rows = [
     {
@@ -66,15 +66,10 @@ def of_lengths(data: Mapping[str, Any]) -> str:
         if epochs in own
       },
     }
-    for label, own in sorted(gaps.items(), key=_interval)
+    for label, own in gaps.items()
   ]
   heads = ['accuracy lost to SSGD, points', *(f'{e} epochs' for e in lengths)]
   return tables.markdown(rows, [Column(name) for name in heads])
-
-
-def _interval(gap: tuple[str, Any]) -> int:
-  """Return I of a label such as 'I = 4'."""
-  return int(gap[0].removeprefix('I = '))
 
 
 def source(outcome: records.Record) -> str:
