@@ -96,11 +96,6 @@ DOCUMENTS = (
       Missing('1903.05133', 'ImageNet-1K.', 'the data are not available here'),
       Missing(
         '1708.01012',
-        'More local steps, K > 1, train better than K = 1 at equal samples.',
-        '`t05_hier_avg` compares K = 8 and K = 32, and has no K = 1',
-      ),
-      Missing(
-        '1708.01012',
         'K-AVG on 128 GPUs beats asynchronous SGD by time and accuracy.',
         'needs the hardware; the ledger models no parameter server',
       ),
