@@ -305,7 +305,7 @@ class JudgingTest(parameterized.TestCase):
     measured = 58500 * (TIMES.step + TIMES.round / 4) / 3600
     self.assertIn(
       '| PR-SGD, I = 4 | 2 | 90 (90 to 90) | 0.1 (0.1 to 0.1) | 1 (1 to 1) | '
-      f'14625 | 14.625 | 0.1828 | {quantities.of_seeds([measured])} |',
+      f'14625 | 14.62 | 0.1828 | {quantities.of_seeds([measured])} |',
       text,
     )
     self.assertIn(

@@ -49,7 +49,7 @@ class RowsTest(absltest.TestCase):
     self.assertEqual(
       found,
       [
-        ('A 2001', 'it works', link, 'yes'),
+        ('A 2001', 'it works', link, 'yes (no seeds)'),
         ('A 2001', 'too large', '', 'not attempted: no hardware'),
         ('B 2002', 'not yet', '', 'not attempted: no study'),
       ],
@@ -63,8 +63,8 @@ class RowsTest(absltest.TestCase):
     self.assertEqual(
       [(row[0], row[1], row[3]) for row in found[:2]],
       [
-        ('A 2001', 'first', 'yes'),
-        ('B 2002', 'later (recalled, not verified)', 'no'),
+        ('A 2001', 'first', 'yes (no seeds)'),
+        ('B 2002', 'later (recalled, not verified)', 'no (no seeds)'),
       ],
     )
     self.assertLen(found, 4)

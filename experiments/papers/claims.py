@@ -72,7 +72,14 @@ class Claim(NamedTuple):
 
   @property
   def outcome(self) -> str:
-    """The verdict, with its fraction if other seeds may change it."""
+    """The verdict, and how far it depends on the seeds, if it may.
+
+    It names the number of seeds if they are too few to be drawn again, and its
+    fraction if other seeds change it.
+    """
+    few = ('no seeds', 'one seed', 'two seeds')[: resampling.FEWEST_SEEDS]
+    if self.num_seeds < len(few):
+      return f'{self.verdict} ({few[self.num_seeds]})'
     shares = self.resampled() or {self.verdict: 1.0}
     if shares.get(self.verdict, 0.0) >= resampling.SURE:
       return self.verdict

@@ -168,7 +168,7 @@ def _section(outcome: records.Record, figures: pathlib.Path) -> str:
       str(i),
       claim.text + claim.caveat,
       '' if claim.is_of_papers else 'yes',
-      _outcome(claim),
+      claim.outcome,
     )
     for i, claim in enumerate(outcome['claims'], 1)
   ]
@@ -200,20 +200,13 @@ def time_of(outcome: records.Record) -> str:
 def _claim(index: int, claim: Claim) -> str:
   """Return a claim with its rule and its numbers."""
   parts = [
-    f'**{index}. {_outcome(claim)}**: {_plain(claim.text)} '
+    f'**{index}. {claim.outcome}**: {_plain(claim.text)} '
     f'*({_plain(claim.source)})*',
     f'Rule: {_plain(claim.sentence)}.{_seeds(claim)}',
     *(_table(*table).rstrip() for table in claim.tables()),
     *(_plain(text) for text in (claim.setting, claim.note) if text),
   ]
   return '\n' + '\n\n'.join(parts) + '\n'
-
-
-def _outcome(claim: Claim) -> str:
-  """Return the verdict, with the number of seeds if they are too few."""
-  few = ('no seeds', 'one seed', 'two seeds')[: resampling.FEWEST_SEEDS]
-  known = claim.num_seeds
-  return claim.outcome + (f' ({few[known]})' if known < len(few) else '')
 
 
 def _seeds(claim: Claim) -> str:

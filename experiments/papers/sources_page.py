@@ -14,7 +14,8 @@ HEAD = """# Claims of the sources
 
 Each claim of the documents that this project set out to reproduce, where it was
 reproduced, and the verdict. A percentage is the fraction of resamplings of the
-seeds with this verdict, where it is below 95%. Claims that were derived here,
+seeds with this verdict, where it is below 95%. Fewer than three seeds are not
+resampled, and exact numbers have none. Claims that were derived here,
 and checks of our own, are not listed; {doc}`results` has all claims, with their
 rules and numbers. A claim that is marked as recalled was written down from
 memory, so that the paper may state it otherwise.

@@ -25,6 +25,7 @@ from experiments.tools.tables import Column
 README = pathlib.Path(__file__).parents[2] / 'README.md'
 PAGES = 'docs/algorithms/'
 RESULTS = README.parent / 'experiments' / 'results' / 'reproduce'
+FIGURE = 'experiments/results/reproduce/t01_long-long.png'
 # Module of a family -> its title.
 FAMILIES = {
   'averaging': 'Averages of all replicas',
@@ -79,12 +80,15 @@ def format_algorithms() -> str:
 
 
 def format_headline() -> str:
-  """Return the table of the gap over the length of the run, and its source."""
-  outcomes = results_page.read(RESULTS)
-  found = [one for one in outcomes if one['name'] == 't01_length']
-  return ''.join(
-    f'{headline_table.of_lengths(one["data"])}\n{headline_table.source(one)}\n'
-    for one in found
+  """Return the headline figure, its table and source, and the gap in words."""
+  kept = results_page.read(RESULTS)
+  found = {one['name']: one for one in kept if one['scale'] == 'long'}
+  curves, lengths = found['t01_long'], found['t01_length']
+  return (
+    f'![{curves["title"]}]({FIGURE})\n\n'
+    f'{headline_table.of_curves(curves["data"])}\n'
+    f'{headline_table.source(curves)} '
+    f'{headline_table.of_lengths_in_words(lengths["data"])}\n'
   )
 
 

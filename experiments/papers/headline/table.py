@@ -1,7 +1,9 @@
 """The headline figure as a table, from the saved results only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from experiments.papers import quantities
 from experiments.papers.headline import curves as numbers
@@ -31,7 +33,7 @@ def of_curves(data: Mapping[str, Any]) -> str:
     of_seeds = {
       'test accuracy, %': [numbers.accuracy(own) for own in runs],
       'training loss': [own['train_loss'][-1] for own in runs],
-      'steps to the loss of SSGD': [
+      'steps to a loss, relative': [
         numbers.relative(*pair, 'step')
         for pair in numbers.paired(curves, label, setting.SSGD)
       ],
@@ -41,7 +43,7 @@ def of_curves(data: Mapping[str, Any]) -> str:
       'modeled hours': [runs[0]['modeled_seconds'][-1] / 3600],
       f'measured hours at {rate}': [hours(runs[0])],
     }
-    shown = {k: str(quantities.of_seeds(x)) for k, x in of_seeds.items() if x}
+    shown = {k: _shown(x) for k, x in of_seeds.items() if x}
     return {'curve': setting.title(label), 'seeds': str(len(runs)), **shown}
 
   rows = [row(label) for label in numbers.labels(curves, setting.CURVES)]
@@ -61,7 +63,7 @@ def of_lengths(data: Mapping[str, Any]) -> str:
     {
       'accuracy lost to SSGD, points': setting.title(label),
       **{
-        f'{epochs} epochs': str(quantities.of_seeds(own[epochs]['accuracy']))
+        f'{epochs} epochs': _shown(own[epochs]['accuracy'])
         for epochs in lengths
         if epochs in own
       },
@@ -70,6 +72,29 @@ def of_lengths(data: Mapping[str, Any]) -> str:
   ]
   heads = ['accuracy lost to SSGD, points', *(f'{e} epochs' for e in lengths)]
   return tables.markdown(rows, [Column(name) for name in heads])
+
+
+def _shown(values: Sequence[float]) -> str:
+  """Return the mean and the range of the seeds: counts, or four digits."""
+  rounded = [x if x == int(x) else float(f'{x:.4g}') for x in values]
+  return str(quantities.of_seeds(rounded))
+
+
+def of_lengths_in_words(data: Mapping[str, Any]) -> str:
+  """Return a sentence on what the rarest averages lose, by the length.
+
+  Args:
+    data: data of the outcome of `t01_length`.
+  """
+  label, own = [*numbers.by_interval(data['gaps']).items()][-1]
+  lost = ', '.join(
+    f'{np.mean(own[epochs]["accuracy"]):.1f} after {epochs}'
+    for epochs in sorted(own, key=int)
+  )
+  return (
+    f'{setting.title(label)} loses accuracy to SSGD, in points by the epochs '
+    f'of the run: {lost}.'
+  )
 
 
 def source(outcome: records.Record) -> str:
