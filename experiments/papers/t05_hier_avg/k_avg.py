@@ -40,7 +40,7 @@ class Best(NamedTuple):
   Attributes:
     rate: index of the rate.
     loss: [seeds], nats, a mean over the last quarter of the run.
-    accuracy: [seeds], % of the test images, likewise.
+    accuracy: [seeds], % of the test images, a mean over the same part.
   """
 
   rate: int
