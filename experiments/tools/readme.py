@@ -25,7 +25,7 @@ from experiments.tools.tables import Column
 README = pathlib.Path(__file__).parents[2] / 'README.md'
 PAGES = 'docs/algorithms/'
 RESULTS = README.parent / 'experiments' / 'results' / 'reproduce'
-FIGURE = 'experiments/results/reproduce/t01_long-long.png'
+FIGURE = (RESULTS / 't01_long-long.png').relative_to(README.parent).as_posix()
 # Module of a family -> its title.
 FAMILIES = {
   'averaging': 'Averages of all replicas',
