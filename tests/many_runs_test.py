@@ -124,7 +124,8 @@ class MapRunsTest(parameterized.TestCase):
     ({'seeds': [-1]}, r'seeds must be an integer in 0 .. 2\*\*32 - 1, got -1'),
     ({'seeds': 3}, 'seeds must be a list of numbers, got 3'),
     ({'settings': 0.1}, 'settings must be a list of numbers, got 0.1'),
-    ({'settings': []}, r'settings must be a list of numbers, got \[\]'),
+    ({'settings': []}, r'settings must have a number at least, got \[\]'),
+    ({'seeds': []}, r'seeds must have a number at least, got \[\]'),
   )
   def test_slips_are_one_line(self, change, wanted):
     with self.assertRaisesRegex(ValueError, wanted):

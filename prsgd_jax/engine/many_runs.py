@@ -56,9 +56,9 @@ def map_runs(
   Args:
     make: function from a setting, such as a learning rate, to an algorithm. All
       settings must communicate at the same steps.
-    settings: K numbers.
-    seeds: S seeds of all randomness except the order of the data, in 0 .. 2^32
-      - 1.
+    settings: K numbers, K >= 1.
+    seeds: S >= 1 seeds of all randomness except the order of the data, in 0 ..
+      2^32 - 1.
     loss_fn: `(params, model_state, batch, key) -> (loss, (model_state,
       metrics))` of one replica.
     data: data of every run, such as `pr.shared(arrays, batch_size=16)`.
@@ -102,12 +102,16 @@ def map_runs(
   check_signature('make(setting)', make)
   check_signature('observe(params)', observe)
   rates = np.asarray(settings, float)
-  if rates.ndim != 1 or not rates.size:
+  if rates.ndim != 1:
     raise ValueError(
       f'settings must be a list of numbers, got {describe(settings)}'
     )
+  if not rates.size:
+    raise ValueError('settings must have a number at least, got []')
   listed = check_listed('seeds', np.asarray(seeds).tolist())
   roots = [check_seed('seeds', seed) for seed in listed]
+  if not roots:
+    raise ValueError('seeds must have a number at least, got []')
   mesh = ReplicaMesh(num_replicas, 1, jax.local_devices()[:1])
   grad_fn = jax.vmap(gradient_of(loss_fn))
   batch_fn = isolated('batch_fn', data.recipe.make(mesh.num_replicas))
