@@ -214,12 +214,12 @@ class KeptTest(parameterized.TestCase):
         )
         self.assertEqual(looks.faults(figure), [])
         self.assertLessEqual(figure.get_figwidth(), drawing.WIDTH)
-        # Another color, because the digest must depend on the drawing.
-        figure.axes[0].lines[0].set_color('#123456')
-        self.assertNotEqual(
-          figure_files.digest(figure),
-          figure_files.read_digest(path.with_suffix('.png')),
-        )
+    # Another color, because the digest must depend on the drawing.
+    figure.axes[0].lines[0].set_color('#123456')
+    self.assertNotEqual(
+      figure_files.digest(figure),
+      figure_files.read_digest(path.with_suffix('.png')),
+    )
 
   def test_redraw_draws_what_is_kept_and_runs_nothing(self):
     name = 't06_time_varying'
