@@ -143,11 +143,11 @@ class IsolationTest(parameterized.TestCase):
       (square, shifted, 'batch_fn'),
       (summed, draw, 'loss_fn'),
     ):
-      refresh = pr.engine.make_reestimate(
-        mesh, loss_fn, batch_fn, data, num_batches=1
+      reestimate = pr.engine.make_reestimate(
+        mesh, loss_fn, batch_fn, num_batches=1
       )
       with self.assertRaisesRegex(ValueError, f'^{name} .*collective'):
-        refresh((data, ()))
+        reestimate((data, ()), data)
 
   @parameterized.product(
     name=[n for n in COLLECTIVES if n not in UNSEEN], num_devices=(1, 4)

@@ -37,6 +37,13 @@ def loss_fn(params, model_state, batch, key):
   return loss, (model_state, {'size': jnp.square(params['w']).sum(axis=1)})
 
 
+def moments(params, model_state, batch, key):
+  """A loss whose state is a moving mean of the examples."""
+  del key
+  mean = 0.9 * model_state['mean'] + 0.1 * batch.mean(axis=0)
+  return params['b'].sum(), ({**model_state, 'mean': mean}, {})
+
+
 def eval_fn(params, model_state, batch):
   b = params['b'] + model_state['mean']
   return {'error': jnp.square(batch @ b - params['w'].sum())}
@@ -106,14 +113,10 @@ def observe(
     **placement: further arguments of `pr.trainer`.
   """
   arrays, examples, point = inputs()
-  trainer = pr.trainer(
-    TABLE[name].make(),
-    loss_fn,
-    num_replicas=N,
-    eval_fn=eval_fn,
-    map_by=map_by,
-    **placement,
+  make_trainer = functools.partial(
+    pr.trainer, TABLE[name].make(), num_replicas=N, map_by=map_by, **placement
   )
+  trainer = make_trainer(loss_fn, eval_fn=eval_fn)
   # In turn, because both ways place rows.
   streamed = list(TABLE).index(name) % 2
   resident = pr.data.drawn(arrays, batch_fn)
@@ -138,9 +141,9 @@ def observe(
   if read:
     seen |= readings(trainer, state, examples)
   if directory is not None:
-    seen |= flat(
-      'mean/reestimated', trainer.average(state, reestimate=resident)
-    )
+    batches = pr.shared(examples, batch_size=1)
+    again = make_trainer(moments).average(state, reestimate=batches)
+    seen |= flat('mean/reestimated', again)
     rest = stream(arrays, HALF) if streamed else resident
     check_resumed(trainer, directory, point, rest, seen)
   return seen

@@ -45,22 +45,20 @@ def make_evaluate(
   mesh: ReplicaMesh,
   algorithm: ReplicaTransformation,
   eval_fn: EvalFn,
-  *,
-  refresh: Callable[[Any], Any] | None = None,
-) -> Callable[[TrainState, Any], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
   """Make the function that evaluates the averaged output of an algorithm.
 
   Args:
     mesh: placement of the replicas.
     algorithm: its output is averaged over the replicas.
     eval_fn: `(params, model_state, batch) -> dict of values [batch]`.
-    refresh: function of the averaged (params, model_state), leaves `[D, ...]`,
-      that is applied first, such as `make_reestimate(...)`. Default: none.
 
   Returns:
-    `(state, examples) -> dict of means` over the examples that
+    `(state, examples, refresh=None) -> dict of means` over the examples that
     `shard_examples` prepares. `consensus_distance` is added; it is computed
-    from the parameters of the replicas, not from their outputs.
+    from the parameters of the replicas, not from their outputs. `refresh`, if
+    given, is applied to the averaged (params, model_state) first, leaves
+    `[D, ...]`; see `make_reestimate`.
 
   Raises:
     ValueError: if the arguments are not a mesh, an algorithm and a function of
@@ -87,7 +85,11 @@ def make_evaluate(
   mapped_average = mesh.map(average)
   mapped_sums = completing(mesh.map(batch_sums), functions=1)
 
-  def evaluate(state: TrainState, examples: Any) -> dict[str, float]:
+  def evaluate(
+    state: TrainState,
+    examples: Any,
+    refresh: Callable[[Any], Any] | None = None,
+  ) -> dict[str, float]:
     check_state('evaluate', mesh, state)
     check_examples(mesh, examples)
     # Awaited, because a collective in flight beside the programs of the batches

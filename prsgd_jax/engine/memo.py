@@ -50,7 +50,7 @@ class Memo(NamedTuple):
     flow: pipeline -> its batches, which are being read.
     place: `arrays -> arrays` copied to every device, `[D, ...]`.
     place_examples: `(arrays, batch_size)` -> result of `shard_examples`.
-    refresh: resident data -> result of `make_reestimate`.
+    refresh: resident data -> result of `make_reestimate` on these data.
   """
 
   resident_steps: Callable[[Recipe], TrainSteps]
@@ -95,12 +95,14 @@ def make_memo(
   def cut(batch_size: int, *key: Any) -> Any:
     return shard_examples(mesh, _from_key(key), batch_size)
 
-  @functools.lru_cache(PLACEMENTS)
-  def refresh(recipe: Recipe, *key: Any) -> Callable[[Any], Any]:
-    placed = replicated(*key)
-    return make_reestimate(
-      mesh, loss_fn, recipe.make(mesh.num_replicas), placed
-    )
+  @functools.lru_cache(PROGRAMS)
+  def reestimate(recipe: Recipe) -> Callable[[Any, Any], Any]:
+    return make_reestimate(mesh, loss_fn, recipe.make(mesh.num_replicas))
+
+  def refresh(data: Resident) -> Callable[[Any], Any]:
+    placed = replicated(*_key(data.arrays))
+    moved = reestimate(data.recipe)
+    return lambda point: moved(point, placed)
 
   def place_examples(arrays: ArrayTree, batch_size: int) -> Any:
     # Checked here, because a key of the cache takes True for 1.
@@ -113,7 +115,7 @@ def make_memo(
     flow=flow,
     place=lambda arrays: replicated(*_key(arrays)),
     place_examples=place_examples,
-    refresh=lambda data: refresh(data.recipe, *_key(data.arrays)),
+    refresh=refresh,
   )
 
 

@@ -7,7 +7,6 @@ ledger and checkpoints.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from prsgd_jax.engine.evaluation import (
   make_evaluate_replicas,
 )
 from prsgd_jax.engine.mapping import PMAP
-from prsgd_jax.engine.memo import PLACEMENTS, Memo, TrainSteps, make_memo
+from prsgd_jax.engine.memo import Memo, TrainSteps, make_memo
 from prsgd_jax.engine.non_finite import NonFinite, make_find_non_finite
 from prsgd_jax.engine.replica_mesh import ReplicaMesh, first
 from prsgd_jax.engine.run_state import State, by_step, check_own
@@ -313,10 +312,6 @@ def _evaluation(
   average = make_evaluate(mesh, algorithm, eval_fn)
   replicas = make_evaluate_replicas(mesh, algorithm, eval_fn)
 
-  @functools.lru_cache(PLACEMENTS)
-  def refreshed(refresh: Callable[[Any], Any]) -> Callable[..., Any]:
-    return make_evaluate(mesh, algorithm, eval_fn, refresh=refresh)
-
   def evaluate(
     state: State,
     arrays: ArrayTree,
@@ -330,7 +325,7 @@ def _evaluation(
     if reestimate is None:
       return average(own, examples)
     data = check_resident('reestimate', reestimate)
-    return refreshed(memo.refresh(data))(own, examples)
+    return average(own, examples, memo.refresh(data))
 
   def evaluate_replicas(
     state: State, arrays: ArrayTree, *, batch_size: int = EVAL_BATCH
