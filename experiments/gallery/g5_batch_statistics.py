@@ -220,8 +220,8 @@ def setting_of(data: Mapping[str, Any]) -> str:
     'of one replica; mean error over the replicas. Averaged: with their mean. '
     'An average that includes the statistics leaves this mean, because their '
     'update is linear and training does not read them. Re-estimated: moving '
-    f'averages over {batch_statistics.NUM_BATCHES} training batches, of all '
-    'replicas in turn.'
+    f'averages over {batch_statistics.NUM_BATCHES} training batches, each with '
+    'examples of all replicas.'
   )
 
 
