@@ -77,6 +77,19 @@ class EventsTest(parameterized.TestCase):
     both = np.corrcoef(late.ravel(), dead[:1000].ravel())
     self.assertLess(abs(both[0, 1]), 0.05)
 
+  def test_random_crashes_are_independent_of_the_draws_of_stages(self):
+    # Both have seed 0. The second stage draws a coin at each step.
+    def tossed(metrics, shared_key):
+      return {**metrics, 'coin': jax.random.uniform(shared_key) < 0.5}
+
+    algorithm = pr.chain(pr.gradient(), pr.compute(metrics=tossed))
+    _, _, _, metrics = trained(algorithm, num_steps=200, num_devices=1)
+    crashes = pr.faults.random_crashes(0.5, duration=1)
+    dead = crashes.affects(np.arange(200)[:, None], np.arange(N)[None])
+    equal = (np.asarray(metrics['coin']) == dead).mean(axis=0)
+    # Four standard errors of 200 pairs.
+    np.testing.assert_allclose(equal, 0.5, atol=0.15)
+
   @parameterized.parameters(
     (lambda: pr.faults.crash(-1, at=3), 'replica'),
     (lambda: pr.faults.crash([], at=3), 'expects a replica, got none'),
