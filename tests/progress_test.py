@@ -28,6 +28,13 @@ class ProgressTest(absltest.TestCase):
     self.assertTrue(found.is_recorded())
     self.assertEqual(found.notes(), {'sums': {}, 'num_records': 1})
 
+  def test_a_metric_of_several_numbers_is_their_mean(self):
+    found = progress.Progress()
+    loss = np.array([[1.0, 3.0]])  # [steps, N]
+    classes = np.array([[[0.5, 1.0, 0.0], [1.0, 1.0, 1.0]]])
+    found.add({'loss': loss, 'accuracy': classes})
+    self.assertEqual(found.pop(), {'loss': 2.0, 'accuracy': 0.75})
+
   def test_interrupted_means_are_the_same_bits(self):
     values = np.random.default_rng(0).normal(size=(30, 3, 8))
     values = values.astype(np.float32)

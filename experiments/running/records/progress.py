@@ -35,12 +35,14 @@ class Progress:
     """Add metrics.
 
     Args:
-      metrics: values `[steps, N]` by name, 0 where a replica is inactive.
+      metrics: values `[steps, N, ...]` by name, 0 where a replica is inactive.
+        Of an array of each replica, the mean of its entries counts.
     """
     active = metrics.get('active', np.ones_like(metrics['loss']))
     for name, value in {**metrics, 'active': active}.items():
-      total = self._sums.get(name, 0.0) + float(value.sum(dtype=np.float64))
-      self._sums[name] = total
+      total = float(value.sum(dtype=np.float64))
+      entries = max(math.prod(value.shape[2:]), 1)
+      self._sums[name] = self._sums.get(name, 0.0) + total / entries
 
   def pop(self) -> dict[str, float]:
     """Return the means for the next record, and reset the sums."""
