@@ -89,6 +89,25 @@ class FiguresTest(parameterized.TestCase):
       ],
     )
 
+  def test_options_that_are_not_in_the_label_are_settings(self):
+    # As `objects.run` writes them, with a label of the user's own.
+    for seed, period in ((0, 4), (1, 4), (0, 8), (2, 8)):
+      options, losses = {'period': period}, (period / 10,)
+      name = f'{period}-{seed}'
+      self.write(name, label='own', seed=seed, options=options, losses=losses)
+    options = {'period': 4, 'sizes': '1,2'}
+    label = 'k_avg period=4 sizes=1+2'
+    self.write('flags', label=label, options=options, losses=(0.1,))
+    found = figures.curves(self.read(), 'step', 'loss')
+    self.assertEqual(
+      {c.label: (c.seeds, c.y.tolist()) for c in found},
+      {
+        'own period=4': (2, [0.4]),
+        'own period=8': (2, [0.8]),
+        'k_avg period=4 sizes=1+2': (1, [0.1]),
+      },
+    )
+
   def test_a_run_that_is_there_twice_is_refused(self):
     self.write('a', losses=(0.8,))
     self.write('b', losses=(0.7,))

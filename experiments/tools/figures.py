@@ -101,11 +101,18 @@ def read_runs(workdirs: Iterable[pathlib.Path]) -> list[Run]:
 def _read_run(workdir: pathlib.Path) -> Run:
   config = records.read_config(workdir)
   failure = records.read_failure(workdir)
-  description = dict(flat(config['description'], _UNNAMED))
+  description = config['description']
+  # Of a run of objects, whose label is the user's own, because the label of a
+  # run of flags has all options.
+  options = {
+    name: value
+    for name, value in flat(description['options'], _UNNAMED)
+    if f'{name}={value}'.replace(',', '+') not in config['label']
+  }
   return Run(
     label=config['label'],
-    algorithm=config['description']['algorithm'],
-    settings=description,
+    algorithm=description['algorithm'],
+    settings={**options, **dict(flat(description, _UNNAMED))},
     seed=config['description']['seed'],
     history=records.read_records(workdir),
     done=records.finished(workdir, config.get('num_steps')) is not None,
