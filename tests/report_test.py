@@ -5,6 +5,7 @@ are skipped.
 """
 
 import base64
+import functools
 import hashlib
 import html.parser
 import json
@@ -127,6 +128,20 @@ class ReportTest(PageTest):
     diverged = rows['k_avg period=4']
     self.assertEqual((diverged['done'], diverged['diverged']), (0, 1))
     self.assertNotIn('loss', diverged)
+
+  def test_a_method_of_which_a_seed_diverged_is_not_the_best(self):
+    path = self.root / 'runs'
+    write = functools.partial(written_runs.write, path)
+    for name, loss in (('slow', 0.4), ('steady', 0.3), ('wild', 0.1)):
+      write(f'{name}0', label=name, losses=(0.9, loss))
+    for name in ('slow', 'steady'):
+      write(f'{name}1', label=name, seed=1, losses=(0.9, 0.3))
+    write('wild1', label='wild', seed=1, failed='not finite')
+    runs = figures.read_runs(figures.find_runs([path]))
+    table = report_methods.table(runs, None)
+    loss = [column.name for column in table.columns].index('loss')
+    marked = [row[0].text for row in table.rows if row[loss].is_best]
+    self.assertEqual(marked, ['steady'])
 
   def test_what_a_target_costs_is_read_from_the_records(self):
     path = self.root / 'runs'

@@ -142,7 +142,8 @@ def table(runs: Sequence[figures.Run], target: Target | None) -> Table:
   ]
   different, _ = report_page.split_constant(rows, columns)
   note = 'Mean over the seeds at the end of the runs, with the range below.'
-  note += ' Bold: the best of the column.' if len(rows) > 1 else ''
+  if len(rows) > 1:
+    note += ' Bold: the best of the column, of methods whose runs are all done.'
   if target is not None:
     title = COLUMNS[target.name].title
     note += (
@@ -161,13 +162,18 @@ def _status(row: records.Record) -> Chip:
 
 
 def _mark_best(rows: Sequence[records.Record]) -> None:
-  """Mark the best mean of each measure, where some are to compare."""
+  """Mark the best mean of each measure, where some are to compare.
+
+  Only of methods whose runs are all done, because the seeds that diverged are
+  not in the mean.
+  """
+  whole = [row for row in rows if row['done'] == row['runs']]
   for name, less in MEASURES.items():
-    means = [row[name].mean for row in rows if name in row]
+    means = [row[name].mean for row in whole if name in row]
     means = [mean for mean in means if not math.isnan(mean)]
     if less is None or len(means) < 2:
       continue
     best = min(means) if less else max(means)
-    for row in rows:
+    for row in whole:
       if name in row and row[name].mean == best:
         row[name] = Best(row[name])
