@@ -451,7 +451,10 @@ class SparsityTest(parameterized.TestCase):
     (pr.graphs.random_matching(), 8, (120.0, 1)),
     (pr.graphs.random_neighbor(), 8, (120.0, 1)),
     (pr.graphs.base_graph(1), 12, (120.0, 1)),
-    (pr.graphs.base_graph(3), 8, (360.0, 3)),
+    # Three neighbors in one round, one in the next.
+    (pr.graphs.base_graph(3), 8, (240.0, 2)),
+    # One of five replicas has no partner in a round.
+    (pr.graphs.random_matching(nx.complete_graph(5)), 5, (96.0, 1)),
     (pr.graphs.graph(DIRECTED), 6, (240.0, 2)),
     (pr.graphs.graph(
         np.array([[1, 1, 1], [1, 0, 0], [1, 0, 0]]) / [[3], [1], [1]]),
@@ -460,6 +463,18 @@ class SparsityTest(parameterized.TestCase):
   def test_message(self, mixing, n, expected):
     self.assertEqual(tuple(mixing.message(120.0, n)), (*expected, 'neighbor'))
     self.assertEqual(mixing.coded_message(30.0, n).bytes_sent, expected[0] / 4)
+
+  @parameterized.product(k=(1, 2, 3), n=(5, 12))
+  def test_graphs_that_take_turns_send_what_the_matrices_say(self, k, n):
+    mixing = pr.graphs.base_graph(k)
+    matrices = mixing.matrices(n)
+    models = np.zeros(n)
+    for w in matrices:
+      models += (w != 0).sum(axis=0) - (np.diag(w) != 0)
+    shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((3,), np.float32))
+    algorithm = pr.d_psgd(optax.sgd(0.1), mixing=mixing)
+    account = pr.ledger.account(algorithm, shapes, n, len(matrices))
+    self.assertAlmostEqual(account.bytes_sent[-1], 12 * models.max())
 
 
 class RoundsTest(parameterized.TestCase):

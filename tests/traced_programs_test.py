@@ -40,13 +40,14 @@ def traced(name):
 def program_bytes(jaxpr):
   """Bytes that one replica sends in a program at V = 1, by the convention.
 
-  Of a conditional the branch that sends most counts: the one that communicates,
-  or any of those of graphs that take turns.
+  Of a conditional the branch that communicates counts, and of graphs that take
+  turns the mean.
   """
   total = 0.0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'cond':
-      total += max(program_bytes(b.jaxpr) for b in eqn.params['branches'])
+      sent = [program_bytes(b.jaxpr) for b in eqn.params['branches']]
+      total += np.mean(sent) if all(sent) else max(sent)
       continue
     total += sent_bytes(eqn)
     for value in eqn.params.values():

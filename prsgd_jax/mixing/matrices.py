@@ -217,11 +217,15 @@ def links(weights: 'np.ndarray | csr_array') -> tuple[np.ndarray, np.ndarray]:
 
 def busiest(weights: 'csr_array') -> tuple[int, int]:
   """Return the largest number of messages a replica sends, and receives."""
+  sent, received = degrees(weights)
+  return int(sent.max()), int(received.max())
+
+
+def degrees(weights: 'csr_array') -> tuple[np.ndarray, np.ndarray]:
+  """Return (int[N], int[N]), how many messages each replica sends, receives."""
+  n = weights.shape[0]
   to, origin = links(weights)
-  sent, received = (
-    np.bincount(index, minlength=1).max() for index in (origin, to)
-  )
-  return int(sent), int(received)
+  return np.bincount(origin, minlength=n), np.bincount(to, minlength=n)
 
 
 def senders(weights: 'csr_array') -> Senders:

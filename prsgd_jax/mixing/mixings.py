@@ -35,8 +35,8 @@ from prsgd_jax.mixing.decoding import (
 )
 from prsgd_jax.mixing.matrices import (
   Weights,
-  busiest,
   check_stochastic,
+  degrees,
   entries,
   from_groups,
   listed,
@@ -55,7 +55,8 @@ KEPT = 1024
 class Message(NamedTuple):
   """Traffic of one replica when a payload is mixed once.
 
-  It is the maximum over the replicas, and the expectation over random links.
+  It is the maximum over the replicas, of the mean of W that alternate, and of
+  the expectation over random links.
   """
 
   bytes_sent: float
@@ -327,13 +328,15 @@ def sparse(
     return lax.switch(turn, branches, tree)
 
   @functools.cache
-  def most(num_replicas: int) -> tuple[int, int]:
-    counts = [busiest(matrix) for matrix in made(num_replicas).each()]
-    sent, received = np.max(counts, axis=0).tolist()
-    return sent, max(sent, received)
+  def of_round(num_replicas: int) -> tuple[float, float]:
+    """Return (models sent by a replica, messages), means over the W."""
+    found = [degrees(matrix) for matrix in made(num_replicas).each()]
+    sent = np.mean([out for out, _ in found], axis=0)
+    messages = np.mean([max(map(max, both)) for both in found])
+    return float(sent.max()), float(messages)
 
   def message(payload_bytes: float, num_replicas: int) -> Message:
-    sent, messages = most(num_replicas)
+    sent, messages = of_round(num_replicas)
     return Message(sent * payload_bytes, messages, 'neighbor')
 
   return Mixing(apply, made, message, message, random)
