@@ -330,6 +330,11 @@ def consensus(
 ) -> tuple[ArrayTree, ArrayTree]:
   """Average the output of an algorithm over the replicas, on the host.
 
+  All replicas alive count alike, even if they have a register `weight`. So
+  between two rounds of `fedavg` with weights or participation, it is another
+  point than the next average; and for `sgp` with weights other than 1, it is
+  the mean of z, which moves when the mean of x does not.
+
   Args:
     algorithm: the algorithm of the state.
     state: state of a run, leaves `[D, V, ...]`.

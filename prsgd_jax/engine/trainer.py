@@ -70,7 +70,8 @@ class Trainer(NamedTuple):
     evaluate_replicas: `(state, arrays, *, batch_size=500) -> dict of float[N]`,
       means of `eval_fn` of each replica over the examples `[n, ...]`.
     average: `(state, *, reestimate=None) -> (params, model_state)`, the
-      averaged model in NumPy arrays.
+      averaged model in NumPy arrays. All replicas count alike, see
+      `engine.consensus`.
     account: `(state, num_steps, network=NETWORK) -> ledger.Account`, gradients,
       rounds, bytes and modeled seconds after every step of a run of
       `num_steps`. The result of `shapes` may replace the state.
