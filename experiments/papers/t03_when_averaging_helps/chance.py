@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from matplotlib.axes import Axes
 import numpy as np
 import optax
@@ -17,10 +18,33 @@ SEEDS = (0, 1, 2, 3, 4)
 def averaging(
   rate: Any, probability: float, num_steps: int
 ) -> pr.base.ReplicaTransformation:
-  """Return local SGD, averaged at random steps and at the end (order C)."""
-  tosses = pr.schedules.with_probability(probability, num_steps=num_steps)
-  when = pr.schedules.any_of(tosses, pr.schedules.at_steps([num_steps - 1]))
-  return pr.k_avg(optax.sgd(rate), period=when)
+  """Return local SGD, averaged at random steps and at the end (order C).
+
+  Each copy of a problem, and each seed, has its own random steps. With common
+  ones, the spread of the results would not show how much they depend on them.
+
+  Args:
+    rate: learning rate.
+    probability: zeta, the probability of an average at a step.
+    num_steps: T. The last step has an average.
+
+  Returns:
+    The algorithm of one array of parameters, [copies, ...].
+  """
+
+  def chosen(
+    params: jax.Array, mean: jax.Array, step: jax.Array, shared_key: jax.Array
+  ) -> jax.Array:
+    coins = jax.random.uniform(shared_key, params.shape[:1]) < probability
+    averages = coins | (step == num_steps - 1)
+    return jax.vmap(jnp.where)(averages, mean, params)
+
+  return pr.chain(
+    pr.step(optax.sgd(rate)),
+    pr.let(mean='params'),
+    pr.sync(pr.mixing.mean(), 'mean'),
+    pr.let(params=chosen),
+  )
 
 
 def signs(key: jax.Array, shape: Sequence[int], count: int) -> list[jax.Array]:
