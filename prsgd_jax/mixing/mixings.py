@@ -55,8 +55,8 @@ KEPT = 1024
 class Message(NamedTuple):
   """Traffic of one replica when a payload is mixed once.
 
-  It is the maximum over the replicas, of the mean of W that alternate, and of
-  the expectation over random links.
+  It is the maximum over the replicas: of the mean over the W that alternate, or
+  of the expectation over random links.
   """
 
   bytes_sent: float
