@@ -78,6 +78,11 @@ CONDITIONS = (
    'the values of loss rise through a, b then c'),
   (Order('loss', ('a', 'b'), 'fall'), False,
    'the values of loss fall through a then b'),
+  (Order('loss', ('a', 'b'), 'rise', 'each'), True,
+   'the values of loss rise through a then b, seed by seed'),
+  (Order('loss', ('a', 'b', 'c'), 'rise', 'each'), False, None),
+  (Order('loss', ('a', 'b'), 'rise', 'all'), False,
+   'all seeds of loss rise through a then b'),
   (Order('loss', (), 'fall'), False, None),
   # An event that never happened is later than any other; NaN is not a number.
   (Order('time', ('a', 'b'), 'rise'), True, None),

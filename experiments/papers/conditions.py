@@ -87,11 +87,21 @@ class Within(NamedTuple):
 
 
 class Order(NamedTuple):
-  """The values of a quantity strictly rise or fall through its cases."""
+  """A quantity strictly rises or falls through its cases.
+
+  Attributes:
+    quantity: name of the quantity.
+    cases: its cases, in order.
+    direction: 'rise' or 'fall'.
+    seeds: 'mean' orders the values; 'each' orders the numbers of every seed;
+      'all' orders every seed of a case and every seed of the next case.
+      Default: 'mean'.
+  """
 
   quantity: str
   cases: tuple[str, ...]
   direction: Direction
+  seeds: Seeds = 'mean'
 
 
 class All(NamedTuple):
@@ -201,11 +211,13 @@ def holds(condition: Condition, measured: Measured, case: str = '') -> bool:
       error = 0.0 if own.error is None else own.error
       allowed = max(absolute, relative * abs(goal), errors * error)
       return bool(abs(own.value - goal) <= allowed)
-    case Order(quantity, cases, direction):
-      values = [_read(Ref(quantity, c), measured, case).value for c in cases]
-      compare = operator.lt if direction == 'rise' else operator.gt
-      pairs = list(itertools.pairwise(values))
-      return bool(pairs) and all(compare(*pair) for pair in pairs)
+    case Order(quantity, cases, direction, seeds):
+      relation: Relation = '<' if direction == 'rise' else '>'
+      pairs = itertools.pairwise(Ref(quantity, c) for c in cases)
+      compared = [Compare(a, relation, b, seeds) for a, b in pairs]
+      return bool(compared) and all(
+        _compare(one, measured, case) for one in compared
+      )
     case All(conditions):
       return all(holds(c, measured, case) for c in conditions)
     case Either(conditions):

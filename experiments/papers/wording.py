@@ -42,7 +42,7 @@ def in_words(condition: Condition, measured: Measured | None = None) -> str:
       return _ordered([condition])
     case All(conditions):
       orders = [c for c in conditions if isinstance(c, Order)]
-      alike = {(o.cases, o.direction) for o in orders}
+      alike = {o[1:] for o in orders}
       if len(orders) == len(conditions) and len(alike) == 1:
         return _ordered(orders)
       return ' and '.join(_part(c, measured) for c in conditions)
@@ -74,8 +74,11 @@ def _compared(condition: Compare, measured: Measured | None) -> str:
 
 def _ordered(orders: Sequence[Order]) -> str:
   names = _listed([order.quantity for order in orders])
-  through = _listed(orders[0].cases, 'then')
-  return f'the values of {names} {orders[0].direction} through {through}'
+  _, cases, direction, seeds = orders[0]
+  what = 'all seeds' if seeds == 'all' else 'the values'
+  after = ', seed by seed' if seeds == 'each' else ''
+  through = _listed(cases, 'then')
+  return f'{what} of {names} {direction} through {through}{after}'
 
 
 def _part(condition: Condition, measured: Measured | None) -> str:
