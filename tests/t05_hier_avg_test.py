@@ -23,12 +23,17 @@ def verdicts(**changed):
 
 class ComparisonTest(parameterized.TestCase):
   def test_better_for_every_pair_of_seeds(self):
-    self.assertEqual(verdicts(ours=0.9)[:4], ['yes', 'yes', 'yes', 'no'])
+    found = verdicts(ours=0.9, k32=1.2)[:4]
+    self.assertEqual(found, ['yes', 'yes', 'yes', 'no'])
     self.assertEqual(verdicts(rare=0.9)[3], 'yes')
 
   def test_better_in_the_mean_only(self):
     found = verdicts(ours=0.995)[:4]
-    self.assertEqual(found, ['partly', 'yes', 'partly', 'no'])
+    self.assertEqual(found, ['partly', 'partly', 'partly', 'no'])
+
+  def test_comparable_needs_a_worse_control(self):
+    self.assertEqual(verdicts(ours=0.9, k32=1.05)[1], 'partly')
+    self.assertEqual(verdicts(ours=1.05, k32=1.2)[1], 'yes')
 
   def test_worse(self):
     self.assertEqual(verdicts(ours=1.15)[:3], ['no', 'partly', 'no'])
