@@ -184,7 +184,9 @@ def _cpu_claims(
         LOWER: number(resampling.in_order(ends[slow], ends[LOCAL[0]])),
       },
       rule=_better(slow, LOCAL[0]),
-      setting=f'{grid} Both reset their buffers at averages.',
+      setting=f'{grid} SlowMo has the better of the momenta '
+      f'{" and ".join(map(str, SLOW_MOMENTUM))}. Both reset their buffers at '
+      'averages.',
       note=note,
     ),
     Claim(

@@ -207,9 +207,6 @@ def _rounds_claim(
 ) -> Claim:
   cases = dict(zip(map(_case, WORKS), found[name], strict=True))
   rounds = f'rounds to {ACCURACY:.0%}'
-  edges = [
-    case for case, own in cases.items() if own['best'] in (0, len(RATES) - 1)
-  ]
   return Claim(
     text='Rounds to a test accuracy fall with u = E n / (K B) '
     f'({data_of(name)}).',
@@ -227,8 +224,18 @@ def _rounds_claim(
     f'{", ".join(map(str, RATES))}. {CLIENTS} clients with {OWN} images each, '
     f'C = {CASES[name].participation:g}. Every run deals shards at random, '
     f'{SHARDS} to each client. {judging.SETTING}'
-    + (f' At the edge of the rates: {"; ".join(edges)}.' if edges else ''),
+    + _told(_edges(found[name])),
   )
+
+
+def _edges(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Return the work whose best rate is the lowest or the highest."""
+  cases = zip(map(_case, WORKS), runs, strict=True)
+  return [case for case, own in cases if own['best'] in (0, len(RATES) - 1)]
+
+
+def _told(edges: Sequence[str]) -> str:
+  return f' At the edge of the rates: {"; ".join(edges)}.' if edges else ''
 
 
 def data_of(name: str) -> str:
@@ -251,8 +258,10 @@ def _gain(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Claim:
   like, unlike = names.values()
   largest = 'largest gain'
   gains = {}
+  edges = []
   for name in PARTITIONS:
     first, *others = map(_reached, found[name])
+    edges += [f'{case} with {name} data' for case in _edges(found[name])]
     gains[name] = [_gain_over(first, own) for own in others]
   return Claim(
     text='The gain over FedSGD is larger with like than with unlike data.',
@@ -273,7 +282,8 @@ def _gain(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Claim:
       above(Ref(largest, 'like data'), Ref(largest, 'unlike data')),
     ),
     setting='The gain is how many times fewer rounds than FedSGD are needed. '
-    f'A client with unlike data has {SHARDS} shards of sorted labels.',
+    f'A client with unlike data has {SHARDS} shards of sorted labels.'
+    + _told(edges),
   )
 
 
