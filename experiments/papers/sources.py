@@ -58,13 +58,15 @@ DOCUMENTS = (
     (
       Missing(
         '1807.06629',
-        'The figure itself: ResNet-20 on CIFAR-10, 8 x 32, 300 epochs.',
+        'The figure itself: ResNet-20 on CIFAR-10, 8 x 32, 300 epochs (the '
+        'number of epochs is recalled, not verified).',
         _NOT_RUN,
       ),
       Missing(
         '1807.06629',
         'Wall-clock time on 8 P100.',
-        'times are modeled; `hosts_benchmark.py` measures some of small models',
+        'times are modeled; `hosts_benchmark.py` measures small networks on '
+        'simulated hosts',
       ),
     ),
   ),

@@ -145,12 +145,13 @@ def claim(found: Mapping[str, Any]) -> Claim:
     setting=f'{TRAINING["num_replicas"]} replicas x '
     f'{TRAINING["batch_size"]}, {TRAINING["steps"]} steps, learning rate '
     f'{RATE}, momentum {MOMENTUM} for both; the first {EXAMPLES} training '
-    f'and {TEST_EXAMPLES} test images. Both losses are of one average at the '
-    'end. From the same starts, all replicas begin at one point.',
+    f'and {TEST_EXAMPLES} test images. Both columns show what one average at '
+    'the end loses. With the same starts, all replicas begin at one point.',
   )
   starts = [s for s in STARTS if holds(much, made.measured, f'{s} starts')]
   return made._replace(
-    note=f'It is much worse from these starts: {", ".join(starts) or "none"}.'
+    note='One average is much worse from these starts: '
+    f'{", ".join(starts) or "none"}.'
   )
 
 

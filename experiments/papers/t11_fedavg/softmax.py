@@ -223,8 +223,7 @@ def _rounds_claim(
     setting='The first is FedSGD. Every E and B has its best rate of '
     f'{", ".join(map(str, RATES))}. {CLIENTS} clients with {OWN} images each, '
     f'C = {CASES[name].participation:g}. Every run deals shards at random, '
-    f'{SHARDS} to each client. {judging.SETTING}'
-    + _told(_edges(found[name])),
+    f'{SHARDS} to each client. {judging.SETTING}' + _told(_edges(found[name])),
   )
 
 

@@ -137,7 +137,7 @@ def _unbiased_claim(drawn: Mapping[str, Any]) -> Claim:
     rule=Rule(every(below(error, UNBIASED))),
     setting='Root mean square over the entries, the largest of '
     f'{len(_vectors())} vectors of {SIZE} entries: Gaussian, Student t, one '
-    f'large entry. {NUM_DRAWS} draws. Without a bias it is 1.',
+    f'large entry. {NUM_DRAWS} draws. Without a bias it is about 1.',
   )
 
 
