@@ -55,6 +55,15 @@ class VerdictsTest(absltest.TestCase):
       resampling.verdicts(Rule(below('x', 1)), {'x': number(0)}), {}
     )
 
+  def test_needs_three_seeds_of_every_number_that_has_seeds(self):
+    measured = {'x': number([1.0, 2.0, 3.0]), 'limit': number(4.0)}
+    rule = Rule(below('x', Ref('limit')))
+    self.assertEqual(resampling.num_seeds(measured), 3)
+    self.assertEqual(resampling.verdicts(rule, measured), {'yes': 1})
+    measured['limit'] = number([4.0])
+    self.assertEqual(resampling.num_seeds(measured), 1)
+    self.assertEqual(resampling.verdicts(rule, measured), {})
+
 
 class PercentagesTest(absltest.TestCase):
   def test_their_sum_is_100(self):

@@ -62,9 +62,8 @@ class Claim(NamedTuple):
 
   @property
   def num_seeds(self) -> int:
-    """The largest number of seeds of a measured number; 0 without seeds."""
-    found = (m for q in self.measured.values() for m in q.cases.values())
-    return max((len(m.seeds) for m in found), default=0)
+    """The fewest seeds of a number that has any; 0 without seeds."""
+    return resampling.num_seeds(self.measured)
 
   def resampled(self) -> dict[Verdict, float]:
     """Return the fraction of each verdict when the seeds are drawn again."""

@@ -39,22 +39,34 @@ def in_order(
   return float(((one < other) + 0.5 * (one == other)).mean())
 
 
+def num_seeds(measured: Measured) -> int:
+  """Return the fewest seeds of a number that has any; 0 if none has seeds.
+
+  The fewest, because a comparison is no surer than its least sure number.
+
+  Args:
+    measured: numbers of a claim.
+  """
+  numbers = (m for q in measured.values() for m in q.cases.values())
+  return min((len(m.seeds) for m in numbers if m.seeds), default=0)
+
+
 def verdicts(
   rule: Rule, measured: Measured, num_draws: int = NUM_DRAWS
 ) -> dict[Verdict, float]:
   """Return the fraction of each verdict when the seeds are drawn again.
 
   The seeds of all numbers are drawn together, because runs with one seed share
-  their data. It is empty if the numbers have fewer than three seeds.
+  their data. It is empty if a number with seeds has fewer than three of them.
 
   Args:
     rule: the rule of the claim.
     measured: its numbers.
     num_draws: number of resamplings. Default: 200.
   """
-  sizes = {len(m.seeds) for q in measured.values() for m in q.cases.values()}
-  if max(sizes, default=0) < FEWEST_SEEDS:
+  if num_seeds(measured) < FEWEST_SEEDS:
     return {}
+  sizes = {len(m.seeds) for q in measured.values() for m in q.cases.values()}
   rng = np.random.default_rng(0)
   found = []
   for _ in range(num_draws):

@@ -23,9 +23,9 @@ tables. Numbers over several seeds are means, with their range in parentheses.
 Claims that the papers make are counted apart from those that were derived here
 and from checks of our own. A percentage after a verdict is the fraction of 200
 resamplings of the seeds with the same verdict, where it is below 95%: other
-seeds may change such a verdict. Fewer than three seeds cannot be resampled,
-which is printed after the verdict. A claim has no seeds if its numbers are
-exact, or means or extremes over the seeds.
+seeds may change such a verdict. If one of the numbers has fewer than three
+seeds, they cannot be resampled, which is printed after the verdict. A claim has
+no seeds if its numbers are exact, or means or extremes over the seeds.
 
 """
 
