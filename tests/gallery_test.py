@@ -122,7 +122,7 @@ class MomentumBuffersTest(absltest.TestCase):
     data = {'losses': losses, 'rates': rates, 'periods': periods}
     found = ' '.join(entry.sentences(data))
     ratios = re.findall(r'([\d.]+) times', found)
-    self.assertEqual(ratios, ['8', '8', '8', '0.25', '2'])
+    self.assertEqual(ratios, ['8', '8', '8', '2', '0.25', '0.25'])
 
 
 class DriftTest(absltest.TestCase):
@@ -151,6 +151,7 @@ class DriftTest(absltest.TestCase):
     data = {'drifts': {name: [x] * 3 for name, x in drifts.items()}}
     first = g2_drift.sentences(data)[0]
     self.assertEqual(re.findall(r'\d+', first), ['6', '1', '1', '4', '2'])
+    self.assertIn('one_shot_averaging and d_psgd', first)  # they are equal
 
 
 class UnlikeDataTest(absltest.TestCase):
@@ -163,6 +164,17 @@ class UnlikeDataTest(absltest.TestCase):
     }  # fmt: skip
     found = g3_unlike_data.at_best(data, 'SCAFFOLD', 1.0, 4)
     np.testing.assert_array_equal(found, [0.5] * 3)
+
+  def test_local_sgd_at_equal_bytes_is_interpolated(self):
+    self.assertEqual(g3_unlike_data.relative_bytes('SCAFFOLD'), 2)
+    losses = np.ones((1, 1, 2, 3))
+    losses[..., 1, :] = 4.0
+    data = {
+      'losses': {'local SGD': losses.tolist()}, 'alphas': [1.0],
+      'periods': [16, 64],
+    }  # fmt: skip
+    found = g3_unlike_data.between(data, 'local SGD', 1.0, 32)
+    np.testing.assert_allclose(found, [2.0] * 3)
 
   def test_replicas_draw_from_their_shards(self):
     dataset = load_dataset('digits', binaries.digits_dir())

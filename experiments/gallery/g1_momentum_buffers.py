@@ -80,7 +80,7 @@ def _algorithm(order: str, buffers: str) -> Make:
 
 
 def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
-  """Compare the treatments where they differ most, and at the best rates."""
+  """Compare the treatments at a high and a low rate, and at the best rates."""
 
   def at(order: str, buffers: str, rate: float, period: int) -> np.ndarray:
     place = data['rates'].index(rate), data['periods'].index(period)
@@ -90,14 +90,21 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     ends = (at(order, b, rate, period) for b in ('kept', 'reset'))
     return str(comparing.ratio(*ends))
 
-  place = data['periods'].index(LONG)
-  ends = {}
-  for buffers, values in data['losses']['C'].items():
-    of_rates = np.array(values)[:, place]
-    ends[buffers] = of_rates[comparing.best(of_rates)]
+  def at_best(buffers: str, place: int) -> np.ndarray:
+    of_rates = np.array(data['losses']['C'][buffers])[:, place]
+    return of_rates[comparing.best(of_rates)]
+
   over = {
-    b: comparing.ratio(ends['averaged'], ends[b]) for b in ('kept', 'reset')
+    b: [
+      comparing.ratio(at_best('averaged', i), at_best(b, i))
+      for i in range(len(data['periods']))
+    ]
+    for b in ('kept', 'reset')
   }
+  *kept, last = [
+    f'{ratio} at I = {period}'
+    for ratio, period in zip(over['kept'], data['periods'], strict=True)
+  ]
   return (
     f'At rate {HIGH} and I = {LONG}, local SGD with kept buffers (order C) '
     f'ends at {kept_over_reset("C", HIGH, LONG)} the loss with reset ones; in '
@@ -105,9 +112,9 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'A reset also discards momentum: at rate {LOW} and I = {SHORT}, the loss '
     f'with kept buffers is {kept_over_reset("C", LOW, SHORT)} the loss with '
     'reset ones.',
-    f'At I = {LONG}, with the best rate of each (order C), averaged buffers '
-    f'end at {over["kept"]} the loss with kept and {over["reset"]} the loss '
-    'with reset ones.',
+    'With the best rate of each (order C), averaged buffers end at no more '
+    f'than {max(over["reset"])} the loss with reset ones; compared with kept '
+    f'ones, they end at {", ".join(kept)} and {last}.',
   )
 
 

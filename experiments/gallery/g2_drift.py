@@ -92,12 +92,14 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     return str(comparing.ratio(peaks[one], peaks[other]))
 
   means = {name: float(x.mean()) for name, x in peaks.items()}
-  widest = max(means, key=lambda name: means[name])
+  most = max(means.values())
+  widest = [name for name, mean in means.items() if mean == most]
+  drift = 'drift' if len(widest) > 1 else 'drifts'
   return (
     f'Of {len(drifts)} algorithms, {len(never)} keep the replicas equal, '
     f'{len(back)} make them equal at the end of a round, and '
-    f'{len(drifts) - len(never) - len(back)} never do; {widest} drifts most, '
-    f'up to {comparing.shown(means[widest])}% of the norm of the average.',
+    f'{len(drifts) - len(never) - len(back)} never do; {" and ".join(widest)} '
+    f'{drift} most, up to {comparing.shown(most)}% of the norm of the average.',
     f'Local SGD with I = 16 drifts up to {comparing.shown(means["k_avg"])}%, '
     f'{over("k_avg", "one_shot_averaging")} the drift '
     'of replicas that are never averaged.',
@@ -120,7 +122,7 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'in the last {WINDOW} of {data["steps"]} steps. Drift: root of the mean '
     'squared distance from the average, in % of the norm of the average. '
     f'The optimizer is {usual}; exceptions are {exceptions}. The drift grows '
-    'with the rate, so only algorithms with equal optimizers are compared.'
+    'with the rate, so the ratios are of algorithms with equal optimizers.'
   )
 
 

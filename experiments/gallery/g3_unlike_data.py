@@ -5,6 +5,7 @@ import itertools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from matplotlib.figure import Figure
 import numpy as np
 import optax
@@ -59,7 +60,7 @@ LOOKS = {
   'gradient tracking on a ring': styles.method('k_gt'),
 }
 # The settings of the sentences.
-UNLIKE, ALIKE, LONG = 0.1, 100.0, 64
+UNLIKE, ALIKE, SHORT, LONG = 0.1, 100.0, 4, 64
 
 
 def measure(setting: Setting) -> Outcome:
@@ -91,25 +92,65 @@ def measure(setting: Setting) -> Outcome:
 def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
   """Compare the methods where the data are most and least unlike."""
 
-  def over(one: tuple[str, int], other: tuple[str, int], alpha: float) -> str:
-    ends = (at_best(data, name, alpha, period) for name, period in (one, other))
+  local, scaffold, tracking = METHODS
+
+  def lengthened(alpha: float) -> str:
+    ends = (at_best(data, local, alpha, period) for period in (LONG, 1))
     return str(comparing.ratio(*ends))
 
-  local, scaffold, tracking = METHODS
-  once = local, 1
-  long = {name: (name, LONG) for name in METHODS}
+  def over_local(
+    name: str, period: int, alpha: float, *, equal_bytes: bool = False
+  ) -> str:
+    other = period / relative_bytes(name) if equal_bytes else period
+    return str(
+      comparing.ratio(
+        at_best(data, name, alpha, period), between(data, local, alpha, other)
+      )
+    )
+
+  shorter = LONG / relative_bytes(scaffold)
   return (
     f'At alpha = {UNLIKE:g}, local SGD with I = {LONG} ends at '
-    f'{over(long[local], once, UNLIKE)} the loss with I = 1; with like data '
-    f'(alpha = {ALIKE:g}) it is {over(long[local], once, ALIKE)}.',
-    f'At I = {LONG}, SCAFFOLD ends at '
-    f'{over(long[scaffold], long[local], UNLIKE)} the loss of local SGD on '
-    f'unlike data, and at {over(long[scaffold], long[local], ALIKE)} on like '
-    'data.',
-    f'At I = {LONG} on unlike data, gradient tracking on a ring ends at '
-    f'{over(long[tracking], long[local], UNLIKE)} the loss of local SGD and '
-    f'{over(long[tracking], long[scaffold], UNLIKE)} the loss of SCAFFOLD.',
+    f'{lengthened(UNLIKE)} the loss with I = 1; with like data (alpha = '
+    f'{ALIKE:g}) it is {lengthened(ALIKE)}.',
+    f'At I = {LONG}, SCAFFOLD ends at {over_local(scaffold, LONG, UNLIKE)} the '
+    'loss of local SGD on unlike data, and at '
+    f'{over_local(scaffold, LONG, ALIKE)} on like data; at equal bytes, with '
+    f'local SGD at I = {shorter:g}, it ends at '
+    f'{over_local(scaffold, LONG, UNLIKE, equal_bytes=True)} and '
+    f'{over_local(scaffold, LONG, ALIKE, equal_bytes=True)}.',
+    f'At I = {SHORT}, gradient tracking on a ring ends at '
+    f'{over_local(tracking, SHORT, UNLIKE)} the loss of local SGD on unlike '
+    'data, and at equal bytes at '
+    f'{over_local(tracking, SHORT, UNLIKE, equal_bytes=True)}; on like data, '
+    f'SCAFFOLD ends at {over_local(scaffold, SHORT, ALIKE)} the loss of local '
+    'SGD.',
   )
+
+
+def relative_bytes(name: str) -> float:
+  """Return the bytes of a method over those of local SGD with equal I."""
+  shapes = pr.base.Replica(params=jax.ShapeDtypeStruct((1000,), jnp.float32))
+  sent = [
+    pr.ledger.account(
+      METHODS[one](RATES[0], SHORT), shapes, digits.NUM_REPLICAS, SHORT
+    ).bytes_sent[-1]
+    for one in (name, 'local SGD')
+  ]
+  return float(sent[0] / sent[1])
+
+
+def between(
+  data: Mapping[str, Any], name: str, alpha: float, period: float
+) -> np.ndarray:
+  """Return losses `[seeds]` as `at_best`, also between two intervals.
+
+  There, the logarithm of the loss is linear in the logarithm of the interval.
+  """
+  x = np.log(data['periods'])
+  losses = [at_best(data, name, alpha, known) for known in data['periods']]
+  curves = np.log(losses).T
+  return np.exp([np.interp(np.log(period), x, curve) for curve in curves])
 
 
 def at_best(
@@ -135,6 +176,14 @@ def _is_at_edge(
   return comparing.best(losses) in (0, len(losses) - 1)
 
 
+def _bytes() -> str:
+  parts = [
+    f'{name} sends {comparing.shown(relative_bytes(name))} times'
+    for name in list(METHODS)[1:]
+  ]
+  return f'With equal I, {" and ".join(parts)} the bytes of local SGD.'
+
+
 def setting_of(data: Mapping[str, Any]) -> str:
   """Describe the runs."""
   rates = ', '.join(map(str, data['rates']))
@@ -147,6 +196,7 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'of the average at the end, over all data, at the best of the rates '
     f'{rates}. Near the largest stable rate, rounding changes a run, so that '
     'the same seeds may show another order in a program with other rates. '
+    f'{_bytes()} The loss between two intervals is interpolated. '
     + (
       'A hollow marker: the best rate is at the edge of these, so that a wider '
       'grid could reach a lower loss.'

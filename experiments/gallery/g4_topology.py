@@ -215,15 +215,15 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
   torus = comparing.ratio(_at(data, 'D-PSGD', 'torus', UNLIKE, FAST), far)
   return (
     f'On a ring with unlike data (alpha = {UNLIKE:g}) and rate {FAST:g}, '
-    f'D-PSGD ends {comparing.shown(100 * far.mean())}% from the optimum; all '
-    'biases of D-PSGD and diffusion agree with the solved fixed points within '
-    f'{comparing.shown(100 * worst)}%.',
-    f'Compared with this, the bias is {likely} with like data (alpha = '
-    f'{ALIKE:g}), {slower} at rate {SLOW:g}, and {torus} on a torus.',
+    f'D-PSGD ends {comparing.shown(100 * far.mean())}% from the optimum; every '
+    'bias of D-PSGD and diffusion is within '
+    f'{comparing.shown(100 * worst)}% of the bias of the solved fixed point.',
+    f'With like data (alpha = {ALIKE:g}), the bias is {likely} as large; at '
+    f'rate {SLOW:g} it is {slower} and on a torus {torus} as large.',
     'For every graph, rate and alpha, gradient tracking ends at most '
     f'{most["gradient tracking"]}% from the optimum; D² ends at most '
-    f'{most[EXACT]}% from it in float32, whose rounding errors its correction '
-    f'adds up, and {most[DOUBLE]}% in float64.',
+    f'{most[EXACT]}% from it in float32, because its correction accumulates '
+    f'rounding errors, and at most {most[DOUBLE]}% in float64.',
   )
 
 

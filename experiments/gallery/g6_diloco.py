@@ -134,9 +134,20 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'{kin.FEW} is {beside(kin.STREAMING, kin.FEW)}, SparseLoCo with H = '
     f'{kin.FEW} {beside(kin.SPARSE, kin.FEW)}, and synchronous AdamW with '
     f'{steps} times the batch {beside(kin.LARGE, steps)}.',
-    f'From {few} to {many}, with equally many examples in a step, DiLoCo '
-    f'changes to {by_period[kin.FEW]} at H = {kin.FEW}, and to '
-    f'{by_period[kin.MANY]} at H = {kin.MANY}.',
+    f'Compared with {few} and equally many examples in a step, DiLoCo with '
+    f'{many} is {by_period[kin.FEW]} at H = {kin.FEW}, and '
+    f'{by_period[kin.MANY]} at H = {kin.MANY}{_of_edges(data, (few, many))}.',
+  )
+
+
+def _of_edges(data: Mapping[str, Any], runs: Sequence[str]) -> str:
+  """Return a remark on the best rates of runs at the edge of their grid."""
+  at_edge = [run for run in runs if (best(data, run).at_edge != 1).any()]
+  if not at_edge:
+    return ''
+  return (
+    f' (some best rates of {" and of ".join(at_edge)} are at the edge of the '
+    'grid)'
   )
 
 
@@ -167,7 +178,7 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'N = {kin.NUM_REPLICAS} unless given. The rate has a warm-up and a half '
     f'cosine; weight decay {kin.WEIGHT_DECAY}. Each at the best of the rates '
     f'{usual} ({exceptions}). Loss: of the average at the end, on validation '
-    'text, where the frequencies of characters give '
+    'text, which also chooses the rates; the frequencies of characters give '
     f'{data["unigram"]["loss"]:.2f} nats. Bytes: sent by one replica in a run, '
     "by the library's ledger, in which compressed messages are gathered. Outer "
     f'rate {kin.OUTER_RATE} and momentum {kin.MOMENTA[0]}; DiLoCo with N = '

@@ -13,8 +13,8 @@ HEAD = """# Gallery
 
 Questions that the papers leave open, each in one figure and three sentences.
 `make gallery` runs the experiments again, and writes the figures and this page.
-Numbers in parentheses are 95% intervals over the seeds. Bands in the figures
-reach from the lowest to the highest seed.
+Numbers in parentheses are 95% intervals over the seeds, each for a single
+comparison. Bands in the figures reach from the lowest to the highest seed.
 """
 WIDTH = 80
 
