@@ -291,9 +291,9 @@ def _gap_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
       All((at_least(ranked, 0.8), every(close))), at_least(ranked, 0.5)
     ),
     setting=_setting(),
-    note='The gap is between the losses of the pairs. The sum takes the mean '
-    'Hessian for that of every example, and has no term of first order; the '
-    'last columns have the own gradient and Hessian of every example.',
+    note='The gap is between the losses of the pairs. The sum has the mean '
+    'Hessian in place of the Hessian of each example, and no term of first '
+    'order. The last columns have the gradient and the Hessian of each example.',
   )
 
 

@@ -344,7 +344,8 @@ def _both_claim(rows: Mapping[str, Any]) -> Claim:
     below(Ref(own, 'both'), Ref(own, one)) for one in ('dither', 'dropout')
   )
   return Claim(
-    text='Dither and dropout are complementary: both are better than each.',
+    text='Dither and dropout are complementary: together they are better than '
+    'either of them.',
     source=STATED,
     measured=_shown(rows, [PARALLEL]),
     rule=Rule(All(better), Either(better)),

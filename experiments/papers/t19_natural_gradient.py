@@ -258,8 +258,8 @@ def _rare_claim(rows: Mapping[str, Any]) -> Claim:
   loss, accuracy = 'training loss added by rare averages', 'test accuracy lost'
   less = [below(Ref(n, 'NG-SGD'), Ref(n, 'SGD')) for n in (loss, accuracy)]
   return Claim(
-    text='The natural gradient lets rare averages work: it loses less by them '
-    'than SGD.',
+    text='The natural gradient lets rare averages work: it loses less than SGD '
+    'where averages are rare.',
     source=f'{STATED}, {KALDI}',
     measured={
       loss: by_case(nats, 'nats'),

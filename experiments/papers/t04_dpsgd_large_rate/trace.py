@@ -210,8 +210,8 @@ def _smoothing_claim(runs: Mapping[str, Any], phases: str) -> Claim:
   first, second = 'rough ratio', 'calm ratio'
   return Claim(
     text='The spread of the replicas smooths the landscape where it is rough: '
-    'the largest |eigenvalue| of the Hessian of the loss averaged over their '
-    'positions is below the one of the loss at their mean.',
+    'the largest |eigenvalue| of the Hessian is smaller for the loss averaged '
+    'over their positions than for the loss at their mean.',
     source=f'{STATED}; the test is ours',
     measured={
       first: by_case(_medians(runs, _smoothing, rough=True)),

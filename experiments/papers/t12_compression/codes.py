@@ -199,8 +199,8 @@ def _contraction_claims(kept: Sequence[Mapping[str, Any]]) -> list[Claim]:
         ),
       },
       rule=Rule(every(at_most(excess, ROUNDING))),
-      setting=f'The largest of {NUM_DRAWS} draws, less 1 - k/n. The limit is '
-      'that of rounding.',
+      setting=f'The largest of {NUM_DRAWS} draws, less 1 - k/n. The limit '
+      'allows for rounding.',
     ),
     Claim(
       text='Random-k is a contraction in the mean: E |Q(v) - v|^2 = (1 - k/n) '
