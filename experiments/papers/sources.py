@@ -116,8 +116,8 @@ DOCUMENTS = (
       Missing(
         '2112.01433',
         '18 models and tasks in vision and speech.',
-        'an MLP on MNIST is judged; the data or the weights of the other models '
-        'are missing',
+        'an MLP on MNIST is judged; the data or the weights of the other '
+        'models are missing',
       ),
       Missing(
         '1705.09056',

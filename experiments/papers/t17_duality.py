@@ -293,7 +293,8 @@ def _gap_claim(rows: Sequence[Mapping[str, Any]]) -> Claim:
     setting=_setting(),
     note='The gap is between the losses of the pairs. The sum has the mean '
     'Hessian in place of the Hessian of each example, and no term of first '
-    'order. The last columns have the gradient and the Hessian of each example.',
+    'order. The last columns have the gradient and the Hessian of each '
+    'example.',
   )
 
 
