@@ -52,7 +52,7 @@ from experiments.running.flags import (
   speed_flags,
 )
 from experiments.running.process import budgets, exit_codes, locks
-from experiments.running.records import json_files, writing
+from experiments.running.records import json_files
 
 FLAGS = flags.FLAGS
 
@@ -245,8 +245,7 @@ def _judge_part(target: Target) -> None:
   kept = _kept(target)
   if not outcome.claims:
     return
-  data = json.loads(writing.to_json(outcome.data))
-  if kept.exists() and json.loads(kept.read_text())['data'] == data:
+  if keeping.holds(kept, outcome):
     return
   keeping.save(
     target,

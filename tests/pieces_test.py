@@ -228,6 +228,38 @@ class JudgingTest(parameterized.TestCase):
     outcome = t01_long.outcome(found, [], 'made', 1.0, TIMES)
     return {claim.text[:20]: claim.verdict for claim in outcome.claims}
 
+  def test_relative_steps_are_a_mean_over_losses(self):
+    slow = made_curve(slow=1.5, epochs=300)
+    self.assertAlmostEqual(
+      curves.relative(slow, made_curve(), 'step'), 1.5, places=6
+    )
+    # Two of the six losses are reached twice as late.
+    noisy = made_curve()
+    late = {**noisy, 'step': [100, 200, 300, 400, 1000, 1200, *[1e4] * 14]}
+    least = {**noisy, 'step': [100, 200, 300, 400, 500, 600, *[1e4] * 14]}
+    self.assertAlmostEqual(curves.relative(late, least, 'step'), 2 ** (2 / 6))
+
+  def test_a_drop_of_the_rate_does_not_help(self):
+    own, reference = made_curve(), made_curve()
+    waits = np.where(np.array(own['epoch']) > 150, 0.1, 2.0)
+    own['train_loss'] = waits.tolist()
+    self.assertGreater(curves.relative(own, reference, 'step'), judging.STEPS)
+
+  def test_an_outcome_is_held_with_its_data_and_its_claims(self):
+    found = made_curves(**{'I = 32': {'slow': 1.2}})
+    outcome = t01_long.outcome(found, ['a run'], 'made', 1.0, TIMES)
+    with tempfile.TemporaryDirectory() as root:
+      path = pathlib.Path(root, 'kept.json')
+      self.assertFalse(keeping.holds(path, outcome))
+      with mock.patch.object(keeping, 'draw'):
+        keeping.save(t01_long.TARGET, outcome, path, scale='long', seconds=1)
+      self.assertTrue(keeping.holds(path, outcome))
+      with mock.patch.object(judging, 'STEPS', 1.1):
+        again = t01_long.outcome(found, ['a run'], 'made', 1.0, TIMES)
+      self.assertFalse(keeping.holds(path, again))
+      more = t01_long.outcome(found, [], 'made', 1.0, TIMES)
+      self.assertFalse(keeping.holds(path, more))
+
   def test_equal_curves_are_flat_and_each_bar_can_be_missed(self):
     failed = {runs.ONE_SHOT: {'accuracy': 0.5}}
     good = self.verdicts(made_curves(**failed))

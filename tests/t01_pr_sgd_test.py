@@ -68,7 +68,7 @@ class JudgingTest(parameterized.TestCase):
     # I = 1 misses the loss of SSGD, which is no effect of the interval.
     made = histories({'SSGD': 5, 'I = 1': 50, 'I = 4': 50, 'I = 8': 100})
     cost = {
-      label: judging.relative_cost(made, label, 'epoch', 0.45, judging.UNIT)
+      label: judging.relative_cost(made, label, 'epoch', 0.35, judging.UNIT)
       for label in made
       if label != runs.SSGD
     }

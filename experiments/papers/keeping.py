@@ -76,6 +76,24 @@ def save(
   writing.write_text(path, text)
 
 
+def holds(path: pathlib.Path, outcome: Outcome) -> bool:
+  """Return whether a file has the data and the claims of an outcome.
+
+  Args:
+    path: JSON file of `save`, which may be missing.
+    outcome: the results; rules may have changed since the file was written.
+  """
+  if not path.exists():
+    return False
+  judged = {
+    'data': outcome.data,
+    'claims': [claims.to_json(claim) for claim in outcome.claims],
+  }
+  kept = json.loads(path.read_text())
+  wanted = json.loads(writing.to_json(judged))
+  return all(kept[name] == value for name, value in wanted.items())
+
+
 def draw(target: Target, data: Mapping[str, Any], path: pathlib.Path) -> None:
   """Draw the data of a target into a PNG file."""
   figure_files.save(make_figure(target, data), path)

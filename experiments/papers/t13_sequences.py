@@ -42,7 +42,7 @@ CONSTANT, FALLING = 'constant rate', 'warm-up and drops'
 WARMUP, DROPS = 0.1, (0.5, 0.75)
 # Fractions of the run after which the loss of SSGD is the target. FLAT times as
 # many steps must end before the first drop, because a drop lowers any loss.
-SHARES = {CONSTANT: speed.SHARE, FALLING: 0.35}
+SHARES = {CONSTANT: speed.SHARE, FALLING: speed.BEFORE_DROPS}
 # The drift is the rate times the period, so drops of the rate remove it.
 RUNS = ((CONSTANT, 'PR-SGD'), (FALLING, 'PR-SGD'), (FALLING, 'K-AVG'))
 EVERY = 16

@@ -24,9 +24,11 @@ NAMES = (
   'modeled_seconds',
 )
 _DIGITS = 6
-# Part of a run before the first drop of the rate. At the drop, the loss of all
-# curves falls, so that the time to a lower loss would show little.
-BEFORE_DROPS = 0.45
+# Parts of SSGD's run from which its lowest losses are targets. Several, because
+# the loss is noisy before the first drop of the rate, at half of the run. The
+# last is so early that a curve with 1.4 times the steps reaches it before the
+# drop, at which the loss of all curves falls.
+TARGETS = (0.1, speed.BEFORE_DROPS)
 
 # Name -> its value at each evaluation.
 Curve = dict[str, list[float]]
@@ -88,36 +90,30 @@ def accuracy(own: Curve, name: str = 'test_accuracy') -> float:
   return 100 * own[name][-1]
 
 
-def when_at_loss(own: Curve, reference: Curve, of: Sequence[float]) -> float:
-  """Return where a curve reaches the loss of a reference.
-
-  The loss is the lowest one that the reference has at `BEFORE_DROPS` of its
-  length.
-
-  Args:
-    own: the curve.
-    reference: the curve of synchronous SGD.
-    of: positions of `own`, such as its steps.
-  """
-  target = speed.target_loss(reference['train_loss'], BEFORE_DROPS)
-  return speed.when_reached(of, own['train_loss'], target)
-
-
 def lost(own: Curve, reference: Curve) -> float:
   """Return the test accuracy that a curve loses to a reference, in points."""
   return accuracy(reference) - accuracy(own)
 
 
 def relative(own: Curve, reference: Curve, of: str) -> float:
-  """Return what a curve needs to the loss of SSGD, relative to SSGD.
+  """Return what a curve needs to losses of SSGD, relative to SSGD.
+
+  It is the geometric mean over the lowest losses that SSGD has at the
+  evaluations between the `TARGETS`; infinity if one of them is not reached.
 
   Args:
     own: the curve.
     reference: the curve of SSGD.
     of: what to compare, such as 'step' or 'modeled_seconds'.
   """
-  ours = when_at_loss(own, reference, own[of])
-  return ours / when_at_loss(reference, reference, reference[of])
+  losses = reference['train_loss']
+  first, last = (round(share * (len(losses) - 1)) for share in TARGETS)
+  targets = np.unique(np.minimum.accumulate(losses)[first : last + 1])
+  ours, theirs = (
+    [speed.when_reached(c[of], c['train_loss'], target) for target in targets]
+    for c in (own, reference)
+  )
+  return float(np.exp(np.log(np.divide(ours, theirs)).mean()))
 
 
 def host_seconds(own: Curve, times: HostTimes) -> list[float]:

@@ -13,10 +13,10 @@ HEAD = """# The headline figure
 
 By the figure of Yu, Yang, Zhu 2019 (arXiv 1807.06629), PR-SGD with a moderate
 interval I trains as well as synchronous SGD (SSGD) against epochs, and faster
-against time. The paper trains ResNet-20 for 300 epochs. Here one study keeps
-the 300 epochs and shrinks the network. Another one compares lengths of the run,
-which the paper does not. A third one keeps the network and shortens the
-schedule.
+against time. The paper trains ResNet-20 for 300 epochs (recalled, not
+verified). Here one study keeps the 300 epochs and shrinks the network. Another
+one compares lengths of the run, which the paper does not. A third one keeps the
+network and shortens the schedule.
 
 `make reproduce SCALE=long DATA_DIR=data` runs them piece by piece. It writes
 this page and the figures each time a curve is finished. Numbers over several

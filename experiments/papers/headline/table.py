@@ -33,7 +33,7 @@ def of_curves(data: Mapping[str, Any]) -> str:
     of_seeds = {
       'test accuracy, %': [numbers.accuracy(own) for own in runs],
       'training loss': [own['train_loss'][-1] for own in runs],
-      'steps to a loss, relative': [
+      'steps to the same losses, relative': [
         numbers.relative(*pair, 'step')
         for pair in numbers.paired(curves, label, setting.SSGD)
       ],

@@ -6,6 +6,7 @@ At a much lower rate even one average at the end passes.
 
 import numpy as np
 
+from experiments.papers import speed
 from experiments.papers.t01_pr_sgd import figure, judging, mlp, runs, tuned
 from experiments.papers.target import Outcome, Setting, Target
 
@@ -21,7 +22,7 @@ def _measure(setting: Setting) -> Outcome:
       c
       for task in tasks.items()
       for c in judging.claims(
-        *task, runs.FULL_NETWORK, share=judging.SHARE_BEFORE_DROPS
+        *task, runs.FULL_NETWORK, share=speed.BEFORE_DROPS
       )
     ]
     return Outcome(claims, {'tasks': tasks}, seeds)
@@ -39,7 +40,7 @@ def _measure(setting: Setting) -> Outcome:
         histories,
         label,
         'epoch',
-        judging.SHARE_BEFORE_DROPS,
+        speed.BEFORE_DROPS,
         judging.UNIT,
       ).tolist()
       for label in histories
@@ -55,7 +56,7 @@ def _measure(setting: Setting) -> Outcome:
       judging.MLP_TASK,
       by_rate[rate],
       runs.NETWORK,
-      share=judging.SHARE_BEFORE_DROPS,
+      share=speed.BEFORE_DROPS,
       rates=(float(rate), float(best)),
     )
   ]

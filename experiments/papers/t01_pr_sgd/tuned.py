@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.papers import speed
 from experiments.papers.claims import STATED, Claim
 from experiments.papers.conditions import above, every, some
 from experiments.papers.quantities import by_case
 from experiments.papers.rules import Rule
 from experiments.papers.t01_pr_sgd import mlp
-from experiments.papers.t01_pr_sgd.judging import SHARE_BEFORE_DROPS, when
+from experiments.papers.t01_pr_sgd.judging import when
 from experiments.papers.t01_pr_sgd.runs import MODERATE, SSGD
 
 # The loss to reach is that of SSGD with the rate this many places below its
@@ -46,7 +47,7 @@ def claim(trained: mlp.Trained) -> Claim:
     },
     rule=Rule(every(faster, moderate), some(faster, moderate)),
     setting='Modeled time to the lowest loss that SSGD at rate '
-    f'{target} has after {SHARE_BEFORE_DROPS:.0%} of the steps. Of SSGD the '
+    f'{target} has after {speed.BEFORE_DROPS:.0%} of the steps. Of SSGD the '
     f'rates are {_listed(trained.synchronous)}, of PR-SGD '
     f'{_listed(trained.by_rate)}. The best has the least mean time.'
     + (f' At the edge of their rates: {"; ".join(edges)}.' if edges else ''),
@@ -60,7 +61,7 @@ def _best(
   times = {
     float(rate): np.array(
       [
-        when(own, 'modeled_seconds', ref, SHARE_BEFORE_DROPS)
+        when(own, 'modeled_seconds', ref, speed.BEFORE_DROPS)
         for own, ref in zip(runs, reference, strict=True)
       ]
     )
