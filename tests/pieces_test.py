@@ -313,6 +313,20 @@ class JudgingTest(parameterized.TestCase):
     self.assertEqual(claim.verdict, 'no')  # equal gaps, and no I = 32
     self.assertEmpty(t01_length.outcome({'20': lengths['20']}, [], 1).claims)
 
+  @parameterized.parameters((0.86, 'yes'), (0.7, 'partly'))
+  def test_every_longer_run_must_lose_less(self, middle, verdict):
+    lengths = {'20': 0.8, '40': middle, '300': 0.89}
+    found = {
+      epochs: {
+        label: own
+        for label, own in made_curves(**{'I = 32': {'accuracy': x}}).items()
+        if label in (runs.SSGD, 'I = 32')
+      }
+      for epochs, x in lengths.items()
+    }
+    (claim,) = t01_length.outcome(found, [], 1.0).claims
+    self.assertEqual(claim.verdict, verdict)
+
   def test_page_has_the_figures_with_tables_and_sources(self):
     outcomes = [
       {
