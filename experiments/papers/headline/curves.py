@@ -141,7 +141,7 @@ def by_seed(curves: Curves, label: str) -> list[Curve]:
   return list(curves.get(label, {}).values())
 
 
-def labels(curves: Curves, wanted: Mapping[str, object]) -> list[str]:
+def labels(curves: Curves, wanted: Sequence[str]) -> list[str]:
   """Return the labels that are measured, in the order of `wanted`."""
   return [label for label in wanted if label in curves]
 

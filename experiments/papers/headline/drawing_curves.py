@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.papers.headline.setting import CURVES, title
+from experiments.papers.headline import curves as numbers
+from experiments.papers.headline.setting import CURVES, SHOWN, title
 from experiments.tools import drawing, styles
 
 _ESTIMATED = {
@@ -31,7 +32,7 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   figure.set_size_inches(drawing.WIDTH, 8.2)
   axes = figure.subplots(3, 3, squeeze=False)
   curves, times = data['curves'], data['host_times']
-  labels = [label for label in CURVES if label in curves]
+  labels = numbers.labels(curves, SHOWN)
   looks = styles.looks({label: CURVES[label][0] for label in labels})
   rate = times['bits_per_second'] / 1e6
   along = {

@@ -22,9 +22,9 @@ from experiments.papers.headline.curves import Curve, Curves
 from experiments.papers.headline.host_times import HostTimes
 from experiments.papers.headline.setting import (
   AVERAGED,
-  CURVES,
   MODERATE,
   ONE_SHOT,
+  SHOWN,
   SSGD,
 )
 from experiments.papers.quantities import Quantity, by_case
@@ -223,7 +223,7 @@ def _each(
   curves: Curves,
   value: Callable[[Curve], float],
   unit: str = '',
-  wanted: Sequence[str] = tuple(CURVES),
+  wanted: Sequence[str] = SHOWN,
 ) -> Quantity:
   """Return a number of each curve, by seed."""
   return by_case(
@@ -240,7 +240,7 @@ def _against(
   curves: Curves,
   value: Callable[[Curve, Curve], float],
   unit: str = '',
-  wanted: Sequence[str] = tuple(CURVES),
+  wanted: Sequence[str] = SHOWN,
 ) -> Quantity:
   """Return a number of each curve and of SSGD's, by the seeds of both."""
   pairs = {

@@ -37,6 +37,8 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
   AVERAGED: ('pr_sgd', {'period': 32, 'buffers': 'average'}),
 }
 MODERATE = tuple(f'I = {p}' for p in PERIODS)
+# From the most averages to the fewest, as figures and tables show them.
+SHOWN = (SSGD, *MODERATE, AVERAGED, ONE_SHOT)
 
 COMMON: dict[str, Any] = {
   'dataset': 'cifar10',

@@ -15,11 +15,14 @@ from experiments.tools import tables
 from experiments.tools.tables import Column
 
 
-def of_curves(data: Mapping[str, Any]) -> str:
+def of_curves(
+  data: Mapping[str, Any], wanted: Sequence[str] = setting.SHOWN
+) -> str:
   """Return a Markdown table with a row for each curve.
 
   Args:
     data: data of the outcome of `t01_long` or `t01_long_resnet20`.
+    wanted: the curves to show. Default: all.
   """
   curves: Curves = data['curves']
   times = HostTimes(**data['host_times'])
@@ -46,7 +49,7 @@ def of_curves(data: Mapping[str, Any]) -> str:
     shown = {k: _shown(x) for k, x in of_seeds.items() if x}
     return {'curve': setting.title(label), 'seeds': str(len(runs)), **shown}
 
-  rows = [row(label) for label in numbers.labels(curves, setting.CURVES)]
+  rows = [row(label) for label in numbers.labels(curves, wanted)]
   names = dict.fromkeys(name for row in rows for name in row)
   return tables.markdown(rows, [Column(name) for name in names])
 
