@@ -35,7 +35,7 @@ from prsgd_jax.engine.training import StepKeys
 SEEDS = (0, 1, 2, 3, 4)
 N, HIDDEN, NUM_TRAIN = 8, 64, 300
 NUM_STEPS, PERIOD = 2400, 16
-RATES = (0.002, 0.006, 0.02, 0.06, 0.12)
+RATES = (0.002, 0.006, 0.02, 0.06, 0.12, 0.24, 0.48)
 # Half the width of the uniform noise on the inputs, which have a standard
 # deviation of 1, and the probability that a hidden unit is dropped.
 DITHER, DROPOUT = 1.0, 0.5

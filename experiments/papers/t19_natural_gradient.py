@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 N, BATCH, HIDDEN, NUM_TRAIN = 8, 16, (32, 32), 4096
 NUM_STEPS, EVERY = 320, 8
 # A power of two between two steps; the paper multiplies the rate by N.
-RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 RANK, FEW, RARE = 4, 4, 80
 # Largest loss relative to an average in every step that counts as flat.
 FLAT = 1.25
