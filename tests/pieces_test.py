@@ -25,6 +25,7 @@ from experiments.papers.headline import (
   judging,
   page,
   small_images,
+  table,
 )
 from experiments.papers.headline import (
   setting as runs,
@@ -326,6 +327,12 @@ class JudgingTest(parameterized.TestCase):
     }
     (claim,) = t01_length.outcome(found, [], 1.0).claims
     self.assertEqual(claim.verdict, verdict)
+
+  def test_table_shows_a_loss_that_is_never_reached(self):
+    found = made_curves(**{runs.ONE_SHOT: {'loss': 2.0}})
+    data = t01_long.outcome(found, [], 'made', 1.0, TIMES).data
+    row = table.of_curves(data, [runs.ONE_SHOT]).splitlines()[-1]
+    self.assertIn('| never', row)
 
   def test_page_has_the_figures_with_tables_and_sources(self):
     outcomes = [

@@ -79,7 +79,7 @@ def of_lengths(data: Mapping[str, Any]) -> str:
 
 def _shown(values: Sequence[float]) -> str:
   """Return the mean and the range of the seeds: counts, or four digits."""
-  rounded = [x if x == int(x) else float(f'{x:.4g}') for x in values]
+  rounded = [x if float(x).is_integer() else float(f'{x:.4g}') for x in values]
   return str(quantities.of_seeds(rounded))
 
 
