@@ -91,7 +91,9 @@ CONDITIONS = (
   (every(at_most('loss', 5)), True, 'in every case: loss ≤ 5 nats'),
   (every(at_most('loss', 'limit')), False, 'in every case: loss ≤ limit'),
   (some(at_most('loss', 'limit')), True, 'in some case: loss ≤ limit'),
-  (every(at_most('loss', 2), ['a']), True, 'for each of a: loss ≤ 2 nats'),
+  (every(at_most('loss', 2), ['a']), True, 'for a: loss ≤ 2 nats'),
+  (every(at_most('loss', 2), ['a', 'b']), False,
+   'for each of a and b: loss ≤ 2 nats'),
   (some(at_most('loss', 2), ['b', 'c']), False,
    'for one of b or c: loss ≤ 2 nats'),
   (

@@ -49,10 +49,12 @@ def in_words(condition: Condition, measured: Measured | None = None) -> str:
     case Either(conditions):
       return ' or '.join(_part(c, measured) for c in conditions)
     case Every(inner, cases):
-      where = f'for each of {_listed(cases)}' if cases else 'in every case'
+      each = 'for' if len(cases) == 1 else 'for each of'
+      where = f'{each} {_listed(cases)}' if cases else 'in every case'
       return f'{where}: {in_words(inner, measured)}'
     case Some(inner, cases):
-      where = f'for one of {_listed(cases, "or")}' if cases else 'in some case'
+      one = 'for' if len(cases) == 1 else 'for one of'
+      where = f'{one} {_listed(cases, "or")}' if cases else 'in some case'
       return f'{where}: {in_words(inner, measured)}'
 
 
