@@ -140,9 +140,10 @@ class Traffic(NamedTuple):
     fires: bool[num_steps], whether the stage communicates at each step; None
       for data-dependent communication, whose stage counts its rounds.
     bytes_sent: bytes that one replica sends in a round, the maximum over the
-      replicas. If rounds differ, it is of their mean, or of their expectation.
-    latencies: number of consecutive messages in a round. If rounds differ, it
-      is their mean, or their expectation.
+      replicas. If rounds differ, first the mean over the rounds, or the
+      expectation, is taken for each replica.
+    latencies: number of consecutive messages in a round, the maximum over the
+      replicas. If rounds differ, the mean over the rounds, or the expectation.
     tier: the links used: 'global', 'group' or 'neighbor'.
     waits: the replicas that a replica waits for. An integer S means its group
       of S consecutive replicas: N is all replicas, 1 is none. Otherwise a

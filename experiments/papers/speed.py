@@ -6,8 +6,8 @@ import numpy as np
 
 # Fraction of a run after which the loss of the reference is the target.
 SHARE = 0.6
-# The same if the rate drops at half of the run, since the drop lowers any loss:
-# a run that takes 1.4 times the steps still reaches it before the drop.
+# This fraction if the rate drops at half of the run, because a drop lowers any
+# loss: a run that takes 1.4 times the steps still reaches it before the drop.
 BEFORE_DROPS = 0.35
 
 Numbers = Sequence[float] | np.ndarray

@@ -66,7 +66,8 @@ class Trainer(NamedTuple):
     evaluate: `(state, arrays, *, batch_size=500, reestimate=None) -> dict of
       floats`, means of `eval_fn` of the averaged model over the examples
       `[n, ...]`, and `consensus_distance`, the mean squared distance of the
-      replicas from their average.
+      replicas from their average. `reestimate`, training data in memory, are
+      for new batch statistics of the average, see `engine.make_reestimate`.
     evaluate_replicas: `(state, arrays, *, batch_size=500) -> dict of float[N]`,
       means of `eval_fn` of each replica over the examples `[n, ...]`.
     average: `(state, *, reestimate=None) -> (params, model_state)`, the

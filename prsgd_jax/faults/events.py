@@ -268,9 +268,9 @@ def _random(kind: str, probability: float, duration: int, seed: int) -> Fault:
   )
   length = min(check_positive_int('duration', duration), MAX_STEPS)
   seed = check_seed('seed', seed)
-  # Kinds draw independently, although their seeds may be equal. Above all steps
-  # and above 0 and 1, because the engine splits the key of its seed, and the
-  # halves of a key are its `fold_in` of 0 and 1.
+  # Kinds draw independently, although their seeds may be equal. The numbers are
+  # above all steps, because other draws fold in the step, and above 0 and 1,
+  # because the engine splits its key and `fold_in` of 0 and 1 gives the halves.
   stream = 2**31 + KINDS.index(kind)
 
   def drawn(block: Array, replica: Array) -> Array:

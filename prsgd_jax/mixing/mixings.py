@@ -55,8 +55,9 @@ KEPT = 1024
 class Message(NamedTuple):
   """Traffic of one replica when a payload is mixed once.
 
-  It is the maximum over the replicas: of the mean over the W that alternate, or
-  of the expectation over random links.
+  If several W alternate or links are random, the bytes are the mean or the
+  expectation for the replica that sends most, and the latencies are the mean or
+  the expectation of the longest chain of messages in a round.
   """
 
   bytes_sent: float

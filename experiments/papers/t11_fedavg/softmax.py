@@ -223,7 +223,8 @@ def _rounds_claim(
     setting='The first is FedSGD. Every E and B has its best rate of '
     f'{", ".join(map(str, RATES))}. {CLIENTS} clients with {OWN} images each, '
     f'C = {CASES[name].participation:g}. Every run deals shards at random, '
-    f'{SHARDS} to each client. {judging.SETTING}' + _told(_edges(found[name])),
+    f'{SHARDS} to each client. {judging.SETTING}'
+    + _remark(_edges(found[name])),
   )
 
 
@@ -233,7 +234,7 @@ def _edges(runs: Sequence[Mapping[str, Any]]) -> list[str]:
   return [case for case, own in cases if own['best'] in (0, len(RATES) - 1)]
 
 
-def _told(edges: Sequence[str]) -> str:
+def _remark(edges: Sequence[str]) -> str:
   return f' At the edge of the rates: {"; ".join(edges)}.' if edges else ''
 
 
@@ -282,7 +283,7 @@ def _gain(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Claim:
     ),
     setting='The gain is how many times fewer rounds than FedSGD are needed. '
     f'A client with unlike data has {SHARDS} shards of sorted labels.'
-    + _told(edges),
+    + _remark(edges),
   )
 
 
