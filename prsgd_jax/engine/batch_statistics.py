@@ -70,26 +70,7 @@ def make_reestimate(
   check_signature(LOSS, loss_fn)
   check_signature(BATCH, batch_fn)
   own_loss = isolated('loss_fn', checked_loss(loss_fn))
-  own_batch = isolated('batch_fn', batch_fn)
-
-  def examples(*args: Any) -> Any:
-    batch = own_batch(*args)
-    _check_length(batch)
-    return batch
-
-  def draw(data: Any, step: Array) -> Any:
-    """Return the mixed batches of the device, `[V, B, ...]`."""
-    root, _ = _roots()
-    replicas = mesh.replica_index()
-    keys = jax.vmap(lambda i: _key(root, step, i))(replicas)
-    draws = jax.vmap(examples, (None, None, 0, 0))
-    batches = draws(data, step, replicas, keys)
-    return jax.tree.map(mix, collectives.all_gather(batches))
-
-  def mix(x: Array) -> Array:
-    """Deal the examples `[N, B, ...]` of the replicas, one of each in turn."""
-    dealt = x.swapaxes(0, 1).reshape(x.shape)
-    return dealt[mesh.replica_index()]
+  draw = _mixed_batches(mesh, isolated('batch_fn', batch_fn))
 
   def move(point: Any, batch: Any, turn: Array) -> Any:
     params, model_state = point
@@ -121,6 +102,32 @@ def make_reestimate(
     return mapped_average(jax.block_until_ready(point))
 
   return reestimate
+
+
+def _mixed_batches(
+  mesh: ReplicaMesh, batch_fn: Callable[..., Any]
+) -> Callable[[Any, Array], Any]:
+  """Return `(data, step) -> batches` of a device, `[V, B, ...]`."""
+
+  def examples(*args: Any) -> Any:
+    batch = batch_fn(*args)
+    _check_length(batch)
+    return batch
+
+  def draw(data: Any, step: Array) -> Any:
+    root, _ = _roots()
+    replicas = mesh.replica_index()
+    keys = jax.vmap(lambda i: _key(root, step, i))(replicas)
+    draws = jax.vmap(examples, (None, None, 0, 0))
+    batches = draws(data, step, replicas, keys)
+    return jax.tree.map(mix, collectives.all_gather(batches))
+
+  def mix(x: Array) -> Array:
+    """Deal the examples `[N, B, ...]` of the replicas, one of each in turn."""
+    dealt = x.swapaxes(0, 1).reshape(x.shape)
+    return dealt[mesh.replica_index()]
+
+  return draw
 
 
 def _roots() -> tuple[Array, Array]:
