@@ -39,7 +39,7 @@ NOTES = {
   'at the end passed as well. The next one had the loss after 60% '
   'of the run as its target, when the loss is flat. The target was '
   'moved to 45% after that result was seen, which changed nothing at rate '
-  '0.4: even I = 1 stays just above the loss there. It was moved to 35% '
+  '0.4: even I = 1 stayed just above the loss there. It was moved to 35% '
   'because 1.25 times 45% of the steps end after the drop of the rate, which '
   'lowers any loss. I = 1 is not SSGD, because its gradients are taken before '
   'the average.',
@@ -166,7 +166,7 @@ def rates_claim(relative: Mapping[str, Mapping[str, list[float]]]) -> Claim:
     f'rate, to the lowest loss of {UNIT} after {speed.BEFORE_DROPS:.0%} of the '
     f'steps. One average is an interval of {mlp.FIELDS["num_steps"]} steps.',
     note='An earlier run was judged relative to SSGD. At its best rate, even '
-    f'{UNIT} misses the loss of SSGD, because its gradients are taken before '
+    f'{UNIT} missed the loss of SSGD, because its gradients are taken before '
     'the average. The longest flat interval was 0 steps there, for a reason '
     'other than I.',
   )

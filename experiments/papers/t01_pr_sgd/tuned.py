@@ -15,7 +15,7 @@ from experiments.papers.t01_pr_sgd.judging import when
 from experiments.papers.t01_pr_sgd.runs import MODERATE, SSGD
 
 # The loss to reach is that of SSGD with the rate this many places below its
-# best. At the best rate the rates of both drop before the loss is reached.
+# best, because at the best rate no run with I > 1 reaches the loss of SSGD.
 PLACE = 2
 
 
