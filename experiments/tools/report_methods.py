@@ -143,7 +143,7 @@ def table(runs: Sequence[figures.Run], target: Target | None) -> Table:
   different, _ = report_page.split_constant(rows, columns)
   note = 'Mean over the seeds at the end of the runs, with the range below.'
   if len(rows) > 1:
-    note += ' Bold: the best of the column, of methods whose runs are all done.'
+    note += ' Bold: the best of the methods whose runs are all done.'
   if target is not None:
     title = COLUMNS[target.name].title
     note += (
