@@ -116,7 +116,7 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'At I = {LONG}, SCAFFOLD ends at {over_local(scaffold, LONG, UNLIKE)} the '
     'loss of local SGD on unlike data, and at '
     f'{over_local(scaffold, LONG, ALIKE)} on like data; at equal bytes, with '
-    f'local SGD at I = {shorter:g}, it ends at '
+    f'local SGD at I = {shorter:g} (interpolated), it ends at '
     f'{over_local(scaffold, LONG, UNLIKE, equal_bytes=True)} and '
     f'{over_local(scaffold, LONG, ALIKE, equal_bytes=True)}.',
     f'At I = {SHORT}, gradient tracking on a ring ends at '
