@@ -11,7 +11,7 @@ from experiments.papers.simulation import simulate
 from experiments.tools import styles
 import prsgd_jax as pr
 
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4, 5)
 N, HIDDEN = 16, (50, 50)
 NUM_TRAIN, NUM_LANDSCAPE = 4096, 1024
 NUM_CHOOSING = 4096  # other training images, which choose the rates
