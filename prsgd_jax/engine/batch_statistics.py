@@ -3,8 +3,8 @@
 An averaged model has other activations than the models it averages, so the
 average of their batch statistics may be wrong for it. Here BatchNorm estimates
 them again, with the update that it uses in training. Each of its batches holds
-examples of all replicas, because batches of one replica alone would miss the
-variance between replicas with unlike data.
+examples of all replicas, because a batch of one replica would miss the variance
+between replicas with unlike data.
 """
 
 from collections.abc import Callable
