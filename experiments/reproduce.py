@@ -16,7 +16,9 @@ the JSON files.
 At the scales long and full, targets with curves that take hours run them piece
 by piece, a curve with a seed each, in the order that shows most first. With
 --minutes the program stops in time, saves its state, and exits with code 75 if
-there is more to do. Repeat the command until it exits with 0.
+there is more to do. Repeat the command until it exits with 0. A finished curve
+is kept beside the results, so that another clone does not train it again unless
+--again is given.
 """
 
 import pathlib
@@ -42,6 +44,7 @@ from absl import flags
 
 from experiments import papers
 from experiments.papers import keeping, pieces, results_page, side_by_side
+from experiments.papers.headline import curves
 from experiments.papers.pieces import Piece
 from experiments.papers.target import Outcome, Setting, Target
 from experiments.running.flags import (
@@ -161,12 +164,15 @@ def _run_all(targets: list[Target], left: Callable[[], float]) -> bool:
     cli.make_fake_devices(_num_devices())
 
   def judge(piece: Piece) -> None:
-    del piece
+    curves.keep(piece, again=FLAGS.again)
     for target in targets:
       if target.judges_part:
         _judge_part(target)
 
-  if not pieces.run_all(_pieces(targets), FLAGS.data_dir, left, judge):
+  chosen = _pieces(targets)
+  for piece in chosen:  # those whose process ended before they were kept
+    curves.keep(piece, again=FLAGS.again)
+  if not pieces.run_all(chosen, FLAGS.data_dir, left, judge, again=FLAGS.again):
     return False
   waiting = [t for t in targets if FLAGS.again or not _kept(t).exists()]
   if FLAGS.scale == 'cpu' and min(FLAGS.at_once, len(waiting)) > 1:
@@ -234,9 +240,8 @@ def _kept(target: Target) -> pathlib.Path:
 
 def _setting(target: Target) -> Setting:
   root = pathlib.Path(FLAGS.workdir or 'runs/reproduce')
-  return Setting(
-    FLAGS.scale, FLAGS.data_dir, root / f'{target.name}-{FLAGS.scale}'
-  )
+  workdir = root / f'{target.name}-{FLAGS.scale}'
+  return Setting(FLAGS.scale, FLAGS.data_dir, workdir, RESULTS)
 
 
 def _judge_part(target: Target) -> None:
@@ -246,6 +251,9 @@ def _judge_part(target: Target) -> None:
   if not outcome.claims:
     return
   if keeping.holds(kept, outcome):
+    return
+  if keeping.missing(kept) < outcome.data['missing']:
+    print(f'{target.name}: {kept} has more curves, so it is not replaced')
     return
   keeping.save(
     target,

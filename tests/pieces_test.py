@@ -13,6 +13,7 @@ from experiments.gpu import figure_runs
 from experiments.hosts import cases
 from experiments.papers import (
   keeping,
+  kept_curves,
   pieces,
   quantities,
   results_page,
@@ -34,7 +35,7 @@ from experiments.papers.t01_pr_sgd import runs as pr_sgd_runs
 from experiments.papers.target import Setting
 from experiments.running.execution import experiment, finite
 from experiments.running.process import budgets, exit_codes, signals
-from experiments.running.records import records, writing
+from experiments.running.records import json_files, records, writing
 import prsgd_jax as pr
 from tests import binaries, looks
 
@@ -184,6 +185,84 @@ class PiecesTest(parameterized.TestCase):
       self.assertNotIn('Training loss', again.out)
       status = binaries.call(reproduce, '--scale=long', '--status')
     self.assertIn('2 of 2 pieces finished', status.out)
+
+  def test_a_kept_curve_is_not_trained_on_another_machine(self):
+    results = self.root / 'results'
+    here = self.setting('test')._replace(results=results)
+    chosen = t01_long.pieces(here)[:2]
+    with binaries.compiled_once():
+      pieces.run_all(
+        chosen, binaries.digits_dir(), lambda: 1e3, lambda piece: None
+      )
+    own, _ = curves.read(chosen)
+    self.check_kept_once(chosen[0], own['SSGD']['0'])
+    elsewhere = here._replace(workdir=self.root / 'other' / 't01_long-test')
+    others = t01_long.pieces(elsewhere)[:2]
+    found, missing = curves.read(others)
+    self.assertEqual(found, {'SSGD': own['SSGD']})
+    self.assertEqual(missing, ['I = 32, seed 0'])
+    self.assertAlmostEqual(
+      curves.hours(others), curves.hours(chosen[:1]), places=4
+    )
+    self.assertIn('1 of 2 pieces finished', pieces.status(others))
+    trained = []
+    with mock.patch.object(
+      pieces, 'train', lambda piece, *_, progress: trained.append(piece.label)
+    ):
+      for again in (False, True):
+        pieces.run_all(others, None, lambda: 1e3, lambda _: None, again=again)
+    self.assertEqual(trained, ['I = 32', 'SSGD', 'I = 32'])
+    chosen[0].kept.write_text('{"piece": "SSGD"}')
+    with self.assertRaisesRegex(json_files.DamagedFile, 'has no seconds'):
+      pieces.progress_of(others[0])
+
+  def check_kept_once(self, piece, wanted):
+    """Assert that a curve is kept once, and is only replaced if told so."""
+    curves.keep(piece)
+    self.assertEqual(kept_curves.read(piece.kept).curve, wanted)
+    other = kept_curves.KeptCurve(1.0, {'step': [1.0]})
+    kept_curves.write(piece.kept, 'other', other)
+    curves.keep(piece)
+    self.assertEqual(kept_curves.read(piece.kept), other)
+    curves.keep(piece, again=True)
+    self.assertEqual(kept_curves.read(piece.kept).curve, wanted)
+
+  def test_fewer_curves_do_not_replace_results(self):
+    found = made_curves()
+    whole = t01_long.outcome(found, ['a run'], 'made', 1.0, TIMES)
+    results = self.root / 'results'
+    kept = results / 't01_long-long.json'
+    self.assertEqual(keeping.missing(kept), np.inf)
+    keeping.save(t01_long.TARGET, whole, kept, scale='long', seconds=1)
+    before = kept.read_bytes()
+    part = {runs.SSGD: found[runs.SSGD], 'I = 4': found['I = 4']}
+    fewer = t01_long.outcome(part, ['a run'] * 11, 'made', 1.0, TIMES)
+    target = t01_long.TARGET._replace(
+      measure=lambda setting: fewer, pieces=lambda setting: []
+    )
+    with (
+      mock.patch.object(reproduce, 'all_targets', lambda: {'t01_long': target}),
+      mock.patch.object(reproduce, 'RESULTS', results),
+      mock.patch.object(reproduce.results_page, 'write'),
+    ):
+      outcome = binaries.call(reproduce, '--scale=long')
+    self.assertIn('has more curves, so it is not replaced', outcome.out)
+    self.assertEqual(kept.read_bytes(), before)
+
+  def test_results_are_those_of_the_kept_curves(self):
+    setting = self.setting()._replace(results=reproduce.RESULTS)
+    outcome = t01_long.measure(setting)
+    path = reproduce.RESULTS / 't01_long-long.json'
+    self.assertTrue(keeping.holds(path, outcome))
+    kept = set(reproduce.RESULTS.glob('*/*.json'))
+    named = {
+      piece.kept
+      for name in LONG
+      for piece in reproduce.all_targets()[name].pieces(
+        self.setting(name=name)._replace(results=reproduce.RESULTS)
+      )
+    }
+    self.assertContainsSubset(kept, named)
 
   def test_a_diverged_piece_does_not_stop_the_others(self):
     chosen = t01_long.pieces(self.setting('test'))[:2]
@@ -405,7 +484,10 @@ class SmallImagesTest(absltest.TestCase):
 
 class ProgramTest(absltest.TestCase):
   def test_status_lists_the_pieces_and_runs_nothing(self):
-    with tempfile.TemporaryDirectory() as root:
+    with (
+      tempfile.TemporaryDirectory() as root,
+      mock.patch.object(reproduce, 'RESULTS', pathlib.Path(root)),
+    ):
       outcome = binaries.call(
         reproduce, '--scale=long', '--status', f'--workdir={root}'
       )
@@ -416,7 +498,7 @@ class ProgramTest(absltest.TestCase):
   def test_a_spent_budget_ends_with_the_code_of_more_to_do(self):
     with (
       tempfile.TemporaryDirectory() as root,
-      mock.patch.object(pieces, 'run_all', lambda *args: False),
+      mock.patch.object(pieces, 'run_all', lambda *args, again: False),
       mock.patch.object(reproduce.results_page, 'write'),
     ):
       outcome = binaries.call(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import json
+import math
 import pathlib
 import time
 from typing import Any
@@ -92,6 +93,17 @@ def holds(path: pathlib.Path, outcome: Outcome) -> bool:
   kept = json.loads(path.read_text())
   wanted = json.loads(writing.to_json(judged))
   return all(kept[name] == value for name, value in wanted.items())
+
+
+def missing(path: pathlib.Path) -> float:
+  """Return how many runs the results in a file lack; infinity without a file.
+
+  Args:
+    path: JSON file of `save`, of a target that is judged in parts.
+  """
+  if not path.exists():
+    return math.inf
+  return int(json.loads(path.read_text())['data']['missing'])
 
 
 def draw(target: Target, data: Mapping[str, Any], path: pathlib.Path) -> None:

@@ -2,7 +2,7 @@
 
 A piece is a run of `runs.execute` in its own directory, which a later call
 resumes. Pieces run in the order that shows most first. Their progress is read
-from their directories, without data and without devices.
+from their directories and their kept curves, without data and without devices.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +10,7 @@ import functools
 import pathlib
 from typing import NamedTuple
 
+from experiments.papers import kept_curves
 from experiments.running.execution import experiment, runs
 from experiments.running.execution.finite import NonFinite
 from experiments.running.execution.intervals import Intervals
@@ -40,6 +41,8 @@ class Piece(NamedTuple):
     num_devices: D. Default: the largest number of devices that divides N.
     adapt: `(parts, dataset) -> parts`, changes before the run. Default: none.
     priority: pieces with a smaller number run first. Default: 0.
+    kept: file of the curve of the finished run, which another machine may have
+      made. Default: none.
   """
 
   label: str
@@ -52,6 +55,7 @@ class Piece(NamedTuple):
   num_devices: int | None = None
   adapt: Callable[[Parts, Dataset], Parts] | None = None
   priority: int = 0
+  kept: pathlib.Path | None = None
 
   @property
   def num_steps(self) -> int:
@@ -71,7 +75,7 @@ class Progress(NamedTuple):
     step: steps in its records.
     num_steps: length of the run in steps.
     seconds: time spent on these steps.
-    finished: whether the run has its summary.
+    finished: whether the run has its summary, or its curve is kept.
     failed: reason why it diverged; '' if it did not.
   """
 
@@ -108,12 +112,19 @@ def train(
   return records.read_records(piece.workdir)
 
 
-def progress_of(piece: Piece) -> Progress:
+def progress_of(piece: Piece, *, again: bool = False) -> Progress:
   """Read how far a piece is.
+
+  Args:
+    piece: the piece.
+    again: whether a kept curve does not count. Default: False.
 
   Raises:
     DamagedFile: if a file of the run has another form.
   """
+  kept = None if again else kept_curves.read(piece.kept)
+  if kept is not None:
+    return Progress(piece.num_steps, piece.num_steps, kept.seconds, True, '')
   last = records.read_last_record(piece.workdir) or {'step': 0, 'seconds': 0.0}
   failure = records.read_failure(piece.workdir)
   finished = records.finished(piece.workdir, piece.num_steps) is not None
@@ -137,6 +148,8 @@ def run_all(
   data_dir: str | None,
   left: Callable[[], float],
   on_finished: Callable[[Piece], None],
+  *,
+  again: bool = False,
 ) -> bool:
   """Train the unfinished pieces in turn, as long as the budget lasts.
 
@@ -147,6 +160,7 @@ def run_all(
     data_dir: directory of the prepared data sets.
     left: seconds left of the budget, as `budgets.limited` yields it.
     on_finished: called with each piece that this call finishes.
+    again: whether to train pieces with a kept curve, too. Default: False.
 
   Returns:
     Whether all pieces are finished or diverged.
@@ -161,7 +175,7 @@ def run_all(
     return own(data_dir)
 
   for piece in pieces:
-    done = progress_of(piece)
+    done = progress_of(piece, again=again)
     if done.finished or done.failed:
       continue
     if left() < budgets.LEAST:

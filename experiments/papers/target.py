@@ -47,11 +47,14 @@ class Setting(NamedTuple):
       long or the full setting.
     data_dir: the directory of the TFDS data sets.
     workdir: the directory of runs that can be resumed.
+    results: the directory of the results, with the curves that are kept.
+      Default: no curve is kept.
   """
 
   scale: str
   data_dir: str | None
   workdir: pathlib.Path
+  results: pathlib.Path | None = None
 
 
 class Target(NamedTuple):

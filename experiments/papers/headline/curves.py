@@ -5,8 +5,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from experiments.papers import pieces, speed
+from experiments.papers import kept_curves, pieces, speed
 from experiments.papers.headline.host_times import HostTimes
+from experiments.papers.kept_curves import Curve, KeptCurve
 from experiments.papers.pieces import Piece
 from experiments.running.records import records
 
@@ -30,8 +31,6 @@ _DIGITS = 6
 # drop, at which the loss of all curves falls.
 TARGETS = (0.1, speed.BEFORE_DROPS)
 
-# Name -> its value at each evaluation.
-Curve = dict[str, list[float]]
 # Curve -> seed as text -> values, of JSON types.
 Curves = dict[str, dict[str, Curve]]
 T = TypeVar('T')
@@ -57,11 +56,30 @@ def read(
     if done.failed and not only_finished:
       continue
     if done.finished or (not only_finished and done.step):
-      history = records.read_records(piece.workdir)
-      found.setdefault(piece.label, {})[seed] = curve(history)
+      found.setdefault(piece.label, {})[seed] = _curve_of(piece)
     else:
       missing.append(piece.name + (' (diverged)' if done.failed else ''))
   return found, missing
+
+
+def keep(piece: Piece, *, again: bool = False) -> None:
+  """Keep the curve of a piece if its directory has finished it.
+
+  Args:
+    piece: a piece with a file for its curve; otherwise nothing is kept.
+    again: whether to replace a kept curve. Default: False.
+  """
+  done = pieces.progress_of(piece, again=True)
+  if piece.kept is None or not done.finished:
+    return
+  if again or not piece.kept.exists():
+    own = curve(records.read_records(piece.workdir))
+    kept_curves.write(piece.kept, piece.name, KeptCurve(done.seconds, own))
+
+
+def _curve_of(piece: Piece) -> Curve:
+  kept = kept_curves.read(piece.kept)
+  return kept.curve if kept else curve(records.read_records(piece.workdir))
 
 
 def curve(history: Sequence[records.Record]) -> Curve:

@@ -199,7 +199,11 @@ def _piece(
     priority=priority,
     **fields,
   )
-  return made._replace(load=load, adapt=adapt)
+  # In a directory of the target, because its workdir is named for it.
+  kept = setting.results and (
+    setting.results / setting.workdir.name / f'{made.workdir.name}.json'
+  )
+  return made._replace(load=load, adapt=adapt, kept=kept)
 
 
 def _load_large(data_dir: str | None) -> Dataset:
