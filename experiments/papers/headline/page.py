@@ -22,6 +22,10 @@ network and shortens the schedule.
 this page and the figures each time a curve is finished. Numbers over several
 seeds are means, with their range in parentheses. {doc}`results` has the rules
 and the verdicts.
+
+The line below a table names the machine and the commit that judged the curves.
+Each curve is a file in `experiments/results/reproduce/`, with the machine and
+the commit that trained it. Another clone trains only the curves that are left.
 """
 WIDTH = 80
 
