@@ -219,8 +219,10 @@ class PiecesTest(parameterized.TestCase):
   def check_kept_once(self, piece, wanted):
     """Assert that a curve is kept once, and is only replaced if told so."""
     curves.keep(piece)
-    self.assertEqual(kept_curves.read(piece.kept).curve, wanted)
-    other = kept_curves.KeptCurve(1.0, {'step': [1.0]})
+    kept = kept_curves.read(piece.kept)
+    self.assertEqual(kept.curve, wanted)
+    self.assertEqual(kept.made_by['commit'], records.commit())
+    other = kept._replace(seconds=1.0, curve={'step': [1.0]})
     kept_curves.write(piece.kept, 'other', other)
     curves.keep(piece)
     self.assertEqual(kept_curves.read(piece.kept), other)

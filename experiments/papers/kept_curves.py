@@ -6,9 +6,10 @@ control, so that another machine only trains the pieces that are left.
 """
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.running.records import json_files, records, writing
+from experiments.running.records import json_files, writing
+from experiments.running.records.records import Record
 
 # Name -> its value at each evaluation.
 Curve = dict[str, list[float]]
@@ -17,7 +18,9 @@ _FORM = json_files.object_of(
   {
     'piece': json_files.text,
     'seconds': json_files.number,
-    'commit': json_files.text,
+    'made_by': json_files.object_of(
+      dict.fromkeys(('device', 'jax', 'commit'), json_files.text)
+    ),
     'curve': json_files.values_of(json_files.list_of(json_files.number)),
   }
 )
@@ -28,10 +31,12 @@ class KeptCurve(NamedTuple):
 
   Attributes:
     seconds: time that the run took.
+    made_by: the machine, the versions and the commit of the run.
     curve: values at its evaluations.
   """
 
   seconds: float
+  made_by: Record
   curve: Curve
 
 
@@ -44,23 +49,22 @@ def read(path: pathlib.Path | None) -> KeptCurve | None:
   found = None if path is None else json_files.read(path, _FORM)
   if found is None:
     return None
-  return KeptCurve(found['seconds'], writing.with_nan(found['curve']))
+  curve = writing.with_nan(found['curve'])
+  return KeptCurve(found['seconds'], found['made_by'], curve)
 
 
 def write(path: pathlib.Path, piece: str, kept: KeptCurve) -> None:
-  """Keep a curve, with the machine and the commit that made it.
+  """Keep a curve.
 
   Args:
     path: file to write.
     piece: name of the piece.
-    kept: its time and its curve.
+    kept: what to keep of it.
   """
-  record: dict[str, Any] = {
+  record = {
     'piece': piece,
+    **kept._asdict(),
     'seconds': round(kept.seconds, 1),
-    'machine': records.machine(),
-    'commit': records.commit(),
-    'curve': kept.curve,
   }
   path.parent.mkdir(parents=True, exist_ok=True)
   writing.write_text(path, writing.to_json(record))

@@ -24,6 +24,8 @@ NAMES = (
   'bytes_sent',
   'modeled_seconds',
 )
+# What a kept curve tells about its run.
+MADE_BY = ('replicas', 'device', 'cpus', 'jax', 'xla_flags', 'commit')
 _DIGITS = 6
 # Parts of SSGD's run from which its lowest losses are targets. Several, because
 # the loss is noisy before the first drop of the rate, at half of the run. The
@@ -69,12 +71,14 @@ def keep(piece: Piece, *, again: bool = False) -> None:
     piece: a piece with a file for its curve; otherwise nothing is kept.
     again: whether to replace a kept curve. Default: False.
   """
-  done = pieces.progress_of(piece, again=True)
-  if piece.kept is None or not done.finished:
+  summary = records.finished(piece.workdir, piece.num_steps)
+  if piece.kept is None or summary is None:
     return
   if again or not piece.kept.exists():
+    made_by = {name: summary[name] for name in MADE_BY if name in summary}
     own = curve(records.read_records(piece.workdir))
-    kept_curves.write(piece.kept, piece.name, KeptCurve(done.seconds, own))
+    kept = KeptCurve(summary['seconds'], made_by, own)
+    kept_curves.write(piece.kept, piece.name, kept)
 
 
 def _curve_of(piece: Piece) -> Curve:
