@@ -126,7 +126,9 @@ class PiecesTest(parameterized.TestCase):
     self.assertEqual(found[0].num_steps, 58_594)
 
   def test_a_piece_stops_resumes_and_is_judged(self):
-    chosen = t01_long.pieces(self.setting('test'))[:2]
+    results = self.root / 'results'
+    setting = self.setting('test')._replace(results=results)
+    chosen = t01_long.pieces(setting)[:2]
     target = t01_long.TARGET._replace(
       measure=lambda setting: t01_long.judged(chosen, 'tiny'),
     )
@@ -181,10 +183,27 @@ class PiecesTest(parameterized.TestCase):
       kept = results / 't01_long-long.json'
       self.assertEqual(json.loads(kept.read_text())['seeds'], [0])
       self.assertTrue(kept.with_suffix('.png').exists())
+      self.check_program_keeps(target.pieces(None))
       again = binaries.call(reproduce, '--scale=long')
       self.assertNotIn('Training loss', again.out)
       status = binaries.call(reproduce, '--scale=long', '--status')
     self.assertIn('2 of 2 pieces finished', status.out)
+
+  def check_program_keeps(self, chosen):
+    """Assert that the program kept the curves, and keeps one it finishes."""
+    for piece in chosen:
+      self.assertTrue(piece.kept.exists())
+
+    def finish(found, data_dir, left, on_finished, *, again):
+      del data_dir, left, again
+      found[0].kept.unlink()
+      on_finished(found[0])
+      return True
+
+    with mock.patch.object(pieces, 'run_all', finish):
+      outcome = binaries.call(reproduce, '--scale=long')
+    self.assertEqual(outcome.code, 0, outcome.err)
+    self.assertTrue(chosen[0].kept.exists())
 
   def test_a_kept_curve_is_not_trained_on_another_machine(self):
     results = self.root / 'results'

@@ -25,7 +25,8 @@ and the verdicts.
 
 The line below a table names the machine and the commit that judged the curves.
 Each curve is a file in `experiments/results/reproduce/`, with the machine and
-the commit that trained it. Another clone trains only the curves that are left.
+the commit that trained it, except curves that were trained before they were
+kept. Another clone trains only the curves without a file.
 """
 WIDTH = 80
 
