@@ -493,6 +493,28 @@ class JudgingTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'no measurement at 1 bits'):
       host_times.read(rate=1)
 
+  def test_rounds_with_buffers_have_no_measured_time(self):
+    outcome = t01_long.outcome(made_curves(), [], 'made', 1.0, TIMES)
+    measured = outcome.claims[0].measured
+    hours = next(x for name, x in measured.items() if 'measured' in name)
+    self.assertEqual([*hours.cases], [*runs.TIMED])
+    shown = table.of_curves(outcome.data, [runs.SSGD, runs.AVERAGED])
+    cells = shown.splitlines()[-1].split('|')
+    self.assertEqual(cells[-2].strip(), '')
+    figure = keeping.make_figure(t01_long.TARGET, as_kept(outcome.data))
+    drawn = [len(axis.lines) for axis in figure.axes[:3]]
+    self.assertEqual(drawn, [len(runs.SHOWN), len(runs.SHOWN), len(runs.TIMED)])
+
+  def test_timed_rounds_send_as_much_as_those_of_ssgd(self):
+    kept = json.loads((reproduce.RESULTS / 't01_long-long.json').read_text())
+    sent = {
+      label: own['0']['bytes_sent'][-1] / own['0']['rounds'][-1]
+      for label, own in kept['data']['curves'].items()
+    }
+    for label, of_round in sent.items():
+      whole = 1 if label in runs.TIMED else 2
+      self.assertAlmostEqual(of_round / sent[runs.SSGD], whole, 4, label)
+
 
 class SmallImagesTest(absltest.TestCase):
   def test_pixels_are_means_of_squares(self):

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from experiments.papers.headline import curves as numbers
-from experiments.papers.headline.setting import CURVES, SHOWN, title
+from experiments.papers.headline.host_times import HostTimes
+from experiments.papers.headline.setting import CURVES, SHOWN, TIMED, title
 from experiments.tools import drawing, styles
 
 _ESTIMATED = {
@@ -31,24 +32,21 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
   """
   figure.set_size_inches(drawing.WIDTH, 8.2)
   axes = figure.subplots(3, 3, squeeze=False)
-  curves, times = data['curves'], data['host_times']
+  curves, times = data['curves'], HostTimes(**data['host_times'])
   labels = numbers.labels(curves, SHOWN)
   looks = styles.looks({label: CURVES[label][0] for label in labels})
-  rate = times['bits_per_second'] / 1e6
+  rate = times.bits_per_second / 1e6
+  measured = f'time by measured steps and\naverages at {rate:g} Mb/s, h'
   along = {
     'epochs of all replicas together': lambda own: own['epoch'],
     'modeled time, h': lambda own: np.array(own['modeled_seconds']) / 3600,
-    f'time by measured steps and\naverages at {rate:g} Mb/s, h': lambda own: (
-      (
-        times['step'] * np.array(own['step'])
-        + times['round'] * np.array(own['rounds'])
-      )
-      / 3600
-    ),
+    measured: lambda own: np.array(numbers.host_seconds(own, times)) / 3600,
   }
   for row, (name, text) in zip(axes, _ESTIMATED.items(), strict=False):
     for axis, (along_text, position) in zip(row, along.items(), strict=True):
-      _panel(axis, curves, labels, looks, position, name)
+      timed = [label for label in labels if label in TIMED]
+      wanted = timed if along_text == measured else labels
+      _panel(axis, curves, wanted, looks, position, name)
       axis.set_xlabel(along_text)
       axis.locator_params(axis='x', nbins=3)
     row[0].set_ylabel(f'{text}\n(statistics estimated again)')

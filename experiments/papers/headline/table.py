@@ -44,7 +44,9 @@ def of_curves(
       'averages': [runs[0]['rounds'][-1]],
       'sent by a replica, GB': [runs[0]['bytes_sent'][-1] / 1e9],
       'modeled hours': [runs[0]['modeled_seconds'][-1] / 3600],
-      f'measured hours at {rate}': [hours(runs[0])],
+      f'measured hours at {rate}': (
+        [hours(runs[0])] if label in setting.TIMED else []
+      ),
     }
     shown = {k: _shown(x) for k, x in of_seeds.items() if x}
     return {'curve': setting.title(label), 'seeds': str(len(runs)), **shown}
