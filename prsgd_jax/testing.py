@@ -112,7 +112,8 @@ def check_laws(
   """Check an algorithm against its NumPy loop and the laws of all algorithms.
 
   1. The replicas match the oracle at every step.
-  2. The trajectory does not depend on the number of devices.
+  2. The trajectory does not depend on the number of devices, of those that JAX
+     has. A CPU can act as eight: `jax.config.update('jax_num_cpu_devices', 8)`.
   3. A run restored from its middle is bit-identical to an uninterrupted one.
   4. A step changes no structure, shape or dtype of the state.
   5. The ledger can count the communication.

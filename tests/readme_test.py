@@ -19,6 +19,15 @@ from tests import binaries, docs_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / 'README.md').read_text()
+PAGES = sorted(
+  str(page.relative_to(ROOT))
+  for page in (
+    *ROOT.glob('*.md'),
+    *ROOT.glob('experiments/*.md'),
+    *ROOT.glob('docs/*.md'),
+    *ROOT.glob('docs/*/*.md'),
+  )
+)
 PROGRAMS = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 
 
@@ -74,16 +83,28 @@ class ReadmeTest(parameterized.TestCase):
     text = (ROOT / 'experiments' / 'README.md').read_text()
     self.assertEqual(results.with_table(text, results.read_results()), text)
 
-  def test_files_that_are_named_exist(self):
+  def test_files_that_are_linked_exist(self):
     links = re.findall(r'\]\(([^)#:]+)\)', TEXT)
-    flagfiles = re.findall(r'--flagfile=(\S+)', TEXT)
     self.assertNotEmpty(links)
-    for name in (*links, *flagfiles):
+    for name in links:
       self.assertTrue((ROOT / name).exists(), name)
 
-  def test_make_targets_that_are_named_exist(self):
+  @parameterized.parameters(*PAGES)
+  def test_files_that_are_named_exist(self, page):
+    named = re.findall(
+      r'(?<![\w/.])(?:docs|experiments|prsgd_jax|tests)/[\w/]+\.\w+',
+      (ROOT / page).read_text(),
+    )
+    for name in named:
+      self.assertTrue((ROOT / name).exists(), name)
+
+  @parameterized.parameters(*PAGES)
+  def test_make_targets_that_are_named_exist(self, page):
     makefile = (ROOT / 'Makefile').read_text()
-    for target in re.findall(r'^make (\w+)', TEXT, re.MULTILINE):
+    named = re.findall(
+      r'(?m)(?:^|`)make (\w+)(?=[` \n])', (ROOT / page).read_text()
+    )
+    for target in named:
       self.assertRegex(makefile, rf'(?m)^{target}:')
 
   def test_everything_public_has_a_docstring(self):

@@ -12,7 +12,8 @@ PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'gallery.md'
 HEAD = """# Gallery
 
 Questions that the papers leave open, each in one figure and three sentences.
-`make gallery` runs the experiments again, and writes the figures and this page.
+`make gallery DATA_DIR=data AGAIN=1` runs the experiments again, and writes the
+figures and this page.
 Numbers in parentheses are 95% intervals over the seeds, each for a single
 comparison. Bands in the figures reach from the lowest to the highest seed.
 """
