@@ -345,6 +345,20 @@ class JudgingTest(parameterized.TestCase):
     waits = np.where(np.array(own['epoch']) > 150, 0.1, 2.0)
     own['train_loss'] = waits.tolist()
     self.assertGreater(curves.relative(own, reference, 'step'), judging.STEPS)
+    self.assertTrue(curves.reaches_late(own, reference))
+    self.assertFalse(curves.reaches_late(reference, reference))
+    own['train_loss'] = [2.0] * len(waits)
+    self.assertFalse(curves.reaches_late(own, reference))
+
+  def test_a_loss_that_is_reached_late_is_a_bound(self):
+    waits = np.where(np.array(made_curve()['epoch']) > 150, 0.1, 2.0).tolist()
+    found = made_curves(**{'I = 8': {}})
+    for own in found['I = 8'].values():
+      own['train_loss'] = waits
+    outcome = t01_long.outcome(found, [], 'made', 1.0, TIMES)
+    self.assertIn('drop of the rate only: I = 8. ', outcome.claims[0].note)
+    shown = table.of_curves(outcome.data, ['I = 8', 'I = 16'])
+    self.assertEqual([row.count('≥') for row in shown.splitlines()[2:]], [1, 0])
 
   def test_an_outcome_is_held_with_its_data_and_its_claims(self):
     found = made_curves(**{'I = 32': {'slow': 1.2}})

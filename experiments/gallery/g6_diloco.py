@@ -186,9 +186,9 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'steps with a root mean square of {kin.MUON_STEP} times the rate. '
     f'Streaming: {kin.FRAGMENTS} fragments, delay {kin.DELAY}, alpha '
     f'{kin.ALPHA}. SparseLoCo: outer rate 1 without momentum, at most 64 '
-    'entries of a chunk, 2 bits, decay 0.95. The loss of DiLoCo between two numbers of bytes is interpolated. A '
-    'hollow marker: the best rate is at the edge of the grid. '
-    + comparing.edge_note(edges, 3)
+    'entries of a chunk, 2 bits, decay 0.95. The loss of '
+    'DiLoCo between two numbers of bytes is interpolated. A hollow marker: the '
+    'best rate is at the edge of the grid. ' + comparing.edge_note(edges, 3)
   )
 
 

@@ -263,7 +263,7 @@ def _rare_claim(rows: Mapping[str, Any]) -> Claim:
     source=f'{STATED}, {KALDI}',
     measured={
       loss: by_case(nats, 'nats'),
-      accuracy: by_case(points, '%'),
+      accuracy: by_case(points, 'points'),
       'final training loss, rare averages': by_case(
         {local: _ends(rows[local]['rare']) for local in LOCAL}, 'nats'
       ),

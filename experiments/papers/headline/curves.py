@@ -1,6 +1,7 @@
 """The records of the runs as curves, and numbers of curves."""
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -121,21 +122,45 @@ def relative(own: Curve, reference: Curve, of: str) -> float:
   """Return what a curve needs to losses of SSGD, relative to SSGD.
 
   It is the geometric mean over the lowest losses that SSGD has at the
-  evaluations between the `TARGETS`; infinity if one of them is not reached.
+  evaluations between the `TARGETS`; infinity if one of them is not reached. It
+  is a lower bound for `reaches_late` curves.
 
   Args:
     own: the curve.
     reference: the curve of SSGD.
     of: what to compare, such as 'step' or 'modeled_seconds'.
   """
-  losses = reference['train_loss']
-  first, last = (round(share * (len(losses) - 1)) for share in TARGETS)
-  targets = np.unique(np.minimum.accumulate(losses)[first : last + 1])
+  targets = _targets(reference)
   ours, theirs = (
     [speed.when_reached(c[of], c['train_loss'], target) for target in targets]
     for c in (own, reference)
   )
   return float(np.exp(np.log(np.divide(ours, theirs)).mean()))
+
+
+def reaches_late(own: Curve, reference: Curve) -> bool:
+  """Return whether a curve reaches a target by the first drop of the rate only.
+
+  Args:
+    own: the curve.
+    reference: the curve of SSGD.
+  """
+  steps, losses = np.array(own['step']), np.array(own['train_loss'])
+  before = losses[steps <= steps[-1] / 2]
+  least = _targets(reference).min()
+  return bool(losses.min() <= least < before.min(initial=np.inf))
+
+
+def any_late(curves: Curves, label: str, other: str) -> bool:
+  """Return whether a curve of a label `reaches_late`, with any seed."""
+  return any(reaches_late(*pair) for pair in paired(curves, label, other))
+
+
+def _targets(reference: Curve) -> np.ndarray:
+  losses = np.minimum.accumulate(reference['train_loss'])
+  first = math.ceil(TARGETS[0] * len(losses))
+  last = speed.count_within(TARGETS[1], len(losses))
+  return np.unique(losses[min(first, last) - 1 : last])
 
 
 def host_seconds(own: Curve, times: HostTimes) -> list[float]:

@@ -63,6 +63,7 @@ def judge(
     decided: when the bars and the targets were decided. Default: the bars,
       before the runs.
   """
+  decided = ' '.join(filter(None, (decided, _late(curves))))
   notes = decided, unfinished(missing)
   found = []
   moderate = [m for m in MODERATE if numbers.paired(curves, m, SSGD)]
@@ -213,6 +214,18 @@ def _statistics(curves: Curves, trained: Sequence[str], setting: str) -> Claim:
     rule=Rule(every(before_only), some(before_only)),
     setting=f'{setting} Test accuracy with statistics estimated again, less '
     'that with the mean of the replicas, at the worst evaluation.',
+  )
+
+
+def _late(curves: Curves) -> str:
+  """Return a note on the curves that need a drop of the rate; '' without."""
+  late = [label for label in SHOWN if numbers.any_late(curves, label, SSGD)]
+  if not late:
+    return ''
+  return (
+    'The lowest of the losses is reached by the first drop of the rate only: '
+    f'{"; ".join(late)}. Their relative steps are lower bounds, and their '
+    'speedups are upper bounds.'
   )
 
 

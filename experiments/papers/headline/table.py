@@ -14,6 +14,8 @@ from experiments.running.records import records
 from experiments.tools import tables
 from experiments.tools.tables import Column
 
+_RELATIVE = 'steps to the same losses, relative'
+
 
 def of_curves(
   data: Mapping[str, Any], wanted: Sequence[str] = setting.SHOWN
@@ -36,7 +38,7 @@ def of_curves(
     of_seeds = {
       'test accuracy, %': [numbers.accuracy(own) for own in runs],
       'training loss': [own['train_loss'][-1] for own in runs],
-      'steps to the same losses, relative': [
+      _RELATIVE: [
         numbers.relative(*pair, 'step')
         for pair in numbers.paired(curves, label, setting.SSGD)
       ],
@@ -49,6 +51,8 @@ def of_curves(
       ),
     }
     shown = {k: _shown(x) for k, x in of_seeds.items() if x}
+    if numbers.any_late(curves, label, setting.SSGD):
+      shown[_RELATIVE] = f'≥ {shown[_RELATIVE]}'
     return {'curve': setting.title(label), 'seeds': str(len(runs)), **shown}
 
   rows = [row(label) for label in numbers.labels(curves, wanted)]

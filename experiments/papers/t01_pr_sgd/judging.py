@@ -62,7 +62,7 @@ def claims(
     task: its model, data and kind of loss.
     histories: the records of all runs.
     network: the network of the modeled time.
-    share: fraction of the run after which the loss of SSGD is the target.
+    share: first part of the run, whose lowest loss of SSGD is the target.
     rates: the rate of the runs and the best rate of SSGD, if it was tuned.
   """
   labels = [label for label in histories if label != SSGD]
@@ -105,7 +105,7 @@ def claims(
         All((every(flat, moderate), *fails)),
         All((some(flat, moderate), *fails)),
       ),
-      setting='Epochs to the lowest loss that SSGD has after '
+      setting='Epochs to the lowest loss that SSGD has in the first '
       f'{share:.0%} of {end["step"]} steps; {loss}. {tuned}All runs have '
       'the learning rate of SSGD, as in the paper. The longest interval must '
       'fail, because otherwise the task would be too easy to judge by.',
@@ -163,8 +163,9 @@ def rates_claim(relative: Mapping[str, Mapping[str, list[float]]]) -> Claim:
     },
     rule=Rule(below(Ref(name, high), Ref(name, low))),
     setting=f'Flat is up to {FLAT:g} times the epochs of {UNIT} at the same '
-    f'rate, to the lowest loss of {UNIT} after {speed.BEFORE_DROPS:.0%} of the '
-    f'steps. One average is an interval of {mlp.FIELDS["num_steps"]} steps.',
+    f'rate, to the lowest loss of {UNIT} in the first '
+    f'{speed.BEFORE_DROPS:.0%} of the steps. One average is an '
+    f'interval of {mlp.FIELDS["num_steps"]} steps.',
     note='An earlier run was judged relative to SSGD. At its best rate, even '
     f'{UNIT} missed the loss of SSGD, because its gradients are taken before '
     'the average. The longest flat interval was 0 steps there, for a reason '
