@@ -53,7 +53,7 @@ def result(state, seconds, loss=1.0, steps=10):
 
 def plan(goal, *candidates, seeds=(0, 1)):
   return plans.Plan(
-    goal, tuple(choices.order(candidates, goal)), seeds, 0.5, True, 7, 5
+    goal, tuple(choices.order(candidates, goal)), seeds, 0.5, True, 7, (5, 8)
   )
 
 
@@ -195,7 +195,7 @@ class ReportingTest(absltest.TestCase):
     found = plan(Goal(0.5), Candidate('one', (result('reached', 2.0),) * 2))
     text = json.loads(reporting.text(found, 'json'))
     self.assertEqual(text['runs'][0]['modeled_seconds'], [2.0, 2.0])
-    self.assertIn('evaluated every 5 steps on 7 ', text['conditions'])
+    self.assertIn('evaluated every 5 or 8 steps on 7 ', text['conditions'])
 
 
 class CheckTest(absltest.TestCase):
@@ -306,6 +306,17 @@ class PilotTest(absltest.TestCase):
       (('--target_loss=1', '--pilot_seeds=0'), 'pilot_seeds must be 1 to 1000'),
       (('--target_loss=1', '--pilot_every=0'), 'pilot_every must be >= 1'),
       (('--target_loss=1', '--grid=seed=0,1'), 'use --pilot_seeds'),
+      # Only the first run's data and step would be measured.
+      *(
+        (('--target_loss=1', f'--grid={axis}'), 'make a plan for each value')
+        for axis in (
+          'dataset=digits,fashion_mnist',
+          'batch_size=8,16',
+          'optimizer=sgd,adam',
+          'step_time=0.001,1',
+          'learning_rate:batch_size=0.1:8,0.2:16',
+        )
+      ),
       (('--target_loss=1', f'--seed={2**32 - 1}'), 'seed of the last pilot'),
       (('--target_loss=1', '--noplan'), 'no effect without --plan'),
       (('--target_loss=1', '--num_processes=2'), 'trains in one process'),

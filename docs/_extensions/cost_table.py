@@ -17,7 +17,7 @@ import prsgd_jax as pr
 
 N = 8
 NUM_STEPS = 320  # a multiple of all periods below
-SIDE = 1024  # the model is one matrix of a million parameters
+SIDE = 1000  # the model is one matrix of a million parameters
 NETWORK = pr.ledger.Network(
   links={
     'global': pr.ledger.Link(latency=1e-4, bandwidth=1.25e8),

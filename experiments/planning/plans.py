@@ -24,6 +24,14 @@ RUNS = (
   'ssgd', 'd_psgd', 'pr_sgd,period=2', 'pr_sgd,period=4', 'pr_sgd,period=8',
   'pr_sgd,period=16', 'pr_sgd,period=32', 'pr_sgd,period=64',
 )  # fmt: skip
+# Flags that are one for all runs of a plan: its data, the time of a step, and
+# the goal.
+ONE_FOR_ALL = (
+  'dataset', 'text_file', 'sequence_length', 'stream', 'stream_processes',
+  'augment', 'model', 'model_options', 'batch_size', 'optimizer', 'dtype',
+  'step_time', 'num_devices', 'map_by', 'block', 'target_loss',
+  'budget_seconds', 'budget_bytes', 'pilot_every',
+)  # fmt: skip
 
 
 class Plan(NamedTuple):
@@ -36,7 +44,7 @@ class Plan(NamedTuple):
     step_time: seconds of a step.
     is_measured: whether the step was timed on this machine.
     num_examples: number of training examples of an evaluation.
-    every: steps between two evaluations of the first run.
+    every: steps between two evaluations, the different ones of the runs.
   """
 
   goal: Goal
@@ -45,7 +53,7 @@ class Plan(NamedTuple):
   step_time: float
   is_measured: bool
   num_examples: int
-  every: int
+  every: tuple[int, ...]
 
 
 class Study(NamedTuple):
@@ -138,7 +146,7 @@ def make(study: Study) -> Plan:
     step_time=study.step_time,
     is_measured=not study.values['step_time'].present,
     num_examples=pilots.size(study.examples),
-    every=interval(study.points[0], study.dataset),
+    every=tuple(sorted({interval(x, study.dataset) for x in study.points})),
   )
 
 
@@ -149,11 +157,21 @@ def candidates(values: flags.FlagValues) -> list[grids.Point]:
     values: the parsed flags.
 
   Raises:
-    ValueError: if a run is invalid, or the seed is on an axis.
+    ValueError: if a run is invalid, or an axis changes what a plan measures
+      once for all runs.
   """
-  if any('seed' in grids.parse_axis(text).names for text in values.grid):
-    raise ValueError('--grid=seed is not an axis of a plan; use --pilot_seeds')
-  return grids.points(values.run or RUNS, values.grid, values)
+  points = grids.points(values.run or RUNS, values.grid, values)
+  for name in (name for point in points for name in point.values):
+    if name in ('seed', 'pilot_seeds'):
+      raise ValueError(
+        f'--grid={name} is not an axis of a plan; use --pilot_seeds'
+      )
+    if name in ONE_FOR_ALL:
+      raise ValueError(
+        f'--grid={name} is not an axis of a plan, whose runs share the data, '
+        'the time of a step and the goal; make a plan for each value'
+      )
+  return points
 
 
 def label(point: grids.Point) -> str:

@@ -102,12 +102,14 @@ def _cells(candidate: Candidate, goal: Goal) -> dict[str, str]:
     }
   missed = [r for r in results if r.state != REACHED]
   states = ', '.join(dict.fromkeys(r.state for r in missed))
+  # A run over the budget may have reached the loss exactly there.
+  sign = '≥' if any(r.state == choices.OVER_BUDGET for r in missed) else '>'
   return {
     **found,
-    'steps': f'> {min(r.steps for r in missed)} ({states})',
-    'rounds': f'> {min(r.rounds for r in missed)}',
-    'sent': f'> {units.size(min(r.bytes_sent for r in missed))}',
-    'seconds': f'> {_seconds(min(r.seconds for r in missed))}',
+    'steps': f'{sign} {min(r.steps for r in missed)} ({states})',
+    'rounds': f'{sign} {min(r.rounds for r in missed)}',
+    'sent': f'{sign} {units.size(min(r.bytes_sent for r in missed))}',
+    'seconds': f'{sign} {_seconds(min(r.seconds for r in missed))}',
   }
 
 
@@ -230,10 +232,11 @@ def conditions(plan: Plan) -> str:
   seeds = f'seed {numbers[0]}'
   if len(numbers) > 1:
     seeds = f'seeds {numbers[0]} to {numbers[-1]}'
+  every = ' or '.join(map(str, plan.every))
   source = 'measured on this machine' if plan.is_measured else 'as given'
   return (
     f'Steps and losses are measured in pilots with {seeds}, evaluated every '
-    f'{plan.every} steps on {plan.num_examples} training examples. Nothing is '
+    f'{every} steps on {plan.num_examples} training examples. Nothing is '
     'extrapolated. The ledger counts time and bytes at these steps, '
     f'up to the end of a round; a step takes {units.duration(plan.step_time)} '
     f'({source}).'
