@@ -188,8 +188,8 @@ def _buffers(curves: Curves, setting: str) -> Claim:
     rule=Rule(at_least(Ref(ACCURACY, AVERAGED), Ref(ACCURACY, 'I = 32'))),
     setting=f'{setting} The kept buffers are those of each replica.',
     note='The rule has no margin: it was decided before the runs. 10,000 test '
-    'images alone leave an accuracy near 80% uncertain by 0.4 points '
-    '(standard error).',
+    'images leave an accuracy near 80% uncertain by 0.4 points (standard '
+    'error).',
   )
 
 

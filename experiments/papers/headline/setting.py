@@ -39,7 +39,7 @@ CURVES: dict[str, tuple[str, dict[str, Any]]] = {
 MODERATE = tuple(f'I = {p}' for p in PERIODS)
 # From the most averages to the fewest, as figures and tables show them.
 SHOWN = (SSGD, *MODERATE, AVERAGED, ONE_SHOT)
-# Their rounds send the parameters alone, as those that hosts have measured.
+# Their rounds send only the parameters, as those that hosts have measured.
 TIMED = (SSGD, *MODERATE, ONE_SHOT)
 
 COMMON: dict[str, Any] = {
