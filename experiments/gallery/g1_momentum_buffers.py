@@ -90,21 +90,24 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     ends = (at(order, b, rate, period) for b in ('kept', 'reset'))
     return str(comparing.ratio(*ends))
 
-  def at_best(buffers: str, place: int) -> np.ndarray:
+  def at_best(buffers: str, period: int) -> np.ndarray:
+    place = data['periods'].index(period)
     of_rates = np.array(data['losses']['C'][buffers])[:, place]
     return of_rates[comparing.best(of_rates)]
 
-  over = {
-    b: [
-      comparing.ratio(at_best('averaged', i), at_best(b, i))
-      for i in range(len(data['periods']))
-    ]
-    for b in ('kept', 'reset')
-  }
-  *kept, last = [
-    f'{ratio} at I = {period}'
-    for ratio, period in zip(over['kept'], data['periods'], strict=True)
-  ]
+  def averaged_over(buffers: str, period: int, *, equal_bytes: bool) -> str:
+    # An average with the buffers sends twice the bytes.
+    other = period // 2 if equal_bytes else period
+    ends = at_best('averaged', period), at_best(buffers, other)
+    return str(comparing.ratio(*ends))
+
+  def both(period: int, *, equal_bytes: bool) -> str:
+    kept, reset = (
+      averaged_over(b, period, equal_bytes=equal_bytes)
+      for b in ('kept', 'reset')
+    )
+    return f'{kept} the loss with kept and {reset} the loss with reset ones'
+
   return (
     f'At rate {HIGH} and I = {LONG}, local SGD with kept buffers (order C) '
     f'ends at {kept_over_reset("C", HIGH, LONG)} the loss with reset ones; in '
@@ -112,9 +115,10 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'A reset also discards momentum: at rate {LOW} and I = {SHORT}, the loss '
     f'with kept buffers is {kept_over_reset("C", LOW, SHORT)} the loss with '
     'reset ones.',
-    'With the best rate of each (order C), averaged buffers end at no more '
-    f'than {max(over["reset"])} the loss with reset ones; compared with kept '
-    f'ones, they end at {", ".join(kept)} and {last}.',
+    f'With the best rate of each (order C) and I = {LONG}, averaged buffers '
+    f'end at {both(LONG, equal_bytes=False)}; they send twice the bytes, and '
+    f'at equal bytes, with the others at I = {LONG // 2}, they end at '
+    f'{both(LONG, equal_bytes=True)}.',
   )
 
 

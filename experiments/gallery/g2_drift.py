@@ -120,7 +120,12 @@ def setting_of(data: Mapping[str, Any]) -> str:
     'The preset of each algorithm on the digits (MLP 64-128-10, 8 replicas '
     f'with batches of 16), but with unlike data (Dirichlet, alpha = {ALPHA}), '
     f'in the last {WINDOW} of {data["steps"]} steps. Drift: root of the mean '
-    'squared distance from the average, in % of the norm of the average. '
+    'squared distance from the average, in % of the norm of the average, after '
+    'the whole step: where replicas mix before their gradient (D-PSGD, PR-SGD) '
+    'it is read after the gradient, and where they mix last (qg_dsgdm, '
+    'choco_sgd, k_avg) after the mixing. So ratios between the two kinds are '
+    'partly of the order of the parts of a step, and algorithms that average '
+    'before their gradient are among those whose replicas are never equal. '
     f'The optimizer is {usual}; exceptions are {exceptions}. The drift grows '
     'with the rate, so the ratios are of algorithms with equal optimizers.'
   )

@@ -61,6 +61,7 @@ LOOKS = {
 }
 # The settings of the sentences.
 UNLIKE, ALIKE, SHORT, LONG = 0.1, 100.0, 4, 64
+CORRECTED = (4, 16, 64)
 
 
 def measure(setting: Setting) -> Outcome:
@@ -108,23 +109,39 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
       )
     )
 
-  shorter = LONG / relative_bytes(scaffold)
+  def at_equal_bytes(name: str) -> str:
+    *others, last = [
+      f'{over_local(name, period, UNLIKE, equal_bytes=True)} at I = {period}'
+      for period in CORRECTED
+    ]
+    return f'{", ".join(others)} and {last}'
+
+  def best_rate(name: str) -> float:
+    losses = _of_rates(data, name, ALIKE, SHORT)
+    return float(data['rates'][comparing.best(losses)])
+
+  slower = best_rate(scaffold)
+  at_its_rate = comparing.ratio(
+    *(
+      _of_rates(data, name, ALIKE, SHORT)[data['rates'].index(slower)]
+      for name in (scaffold, local)
+    )
+  )
   return (
     f'At alpha = {UNLIKE:g}, local SGD with I = {LONG} ends at '
     f'{lengthened(UNLIKE)} the loss with I = 1; with like data (alpha = '
     f'{ALIKE:g}) it is {lengthened(ALIKE)}.',
-    f'At I = {LONG}, SCAFFOLD ends at {over_local(scaffold, LONG, UNLIKE)} the '
-    'loss of local SGD on unlike data, and at '
-    f'{over_local(scaffold, LONG, ALIKE)} on like data; at equal bytes, with '
-    f'local SGD at I = {shorter:g} (interpolated), it ends at '
-    f'{over_local(scaffold, LONG, UNLIKE, equal_bytes=True)} and '
-    f'{over_local(scaffold, LONG, ALIKE, equal_bytes=True)}.',
-    f'At I = {SHORT}, gradient tracking on a ring ends at '
-    f'{over_local(tracking, SHORT, UNLIKE)} the loss of local SGD on unlike '
-    'data, and at equal bytes at '
-    f'{over_local(tracking, SHORT, UNLIKE, equal_bytes=True)}; on like data, '
-    f'SCAFFOLD ends at {over_local(scaffold, SHORT, ALIKE)} the loss of local '
-    'SGD.',
+    f'On unlike data, SCAFFOLD at I = {LONG} ends at '
+    f'{over_local(scaffold, LONG, UNLIKE)} the loss of local SGD, and gradient '
+    f'tracking on a ring at I = {SHORT} at '
+    f'{over_local(tracking, SHORT, UNLIKE)}; but at equal bytes, with the '
+    f'interval of local SGD as much shorter, SCAFFOLD ends at '
+    f'{at_equal_bytes(scaffold)}, and gradient tracking at '
+    f'{at_equal_bytes(tracking)}.',
+    f'On like data and at I = {SHORT}, SCAFFOLD ends at '
+    f'{over_local(scaffold, SHORT, ALIKE)} the loss of local SGD, because its '
+    f'best rate, {slower:g}, is below that of local SGD, {best_rate(local):g}: '
+    f'with the rate {slower:g} for both, it ends at {at_its_rate}.',
   )
 
 
@@ -196,7 +213,8 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'of the average at the end, over all data, at the best of the rates '
     f'{rates}. Near the largest stable rate, rounding changes a run, so that '
     'the same seeds may show another order in a program with other rates. '
-    f'{_bytes()} The loss between two intervals is interpolated. '
+    f'{_bytes()} The loss between two intervals is interpolated. The rates '
+    'are apart by a factor of two, which no interval includes. '
     + (
       'A hollow marker: the best rate is at the edge of these, so that a wider '
       'grid could reach a lower loss.'

@@ -31,6 +31,8 @@ RATE, DROP, MOMENTUM = 0.1, 0.1, 0.9
 # Steps before the drop, and after it. Every period divides them, so that both
 # observations follow an average.
 NUM_STEPS = 1024
+# The setting of a sentence, in which re-estimation harms.
+FEW = 4
 POINTS = ('before the drop', 'after the drop')
 OWN, AVERAGED, ESTIMATED = TREATMENTS = ('own', 'averaged', 're-estimated')
 LOOKS = {
@@ -176,10 +178,10 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'{beyond(OWN, unlike, long, after)} at I = {long}, both after the drop.',
     'Compared with averaged statistics, re-estimated ones change the error '
     f'with like data most at I = {widest} {POINTS[point]}, by '
-    f'{beyond(ESTIMATED, alike, widest, point)}; with unlike data and '
-    f'I = {long}, they change it by '
-    f'{beyond(ESTIMATED, unlike, long, before)} before the drop, and by '
-    f'{beyond(ESTIMATED, unlike, long, after)} after it.',
+    f'{beyond(ESTIMATED, alike, widest, point)}; with unlike data before the '
+    f'drop, they change it by {beyond(ESTIMATED, unlike, FEW, before)} at I = '
+    f'{FEW} and by {beyond(ESTIMATED, unlike, long, before)} at I = {long}, '
+    f'where it is {beyond(ESTIMATED, unlike, long, after)} after the drop.',
   )
 
 
@@ -221,7 +223,8 @@ def setting_of(data: Mapping[str, Any]) -> str:
     'An average that includes the statistics leaves this mean, because their '
     'update is linear and training does not read them. Re-estimated: moving '
     f'averages over {batch_statistics.NUM_BATCHES} training batches, each with '
-    'examples of all replicas.'
+    f'examples of all replicas; averaged ones average {NUM_REPLICAS} times as '
+    'many examples.'
   )
 
 

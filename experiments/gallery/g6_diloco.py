@@ -113,12 +113,16 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     found = comparing.difference(ones, others, unit='nats')
     return found.higher_or_lower()
 
-  def beside(run: str, period: int) -> str:
-    """Compare with DiLoCo at the bytes of the run."""
+  def beside(run: str, period: int, other: str = kin.DILOCO) -> str:
+    """Compare with another run at the bytes of the run."""
     own = end(run, period)
-    return than(own, at_bytes(data, kin.DILOCO, sent(run, period)))
+    return than(own, at_bytes(data, other, sent(run, period)))
 
-  steps, local = kin.SOME, end(kin.LOCAL, kin.SOME)
+  steps = kin.SOME
+  local = ', '.join(
+    f'{than(end(kin.LOCAL, h), end(kin.DILOCO, h))} at H = {h}'
+    for h in kin.PERIODS
+  )
   diloco, synchronous = end(kin.DILOCO, steps), end(kin.SYNCHRONOUS, 1)
   fewer = sent(kin.SYNCHRONOUS, 1) / sent(kin.DILOCO, steps)
   few, many = map(_with, kin.OTHER_REPLICAS)
@@ -126,14 +130,17 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
   return (
     f'At H = {steps}, DiLoCo sends {comparing.shown(fewer)} times fewer bytes '
     f'than synchronous AdamW and ends at {diloco.mean():.2f} nats, '
-    f'{than(diloco, synchronous)}; compared with DiLoCo, local AdamW is '
-    f'{than(local, diloco)} and MuLoCo {than(end(kin.MULOCO, steps), diloco)}, '
-    f'while synchronous Muon is {than(end(kin.MUON, 1), synchronous)} than '
-    'synchronous AdamW.',
+    f'{than(diloco, synchronous)}; compared with DiLoCo, local AdamW, which is '
+    f'DiLoCo with outer rate 1 and no momentum, is {local}, and MuLoCo '
+    f'{than(end(kin.MULOCO, steps), diloco)}, while synchronous Muon is '
+    f'{than(end(kin.MUON, 1), synchronous)} than synchronous AdamW.',
     'Compared with DiLoCo at equal bytes, streaming at 4 bits with H = '
     f'{kin.FEW} is {beside(kin.STREAMING, kin.FEW)}, SparseLoCo with H = '
     f'{kin.FEW} {beside(kin.SPARSE, kin.FEW)}, and synchronous AdamW with '
-    f'{steps} times the batch {beside(kin.LARGE, steps)}.',
+    f'{steps} times the batch {beside(kin.LARGE, steps)}; compared with local '
+    'AdamW, the first two are '
+    f'{beside(kin.STREAMING, kin.FEW, kin.LOCAL)} and '
+    f'{beside(kin.SPARSE, kin.FEW, kin.LOCAL)}.',
     f'Compared with {few} and equally many examples in a step, DiLoCo with '
     f'{many} is {by_period[kin.FEW]} at H = {kin.FEW}, and '
     f'{by_period[kin.MANY]} at H = {kin.MANY}{_of_edges(data, (few, many))}.',
@@ -182,13 +189,15 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'{data["unigram"]["loss"]:.2f} nats. Bytes: sent by one replica in a run, '
     "by the library's ledger, in which compressed messages are gathered. Outer "
     f'rate {kin.OUTER_RATE} and momentum {kin.MOMENTA[0]}; DiLoCo with N = '
-    f'{kin.NUM_REPLICAS} at the best of the momenta {momenta}: {chosen}. Muon: '
+    f'{kin.NUM_REPLICAS} at the best of the momenta {momenta}: {chosen}, which '
+    'are edges of this grid; the outer rate is not tuned. Muon: '
     f'steps with a root mean square of {kin.MUON_STEP} times the rate. '
     f'Streaming: {kin.FRAGMENTS} fragments, delay {kin.DELAY}, alpha '
     f'{kin.ALPHA}. SparseLoCo: outer rate 1 without momentum, at most 64 '
-    'entries of a chunk, 2 bits, decay 0.95. The loss of '
-    'DiLoCo between two numbers of bytes is interpolated. A hollow marker: the '
-    'best rate is at the edge of the grid. ' + comparing.edge_note(edges, 3)
+    'entries of a chunk (a tenth of all, because most leaves are small), 2 '
+    'bits, decay 0.95. The loss between two numbers of bytes is interpolated. '
+    'A hollow marker: the best rate is at the edge of the grid. '
+    + comparing.edge_note(edges, 3)
   )
 
 

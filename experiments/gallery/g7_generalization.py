@@ -241,19 +241,26 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     ends = (at_best(data, 'cosine', name, 'sharpness') for name in names)
     return str(comparing.ratio(*ends))
 
+  def train_loss(method: str, decay: str) -> float:
+    return float(at_best(data, decay, method, 'train_loss').mean())
+
   ssgd, local, post, qsr = OPTIONS
   large = NUM_REPLICAS * BATCH_SIZE
   return (
     'With drops of the rate, post-local SGD changes the test error of SSGD by '
     f'{error(post, ssgd, "drops")}, and the error of local SGD throughout by '
-    f'{error(post, local, "drops")}.',
+    f'{error(post, local, "drops")}; its local steps begin at the drop, where '
+    f'the rate is low, and end at {train_loss(post, "drops"):.3g} nats of '
+    f'training loss, SSGD at {train_loss(ssgd, "drops"):.3g}.',
     'With a cosine decay, QSR changes the test error of SSGD by '
     f'{error(qsr, ssgd, "cosine")}, and the error of local SGD throughout by '
     f'{error(qsr, local, "cosine")}.',
     f'With a cosine decay, QSR ends at {sharpness(qsr)} and local SGD '
     f'throughout at {sharpness(local)} the sharpness of SSGD; batches of '
     f'{SMALL_BATCH} instead of {large} change the test error of SSGD by '
-    f'{error(SMALL, ssgd, "cosine")}, and with drops by '
+    f'{error(SMALL, ssgd, "cosine")}, where they also train further (to '
+    f'{train_loss(SMALL, "cosine"):.2g} nats, not '
+    f'{train_loss(ssgd, "cosine"):.2g}), and with drops by '
     f'{error(SMALL, ssgd, "drops")}.',
   )
 
@@ -277,7 +284,23 @@ def setting_of(data: Mapping[str, Any]) -> str:
     f'interval of local SGD and of post-local SGD among {_listed("local SGD")};'
     f' alpha of QSR among {_listed("QSR")} times the peak rate, with H_base = '
     f'{BASE_PERIOD}. Sharpness: largest eigenvalue of the Hessian of the '
-    f'training loss. {_means(data)} ' + comparing.edge_note(places, len(RATES))
+    f'training loss. {_means(data)} '
+    f'{comparing.edge_note(places, len(RATES))} {_option_edges(data)}'
+  )
+
+
+def _option_edges(data: Mapping[str, Any]) -> str:
+  """Return a remark on the best intervals and alphas at an edge."""
+  at_edge = [
+    f'{method} ({decay}): {options[place]:g}'
+    for decay in data['measured']
+    for method, options in data['options'].items()
+    if len(options) > 1
+    and (place := best(data, decay, method).option) in (0, len(options) - 1)
+  ]
+  return (
+    'Best intervals and alphas at an edge of their options: '
+    f'{", ".join(at_edge) or "none"}.'
   )
 
 

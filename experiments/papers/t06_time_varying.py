@@ -143,8 +143,8 @@ def _slope_claims(
     Claim(
       text='Algorithm 2 with K^s = floor(s^(1/3) / N) and gamma^s = N / '
       's^(2/3): E |grad f(xbar)|^2 falls as T^(-1/2).',
-      source=f'{STATED}: the choices; the slope is {DERIVED}; at least 1 local '
-      'step and gamma^s <= 1 / L are ours',
+      source=f'{DERIVED}: the slope; the choices are {STATED}; at least 1 '
+      'local step and gamma^s <= 1 / L are ours',
       measured={'slope': _slopes(rows, 'last_half'), excess: number(without)},
       rule=Rule(All((every(near), fails)), All((every(far), fails))),
       setting=f'{fitted} to the mean over the last half of T steps; gamma^s in '

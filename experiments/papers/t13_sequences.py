@@ -35,7 +35,7 @@ NUM_REPLICAS, BATCH_SIZE, HIDDEN = 8, 16, 32
 MOMENTUM = 0.9
 NUM_STEPS = 384
 # SSGD with these seeds decides between the rates, for each schedule.
-RATES = (0.1, 0.2, 0.4, 0.8)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 TUNING_SEEDS = SEEDS[:2]
 CONSTANT, FALLING = 'constant rate', 'warm-up and drops'
 # Fractions of the run: the end of the linear warm-up, and the drops to a tenth.

@@ -15,7 +15,6 @@ from experiments.papers import images
 from experiments.papers.claims import OURS, STATED, Claim
 from experiments.papers.conditions import (
   All,
-  Condition,
   Either,
   Ref,
   at_least,
@@ -33,8 +32,10 @@ from prsgd_jax.engine import many_runs
 from prsgd_jax.engine.training import StepKeys
 
 SEEDS = (0, 1, 2, 3, 4)
-N, HIDDEN, NUM_TRAIN = 8, 64, 300
+N, HIDDEN, NUM_TRAIN, NUM_VALIDATION = 8, 64, 300, 300
 NUM_STEPS, PERIOD = 2400, 16
+# The digits that are neither trained on nor choose the rate.
+NUM_TEST = 1797 - NUM_TRAIN - NUM_VALIDATION
 RATES = (0.002, 0.006, 0.02, 0.06, 0.12, 0.24, 0.48)
 # Half the width of the uniform noise on the inputs, which have a standard
 # deviation of 1, and the probability that a hidden unit is dropped.
@@ -113,13 +114,12 @@ class Splits(NamedTuple):
 
 
 def load(setting: Setting) -> Splits:
-  """Load the digits; training images beyond the first ones are validation."""
+  """Load the digits; training images that are not needed join the test."""
   seen, test = images.load(setting, 'digits')
-  return Splits(
-    images.Examples(*(x[:NUM_TRAIN] for x in seen)),
-    images.Examples(*(x[NUM_TRAIN:] for x in seen)),
-    test,
-  )
+  ends = (NUM_TRAIN, NUM_TRAIN + NUM_VALIDATION)
+  train, validation, rest = zip(*(jnp.split(x, ends) for x in seen))
+  more = (jnp.concatenate(pair) for pair in zip(rest, test, strict=True))
+  return Splits(*(images.Examples(*own) for own in (train, validation, more)))
 
 
 def loss(
@@ -205,10 +205,7 @@ def _errors(splits: Splits, name: str) -> dict[str, np.ndarray]:
       batch = examples.rows(slice(None))
       return 100 * (1 - jax.vmap(lambda p: network.accuracy(p, batch))(mean))
 
-    return {
-      'validation': error(splits.validation),
-      'test': error(splits.test),
-    }
+    return {name: error(own) for name, own in splits._asdict().items()}
 
   found: dict[str, np.ndarray] = many_runs.map_runs(
     method.make,
@@ -227,7 +224,7 @@ def _errors(splits: Splits, name: str) -> dict[str, np.ndarray]:
 
 
 def _best(found: Mapping[str, np.ndarray], point: int) -> dict[str, Any]:
-  """Return rate and test errors by regularizer, by the least validation error.
+  """Return rate and errors by regularizer, by the least validation error.
 
   Args:
     found: errors by split, [rates, seeds, points, regularizers].
@@ -239,6 +236,7 @@ def _best(found: Mapping[str, np.ndarray], point: int) -> dict[str, Any]:
     name: {
       'rate': RATES[place],
       'error': found['test'][place, :, point, r].tolist(),
+      'training error': found['train'][place, :, point, r].tolist(),
       'validation error by rate': means[:, r].tolist(),
     }
     for r, (name, place) in enumerate(zip(REGULARIZERS, places, strict=True))
@@ -251,19 +249,23 @@ def _setting() -> str:
     f'example, {N} replicas that all take this example; uniform noise up to '
     f'{DITHER:g} on the inputs, hidden units dropped with probability '
     f'{DROPOUT:g}; strengths not tuned; each at its best rate of '
-    f'{", ".join(map(str, RATES))} by the error on validation images, which '
-    'are neither trained on nor tested. With one shared mask, all replicas are '
-    'equal, with and without averages. One replica takes the mean gradient of '
-    f'{N} masks, as {N} replicas that average in every step would. Only the '
-    'abstract of the paper was read.'
+    f'{", ".join(map(str, RATES))} by the error on {NUM_VALIDATION} validation '
+    'images, which are neither trained on nor tested. The error is that on the '
+    f'other {NUM_TEST} digits; the standard error of 7% of them is '
+    f'{100 * (0.07 * 0.93 / NUM_TEST) ** 0.5:.1f} points, which seeds do not '
+    'show, because all have the same images. With one shared mask, all '
+    'replicas are equal, with and without averages. One replica takes the mean '
+    f'gradient of {N} masks, as {N} replicas that average in every step would. '
+    'Only the abstract of the paper was read.'
   )
 
 
 def _shown(rows: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
   errors = {
-    f'error, {name}': by_case(
-      {reg: row['error'] for reg, row in rows[name].items()}, '%'
+    f'{kind}, {name}': by_case(
+      {reg: row[kind] for reg, row in rows[name].items()}, '%'
     )
+    for kind in ('error', 'training error')
     for name in names
   }
   rates = {
@@ -322,19 +324,21 @@ def _batch_claim(rows: Mapping[str, Any], epochs: Mapping[str, Any]) -> Claim:
   }  # fmt: skip
   better = [below(own, Ref(f'error, {name}')) for name in names]
   surely = [one._replace(seeds='each') for one in better]
-  readings: list[Condition] = [every(one, REGULARIZED) for one in better]
   return Claim(
     text='Parallel regularization of single examples is better than '
     'regularized batch SGD.',
     source=STATED + '; at equal epochs and at equal steps',
     measured=_shown(shown, list(shown)),
-    rule=Rule(every(All(tuple(surely)), REGULARIZED), Either(tuple(readings))),
+    rule=Rule(
+      every(All(tuple(surely)), REGULARIZED), every(better[1], REGULARIZED)
+    ),
     setting=f'Batches of {N} examples, each with a mask. Equal epochs: an '
     'eighth of the steps and of the gradients. Equal steps: as many '
     f'gradients, of {N} times as many examples. {_setting()}',
     note='The abstract calls the results substantially better than what is '
-    'possible with batch SGD. Equal epochs do not show this, because '
-    f'batch SGD then has fewer steps. {_edges(shown, list(shown))}',
+    'possible with batch SGD. Equal epochs do not show this, because batch SGD '
+    'then has fewer steps; so equal steps decide. An earlier rule took equal '
+    f'epochs for enough, with the verdict partly. {_edges(shown, list(shown))}',
   )
 
 

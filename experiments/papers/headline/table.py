@@ -46,7 +46,7 @@ def of_curves(
       'averages': [runs[0]['rounds'][-1]],
       'sent by a replica, GB': [runs[0]['bytes_sent'][-1] / 1e9],
       'modeled hours': [runs[0]['modeled_seconds'][-1] / 3600],
-      f'measured hours at {rate}': (
+      f'hours by measured steps and rounds, {rate}': (
         [hours(runs[0])] if label in setting.TIMED else []
       ),
     }
@@ -97,12 +97,13 @@ def of_lengths_in_words(data: Mapping[str, Any]) -> str:
   """
   label, own = [*numbers.by_interval(data['gaps']).items()][-1]
   lost = ', '.join(
-    f'{np.mean(own[epochs]["accuracy"]):.1f} after {epochs}'
+    f'{np.mean(own[epochs]["accuracy"]):.2g} after {epochs}'
     for epochs in sorted(own, key=int)
   )
+  most = max(len(found['accuracy']) for found in own.values())
   return (
     f'{setting.title(label)} loses accuracy to SSGD, in points by the epochs '
-    f'of the run: {lost}.'
+    f'of the run: {lost} (means of up to {most} seeds).'
   )
 
 

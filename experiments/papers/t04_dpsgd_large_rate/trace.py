@@ -173,6 +173,9 @@ def _step_claim(runs: Mapping[str, Any], where: str) -> Claim:
       ),
       end: by_case(late),
       rise: by_case({case: late[case] - lowest[case] for case in alpha}),
+      'lowest before the last quarter': by_case(
+        {case: a[:, :last].min(axis=1) for case, a in alpha.items()}
+      ),
     },
     rule=Rule(
       every(All((*dips, above(end, 0.9)))),
@@ -182,8 +185,20 @@ def _step_claim(runs: Mapping[str, Any], where: str) -> Claim:
     note='An earlier run of 240 steps was too short to recover. One of 1000 '
     'took alpha_e from the batches of one step, whose noise hid it where the '
     'gradient is small. The rule of a third had the mean step of the lowest, '
-    'which hid a seed whose lowest is in the calm part.',
+    f'which hid a seed whose lowest is in the calm part. {_ties(alpha, last)}',
   )
+
+
+def _ties(alpha: Mapping[str, np.ndarray], last: int) -> str:
+  """Return how near the lowest of each late dip is to the earlier lowest."""
+  told = [
+    f'{case}, seed {seed}: {own[last:].min():.4f} in the last quarter, '
+    f'{own[:last].min():.4f} before'
+    for case, runs in alpha.items()
+    for seed, own in zip(TRACE_SEEDS, runs, strict=True)
+    if own[last:].min() < own[:last].min()
+  ]
+  return f'Runs whose lowest is late: {"; ".join(told) or "none"}.'
 
 
 def _noise_claim(runs: Mapping[str, Any], phases: str) -> Claim:
@@ -216,6 +231,8 @@ def _smoothing_claim(runs: Mapping[str, Any], phases: str) -> Claim:
     measured={
       first: by_case(_medians(runs, _smoothing, rough=True)),
       second: by_case(_medians(runs, _smoothing, rough=False)),
+      'rough points': by_case(_counts(runs, _smoothing, rough=True)),
+      'calm points': by_case(_counts(runs, _smoothing, rough=False)),
     },
     rule=Rule(every(below(first, SMOOTHER)), every(below(first, 1))),
     setting='The ratio is the eigenvalue of the averaged loss over the one of '
@@ -241,17 +258,40 @@ def _medians(
   """Return the median over the points of a phase, by seed; NaN without any."""
 
   def median(points: Sequence[Mapping[str, float]]) -> float:
-    own = [
-      value(p)
-      for p in points
-      if (p['loss'] > ROUGH if rough else p['loss'] < CALM)
-    ]
-    kept = [v for v in own if np.isfinite(v)]
+    kept = _in_phase(points, value, rough=rough)
     return float(np.median(kept)) if kept else float('nan')
 
   return {
     case: np.array([median(own) for own in each]) for case, each in runs.items()
   }
+
+
+def _counts(
+  runs: Mapping[str, Any],
+  value: Callable[[Mapping[str, float]], float],
+  *,
+  rough: bool,
+) -> dict[str, np.ndarray]:
+  """Return the number of points with a value in a phase, by seed."""
+  return {
+    case: np.array([len(_in_phase(own, value, rough=rough)) for own in each])
+    for case, each in runs.items()
+  }
+
+
+def _in_phase(
+  points: Sequence[Mapping[str, float]],
+  value: Callable[[Mapping[str, float]], float],
+  *,
+  rough: bool,
+) -> list[float]:
+  """Return the finite values at the points of a phase."""
+  own = [
+    value(p)
+    for p in points
+    if (p['loss'] > ROUGH if rough else p['loss'] < CALM)
+  ]
+  return [v for v in own if np.isfinite(v)]
 
 
 def draw(found: Mapping[str, Any], figure: SubFigure) -> None:

@@ -17,7 +17,12 @@ from experiments.papers.conditions import (
   mostly,
   some,
 )
-from experiments.papers.quantities import Quantity, by_case, number
+from experiments.papers.quantities import (
+  Measurement,
+  Quantity,
+  by_case,
+  number,
+)
 from experiments.papers.rules import Rule
 from experiments.papers.t05_hier_avg.training import (
   K2,
@@ -102,6 +107,11 @@ def _of_hier_avg(best: Mapping[str, Best]) -> list[Claim]:
       ),
     }
 
+  def over(one: str, other: str) -> Measurement:
+    # Seed by seed, so that both are drawn again when a verdict is resampled.
+    ones, others = best[one].loss, best[other].loss
+    return Measurement(ones.mean() / others.mean(), tuple(ones / others))
+
   def lower(one: str, other: str) -> Compare:
     return below(Ref('loss', one), Ref('loss', other))
 
@@ -123,9 +133,7 @@ def _of_hier_avg(best: Mapping[str, Best]) -> list[Claim]:
       text='Comparable speed with fewer global reductions than K-AVG.',
       source=f'{STATED}; the limits are ours',
       measured={
-        ratio: by_case(
-          {n: best[n].loss / best[often].loss.mean() for n in (ours, equal)}
-        ),
+        ratio: by_case({n: over(n, often) for n in (ours, equal)}),
         **measured(ours, often),
       },
       rule=Rule(All((near, control)), at_most(Ref(ratio, ours), COMPARABLE**2)),
@@ -136,19 +144,21 @@ def _of_hier_avg(best: Mapping[str, Best]) -> list[Claim]:
       'the verdict yes.',
     ),
     Claim(
-      text='Hier-AVG has a better test accuracy than K-AVG with fewer global '
-      'reductions.',
-      source=f'{STATED}: often',
+      text='Hier-AVG often has a better test accuracy than K-AVG with fewer '
+      'global reductions.',
+      source=STATED,
       measured=measured(ours, often),
       rule=Rule(mostly(better), better),
       setting=setting,
     ),
     Claim(
-      text='Less frequent global averages train faster.',
-      source=f'{STATED}: sometimes',
+      text='Less frequent global averages sometimes train faster.',
+      source=STATED,
       measured=measured(RARE_NAME, ours),
       rule=Rule(mostly(lower(RARE_NAME, ours)), lower(RARE_NAME, ours)),
       setting=setting,
+      note='One pair of intervals was tried, which can show such a case and '
+      'cannot exclude one.',
     ),
   ]
 

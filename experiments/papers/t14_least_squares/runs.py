@@ -18,10 +18,11 @@ DIMENSION = 20
 SPECTRUM = np.linspace(1.0, 0.1, DIMENSION)
 START = np.ones(DIMENSION)
 NOISE = 1.0
-BATCHES = (1, 2, 8, 32)
+# 14 is b_thresh = 1 + (tr H + 2 |H|) / |H|.
+BATCHES = (1, 2, 8, 14, 32)
 REPLICAS = (1, 4, 16)
 # Independent copies per seed, by batch size: as many as cost about the same.
-COPIES = {1: 256, 2: 256, 8: 64, 32: 16}
+COPIES = {1: 256, 2: 256, 8: 64, 14: 32, 32: 16}
 # And of the runs of several lengths, which take only one replica of each.
 LONG_COPIES = 16
 # Steps of a run -> the first step of its tail.
