@@ -110,8 +110,9 @@ class KeptTest(parameterized.TestCase):
 class MomentumBuffersTest(absltest.TestCase):
   def test_sentences_name_what_holds(self):
     entry = ENTRIES['g1_momentum_buffers']
-    periods, rates = (4, 16), (0.05, 0.4)
-    cells = np.ones((2, 2, 3)) * [1.0, 1.1, 1.2]
+    periods, rates = (4, 8, 16), (0.05, 0.4)
+    cells = np.ones((2, 3, 3)) * [1.0, 1.1, 1.2]
+    cells[:, -1] *= 2
     losses = {
       order: {
         buffers: (cells * factor).tolist()
@@ -122,7 +123,8 @@ class MomentumBuffersTest(absltest.TestCase):
     data = {'losses': losses, 'rates': rates, 'periods': periods}
     found = ' '.join(entry.sentences(data))
     ratios = re.findall(r'([\d.]+) times', found)
-    self.assertEqual(ratios, ['8', '8', '8', '2', '0.25', '0.25'])
+    # At equal bytes, the others have I = 8, with half of the loss.
+    self.assertEqual(ratios, ['8', '8', '8', '0.25', '2', '0.5', '4'])
 
 
 class DriftTest(absltest.TestCase):
@@ -273,6 +275,7 @@ class BatchStatisticsTest(absltest.TestCase):
     errors = np.ones((3, 2, 5, 2, 3)) * [[[10.0]]]
     errors[0] += 3  # one replica's own, everywhere
     errors[2, 0, 2, 1] -= 0.25  # re-estimated, with like data
+    errors[2, 1, 1, 0] += 1  # with unlike data, before the drop
     errors[2, 1, -1] -= [[4.0], [0.5]]  # with unlike data and the longest I
     data = {
       'errors': dict(
@@ -282,7 +285,7 @@ class BatchStatisticsTest(absltest.TestCase):
     }  # fmt: skip
     found = ' '.join(ENTRIES['g5_batch_statistics'].sentences(data))
     points = re.findall(r'(-?[\d.]+) points', found)
-    self.assertEqual(points, ['3', '3', '3', '3', '-0.25', '-4', '-0.5'])
+    self.assertEqual(points, ['3', '3', '3', '3', '-0.25', '1', '-4', '-0.5'])
     self.assertIn('most at I = 16 after the drop, by -0.25 points', found)
 
 

@@ -158,10 +158,11 @@ class ParallelDropoutTest(absltest.TestCase):
     rising = np.broadcast_to(
       np.arange(count, dtype=float)[:, None, None, None], shape
     )
-    found = {'validation': 9 - rising, 'test': rising}
+    found = {'validation': 9 - rising, 'test': rising, 'train': rising / 2}
     best = t18_parallel_dropout._best(found, -1)['dither']
     self.assertEqual(best['rate'], t18_parallel_dropout.RATES[-1])
     self.assertEqual(best['error'], [count - 1.0] * 2)
+    self.assertEqual(best['training error'], [(count - 1) / 2] * 2)
 
   def test_loss_by_hand(self):
     rng = np.random.default_rng(0)

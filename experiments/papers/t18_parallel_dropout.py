@@ -33,7 +33,7 @@ from prsgd_jax.engine.training import StepKeys
 
 SEEDS = (0, 1, 2, 3, 4)
 N, HIDDEN, NUM_TRAIN, NUM_VALIDATION = 8, 64, 300, 300
-NUM_STEPS, PERIOD = 2400, 16
+NUM_STEPS, PERIOD = 9600, 16
 # The digits that are neither trained on nor choose the rate.
 NUM_TEST = 1797 - NUM_TRAIN - NUM_VALIDATION
 RATES = (0.002, 0.006, 0.02, 0.06, 0.12, 0.24, 0.48)
@@ -203,7 +203,9 @@ def _errors(splits: Splits, name: str) -> dict[str, np.ndarray]:
 
     def error(examples: images.Examples) -> jax.Array:
       batch = examples.rows(slice(None))
-      return 100 * (1 - jax.vmap(lambda p: network.accuracy(p, batch))(mean))
+      accuracy = jax.vmap(lambda p: network.accuracy(p, batch))(mean)
+      # Rounded, because float32 means of ones are not exactly 1.
+      return 100 * (1 - jnp.round(accuracy, 5))
 
     return {name: error(own) for name, own in splits._asdict().items()}
 
@@ -256,7 +258,9 @@ def _setting() -> str:
     'show, because all have the same images. With one shared mask, all '
     'replicas are equal, with and without averages. One replica takes the mean '
     f'gradient of {N} masks, as {N} replicas that average in every step would. '
-    'Only the abstract of the paper was read.'
+    'Only the abstract of the paper was read. Runs of a quarter of the steps, '
+    'in which one mask left training errors up to 3.5%, had the verdicts '
+    'partly, partly, no, no and partly.'
   )
 
 
