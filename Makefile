@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUNS ?= runs
-# cpu (20 minutes), long (hours on a CPU) or full (the papers' own settings).
+# cpu (half an hour), long (hours on a CPU) or full (the papers' own settings).
 SCALE ?= cpu
 AGAIN_FLAG := $(if $(AGAIN),--again)
 PIECES := $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(STATUS),--status)
@@ -27,7 +27,7 @@ help:
 	@echo 'make hosts_benchmark  algorithms on 4 hosts: seconds, bytes (root; 8 minutes)'
 	@echo 'make plan_check  planned against measured seconds on 4 hosts (root; 15 minutes)'
 	@echo 'make results    the runs of the results table (DATA_DIR=...; an hour)'
-	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; 20 minutes)'
+	@echo 'make reproduce  the papers: targets at CPU scale (DATA_DIR=...; half an hour)'
 	@echo '                SCALE=long or full: hours, in pieces with MINUTES=10; STATUS=1'
 	@echo '                AGAIN=1 replaces kept results'
 	@echo 'make gallery    small experiments, a figure and three sentences each (DATA_DIR=...)'

@@ -37,6 +37,7 @@ if __name__ == '__main__':
 from collections.abc import Callable
 import importlib
 import json
+import math
 import os
 import pkgutil
 
@@ -187,7 +188,9 @@ def _run_all(targets: list[Target], left: Callable[[], float]) -> bool:
 
 def _run_side_by_side(targets: list[Target]) -> None:
   """Run targets as processes, which save their results."""
-  workdirs = {target.name: _setting(target).workdir for target in targets}
+  # The longest first, so that it does not run after all others.
+  in_order = sorted(targets, key=_last_seconds, reverse=True)
+  workdirs = {target.name: _setting(target).workdir for target in in_order}
   arguments = [f'--workdir={FLAGS.workdir}'] if FLAGS.workdir else []
   arguments += [f'--data_dir={FLAGS.data_dir}'] if FLAGS.data_dir else []
   arguments += speed_flags.given(FLAGS)
@@ -196,6 +199,14 @@ def _run_side_by_side(targets: list[Target]) -> None:
     failed = side_by_side.run_all(workdirs, program, arguments, FLAGS.at_once)
   if failed:
     cli.fail(f'{len(failed)} of {len(targets)} targets failed: {failed[0]}')
+
+
+def _last_seconds(target: Target) -> float:
+  """Return how long a target took the last time, infinity if unknown."""
+  path = _kept(target)
+  if not path.exists():
+    return math.inf
+  return float(json.loads(path.read_text())['seconds'])
 
 
 def _num_devices() -> int:

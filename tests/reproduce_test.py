@@ -180,9 +180,10 @@ class SideBySideTest(parameterized.TestCase):
     with tempfile.TemporaryDirectory() as root:
       started, outcome = self.run_two(root, 0)
       self.assertEqual(outcome.code, 0, outcome.err)
-      self.assertIn('ran t07_heterogeneous\nran t10_topologies', outcome.out)
+      # The longer one first.
+      self.assertIn('ran t10_topologies\nran t07_heterogeneous', outcome.out)
       shared = (f'--workdir={root}', '--notune_cpu')
-      for name, given in zip(('t07_heterogeneous', 't10_topologies'), started):
+      for name, given in zip(('t10_topologies', 't07_heterogeneous'), started):
         self.assertContainsSubset((f'--targets={name}', *shared), given)
         # Otherwise the process would start processes, or do nothing.
         self.assertContainsSubset(('--at_once=1', '--again'), given)
@@ -190,9 +191,9 @@ class SideBySideTest(parameterized.TestCase):
   def test_a_failed_target_is_named_and_is_an_error(self):
     with tempfile.TemporaryDirectory() as root:
       _, outcome = self.run_two(root, 3)
-      log = pathlib.Path(root, 't07_heterogeneous-cpu', 'log.txt')
+      log = pathlib.Path(root, 't10_topologies-cpu', 'log.txt')
     self.assertEqual(outcome.code, exit_codes.ERROR)
-    why = f't07_heterogeneous ended with exit code 3; see {log}'
+    why = f't10_topologies ended with exit code 3; see {log}'
     self.assertIn(f'2 of 2 targets failed: {why}', outcome.err)
 
 

@@ -328,7 +328,9 @@ def _untrained(rows: Sequence[Mapping[str, Any]]) -> str:
       found.append(f'{_case(row)}: {", ".join(losses)}')
   return (
     f'Training losses above {TRAINED:g} nats, of runs that hardly trained: '
-    f'{"; ".join(found) or "none"}. Their ratios say little of solutions.'
+    f'{"; ".join(found) or "none"}. Their ratios say little of solutions. On '
+    'another machine, two of the same three seeds of SSGD at rate 0.8 hardly '
+    'trained.'
   )
 
 
