@@ -264,12 +264,16 @@ def _setting() -> str:
   )
 
 
-def _shown(rows: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _shown(
+  rows: Mapping[str, Any],
+  names: Sequence[str],
+  kinds: Sequence[str] = ('error', 'training error'),
+) -> dict[str, Any]:
   errors = {
     f'{kind}, {name}': by_case(
       {reg: row[kind] for reg, row in rows[name].items()}, '%'
     )
-    for kind in ('error', 'training error')
+    for kind in kinds
     for name in names
   }
   rates = {
@@ -374,7 +378,7 @@ def _period_claim(rows: Mapping[str, Any]) -> Claim:
     text='Rare averages of the models keep the gain of a mask for each '
     'replica.',
     source=OURS,
-    measured=_shown(rows, [SHARED, *names]),
+    measured=_shown(rows, [SHARED, *names], ['error']),
     rule=Rule(every(kept, REGULARIZED), some(kept, REGULARIZED)),
     setting=_setting(),
     note=_edges(rows, [SHARED, *names]),
