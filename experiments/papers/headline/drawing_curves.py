@@ -9,7 +9,13 @@ import numpy as np
 
 from experiments.papers.headline import curves as numbers
 from experiments.papers.headline.host_times import HostTimes
-from experiments.papers.headline.setting import CURVES, SHOWN, TIMED, title
+from experiments.papers.headline.setting import (
+  CURVES,
+  SHOWN,
+  SSGD,
+  TIMED,
+  title,
+)
 from experiments.tools import drawing, styles
 
 _ESTIMATED = {
@@ -56,6 +62,8 @@ def draw(data: Mapping[str, Any], figure: Figure) -> None:
     axis.set_ylabel(f'{text}\n(mean statistics)')
   _panel(axes[2][2], curves, labels, looks, epochs, 'consensus_distance')
   axes[2][2].set_ylabel('squared distance of the\nreplicas from their average')
+  # Replicas of synchronous SGD have no distance.
+  axes[2][2].set_visible(set(labels) != {SSGD})
   for axis in axes[2]:
     axis.set_xlabel('epochs of all replicas together')
   drawing.legend_below(figure)
