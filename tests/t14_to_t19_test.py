@@ -1,5 +1,7 @@
 """Tests of the targets t14 to t19 of `experiments/papers`, in small."""
 
+import pathlib
+
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
@@ -13,6 +15,8 @@ from experiments.papers import (
 )
 from experiments.papers.t14_least_squares import judging, runs
 from experiments.papers.t15_average_direction_sam import minima
+from experiments.papers.target import Setting
+from tests import binaries
 
 KEY = jax.random.key(0, impl='threefry2x32')
 
@@ -151,6 +155,20 @@ class ParallelDropoutTest(absltest.TestCase):
         ]
       )
       np.testing.assert_allclose(found[r], want, rtol=1e-5)
+
+  def test_the_splits_have_all_digits_once(self):
+    setting = Setting('cpu', binaries.digits_dir(), pathlib.Path('unused'))
+    splits = t18_parallel_dropout.load(setting)
+    self.assertEqual(
+      [len(own.label) for own in splits],
+      [
+        t18_parallel_dropout.NUM_TRAIN,
+        t18_parallel_dropout.NUM_VALIDATION,
+        t18_parallel_dropout.NUM_TEST,
+      ],
+    )
+    rows = np.concatenate([own.image for own in splits])
+    self.assertLen(np.unique(rows, axis=0), len(rows))
 
   def test_the_rate_is_chosen_on_validation_images(self):
     count = len(t18_parallel_dropout.RATES)

@@ -238,7 +238,7 @@ def sentences(data: Mapping[str, Any]) -> tuple[str, str, str]:
     f'{middle}%; every bias of D-PSGD and diffusion is within '
     f'{comparing.shown(100 * worst)} points of the solved fixed point.',
     f'With like data (alpha = {ALIKE:g}), the bias of the replicas is '
-    f'{over_ring("measured", alpha=ALIKE)} and that of their average '
+    f'{over_ring("measured", alpha=ALIKE)} and the bias of their average '
     f'{over_ring("averages", alpha=ALIKE)} as large; for the replicas, it is '
     f'{over_ring("measured", rate=SLOW)} as large at rate {SLOW:g} and '
     f'{over_ring("measured", graph="torus")} on a torus.',

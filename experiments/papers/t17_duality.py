@@ -223,7 +223,7 @@ def _setting() -> str:
     f'{TOTAL_BATCH}, {NUM_STEPS} steps, no momentum; DPSGD on a ring. '
     f'{NUM_TEST} test images, each paired with the nearest training image of '
     'its class, which is our choice (the pairs of the paper: not verified). '
-    f'The Hessian is that of the loss on {NUM_HESSIAN} training images.'
+    f'The Hessian is of the loss on {NUM_HESSIAN} training images.'
   )
 
 

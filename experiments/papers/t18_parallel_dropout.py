@@ -252,7 +252,7 @@ def _setting() -> str:
     f'{DITHER:g} on the inputs, hidden units dropped with probability '
     f'{DROPOUT:g}; strengths not tuned; each at its best rate of '
     f'{", ".join(map(str, RATES))} by the error on {NUM_VALIDATION} validation '
-    'images, which are neither trained on nor tested. The error is that on the '
+    'images, which are neither trained on nor tested. The error is on the '
     f'other {NUM_TEST} digits; the standard error of 7% of them is '
     f'{100 * (0.07 * 0.93 / NUM_TEST) ** 0.5:.1f} points, which seeds do not '
     'show, because all have the same images. With one shared mask, all '
